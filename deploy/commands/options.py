@@ -1,0 +1,89 @@
+"""What every verb shares: --user, --root and --json, before or after the verb, and durations a person would write."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+from pydantic import BaseModel
+
+from deploy.display import Display
+from deploy.host import Host
+from deploy.phases import Tools
+from deploy.recovery import recover
+
+
+class Duration(click.ParamType):
+    """Seconds, as a number or as 500ms, 60s, 10m, 2h."""
+
+    name = "duration"
+    _units = {"ms": 0.001, "s": 1.0, "": 1.0, "m": 60.0, "h": 3600.0}  # noqa: RUF012
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Read it; a negative or endless one is no duration."""
+        if isinstance(value, int | float):
+            return float(value)
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)(ms|s|m|h|)", str(value).strip())
+        if not match:
+            self.fail(f"{value!r} is no duration: write 500ms, 60s, 10m or 2h", param, ctx)
+        return float(match[1]) * self._units[match[2]]
+
+
+class Context:
+    """The global options, wherever on the command line they stood."""
+
+    def __init__(self) -> None:
+        self.user = os.environ.get("GLM_USER", "") not in {"", "0"}
+        self.root: Path | None = Path(os.environ["GLM_ROOT"]) if os.environ.get("GLM_ROOT") else None
+        self.json = False
+        self.display = Display()
+
+    @property
+    def host(self) -> Host:
+        """The installation that is meant."""
+        return Host.find(user=self.user, root=self.root.absolute() if self.root else None)
+
+    @property
+    def tools(self) -> Tools:
+        """What the verbs work with."""
+        return Tools(self.host, self.display)
+
+    def recover(self) -> None:
+        """End what a killed controller left behind, and say so."""
+        for line in recover(self.tools):
+            self.display.line(f"[yellow]note[/] {line}")
+
+    def show(self, document: BaseModel | dict[str, Any], text: str = "") -> None:
+        """Answer on stdout: one JSON document, or words."""
+        self.display.close()
+        if self.json:
+            plain = document.model_dump() if isinstance(document, BaseModel) else document
+            click.echo(json.dumps(plain, indent=2))
+        elif text:
+            click.echo(text)
+
+
+def shared(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a verb the global options and pass it the Context they make."""
+
+    @click.option("--user", is_flag=True, help="Address the user's service manager.  [env: GLM_USER]")
+    @click.option("--root", type=click.Path(path_type=Path), help="Where the releases lie.  [env: GLM_ROOT]")
+    @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout; progress goes to stderr.")
+    @click.pass_context
+    @functools.wraps(command)
+    def with_options(
+        ctx: click.Context, *args: Any, user: bool, root: Path | None, as_json: bool, **kwargs: Any
+    ) -> Any:
+        context = ctx.find_object(Context) or ctx.ensure_object(Context)
+        context.user = context.user or user
+        context.root = root or context.root
+        context.json = context.json or as_json
+        return command(context, *args, **kwargs)
+
+    return with_options

@@ -1,0 +1,36 @@
+"""glmctl rollback."""
+
+from __future__ import annotations
+
+import click
+
+from deploy import phases, report
+from deploy.commands.options import Context, Duration, shared
+from deploy.errors import Refused
+from deploy.phases import Plan
+from deploy.rollout import rollback as roll_back
+
+
+@click.command()
+@click.argument("version", required=False)
+@click.option("--drain", type=Duration(), default="120s", show_default=True, help="As in deploy, for a cold rollback.")
+@shared
+def rollback(context: Context, version: str | None, drain: float) -> None:
+    """Go back to the slot that served before, or to VERSION.
+
+    While that slot is warm this is the cutover's rename backwards and takes milliseconds; a deploy that bakes, in another
+    terminal too, ends with it. Both slots stay warm then, so that a second rollback takes the first one back. When it is
+    cold it has to load first, like a deploy.
+    """
+    tools = context.tools
+    wanted = version or tools.slots.version(tools.slots.idle)
+    if tools.slots.live is None or wanted is None:
+        raise Refused("there is nothing to go back to", hint="`glmctl status` shows both slots")
+    if not phases.is_warm(tools, tools.slots.idle, wanted):
+        context.recover()
+    if tools.slots.version(tools.slots.live) == wanted:
+        raise Refused(f"{wanted} is live already")
+    phases.require_units(tools)
+    record = roll_back(tools, Plan(wanted, kind="rollback", bake=0.0, drain=drain))
+    context.recover()  # a deploy that was killed while it baked ends here
+    context.show(record, report.text(record))

@@ -1,0 +1,125 @@
+"""glmctl status."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import click
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+
+from deploy import report
+from deploy.accounts import current
+from deploy.commands.options import Context, shared
+from deploy.host import SLOTS
+from deploy.journal import Journal
+from deploy.phases import Tools
+
+_EVERY = 0.5
+
+
+@click.command()
+@click.option("--watch", is_flag=True, help="Keep showing it until Ctrl-C; a line per change without a terminal.")
+@shared
+def status(context: Context, watch: bool) -> None:
+    """Show slots, versions, gates, requests in flight, memory and the last rollout."""
+    context.recover()
+    if not watch:
+        document = _document(context.tools)
+        if context.json:
+            context.show(document)
+        else:
+            Console(highlight=False).print(_render(document))
+        return
+    _watch(context)
+
+
+def _watch(context: Context) -> None:
+    console = Console(highlight=False)
+    try:
+        if not console.is_terminal or context.json:
+            shown = None
+            while True:
+                document = _document(context.tools)
+                line = str(document) if context.json else _line(document)
+                if line != shown:
+                    shown = line
+                    context.show(document) if context.json else click.echo(line)
+                time.sleep(_EVERY)
+        with Live(_render(_document(context.tools)), console=console, auto_refresh=False) as live:
+            while True:
+                live.update(_render(_document(context.tools)), refresh=True)
+                time.sleep(_EVERY)
+    except KeyboardInterrupt:
+        return
+
+
+def _document(tools: Tools) -> dict[str, Any]:
+    live = tools.slots.live
+    last = Journal(tools.host).last()
+    rollout = last.model_dump(exclude={"receipt"}) | {"phase": last.phase} if last else None
+    return {
+        "live": live,
+        "listen": tools.systemd.listen(),
+        "slots": {slot: _slot(tools, slot) for slot in SLOTS},
+        "rollout": rollout,
+        "summary": report.summary(last) if last else None,
+    }
+
+
+def _slot(tools: Tools, slot: str) -> dict[str, Any]:
+    one = current(tools.host, slot)
+    unit = tools.systemd.state(tools.host.unit(slot))
+    version = tools.slots.version(slot)
+    return {
+        "version": one.version if one and one.ready else version,
+        "state": _state(version, unit.active, serves=bool(one and one.serves)),
+        "gate": one.gate if one else "closed",
+        "generation": one.generation if one else None,
+        "in_flight": one.in_flight if one else 0,
+        "connections": one.connections if one else 0,
+        "workers": len(one.living) if one else 0,
+        "memory": sum(worker.memory for worker in one.living) if one else 0,
+        "says": unit.status or None,
+    }
+
+
+def _state(version: str | None, active: str, *, serves: bool) -> str:
+    if active in {"active", "reloading"}:
+        return "ready" if serves else "starting"
+    if version is None:
+        return "empty"
+    return {"activating": "starting", "deactivating": "stopping", "failed": "failed"}.get(active, "stopped")
+
+
+def _render(document: dict[str, Any]) -> RenderableType:
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for title in ("slot", "version", "state", "gate"):
+        table.add_column(title)
+    for title in ("generation", "in flight", "connections", "workers", "memory"):
+        table.add_column(title, justify="right")
+    for name, slot in document["slots"].items():
+        mark = "[bold green]" if name == document["live"] else ""
+        table.add_row(
+            f"{mark}{name}{' (live)' if mark else ''}",
+            slot["version"] or "-",
+            slot["state"],
+            slot["gate"],
+            str(slot["generation"] or "-"),
+            str(slot["in_flight"]),
+            str(slot["connections"]),
+            str(slot["workers"]),
+            f"{slot['memory'] / (1 << 20):.0f} MiB",
+        )
+    foot = f"listening on {document['listen'] or 'nothing: `glmctl install`'}"
+    return Group(table, "", foot, *([document["summary"]] if document["summary"] else []))
+
+
+def _line(document: dict[str, Any]) -> str:
+    slots = "; ".join(
+        f"{name} {slot['version'] or '-'} {slot['state']} gate {slot['gate']} {slot['in_flight']} in flight"
+        for name, slot in document["slots"].items()
+    )
+    return f"live {document['live'] or '-'}; {slots}"

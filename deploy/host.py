@@ -1,0 +1,61 @@
+"""Where things lie on this host, for the system manager or for a user's."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+SLOTS = ("blue", "green")
+
+
+@dataclass(frozen=True)
+class Host:
+    """The paths of one installation. `ls -l root` tells its whole state."""
+
+    user: bool
+    root: Path
+    runtime: Path
+    state: Path
+    units: Path
+    settings: Path
+
+    @classmethod
+    def find(cls, *, user: bool, root: Path | None = None) -> Host:
+        """The installation of the system manager, or of the calling user's manager."""
+        if not user:
+            return cls(
+                user=False,
+                root=root or Path("/srv/glm"),
+                runtime=Path("/run/glm"),
+                state=Path("/var/lib/glm"),
+                units=Path("/etc/systemd/system"),
+                settings=Path("/etc/glm/glm.env"),
+            )
+        home = Path.home()
+
+        def xdg(name: str, default: Path) -> Path:
+            return Path(os.environ.get(name) or default)
+
+        config = xdg("XDG_CONFIG_HOME", home / ".config")
+        return cls(
+            user=True,
+            root=root or xdg("XDG_DATA_HOME", home / ".local/share") / "glm",
+            runtime=xdg("XDG_RUNTIME_DIR", Path(f"/run/user/{os.getuid()}")) / "glm",
+            state=xdg("XDG_STATE_HOME", home / ".local/state") / "glm",
+            units=config / "systemd/user",
+            settings=config / "glm/glm.env",
+        )
+
+    @property
+    def releases(self) -> Path:
+        """Where the releases lie."""
+        return self.root / "releases"
+
+    def door(self, slot: str) -> Path:
+        """The Unix socket that speaks plain HTTP to `slot` alone."""
+        return self.runtime / slot / "http.sock"
+
+    def unit(self, slot: str) -> str:
+        """The unit that serves `slot`."""
+        return f"glm@{slot}.service"

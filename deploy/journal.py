@@ -1,0 +1,172 @@
+"""The journal of rollouts: a lock that dies with its holder, and a record of each phase written before it acts."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Literal
+
+from pydantic import BaseModel, Field, ValidationError
+
+from deploy.errors import GlmError, Locked
+from deploy.host import Host
+from deploy.receipt import Receipt
+
+Kind = Literal["deploy", "rollback", "reload"]
+Phase = Literal["preflight", "prepare", "start", "verify", "cutover", "bake", "retire", "rollback", "reload"]
+BEFORE_CUTOVER: tuple[Phase, ...] = ("preflight", "prepare", "start", "verify")
+
+
+class Step(BaseModel):
+    """A phase and when it was entered (UTC)."""
+
+    phase: Phase
+    at: str
+
+
+class Record(BaseModel):
+    """One rollout, as `history` tells it. `outcome` is None until it has ended."""
+
+    id: str
+    kind: Kind
+    version: str
+    slot: str
+    previous: str | None = None
+    """The version that was live before."""
+    previous_slot: str | None = None
+    slot_held: str | None = None
+    """What the slot's symlink said before, to be put back if the candidate fails."""
+    started_at: str
+    ended_at: str | None = None
+    seconds: float | None = None
+    steps: list[Step] = Field(default_factory=list)
+    outcome: str | None = None
+    reason: str | None = None
+    switch_ms: float | None = None
+    """From the rename of `live` to the first answer of the slot it names, asked through the public socket."""
+    receipt: Receipt | None = None
+
+    @property
+    def phase(self) -> Phase:
+        """The last phase entered."""
+        return self.steps[-1].phase if self.steps else "preflight"
+
+
+class Journal:
+    """The journal of one host. Whoever changes it holds the lock, but for the rename of a rollback."""
+
+    def __init__(self, host: Host) -> None:
+        self._directory = host.state / "history"
+        self._lock = host.state / "lock"
+
+    def records(self) -> list[Record]:
+        """All rollouts, oldest first."""
+        found = []
+        for path in sorted(self._directory.glob("[0-9]*.json")):
+            with contextlib.suppress(OSError, ValidationError):
+                found.append(Record.model_validate_json(path.read_bytes()))
+        return found
+
+    def last(self) -> Record | None:
+        """The newest rollout."""
+        records = self.records()
+        return records[-1] if records else None
+
+    def last_of(self, kind: Kind, version: str) -> Record | None:
+        """The newest rollout of this kind and version."""
+        return next((one for one in reversed(self.records()) if one.kind == kind and one.version == version), None)
+
+    def unfinished(self) -> list[Record]:
+        """The rollouts that have begun and not ended, oldest first; dead ones if the lock is free."""
+        return [record for record in self.records() if record.outcome is None]
+
+    def write(self, record: Record) -> None:
+        """Put `record` on disk, durably, before what it announces is done."""
+        path = self._directory / f"{record.id}.json"
+        temporary = path.with_suffix(".new")
+        try:
+            with temporary.open("w") as file:
+                file.write(record.model_dump_json(indent=2))
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except OSError as error:
+            raise GlmError(f"cannot write the journal {path}: {error.strerror}", hint="is the disk full?") from error
+
+    def new_id(self) -> str:
+        """An identifier that sorts by time."""
+        stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+        taken = {path.stem for path in self._directory.glob(f"{stamp}*.json")}
+        return next(name for name in (f"{stamp}-{n:02}" for n in range(1, 1000)) if name not in taken)
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the rollout lock; raises Locked at once if another process does. Dies with the process."""
+        self._make()
+        with self._lock.open("a") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                under_way = self.unfinished()
+                what = "; ".join(f"{one.kind} of {one.version}, in {one.phase}" for one in under_way) or "starting"
+                raise Locked(
+                    f"another rollout holds the lock ({what})", hint="`glmctl status --watch` shows it"
+                ) from error
+            yield
+
+    @contextlib.contextmanager
+    def switching(self) -> Iterator[None]:
+        """Hold, for a moment, the right to rename `live` or to enter the phase that makes it irreversible."""
+        self._make()
+        with (self._lock.with_name("switch")).open("a") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+    def _make(self) -> None:
+        try:
+            self._directory.mkdir(parents=True, exist_ok=True)
+            self._lock.touch()
+        except OSError as error:
+            raise GlmError(
+                f"cannot write to {self._lock.parent}: {error.strerror}", hint="run it as root, or with --user"
+            ) from error
+
+
+class Entry:
+    """The rollout that this process carries out: every change goes to disk first."""
+
+    def __init__(self, journal: Journal, record: Record) -> None:
+        self.journal = journal
+        self.record = record
+        self._began = time.monotonic()
+
+    def enter(self, phase: Phase) -> None:
+        """Note that `phase` begins."""
+        self.record.steps.append(Step(phase=phase, at=now()))
+        self.journal.write(self.record)
+
+    def end(self, outcome: str, *, reason: str | None = None, receipt: Receipt | None = None) -> None:
+        """Note how it ended."""
+        self.record.outcome = outcome
+        self.record.reason = reason
+        self.record.receipt = receipt
+        self.record.ended_at = now()
+        self.record.seconds = round(time.monotonic() - self._began, 3)
+        self.journal.write(self.record)
+
+
+def now() -> str:
+    """The time of day, UTC, as journals write it."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def begin(journal: Journal, kind: Kind, version: str, slot: str, **more: str | None) -> Entry:
+    """A new entry; it is written with its first phase."""
+    return Entry(
+        journal, Record(id=journal.new_id(), kind=kind, version=version, slot=slot, started_at=now(), **more)
+    )
+

@@ -1,0 +1,373 @@
+"""The phases of a rollout. Each is journalled before it acts, and says what it does while it takes long."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from deploy import receipt as receipts
+from deploy.accounts import Generation, current, generations
+from deploy.asking import Door, data_url, public_slot
+from deploy.display import Display
+from deploy.errors import DrainCut, GlmError, NotReady, Refused
+from deploy.host import Host
+from deploy.journal import Entry, Kind, Phase, Record
+from deploy.releases import Releases
+from deploy.slots import Slots, release_target
+from deploy.systemd import Systemd
+
+_LOOK = 0.05  # seconds between two looks at the state files
+_LOOK_AT_UNIT = 0.5  # seconds between two questions to systemd, which cost a process each
+_SWITCH = 10.0  # seconds within which the gate of the slot that `live` names must be open
+_SETTLE = 0.1  # seconds for the last state files to be written
+_NEEDED = 16 << 20  # bytes for the journal
+
+Snapshot = receipts.Snapshot
+
+
+class Worse(Exception):  # noqa: N818  (a verdict)
+    """The candidate is live and should not be so any more, or is so no more."""
+
+    def __init__(self, reason: str, *, by_operator: bool = False) -> None:
+        super().__init__(reason)
+        self.by_operator = by_operator
+
+
+@dataclass(frozen=True)
+class Tools:
+    """What a rollout works with."""
+
+    host: Host
+    display: Display
+
+    @property
+    def slots(self) -> Slots:
+        """The symlinks."""
+        return Slots(self.host)
+
+    @property
+    def systemd(self) -> Systemd:
+        """The service manager."""
+        return Systemd(self.host.user)
+
+    @property
+    def releases(self) -> Releases:
+        """The releases."""
+        return Releases(self.host)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is wanted. Times are in seconds."""
+
+    version: str
+    kind: Kind = "deploy"
+    bake: float = 60.0
+    drain: float = 120.0
+
+
+@dataclass
+class Rollout:
+    """A plan under way: who is candidate, who was live, and where it is written down."""
+
+    tools: Tools
+    plan: Plan
+    entry: Entry
+    candidate: str
+    old: str | None
+    before: Snapshot
+    probes: int = field(default=0)
+
+    @classmethod
+    def begin(cls, tools: Tools, plan: Plan, entry: Entry) -> Rollout:
+        """Look at the host as it is before anything is touched."""
+        old = tools.slots.live
+        candidate = entry.record.slot
+        entry.record.previous_slot = old
+        entry.record.previous = tools.slots.version(old) if old else None
+        entry.record.slot_held = tools.slots.target(candidate)
+        return cls(tools, plan, entry, candidate, old, receipts.snapshot(tools.host))
+
+    @classmethod
+    def resume(cls, tools: Tools, plan: Plan, entry: Entry) -> Rollout:
+        """Take up what a controller that died has written down; its receipt begins where ours does."""
+        record = entry.record
+        return cls(tools, plan, entry, record.slot, record.previous_slot, receipts.snapshot(tools.host))
+
+    def enter(self, phase: Phase, text: str) -> None:
+        """Write down that `phase` begins, then tell whoever watches."""
+        self.entry.enter(phase)
+        self.tools.display.phase(phase, text)
+
+    def end(self, outcome: str, *, reason: str | None = None) -> Record:
+        """Draw up the receipt and close the record."""
+        time.sleep(_SETTLE)
+        account = receipts.draw_up(self.before, receipts.snapshot(self.tools.host), probes=self.probes)
+        self.entry.end(outcome, reason=reason, receipt=account)
+        return self.entry.record
+
+    @property
+    def unit(self) -> str:
+        """The candidate's unit."""
+        return self.tools.host.unit(self.candidate)
+
+
+def preflight(rollout: Rollout) -> None:
+    """Refuse what cannot work, before anything is touched."""
+    rollout.enter("preflight", f"release {rollout.plan.version}: digests, disk, units")
+    _require_possible(rollout.tools, rollout.plan)
+
+
+def rehearse(tools: Tools, plan: Plan) -> None:
+    """Preflight without a rollout: refuse what cannot work, write nothing."""
+    tools.display.phase("preflight", f"release {plan.version}: digests, disk, units")
+    _require_possible(tools, plan)
+
+
+def _require_possible(tools: Tools, plan: Plan) -> None:
+    require_units(tools)
+    for path in (tools.host.state, tools.host.root):
+        free = shutil.disk_usage(path).free
+        if free < _NEEDED:
+            raise Refused(f"the disk of {path} is full", hint="`glmctl release prune` makes room")
+    if not os.access(tools.host.root, os.W_OK):
+        raise Refused(f"{tools.host.root} cannot be written to", hint="run it as root, or with --user")
+    size = tools.releases.get(plan.version).manifest.size
+    with tools.display.bytes(f"digests of {plan.version}", size) as advance:
+        tools.releases.verify(plan.version, advance)
+
+
+def require_units(tools: Tools) -> None:
+    """Refuse to go on without our units, or with units that serve another root."""
+    for unit in ("glm.socket", "glm@blue.service", "glm@green.service"):
+        if not tools.systemd.state(unit).exists:
+            raise Refused(f"{unit} is not installed", hint="`glmctl install` installs our units")
+    root = tools.systemd.environment("glm@blue.service").get("GLM_ROOT")
+    if root != str(tools.host.root):
+        raise Refused(
+            f"the installed units serve {root}, not {tools.host.root}", hint="--root, or `glmctl install --root`"
+        )
+
+
+def prepare(rollout: Rollout) -> None:
+    """Let the idle slot lead to the release, with nobody serving from it but that release itself."""
+    tools, version = rollout.tools, rollout.plan.version
+    rollout.enter("prepare", f"{rollout.candidate} -> {version}")
+    if tools.systemd.state("glm.socket").active != "active":
+        tools.systemd.start("glm.socket")
+    if is_warm(tools, rollout.candidate, version):
+        return
+    tools.systemd.stop(rollout.unit)
+    tools.slots.point(rollout.candidate, release_target(version))
+
+
+def start(rollout: Rollout) -> None:
+    """Start the candidate's unit; it returns from that when every worker is ready."""
+    tools = rollout.tools
+    rollout.enter("start", f"{rollout.unit} loads {rollout.plan.version}")
+    if is_warm(tools, rollout.candidate, rollout.plan.version):
+        tools.display.progress("it is still warm")
+        return
+    known = {one.generation for one in generations(tools.host, rollout.candidate)}
+    job = tools.systemd.starting(rollout.unit)
+    while not job.done:
+        born = [one for one in generations(tools.host, rollout.candidate) if one.generation not in known]
+        tools.display.progress(born[-1].load if born else "starting")
+        time.sleep(_LOOK)
+    if not job.succeeded:
+        born = [one for one in generations(tools.host, rollout.candidate) if one.generation not in known]
+        raise NotReady(
+            f"{rollout.plan.version} did not become ready: {_why(rollout, born)}",
+            hint=f"its log: journalctl {'--user ' if tools.host.user else ''}-u {rollout.unit}",
+        )
+
+
+def verify(rollout: Rollout) -> None:
+    """Ask the release's checks once more, from outside, through the candidate's own door."""
+    version = rollout.plan.version
+    release = rollout.tools.releases.get(version)
+    checks = release.manifest.checks or ({"question": "Are you there?", "max_tokens": 1},)
+    rollout.enter("verify", f"{len(checks)} check{'s' if len(checks) > 1 else ''} through {rollout.candidate}'s door")
+    door = Door(rollout.tools.host, rollout.candidate)
+    if (answers := door.version()) != version:
+        raise NotReady(f"{rollout.candidate} serves {answers} instead of {version}")
+    for number, check in enumerate(checks, start=1):
+        rollout.tools.display.progress(f"check {number} of {len(checks)}")
+        image = check.get("image")
+        if image and not image.startswith("data:"):
+            image = data_url(release.path / image)
+        reply = door.answer(check["question"], image, check.get("max_tokens", 32))
+        expected = check.get("answer")
+        if expected is not None and expected.lower() not in reply.lower():
+            name = check.get("name") or check["question"]
+            raise NotReady(f"check {name!r} failed: expected {expected!r} in the answer, got {reply!r}")
+
+
+def cutover(rollout: Rollout) -> None:
+    """One rename. Every worker follows by itself, and so do the connections."""
+    tools = rollout.tools
+    rollout.enter("cutover", f"live -> {rollout.candidate}")
+    switch(rollout, rollout.candidate)
+    if not _wait_for(lambda: _gate_follows(tools.host, rollout.candidate), _SWITCH):
+        if rollout.old:
+            tools.slots.go_live(rollout.old)
+        raise NotReady(f"{rollout.candidate} did not open its gate within {_SWITCH:.0f} s")
+
+
+def bake(rollout: Rollout) -> None:
+    """Keep the old slot warm and watch the new one; raises Worse when the new one should not be live any more."""
+    tools = rollout.tools
+    if rollout.old is None:
+        return
+    rollout.enter("bake", f"{rollout.old} stays warm for {rollout.plan.bake:g} s")
+    deadline = time.monotonic() + rollout.plan.bake
+    look_at_unit = time.monotonic()
+    while True:
+        with _entrusted(rollout):
+            now = time.monotonic()
+            if now >= look_at_unit:
+                look_at_unit = now + _LOOK_AT_UNIT
+                _require_healthy(rollout)
+            if now >= deadline:
+                rollout.enter("retire", f"{rollout.old} finishes what it began")
+                return
+        one = current(tools.host, rollout.candidate)
+        tools.display.progress(f"{deadline - now:.0f} s left, {one.in_flight if one else 0} in flight")
+        time.sleep(min(_LOOK, max(0.0, deadline - now)))
+
+
+@contextmanager
+def _entrusted(rollout: Rollout) -> Iterator[None]:
+    """A moment in which nobody else may rename `live`; raises Worse if somebody did before."""
+    with rollout.entry.journal.switching():
+        if rollout.tools.slots.live != rollout.candidate:
+            raise Worse("the operator rolled it back", by_operator=True)
+        yield
+
+
+def retire(rollout: Rollout) -> None:
+    """See the old slot off: it finishes what it began, then its unit is stopped. Raises DrainCut."""
+    if rollout.old is None:
+        return
+    try:
+        drain(rollout, rollout.old)
+    finally:
+        rollout.tools.systemd.stop(rollout.tools.host.unit(rollout.old))
+
+
+def drain(rollout: Rollout, slot: str) -> None:
+    """Wait until `slot` holds no connection and no request; at the deadline cut what is left and raise DrainCut."""
+    tools = rollout.tools
+    deadline = time.monotonic() + rollout.plan.drain
+    while holding := _holding(tools.host, slot):
+        in_flight = sum(one.in_flight for one in holding)
+        if time.monotonic() >= deadline:
+            tools.systemd.kill_main(tools.host.unit(slot), "QUIT")
+            _wait_for(lambda: not _holding(tools.host, slot), _SWITCH)
+            raise DrainCut(
+                f"the drain deadline of {rollout.plan.drain:g} s cut {in_flight} request(s) of {slot}",
+                hint="--drain gives long answers more time",
+            )
+        tools.display.progress(f"{in_flight} in flight, {sum(one.connections for one in holding)} connections")
+        time.sleep(_LOOK)
+
+
+def undo(rollout: Rollout) -> None:
+    """Before cutover is done: stop the candidate and leave the host as it was."""
+    tools = rollout.tools
+    if rollout.old and tools.slots.live == rollout.candidate:
+        tools.slots.go_live(rollout.old)
+    if rollout.entry.record.phase == "preflight":
+        return
+    tools.systemd.stop(rollout.unit)
+    tools.slots.point(rollout.candidate, rollout.entry.record.slot_held)
+
+
+def rollback(rollout: Rollout) -> None:
+    """The cutover backwards, in a rollout of ours."""
+    if rollout.old is None:
+        raise GlmError("there is no slot to go back to")
+    with rollout.entry.journal.switching():
+        rollout.enter("rollback", f"live -> {rollout.old}")
+        switch(rollout, rollout.old)
+
+
+def switch_back(rollout: Rollout) -> None:
+    """A rollback to a warm slot: the rename and nothing else. Both slots stay warm, so that it can be taken back."""
+    rollout.enter("rollback", f"live -> {rollout.candidate}, which is still warm")
+    switch(rollout, rollout.candidate)
+    if not _wait_for(lambda: _gate_follows(rollout.tools.host, rollout.candidate), _SWITCH):
+        if rollout.old:
+            rollout.tools.slots.go_live(rollout.old)
+        raise NotReady(f"{rollout.candidate} did not open its gate within {_SWITCH:.0f} s")
+
+
+def switch(rollout: Rollout, slot: str) -> None:
+    """Rename `live`, then ask the public socket until the slot it names has answered."""
+    tools = rollout.tools
+    listen = tools.systemd.listen()
+    began = time.monotonic()
+    tools.slots.go_live(slot)
+    while listen and time.monotonic() - began < _SWITCH:
+        rollout.probes += 1
+        if public_slot(listen) == slot:
+            rollout.entry.record.switch_ms = round((time.monotonic() - began) * 1000, 1)
+            return
+
+
+def is_warm(tools: Tools, slot: str, version: str) -> bool:
+    """Whether `slot` could serve `version` at once."""
+    one = current(tools.host, slot)
+    return (
+        one is not None
+        and one.serves
+        and one.version == version == tools.slots.version(slot)
+        and tools.systemd.state(tools.host.unit(slot)).active == "active"
+    )
+
+
+def _require_healthy(rollout: Rollout) -> None:
+    unit = rollout.tools.systemd.state(rollout.unit)
+    one = current(rollout.tools.host, rollout.candidate)
+    if unit.active not in {"active", "reloading"}:
+        raise Worse(f"{rollout.unit} is {unit.active} ({unit.result})")
+    if one is None or not one.serves:
+        raise Worse(f"{rollout.candidate} has no worker that serves")
+
+
+def _gate_follows(host: Host, slot: str) -> bool:
+    one = current(host, slot)
+    return one is not None and one.gate == "open"
+
+
+def _holding(host: Host, slot: str) -> list[Generation]:
+    return [one for one in generations(host, slot) if one.connections or one.in_flight]
+
+
+def _why(rollout: Rollout, born: list[Generation]) -> str:
+    if born and born[-1].error:
+        return born[-1].error
+    unit = rollout.tools.systemd.state(rollout.unit)
+    if unit.status.startswith("failed: "):
+        return unit.status.removeprefix("failed: ")
+    last = f" (it was at: {unit.status})" if unit.status else ""
+    return {
+        "timeout": f"it made no progress until systemd's start time-out{last}",
+        "watchdog": f"its watchdog expired{last}",
+        "signal": f"it was killed{last}",
+        "core-dump": f"it crashed{last}",
+    }.get(unit.result, f"it ended ({unit.result}){last}")
+
+
+def _wait_for(condition: Callable[[], bool], seconds: float) -> bool:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(_LOOK)
+    return True
+

@@ -1,0 +1,110 @@
+"""The receipt: the account of every request during a rollout, drawn up from the workers' state files."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, Field
+
+from deploy.accounts import everything
+from deploy.host import Host
+
+_COUNTED = ("accepted", "completed", "failed", "client_aborted", "cut", "handed_out", "adopted")
+
+
+class Line(BaseModel):
+    """One generation's part. Requests in flight when the rollout began count as accepted, so that the sum is exact."""
+
+    slot: str
+    generation: int
+    version: str
+    accepted: int = 0
+    completed: int = 0
+    failed: int = 0
+    """5xx answers, answers broken off, and whatever a worker that was killed had in hand."""
+    client_aborted: int = 0
+    in_flight: int = 0
+    cut: int = 0
+    """Of the failed: ended by the drain deadline."""
+    handed_out: int = 0
+    adopted: int = 0
+
+    @property
+    def adds_up(self) -> bool:
+        """Whether every request is accounted for."""
+        return self.accepted == self.completed + self.failed + self.client_aborted + self.in_flight
+
+
+class Receipt(BaseModel):
+    """All generations' lines and their sums."""
+
+    lines: list[Line] = Field(default_factory=list)
+    accepted: int = 0
+    completed: int = 0
+    failed: int = 0
+    client_aborted: int = 0
+    in_flight: int = 0
+    cut: int = 0
+    handed_out: int = 0
+    adopted: int = 0
+    probes: int = 0
+    """Requests among the accepted that the controller itself sent to the public socket."""
+    adds_up: bool = True
+    lost: int = 0
+    """Requests that were accepted and not answered as they should have been: the failed ones."""
+
+
+class Count(BaseModel):
+    """One worker's counts at one moment."""
+
+    slot: str
+    generation: int
+    version: str
+    numbers: dict[str, int]
+    in_flight: int
+    died: bool
+
+
+Snapshot = dict[tuple[str, int, int], Count]
+
+
+def snapshot(host: Host) -> Snapshot:
+    """What every worker of every generation has counted so far, the dead included."""
+    return {
+        (one.slot, one.generation, worker.pid): Count(
+            slot=one.slot,
+            generation=one.generation,
+            version=one.version,
+            numbers={name: getattr(worker.ledger, name) for name in _COUNTED},
+            in_flight=worker.in_flight,
+            died=not worker.lives and worker.in_flight > 0,
+        )
+        for one in everything(host)
+        for worker in one.workers
+    }
+
+
+def draw_up(before: Snapshot, after: Snapshot, *, probes: int = 0) -> Receipt:
+    """The account of what happened between two snapshots."""
+    lines: dict[tuple[str, int], Line] = {}
+    for key, count in after.items():
+        earlier = before.get(key)
+        if earlier is not None and earlier.died:
+            continue  # it was dead before we began
+        line = lines.setdefault(
+            key[:2], Line(slot=count.slot, generation=count.generation, version=count.version)
+        )
+        for name in _COUNTED:
+            was = earlier.numbers[name] if earlier else 0
+            setattr(line, name, getattr(line, name) + count.numbers[name] - was)
+        line.accepted += earlier.in_flight if earlier else 0
+        if count.died:
+            line.failed += count.in_flight
+        else:
+            line.in_flight += count.in_flight
+    shown = [line for _, line in sorted(lines.items()) if line.accepted or line.adopted or line.handed_out]
+    receipt = Receipt(lines=shown, probes=probes)
+    for line in shown:
+        for name in (*_COUNTED, "in_flight"):
+            setattr(receipt, name, getattr(receipt, name) + getattr(line, name))
+    receipt.adds_up = all(line.adds_up for line in shown)
+    receipt.lost = receipt.failed
+    return receipt

@@ -1,0 +1,71 @@
+"""What a killed controller left behind: said in plain words, and ended cleanly by the next call."""
+
+from __future__ import annotations
+
+import contextlib
+
+from deploy import phases
+from deploy.accounts import current
+from deploy.errors import DrainCut, Locked
+from deploy.journal import BEFORE_CUTOVER, Entry, Journal, Record
+from deploy.phases import Plan, Rollout, Tools
+
+
+def recover(tools: Tools) -> list[str]:
+    """End every rollout whose controller died; returns a line on each. Does nothing while another one works."""
+    journal = Journal(tools.host)
+    if not journal.unfinished():
+        return []
+    try:
+        with journal.lock():
+            return [_end(tools, journal, record) for record in journal.unfinished()]
+    except Locked:
+        return []
+
+
+def _end(tools: Tools, journal: Journal, record: Record) -> str:
+    began = f"the {record.kind} of {record.version} was interrupted in {record.phase}"
+    rollout = Rollout.resume(tools, Plan(record.version, kind=record.kind), Entry(journal, record))
+    outcome, what = _finish(rollout)
+    rollout.end(outcome, reason=f"interrupted in {record.phase}: {what}")
+    return f"{began}: {what}"
+
+
+def _finish(rollout: Rollout) -> tuple[str, str]:
+    tools, record = rollout.tools, rollout.entry.record
+    live = tools.slots.live
+    if record.kind == "reload":
+        return _finish_reload(rollout)
+    if record.phase in BEFORE_CUTOVER or (record.phase == "cutover" and live != record.slot):
+        phases.undo(rollout)
+        serving = f"{tools.slots.version(live)} serves as before" if live else "nothing is live yet"
+        return "interrupted", f"{record.slot} was stopped, {serving}"
+    if record.phase == "rollback":
+        target = record.slot if record.kind == "rollback" else record.previous_slot
+        if target and live != target:
+            tools.slots.go_live(target)
+        return "rolled back", f"{tools.slots.version(target) if target else 'nothing'} serves"
+    if live != record.slot:
+        return "rolled back", f"{tools.slots.version(live) if live else 'nothing'} serves"
+    if _is_dead(rollout) and record.previous_slot and tools.host.door(record.previous_slot).exists():
+        previous = current(tools.host, record.previous_slot)
+        if previous is not None and previous.serves:
+            tools.slots.go_live(record.previous_slot)
+            return "rolled back", f"{record.version} does not serve, {previous.version} is live again"
+    with contextlib.suppress(DrainCut):
+        phases.retire(rollout)
+    return "done", f"{record.version} serves, the old slot was retired"
+
+
+def _is_dead(rollout: Rollout) -> bool:
+    one = current(rollout.tools.host, rollout.candidate)
+    return one is None or not one.serves
+
+
+def _finish_reload(rollout: Rollout) -> tuple[str, str]:
+    tools, record = rollout.tools, rollout.entry.record
+    one = current(tools.host, record.slot)
+    if one is not None and one.version == record.version:
+        return "done", f"{record.version} serves"
+    tools.slots.point(record.slot, record.slot_held)
+    return "interrupted", f"{one.version if one else 'nothing'} serves as before"

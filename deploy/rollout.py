@@ -1,0 +1,72 @@
+"""A rollout: preflight, prepare, start, verify, cutover, bake, retire; and the way back."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext, suppress
+
+from deploy import phases
+from deploy.errors import DrainCut, GlmError, NotReady, Refused, RolledBack
+from deploy.journal import Journal, Record, begin
+from deploy.phases import Plan, Rollout, Tools, Worse
+
+
+def deploy(tools: Tools, plan: Plan) -> Record:
+    """Bring `plan.version` up beside the live slot, prove it, move every client over, and see the old one off.
+
+    Raises Refused, NotReady (live untouched), RolledBack, DrainCut, Locked.
+    """
+    journal = Journal(tools.host)
+    with journal.lock():
+        rollout = Rollout.begin(tools, plan, begin(journal, plan.kind, plan.version, tools.slots.idle))
+        try:
+            phases.preflight(rollout)
+            phases.prepare(rollout)
+            phases.start(rollout)
+            phases.verify(rollout)
+            phases.cutover(rollout)
+        except (GlmError, KeyboardInterrupt) as error:
+            phases.undo(rollout)
+            rollout.end(_outcome(error), reason=str(error) or "interrupted from the keyboard")
+            raise
+        try:
+            phases.bake(rollout)
+            phases.retire(rollout)
+        except Worse as verdict:
+            if not verdict.by_operator:
+                go_back(rollout)
+            rollout.end("rolled back", reason=str(verdict))
+            raise RolledBack(f"{plan.version} was live and is so no more: {verdict}") from verdict
+        except DrainCut as cut:
+            rollout.end("done", reason=str(cut))
+            raise
+        return rollout.end("done")
+
+
+def go_back(rollout: Rollout) -> None:
+    """The candidate turned out worse: the cutover backwards, and the candidate's end."""
+    phases.rollback(rollout)
+    with suppress(DrainCut):
+        phases.drain(rollout, rollout.candidate)
+    rollout.tools.systemd.stop(rollout.unit)
+
+
+def rollback(tools: Tools, plan: Plan) -> Record:
+    """Go back to the slot that served before: by one rename where it is warm, else by bringing it up again.
+
+    A deploy that bakes meanwhile, in another terminal, ends with it. Raises Refused, NotReady, Locked.
+    """
+    if not phases.is_warm(tools, tools.slots.idle, plan.version):
+        return deploy(tools, plan)
+    journal = Journal(tools.host)
+    with journal.switching():
+        baking = any(one.phase == "bake" and one.slot == tools.slots.live for one in journal.unfinished())
+        with nullcontext() if baking else journal.lock():
+            back = Rollout.begin(tools, plan, begin(journal, "rollback", plan.version, tools.slots.idle))
+            phases.switch_back(back)
+            return back.end("done")
+
+
+def _outcome(error: BaseException) -> str:
+    if isinstance(error, Refused):
+        return "refused"
+    return "not ready" if isinstance(error, NotReady) else "failed"

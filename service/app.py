@@ -1,0 +1,77 @@
+"""The HTTP service: its routes, and what every answer carries."""
+
+from __future__ import annotations
+
+import re
+import uuid
+from collections.abc import Callable
+
+from starlette.applications import Starlette
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.middleware import Middleware
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.engine import Engine
+from service.errors import HANDLERS, LastResort
+from service.metrics import Measure, Metrics
+from service.routes import Handlers, Identity
+from service.settings import Settings
+
+__all__ = ["Identity", "create_app"]
+
+
+def create_app(engine: Engine, identity: Identity, settings: Settings, *, serving: Callable[[], bool]) -> Starlette:
+    """Make the ASGI application; `serving` tells whether the gate is open."""
+    handle = Handlers(engine, identity, settings, serving)
+    app = Starlette(
+        routes=[
+            Route("/v1/chat/completions", handle.chat, methods=["POST"]),
+            Route("/v1/models", handle.models),
+            Route("/v1/models/{id:path}", handle.model),
+            Route("/healthz", handle.healthz),
+            Route("/readyz", handle.readyz),
+            Route("/version", handle.version),
+            Route("/metrics", handle.metrics),
+        ],
+        middleware=[
+            Middleware(Measure, Metrics(identity.version, identity.slot)),
+            Middleware(Label, identity),
+            Middleware(LastResort),
+        ],
+        exception_handlers=HANDLERS,
+    )
+    app.router.redirect_slashes = False
+    return app
+
+
+class Label:
+    """ASGI middleware: every response says which version and slot it is from, and the request's id.
+
+    A client's own X-Request-Id is kept when it is printable ASCII of at most 128 characters. Handlers find the id in
+    `request.state.request_id`.
+    """
+
+    SANE = re.compile(r"[\x21-\x7e](?:[\x20-\x7e]{0,126}[\x21-\x7e])?")
+
+    def __init__(self, app: ASGIApp, identity: Identity) -> None:
+        self.app = app
+        self.identity = identity
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        given = Headers(scope=scope).get("x-request-id", "")
+        request_id = given if self.SANE.fullmatch(given) else f"req-{uuid.uuid4().hex}"
+        scope.setdefault("state", {})["request_id"] = request_id
+
+        async def label(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                headers["x-model-version"] = self.identity.version
+                headers["x-slot"] = self.identity.slot
+                headers["x-request-id"] = request_id
+            await send(message)
+
+        await self.app(scope, receive, label)

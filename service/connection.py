@@ -1,0 +1,172 @@
+"""One client connection that counts its requests, so that "between requests" is a fact and not a guess."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any, Protocol
+
+from uvicorn.config import Config
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.server import ServerState
+
+from service.account import Ledger
+from service.handoff import Outcome
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+
+
+class Owner(Protocol):
+    """What a connection asks of the server that holds it."""
+
+    ledger: Ledger
+
+    def keeps(self, connection: Connection) -> bool:
+        """Whether the connection's next request is ours to answer."""
+
+    def pass_on(self, client: socket.socket) -> Outcome:
+        """Hand the client's connection to its owner."""
+
+
+class Connection(HttpToolsProtocol):
+    """An HTTP/1.x connection that may change hands between two requests.
+
+    Three counts move independently (requests begun, requests received whole, responses completed). The connection is
+    between requests only where all three agree and nothing is left to write: then no byte of a request has been read
+    that the next owner would miss, and none of a response is still to be sent.
+    """
+
+    def __init__(
+        self, config: Config, server_state: ServerState, owner: Owner, *, public: bool, adopted: bool = False
+    ) -> None:
+        super().__init__(config, server_state, {})
+        self.owner = owner
+        self.public = public
+        self.adopted = adopted
+        self.begun = self.received = self.answered = 0
+        self._status: int | None = None
+        self._broken = False
+        self._serve = self.app
+        self.app = self._answer
+
+    @property
+    def in_flight(self) -> int:
+        """Requests that were begun and not yet answered."""
+        return self.begun - self.answered
+
+    @property
+    def is_between_requests(self) -> bool:
+        """Whether another process could take this connection now and nobody would notice."""
+        return (
+            self.begun == self.received == self.answered
+            and not self.transport.is_closing()
+            and self.transport.get_write_buffer_size() == 0
+        )
+
+    def move(self) -> Outcome | None:
+        """Hand the connection to its owner if it is between requests; None when it is not.
+
+        Reading stops first: what the client sends from here on stays in the kernel, for the next owner to read.
+        """
+        if not self.is_between_requests:
+            return None
+        self.transport.pause_reading()
+        outcome = self.owner.pass_on(self.transport.get_extra_info("socket"))
+        if outcome is Outcome.GIVEN:
+            if self.public:
+                self.owner.ledger.handed_out += 1
+            self.transport.close()
+        else:
+            self.transport.resume_reading()
+        return outcome
+
+    # what the transport and the parser tell us
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Start the idle clock at once: a client that connects and says nothing is an idle client too."""
+        super().connection_made(transport)
+        if self.adopted:
+            self.owner.ledger.adopted += 1
+        self._start_idle_clock()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Settle what was begun and will not be answered any more."""
+        self._unset_keepalive_if_required()
+        if self.in_flight:
+            if self._broken:
+                self._count("failed", self.in_flight)
+            else:
+                self._count("client_aborted", self.in_flight)
+            self.answered = self.begun
+        super().connection_lost(exc)
+
+    def cut(self) -> None:
+        """End the connection with its requests unanswered: the drain deadline has passed."""
+        if self.in_flight:
+            self._count("failed", self.in_flight)
+            self._count("cut", self.in_flight)
+            self.answered = self.begun
+        self.transport.abort()
+
+    def on_message_begin(self) -> None:
+        """Count a request with its first byte, before its head is complete."""
+        self.begun += 1
+        self._count("accepted")
+        super().on_message_begin()
+
+    def on_message_complete(self) -> None:
+        """Count a request whose last byte has come."""
+        super().on_message_complete()
+        self.received += 1
+        self._consider_moving()
+
+    def on_response_complete(self) -> None:
+        """Count an answer, then let the connection go to its owner if that is another."""
+        self.answered += 1
+        self._count("completed" if self._status is not None and self._status < 500 else "failed")
+        self._status = None
+        super().on_response_complete()
+        self._consider_moving()
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer what is not HTTP; it was a request as far as the account goes."""
+        if not self.in_flight:
+            self.begun += 1
+            self._count("accepted")
+        self.answered += 1
+        self._count("completed")
+        super().send_400_response(msg)
+
+    async def _answer(self, scope: Message, receive: Receive, send: Send) -> None:
+        """Run the application; remember the status it answers with, and whether it broke off in mid-response."""
+        complete = False
+
+        async def noting(message: Message) -> None:
+            nonlocal complete
+            if message["type"] == "http.response.start":
+                self._status = message["status"]
+            else:
+                complete = not message.get("more_body", False)
+            await send(message)
+
+        try:
+            await self._serve(scope, receive, noting)  # type: ignore[arg-type]
+        finally:
+            self._broken = self._broken or not complete
+
+    def _count(self, what: str, many: int = 1) -> None:
+        ledger = self.owner.ledger
+        if self.public:
+            setattr(ledger, what, getattr(ledger, what) + many)
+        elif what == "accepted":
+            ledger.door += many
+
+    def _consider_moving(self) -> None:
+        if self.public and not self.owner.keeps(self):
+            self.loop.call_soon(self.move)
+
+    def _start_idle_clock(self) -> None:
+        self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)

@@ -1,0 +1,73 @@
+"""A release as the server reads it: the checkpoint, its engine settings and the checks it must pass."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+
+class ReleaseError(Exception):
+    """The release on disk cannot be served; the text says why."""
+
+
+class EngineSettings(BaseModel):
+    """How the engine runs this release; everything has a default that suits the real model."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    device: str = "auto"
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    max_new_tokens: int = Field(default=1024, ge=1)
+
+
+class Check(BaseModel):
+    """One question the release must answer rightly before it may serve.
+
+    `answer` must occur in the reply, whatever its case; without it any reply will do. `image` is a file beside
+    `release.json` or a data URL.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    question: str
+    answer: str | None = None
+    image: str | None = None
+    name: str | None = None
+    max_tokens: int = Field(default=32, ge=1)
+
+
+class _Document(BaseModel):
+    version: str
+    engine: EngineSettings = EngineSettings()
+    checks: tuple[Check, ...] = ()
+
+
+@dataclass(frozen=True)
+class Release:
+    """An immutable directory with a checkpoint under `model/`."""
+
+    path: Path
+    version: str
+    engine: EngineSettings
+    checks: tuple[Check, ...]
+
+    @property
+    def model(self) -> Path:
+        """The checkpoint as Hugging Face writes it."""
+        return self.path / "model"
+
+    @classmethod
+    def read(cls, path: Path) -> Release:
+        """Read `release.json` of the release directory `path`; raises ReleaseError."""
+        try:
+            document = _Document.model_validate_json((path / "release.json").read_bytes())
+        except OSError as error:
+            raise ReleaseError(f"{path} is not a release: {error.strerror}: release.json") from error
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            raise ReleaseError(f"{path}/release.json is invalid: {where}: {first['msg']}") from error
+        return cls(path, document.version, document.engine, document.checks)

@@ -1,0 +1,212 @@
+"""The server of one worker: Uvicorn's, with a gate before the listening socket and a way out for its connections."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import socket
+import time
+from collections.abc import Callable
+from types import FrameType
+
+from uvicorn.config import Config
+from uvicorn.server import Server
+
+from service.account import Account, Ledger
+from service.connection import Connection
+from service.gate import Gate
+from service.handoff import Outcome, Taker, give
+from service.settings import Settings
+
+TICK = 0.02  # seconds: how soon a worker follows `live`; a look costs 4 µs, and unlike inotify it cannot miss one
+_TICKS_PER_HOUSEKEEPING = 5  # Uvicorn expects its own tick every 100 ms
+_BURST = 64  # connections accepted in one go, so that siblings get their share
+_BREATH = 1.0  # seconds without accepting after the process ran out of descriptors
+
+logger = logging.getLogger("gunicorn.error")
+
+
+class SlotServer(Server):
+    """Accepts from three sockets: the public one while the gate is open, the slot's door and the handoff always."""
+
+    def __init__(
+        self,
+        config: Config,
+        settings: Settings,
+        gate: Gate,
+        account: Account,
+        *,
+        public: list[socket.socket],
+        door: socket.socket,
+        handoff: socket.socket,
+        has_siblings: Callable[[], bool],
+    ) -> None:
+        super().__init__(config)
+        self.settings = settings
+        self.gate = gate
+        self.account = account
+        self._public = public
+        self._door = door
+        self._handoff = handoff
+        self._has_siblings = has_siblings
+        self._is_open = False
+        self._accepting = False
+        self._accept_again_at = 0.0
+        self._leaving = False
+        self._cut_now = False
+        self._arriving: set[asyncio.Task[object]] = set()
+
+    # what a connection asks of us
+
+    @property
+    def ledger(self) -> Ledger:
+        """Where this worker's connections count."""
+        return self.account.ledger
+
+    @property
+    def is_serving(self) -> bool:
+        """Whether this worker takes public connections now."""
+        return self._is_open
+
+    def keeps(self, connection: Connection) -> bool:
+        """Whether the connection's next request is ours: a door's always, a public one's while the gate is open."""
+        return not connection.public or (not self._leaving and self.gate.is_open())
+
+    def pass_on(self, client: socket.socket) -> Outcome:
+        """Hand a client's connection to the owner, who may be a sibling of ours if we alone are leaving."""
+        owner = self.gate.owner()
+        if not self.settings.handoff or owner is None:
+            return Outcome.NOBODY
+        if self.gate.is_open() and not (self._leaving and self._has_siblings()):
+            return Outcome.NOBODY
+        return give(client.fileno(), owner)
+
+    # the life of the server
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:  # noqa: ARG002
+        """Watch the door and the handoff socket; the gate is looked at in the main loop."""
+        await self.lifespan.startup()
+        loop = asyncio.get_running_loop()
+        self._taker = Taker(self._handoff, lambda client: self._admit(client, public=True, adopted=True))
+        self._taker.start()
+        loop.add_reader(self._door.fileno(), self._accept, self._door, False)
+        self.servers = []
+        self.started = True
+
+    async def main_loop(self) -> None:
+        """Follow `live` every tick until we are told to leave."""
+        ticks = 0
+        while not self.should_exit:
+            self.follow()
+            if ticks % _TICKS_PER_HOUSEKEEPING == 0 and await self.on_tick(ticks // _TICKS_PER_HOUSEKEEPING):
+                return
+            ticks += 1
+            await asyncio.sleep(TICK)
+
+    def follow(self) -> None:
+        """Open or shut the gate as `live` says; while it is shut, send the connections we hold to their owner."""
+        is_open = self.gate.is_open() and not self._leaving
+        if is_open != self._is_open:
+            self._is_open = is_open
+            self.account.set_gate(is_open)
+            logger.info("gate %s (%s %s)", self.account.gate, self.account.slot, self.account.version)
+        accepting = is_open and time.monotonic() >= self._accept_again_at
+        if accepting != self._accepting:
+            self._set_accepting(accepting)
+        if not is_open:
+            for connection in self._guests():
+                self._send_home(connection)
+        self.report()
+
+    def report(self) -> None:
+        """Bring the state file up to date."""
+        guests = self._guests()
+        self.account.connections = len(guests)
+        self.account.in_flight = sum(connection.in_flight for connection in guests)
+        self.account.write()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:  # noqa: ARG002
+        """Leave: give idle connections away, finish what was begun, cut what outlives the drain time."""
+        self._leaving = True
+        self.account.phase = "leaving"
+        self.follow()
+        self._taker.stop()
+        asyncio.get_running_loop().remove_reader(self._door.fileno())
+        deadline = time.monotonic() + self.settings.drain
+        while self._arriving or self.server_state.connections:
+            if self._cut_now or time.monotonic() >= deadline:
+                self._cut_everyone()
+            for connection in self._connections():
+                self._send_home(connection)
+            self.report()
+            await asyncio.sleep(TICK)
+        await self.lifespan.shutdown()
+        self.account.phase = "gone"
+        self.report()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002
+        """TERM: leave when everything begun is finished. QUIT and INT: leave now."""
+        self.should_exit = True
+        if sig != signal.SIGTERM:
+            self._cut_now = True
+
+    # the sockets
+
+    def _set_accepting(self, accepting: bool) -> None:
+        loop = asyncio.get_running_loop()
+        for listener in self._public:
+            if accepting:
+                loop.add_reader(listener.fileno(), self._accept, listener, True)
+            else:
+                loop.remove_reader(listener.fileno())
+        self._accepting = accepting
+
+    def _accept(self, listener: socket.socket, public: bool) -> None:
+        for _ in range(_BURST):
+            try:
+                client, _ = listener.accept()
+            except (BlockingIOError, ConnectionAbortedError):
+                return
+            except OSError as error:  # out of descriptors: whoever waits, waits in the backlog
+                logger.error("cannot accept: %s; trying again in %s s", error, _BREATH)
+                if public:
+                    self._set_accepting(False)
+                    self._accept_again_at = time.monotonic() + _BREATH
+                return
+            client.setblocking(False)
+            self._admit(client, public=public)
+
+    def _admit(self, client: socket.socket, *, public: bool, adopted: bool = False) -> None:
+        def connection() -> Connection:
+            return Connection(self.config, self.server_state, self, public=public, adopted=adopted)
+
+        arrival = asyncio.get_running_loop().create_task(self._arrive(connection, client))
+        self._arriving.add(arrival)
+        arrival.add_done_callback(self._arriving.discard)
+
+    async def _arrive(self, connection: Callable[[], Connection], client: socket.socket) -> None:
+        try:
+            await asyncio.get_running_loop().connect_accepted_socket(connection, client)
+        except OSError as error:  # gone before it was here
+            logger.info("a client left on arrival: %s", error)
+            client.close()
+
+    # the connections
+
+    def _connections(self) -> list[Connection]:
+        return [connection for connection in self.server_state.connections if isinstance(connection, Connection)]
+
+    def _guests(self) -> list[Connection]:
+        return [connection for connection in self._connections() if connection.public]
+
+    def _send_home(self, connection: Connection) -> None:
+        """Give the connection to its owner; where there is none, close it once we leave and it is idle."""
+        outcome = connection.move() if connection.public else None
+        abandoned = outcome is Outcome.NOBODY or not connection.public
+        if abandoned and (self._leaving or not self.settings.handoff):
+            connection.shutdown()  # closes it between requests, else says "Connection: close" with the answer
+
+    def _cut_everyone(self) -> None:
+        for connection in self._connections():
+            connection.cut()

@@ -1,0 +1,611 @@
+"""The HTTP service in front of an engine that does as it is told."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+import json
+import os
+import subprocess
+import sys
+import uuid
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from starlette.testclient import TestClient
+from starlette.types import Message
+
+from service.app import Identity, create_app
+from service.engine import Delta, Finish, PromptTooLong, Sampling
+from service.settings import Settings
+
+IDENTITY = Identity("1.2.0", "green", 3)
+HELLO = {"messages": [{"role": "user", "content": "hello"}]}
+CHAT = "/v1/chat/completions"
+
+
+@dataclass
+class FakeEngine:
+    """Says its words; fails, waits or hangs when told to."""
+
+    words: tuple[str, ...] = ("Hel", "lo ", "世界")
+    fail_at: int | None = None
+    error: Exception = field(default_factory=lambda: RuntimeError("the device is gone"))
+    wait_at: int | None = None
+    alive: bool = True
+    seen: list[tuple[list[dict[str, Any]], Sampling, bool | None]] = field(default_factory=list)
+    cancelled: int = 0
+
+    async def stream(
+        self, messages: list[dict[str, Any]], sampling: Sampling, *, thinking: bool | None = None
+    ) -> AsyncIterator[Delta | Finish]:
+        self.seen.append((messages, sampling, thinking))
+        finished = False
+        try:
+            for number, word in enumerate((*self.words, None)):
+                if number == self.fail_at:
+                    finished = True
+                    raise self.error
+                if number == self.wait_at:
+                    await asyncio.Event().wait()
+                yield Finish("stop", 7, len(self.words)) if word is None else Delta(word)
+            finished = True
+        finally:
+            self.cancelled += not finished
+
+    def answering(self) -> bool:
+        return self.alive
+
+    def close(self) -> None:
+        pass
+
+
+def settings(**changes: Any) -> Settings:
+    return Settings(slot="green", **changes)
+
+
+def client(engine: FakeEngine | None = None, serving: Callable[[], bool] = lambda: True, **changes: Any) -> TestClient:
+    return TestClient(create_app(engine or FakeEngine(), IDENTITY, settings(**changes), serving=serving))
+
+
+def picture(width: int = 4, height: int = 4) -> str:
+    data = io.BytesIO()
+    Image.new("RGB", (width, height), "red").save(data, "PNG")
+    return "data:image/png;base64," + base64.b64encode(data.getvalue()).decode()
+
+
+def with_image(url: Any, kind: str = "image_url") -> dict[str, Any]:
+    parts = [{"type": "text", "text": "what?"}, {"type": kind, "image_url": url}]
+    return {"messages": [{"role": "user", "content": parts}]}
+
+
+def events(text: str) -> list[Any]:
+    found = [line.removeprefix("data: ") for line in text.split("\n\n") if line]
+    return [line if line == "[DONE]" else json.loads(line) for line in found]
+
+
+def test_an_answer_in_one_piece_is_a_chat_completion() -> None:
+    """The answer has OpenAI's shape, names the served model whatever was asked for, and counts its tokens."""
+    answer = client().post(CHAT, json={**HELLO, "model": "gpt-4o", "unknown": {"ignored": True}})
+    document = answer.json()
+    assert answer.status_code == 200
+    assert document["object"] == "chat.completion"
+    assert document["model"] == "glm-4.6v-flash"
+    assert document["choices"][0]["message"] == {"role": "assistant", "content": "Hello 世界", "refusal": None}
+    assert document["choices"][0]["finish_reason"] == "stop"
+    assert document["usage"] == {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}
+
+
+@pytest.mark.parametrize("usage", [False, True])
+def test_a_stream_has_role_content_finish_usage_and_done(usage: bool) -> None:
+    """A stream has its pieces in OpenAI's order, the usage only when it was asked for."""
+    asked = {**HELLO, "stream": True, "stream_options": {"include_usage": usage}}
+    answer = client().post(CHAT, json=asked)
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    assert "content-length" not in answer.headers
+    *chunks, done = events(answer.text)
+    assert done == "[DONE]"
+    if usage:
+        last = chunks.pop()
+        assert last["choices"] == []
+        assert last["usage"]["total_tokens"] == 10
+        assert all(chunk["usage"] is None for chunk in chunks)
+    deltas = [chunk["choices"][0]["delta"] for chunk in chunks]
+    assert deltas[0] == {"role": "assistant", "content": ""}
+    assert "".join(delta.get("content", "") for delta in deltas) == "Hello 世界"
+    assert [chunk["choices"][0]["finish_reason"] for chunk in chunks] == [None, None, None, None, "stop"]
+    assert len({chunk["id"] for chunk in chunks}) == 1
+
+
+def test_the_engine_gets_what_was_asked() -> None:
+    """Every known field reaches the engine, developers speak as the system, and images come decoded."""
+    engine = FakeEngine()
+    messages = [
+        {"role": "developer", "content": "be brief"},
+        {"role": "assistant", "content": None},
+        *with_image({"url": picture(), "detail": "low"})["messages"],
+        {"role": "tool", "content": [{"type": "text", "text": "4"}, {"type": "text", "text": "2"}]},
+        *with_image(picture())["messages"],
+    ]
+    asked = {
+        "messages": messages,
+        "max_tokens": 9,
+        "max_completion_tokens": 5,
+        "temperature": 0,
+        "top_p": 0.5,
+        "top_k": 3,
+        "seed": -4,
+        "stop": "end",
+        "n": 1,
+        "user": "me",
+        "chat_template_kwargs": {"enable_thinking": False, "other": 1},
+    }
+    assert client(engine).post(CHAT, json=asked).status_code == 200
+    [(got, sampling, thinking)] = engine.seen
+    assert [message["role"] for message in got] == ["system", "assistant", "user", "tool", "user"]
+    assert [got[0]["content"], got[1]["content"], got[3]["content"]] == ["be brief", "", "42"]
+    for message in (got[2], got[4]):
+        assert message["content"][0] == {"type": "text", "text": "what?"}
+        assert message["content"][1]["image"].getpixel((0, 0)) == (255, 0, 0)
+    assert sampling == Sampling(max_tokens=5, temperature=0, top_p=0.5, top_k=3, seed=-4, stop=("end",))
+    assert thinking is False
+
+
+def test_nulls_mean_defaults() -> None:
+    """A null is the same as leaving the field out."""
+    engine = FakeEngine()
+    fields = ("model", "stream", "stream_options", "max_tokens", "max_completion_tokens", "temperature", "top_p")
+    more = ("top_k", "seed", "stop", "n", "user", "chat_template_kwargs")
+    asked = {**HELLO, **dict.fromkeys((*fields, *more))}
+    assert client(engine).post(CHAT, json=asked).status_code == 200
+    assert engine.seen[0][1:] == (Sampling(), None)
+
+
+@pytest.mark.parametrize(
+    ("path", "method", "status"),
+    [
+        ("/v1/models", "GET", 200),
+        ("/v1/models", "POST", 405),
+        ("/v1/nothing", "GET", 404),
+        (CHAT, "POST", 400),
+        (CHAT, "GET", 405),
+        ("/v1/models/", "GET", 404),
+        ("/metrics", "GET", 200),
+    ],
+)
+def test_every_response_says_who_answered(path: str, method: str, status: int) -> None:
+    """Version, slot and request id are on every response, and every error is an error object."""
+    answer = client().request(method, path, headers={"X-Request-Id": "mine-1"})
+    assert answer.status_code == status
+    assert answer.headers["x-model-version"] == "1.2.0"
+    assert answer.headers["x-slot"] == "green"
+    assert answer.headers["x-request-id"] == "mine-1"
+    if status >= 400:
+        assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
+    if status == 405:
+        assert answer.headers["allow"]
+
+
+@pytest.mark.parametrize("given", ["", " ", "a" * 129, "caf\u00e9", "tab\tbed"])
+def test_an_unfit_request_id_is_replaced(given: str) -> None:
+    """Only printable ASCII of sane length is echoed."""
+    answer = client().get("/healthz", headers=[(b"x-request-id", given.encode("latin-1"))])
+    assert answer.headers["x-request-id"].startswith("req-")
+
+
+def test_models_are_listed_and_found_by_name() -> None:
+    """The one model is listed and found; any other name is a 404 of code model_not_found."""
+    http = client(served_model="zai/glm")
+    [listed] = http.get("/v1/models").json()["data"]
+    assert http.get("/v1/models/zai/glm").json() == listed
+    missing = http.get("/v1/models/other")
+    assert (missing.status_code, missing.json()["error"]["code"]) == (404, "model_not_found")
+
+
+def test_health_readiness_and_version() -> None:
+    """Alive asks the engine; ready asks the gate too; the version names the process."""
+    engine, gate = FakeEngine(), [True]
+    http = client(engine, serving=lambda: gate[0])
+    assert (http.get("/healthz").status_code, http.get("/healthz").json()) == (200, {"status": "alive"})
+    assert http.get("/readyz").status_code == 200
+    gate[0] = False
+    assert http.get("/readyz").json()["why"] == "the gate is closed"
+    assert (http.get("/readyz").status_code, http.get("/healthz").status_code) == (503, 200)
+    assert http.post(CHAT, json=HELLO).status_code == 200, "the candidate is asked before its gate opens"
+    gate[0], engine.alive = True, False
+    assert (http.get("/readyz").status_code, http.get("/healthz").status_code) == (503, 503)
+    version = http.get("/version").json()
+    assert version == {
+        "version": "1.2.0",
+        "slot": "green",
+        "generation": 3,
+        "model": "glm-4.6v-flash",
+        "pid": os.getpid(),
+    }
+
+
+def field_of(change: dict[str, Any]) -> dict[str, Any]:
+    return {**HELLO, **change}
+
+
+def content_of(content: Any, role: str = "user") -> dict[str, Any]:
+    return {"messages": [{"role": role, "content": content}]}
+
+
+WRONG: list[tuple[Any, str | None]] = [
+    ({}, "messages"),
+    ({"messages": None}, "messages"),
+    ({"messages": []}, "messages"),
+    ({"messages": "hi"}, "messages"),
+    ({"messages": ["hi"]}, "messages[0]"),
+    ({"messages": [{}]}, "messages[0].role"),
+    ({"messages": [{"role": "user"}]}, "messages[0]"),
+    (content_of(None), "messages[0]"),
+    (content_of([]), "messages[0]"),
+    (content_of(5), "messages[0].content"),
+    (content_of({"type": "text", "text": "x"}), "messages[0].content"),
+    (content_of("x", role="boss"), "messages[0].role"),
+    (content_of(["x"]), "messages[0].content[0]"),
+    (content_of([{"type": "audio"}]), "messages[0].content[0]"),
+    (content_of([{"text": "x"}]), "messages[0].content[0]"),
+    (content_of([{"type": "text"}]), "messages[0].content[0].text"),
+    (content_of([{"type": "text", "text": 5}]), "messages[0].content[0].text"),
+    (content_of([{"type": "image_url"}]), "messages[0].content[0].image_url"),
+    (content_of([{"type": "image_url", "image_url": {}}]), "messages[0].content[0].image_url.url"),
+    (content_of([{"type": "image_url", "image_url": picture()}], role="system"), "messages[0]"),
+    (field_of({"model": 5}), "model"),
+    (field_of({"stream": "yes"}), "stream"),
+    (field_of({"stream_options": {"include_usage": True}}), "stream_options"),
+    (field_of({"stream": True, "stream_options": []}), "stream_options"),
+    (field_of({"max_tokens": 0}), "max_tokens"),
+    (field_of({"max_tokens": 1.5}), "max_tokens"),
+    (field_of({"max_tokens": True}), "max_tokens"),
+    (field_of({"max_tokens": 10**30}), "max_tokens"),
+    (field_of({"max_completion_tokens": "9"}), "max_completion_tokens"),
+    (field_of({"temperature": 2.1}), "temperature"),
+    (field_of({"temperature": -0.1}), "temperature"),
+    (field_of({"temperature": "0.5"}), "temperature"),
+    (field_of({"temperature": [1]}), "temperature"),
+    (field_of({"top_p": 0}), "top_p"),
+    (field_of({"top_p": 1.01}), "top_p"),
+    (field_of({"top_k": -2}), "top_k"),
+    (field_of({"seed": 2**63}), "seed"),
+    (field_of({"seed": 1.0}), "seed"),
+    (field_of({"stop": ["a"] * 5}), "stop"),
+    (field_of({"stop": ""}), "stop[0]"),
+    (field_of({"stop": ["a", 5]}), "stop[1]"),
+    (field_of({"n": 2}), "n"),
+    (field_of({"n": 0}), "n"),
+    (field_of({"user": {}}), "user"),
+    (field_of({"chat_template_kwargs": {"enable_thinking": "no"}}), "chat_template_kwargs.enable_thinking"),
+    (with_image("https://example.org/x.png"), "messages[0].content[1].image_url"),
+    (with_image({"url": "http://169.254.169.254/"}), "messages[0].content[1].image_url"),
+    (with_image("file:///etc/passwd"), "messages[0].content[1].image_url"),
+    (with_image("data:image/png;base64,AAAA"), "messages[0].content[1].image_url"),
+    (with_image("data:image/png;base64,%%%"), "messages[0].content[1].image_url"),
+    (with_image(picture(60, 60)), "messages[0].content[1].image_url"),
+]
+
+
+@pytest.mark.parametrize(("body", "param"), WRONG)
+def test_a_wrong_field_is_a_400_that_names_it(body: Any, param: str | None) -> None:
+    """Whatever is wrong with a field is the client's error, and `param` leads to it."""
+    engine = FakeEngine()
+    answer = client(engine, max_pixels=50 * 50).post(CHAT, json=body)
+    assert answer.status_code == 400, answer.text
+    assert answer.json()["error"]["type"] == "invalid_request_error"
+    assert answer.json()["error"]["param"] == param
+    assert len(answer.json()["error"]["message"]) < 500
+    assert not engine.seen
+
+
+NASTY = [
+    b"",
+    b"   ",
+    b"{",
+    b"nonsense",
+    b"null",
+    b"5",
+    b'"text"',
+    b"[]",
+    b"\x00\x01\x02",
+    b"\xff\xfe",
+    b'{"messages":[{"role":"user","content":"\xff"}]}',
+    b'{"messages":[{"role":"user","content":"\xed\xa0\x80"}]}',
+    b'{"messages":[{"role":"user","content":"\\ud800"}]}',
+    b'{"messages":[{"role":"user","content":"\\udc00\\ud800"}]}',
+    b'{"messages":[{"role":"user","content":"hi"}],"temperature":NaN}',
+    b'{"messages":[{"role":"user","content":"hi"}],"unknown":NaN}',
+    b'{"messages":[{"role":"user","content":"hi"}],"temperature":Infinity}',
+    b'{"messages":[{"role":"user","content":"hi"}],"temperature":1e999}',
+    b'{"messages":[{"role":"user","content":"hi"}],"seed":' + b"9" * 5000 + b"}",
+    b'{"messages":[{"role":"user","content":"hi"}],"seed":-' + b"9" * 100_000 + b"}",
+    b'{"messages":[{"role":"user","content":"hi"}],"top_k":1e400}',
+    b'{"messages":[{"role":"user","content":"hi"}]} trailing',
+    b'{"messages":[{"role":"user","content":"hi"}],}',
+    b"[" * 100_000,
+    b"[" * 100_000 + b"]" * 100_000,
+    b'{"a":' * 100_000 + b"1" + b"}" * 100_000,
+    b'{"messages":' + b"[" * 5000 + b"]" * 5000 + b"}",
+    b'{"messages":[{"role":"user","content":' + b"[" * 150 + b"]" * 150 + b"}]}",
+    b'{"messages":[{"role":"' + b"x" * 100_000 + b'","content":"hi"}]}',
+    b'{"messages":[{"role":"user","content":[{"type":"' + b"x" * 100_000 + b'"}]}]}',
+    "{'messages': 'single quotes'}".encode(),
+    json.dumps(HELLO).encode("utf-16"),
+    b"\xef\xbb\xbf[]",
+]
+
+
+@pytest.mark.parametrize("body", NASTY, ids=range(len(NASTY)))
+def test_no_body_can_make_a_500(body: bytes) -> None:
+    """Bytes of any kind are answered with a 400 and a short explanation."""
+    answer = client().post(CHAT, content=body, headers={"content-type": "application/json"})
+    assert answer.status_code == 400, answer.text[:300]
+    assert len(answer.json()["error"]["message"]) < 500
+
+
+@pytest.mark.parametrize(
+    ("kind", "status"),
+    [
+        ("application/json; charset=utf-8", 200),
+        ("Application/JSON", 200),
+        (None, 200),
+        ("text/plain", 415),
+        ("multipart/form-data; boundary=x", 415),
+        ("", 415),
+    ],
+)
+def test_the_content_type_must_be_json_or_missing(kind: str | None, status: int) -> None:
+    """Another content type is a 415; none at all is taken for JSON."""
+    headers = {} if kind is None else {"content-type": kind}
+    assert client().post(CHAT, content=json.dumps(HELLO), headers=headers).status_code == status
+
+
+def test_a_body_that_says_it_is_too_large_is_not_read() -> None:
+    """A large Content-Length is a 413 before the first byte, and the connection ends with it."""
+    received: list[str] = []
+
+    async def receive() -> Message:
+        received.append("asked")
+        return {"type": "http.request", "body": b"x", "more_body": True}
+
+    answer = asyncio.run(raw(FakeEngine(), receive, [(b"content-length", b"9" * 30)], max_body=100))
+    assert answer[0]["status"] == 413
+    assert (b"connection", b"close") in answer[0]["headers"]
+    assert not received
+
+
+def test_a_chunked_body_is_read_no_further_than_the_limit() -> None:
+    """Without a length the body is counted as it comes, and reading ends where the limit is passed."""
+    count = 0
+
+    async def receive() -> Message:
+        nonlocal count
+        count += 1
+        return {"type": "http.request", "body": b"x" * 40, "more_body": True}
+
+    answer = asyncio.run(raw(FakeEngine(), receive, max_body=100))
+    assert (answer[0]["status"], count) == (413, 3)
+
+
+def test_too_many_images_are_refused() -> None:
+    """The number of images has a limit of its own."""
+    parts = [{"type": "image_url", "image_url": {"url": picture()}}] * 3
+    answer = client(max_images=2).post(CHAT, json=content_of(parts))
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "messages")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_prompt_that_is_too_long_is_a_400(stream: bool) -> None:
+    """The engine's refusal becomes OpenAI's context_length_exceeded, for streams too."""
+    engine = FakeEngine(fail_at=0, error=PromptTooLong("9 tokens; at most 8"))
+    answer = client(engine).post(CHAT, json={**HELLO, "stream": stream})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "context_length_exceeded")
+
+
+@pytest.mark.parametrize(("stream", "fail_at"), [(False, 0), (False, 2), (True, 0)])
+def test_a_failing_engine_is_a_500_logged_once(stream: bool, fail_at: int, caplog: pytest.LogCaptureFixture) -> None:
+    """The client gets an error object with the request's id and no detail; the log gets both, once."""
+    answer = client(FakeEngine(fail_at=fail_at)).post(
+        CHAT, json={**HELLO, "stream": stream}, headers={"x-request-id": "r7"}
+    )
+    assert answer.status_code == 500
+    assert answer.json()["error"]["type"] == "server_error"
+    assert "r7" in answer.json()["error"]["message"]
+    assert "device" not in answer.text
+    assert answer.headers["x-slot"] == "green"
+    [record] = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert "r7" in record.getMessage()
+    assert record.exc_info
+
+
+def test_an_engine_that_fails_midstream_ends_it_with_an_error(caplog: pytest.LogCaptureFixture) -> None:
+    """What was said stays said; the last event is the error, and no [DONE] pretends otherwise."""
+    answer = client(FakeEngine(fail_at=2)).post(CHAT, json={**HELLO, "stream": True})
+    *_, last = events(answer.text)
+    assert last["error"]["type"] == "server_error"
+    assert "[DONE]" not in answer.text
+    assert len([record for record in caplog.records if record.levelname == "ERROR"]) == 1
+
+
+def scope(headers: list[tuple[bytes, bytes]] | None = None) -> dict[str, Any]:
+    return {
+        "type": "http",
+        "asgi": {"version": "3.0", "spec_version": "2.3"},
+        "http_version": "1.1",
+        "method": "POST",
+        "scheme": "http",
+        "path": CHAT,
+        "raw_path": CHAT.encode(),
+        "root_path": "",
+        "query_string": b"",
+        "headers": headers or [],
+        "client": ("127.0.0.1", 1),
+        "server": ("127.0.0.1", 2),
+    }
+
+
+async def raw(engine: FakeEngine, receive: Any, headers: Any = None, **changes: Any) -> list[Message]:
+    """Call the application as a server does, and collect what it sends."""
+    sent: list[Message] = []
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    app = create_app(engine, IDENTITY, settings(**changes), serving=lambda: True)
+    async with asyncio.timeout(5):
+        await app(scope(headers), receive, send)
+    return sent
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("wait_at", [0, 2])
+def test_a_client_that_leaves_ends_the_generation(stream: bool, wait_at: int) -> None:
+    """Whether the engine has begun or not, the request of a client that has gone is cancelled at once."""
+    engine = FakeEngine(wait_at=wait_at)
+    messages = iter([{"type": "http.request", "body": json.dumps({**HELLO, "stream": stream}).encode()}])
+
+    async def receive() -> Message:
+        for message in messages:
+            return message
+        while not engine.seen:
+            await asyncio.sleep(0)
+        await asyncio.sleep(0.02)
+        return {"type": "http.disconnect"}
+
+    sent = asyncio.run(raw(engine, receive))
+    assert engine.cancelled == 1
+    assert not any(message.get("body") and b"[DONE]" in message["body"] for message in sent)
+    assert all(message.get("more_body") for message in sent if message["type"] == "http.response.body")
+
+
+def test_a_client_that_leaves_during_its_upload_is_no_error(caplog: pytest.LogCaptureFixture) -> None:
+    """Half a body and a disconnect ask nothing of the engine and log no error."""
+    messages = iter([{"type": "http.request", "body": b"{", "more_body": True}, {"type": "http.disconnect"}])
+
+    async def receive() -> Message:
+        return next(messages)
+
+    engine = FakeEngine()
+    assert asyncio.run(raw(engine, receive)) == []
+    assert not engine.seen
+    assert not caplog.records
+
+
+def test_a_full_queue_is_a_429_with_retry_after() -> None:
+    """Requests beyond max_queue are sent away, and a place is free again when one leaves."""
+
+    async def scenario() -> tuple[list[Message], list[Message]]:
+        engine = FakeEngine(wait_at=0)
+        app = create_app(engine, IDENTITY, settings(max_queue=2), serving=lambda: True)
+
+        async def ask(sent: list[Message], gone: asyncio.Event) -> None:
+            body = iter([{"type": "http.request", "body": json.dumps(HELLO).encode()}])
+
+            async def receive() -> Message:
+                for message in body:
+                    return message
+                await gone.wait()
+                return {"type": "http.disconnect"}
+
+            async def send(message: Message) -> None:
+                sent.append(message)
+
+            await app(scope(), receive, send)
+
+        leave, never = asyncio.Event(), asyncio.Event()
+        waiting = [asyncio.create_task(ask([], leave)), asyncio.create_task(ask([], never))]
+        while len(engine.seen) < 2:
+            await asyncio.sleep(0.001)
+        refused: list[Message] = []
+        await ask(refused, never)
+        leave.set()
+        await waiting[0]
+        engine.wait_at = None
+        accepted: list[Message] = []
+        await ask(accepted, never)
+        waiting[1].cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+        return refused, accepted
+
+    refused, accepted = asyncio.run(scenario())
+    assert refused[0]["status"] == 429
+    assert dict(refused[0]["headers"])[b"retry-after"] == b"1"
+    assert accepted[0]["status"] == 200
+
+
+def test_metrics_count_by_route_status_version_and_slot() -> None:
+    """Requests are counted under their route's template; a path of the client's choosing never becomes a label."""
+    who = Identity(f"v-{uuid.uuid4().hex}", "blue", 1)
+    http = TestClient(create_app(FakeEngine(), who, settings(), serving=lambda: True))
+    http.post(CHAT, json=HELLO)
+    http.post(CHAT, json={**HELLO, "stream": True})
+    http.post(CHAT, json={})
+    http.get("/secret-path")
+    http.get("/v1/models/some-name")
+    text = http.get("/metrics").text
+    labels = f'slot="blue",status="{{}}",version="{who.version}"}} {{}}'
+    for route, status, count in (
+        (CHAT, "200", "2.0"),
+        (CHAT, "400", "1.0"),
+        ("other", "404", "1.0"),
+        ("/v1/models/{id:path}", "404", "1.0"),
+    ):
+        assert f'glm_requests_total{{route="{route}",' + labels.format(status, count) in text
+    who_labels = f'{{slot="blue",version="{who.version}"}}'
+    assert f"glm_generated_tokens_total{who_labels} 6.0" in text
+    assert f"glm_time_to_first_token_seconds_count{who_labels} 2.0" in text
+    assert f"glm_requests_in_flight{who_labels} 1.0" in text, "the scrape itself"
+    assert "secret-path" not in text
+
+
+def test_metrics_of_all_processes_are_in_one_scrape(tmp_path: Path) -> None:
+    """With a shared directory every generation is in the text, and one that has gone has nothing in flight."""
+    program = """
+import sys
+from service import metrics
+who = metrics.Metrics(sys.argv[1], "blue")
+who.begun(); who.begun(); who.ended("/x", "200", 0.1); who.tokens(5)
+metrics.set_load_seconds(sys.argv[1], "blue", 2.5)
+import os
+if sys.argv[1] == "two":
+    metrics.forget(int(sys.argv[2]))
+    print(metrics.render().decode())
+else:
+    print(os.getpid())
+"""
+    environment = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path / "not" / "yet")}
+
+    def run(*arguments: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-c", program, *arguments], env=environment, check=True, capture_output=True, text=True
+        )
+        return done.stdout
+
+    text = run("two", run("one").strip())
+    for version in ("one", "two"):
+        assert f'glm_requests_total{{route="/x",slot="blue",status="200",version="{version}"}} 1.0' in text
+        assert f'glm_generated_tokens_total{{slot="blue",version="{version}"}} 5.0' in text
+    assert 'glm_requests_in_flight{slot="blue",version="two"} 1.0' in text
+    assert 'glm_requests_in_flight{slot="blue",version="one"}' not in text
+    assert 'glm_model_load_seconds{slot="blue",version="two"} 2.5' in text
+
+
+@pytest.fixture(autouse=True)
+def _no_real_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Keep GLM_* of the surroundings out of the settings."""
+    for name in [name for name in os.environ if name.startswith("GLM_")]:
+        monkeypatch.delenv(name)
+    yield
+
+
+def test_the_application_needs_neither_torch_nor_transformers() -> None:
+    """Importing the application and the engine's module is light: the master does it too."""
+    program = "import sys, service.app, service.checks; print({'torch', 'transformers'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == "set()"
