@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -80,6 +80,11 @@ class Sandbox:
         """What the manager and all units wrote."""
         return self.directory / "log"
 
+    def inside(self, command: Sequence[str]) -> list[str]:
+        """The argv that runs `command`, from our working directory, where systemd looks booted to whoever asks."""
+        enter = ["nsenter", f"--target={self.manager.pid}", "--mount", *(["--user", "--preserve-credentials"] if os.getuid() else [])]
+        return [*enter, "sh", "-c", 'cd "$0" && exec "$@"', str(Path.cwd()), *command]
+
     def _environment(self) -> dict[str, str]:
         here = str(Path(sys.executable).parent)
         own = {name: value for name, value in os.environ.items() if not name.startswith(("GLM_", "NOTIFY_", "LISTEN_"))}
@@ -126,10 +131,8 @@ class Sandbox:
         finally:
             log.close()
         deadline = time.monotonic() + _PATIENCE
-        while run(["systemctl", "--user", "is-system-running"], check=False, env=self.env).strip() not in {
-            "running",
-            "degraded",
-        }:
+        show = ["systemctl", "--user", "show", "--property=SystemState", "--value"]
+        while run(show, check=False, env=self.env).strip() not in {"running", "degraded"}:
             if self.manager.poll() is not None or time.monotonic() > deadline:
                 last = self.log.read_text(errors="replace").strip().splitlines()
                 raise GlmError(

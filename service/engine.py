@@ -18,7 +18,7 @@ from typing import Any, Literal, Protocol
 from service.checkpoint import Checkpoint, Progress
 from service.checkpoint import load as load_checkpoint
 from service.detokenizer import Answer, Detokenizer, StopStrings
-from service.release import Release
+from service.release import Release, ReleaseError
 
 __all__ = ["Delta", "Engine", "Finish", "ModelEngine", "PromptTooLong", "Sampling"]
 
@@ -132,7 +132,10 @@ class ModelEngine:
         )
 
     def warm_up(self, progress: Progress) -> None:
-        """Answer one text and one image, and block until that is done: the first pass is the slow one."""
+        """Answer one text and one image, and block until that is done: the first pass is the slow one.
+
+        Raises ReleaseError if the model or its chat template fails at it.
+        """
         from PIL import Image
 
         picture = {"type": "image", "image": Image.new("RGB", (224, 224), "white")}
@@ -143,7 +146,8 @@ class ModelEngine:
             self._submit([{"role": "user", "content": content}], Sampling(max_tokens=4, temperature=0), None, items.put)
             while not isinstance(item := items.get(), Finish):
                 if isinstance(item, BaseException):
-                    raise item
+                    reason = " ".join(str(item).split())[:300]
+                    raise ReleaseError(f"the model cannot answer: {type(item).__name__}: {reason}") from item
         progress("warming up", 1.0)
 
     async def stream(
@@ -263,7 +267,7 @@ class ModelEngine:
         images = processor.image_tokens(part["image"].size for part in parts if part["type"] == "image")
         text = sum(len(part["text"]) for part in parts if part["type"] == "text") // self._longest_token
         if images + text > limit:
-            raise PromptTooLong(f"the conversation is longer than {images + text} tokens; at most {limit} are allowed")
+            raise PromptTooLong(f"the conversation has {images + text} tokens or more; at most {limit} are allowed")
         inputs = processor.inputs(job.messages, job.thinking)
         prompt = int(inputs["input_ids"].shape[1])
         if prompt > limit:

@@ -120,7 +120,7 @@ class Generation:
             "release": str(self.release.path),
             "master": self.master,
             "parent": self.parent,
-            "workers": self.settings.workers,
+            "workers_wanted": self.settings.workers,
             "ready": self.ready,
             "stopping": self.stopping,
             "recorded_at": time.time(),

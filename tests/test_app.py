@@ -10,7 +10,7 @@ import os
 import subprocess
 import sys
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -40,11 +40,13 @@ class FakeEngine:
     alive: bool = True
     seen: list[tuple[list[dict[str, Any]], Sampling, bool | None]] = field(default_factory=list)
     cancelled: int = 0
+    asked: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def stream(
         self, messages: list[dict[str, Any]], sampling: Sampling, *, thinking: bool | None = None
     ) -> AsyncIterator[Delta | Finish]:
         self.seen.append((messages, sampling, thinking))
+        self.asked.set()
         finished = False
         try:
             for number, word in enumerate((*self.words, None)):
@@ -335,7 +337,7 @@ NASTY = [
     b'{"messages":[{"role":"user","content":' + b"[" * 150 + b"]" * 150 + b"}]}",
     b'{"messages":[{"role":"' + b"x" * 100_000 + b'","content":"hi"}]}',
     b'{"messages":[{"role":"user","content":[{"type":"' + b"x" * 100_000 + b'"}]}]}',
-    "{'messages': 'single quotes'}".encode(),
+    b"{'messages': 'single quotes'}",
     json.dumps(HELLO).encode("utf-16"),
     b"\xef\xbb\xbf[]",
 ]
@@ -387,7 +389,7 @@ def test_a_chunked_body_is_read_no_further_than_the_limit() -> None:
     async def receive() -> Message:
         nonlocal count
         count += 1
-        return {"type": "http.request", "body": b"x" * 40, "more_body": True}
+        return {"type": "http.request", "body": b"x" * 40, "more_body": count < 9}
 
     answer = asyncio.run(raw(FakeEngine(), receive, max_body=100))
     assert (answer[0]["status"], count) == (413, 3)
@@ -473,8 +475,7 @@ def test_a_client_that_leaves_ends_the_generation(stream: bool, wait_at: int) ->
     async def receive() -> Message:
         for message in messages:
             return message
-        while not engine.seen:
-            await asyncio.sleep(0)
+        await engine.asked.wait()
         await asyncio.sleep(0.02)
         return {"type": "http.disconnect"}
 
@@ -486,10 +487,10 @@ def test_a_client_that_leaves_ends_the_generation(stream: bool, wait_at: int) ->
 
 def test_a_client_that_leaves_during_its_upload_is_no_error(caplog: pytest.LogCaptureFixture) -> None:
     """Half a body and a disconnect ask nothing of the engine and log no error."""
-    messages = iter([{"type": "http.request", "body": b"{", "more_body": True}, {"type": "http.disconnect"}])
+    messages: list[Message] = [{"type": "http.disconnect"}, {"type": "http.request", "body": b"{", "more_body": True}]
 
     async def receive() -> Message:
-        return next(messages)
+        return messages.pop()
 
     engine = FakeEngine()
     assert asyncio.run(raw(engine, receive)) == []
@@ -520,8 +521,9 @@ def test_a_full_queue_is_a_429_with_retry_after() -> None:
 
         leave, never = asyncio.Event(), asyncio.Event()
         waiting = [asyncio.create_task(ask([], leave)), asyncio.create_task(ask([], never))]
-        while len(engine.seen) < 2:
-            await asyncio.sleep(0.001)
+        await engine.asked.wait()
+        engine.asked.clear()
+        await engine.asked.wait()
         refused: list[Message] = []
         await ask(refused, never)
         leave.set()
@@ -549,14 +551,14 @@ def test_metrics_count_by_route_status_version_and_slot() -> None:
     http.get("/secret-path")
     http.get("/v1/models/some-name")
     text = http.get("/metrics").text
-    labels = f'slot="blue",status="{{}}",version="{who.version}"}} {{}}'
     for route, status, count in (
         (CHAT, "200", "2.0"),
         (CHAT, "400", "1.0"),
         ("other", "404", "1.0"),
         ("/v1/models/{id:path}", "404", "1.0"),
     ):
-        assert f'glm_requests_total{{route="{route}",' + labels.format(status, count) in text
+        labels = f'route="{route}",slot="blue",status="{status}",version="{who.version}"'
+        assert f"glm_requests_total{{{labels}}} {count}" in text
     who_labels = f'{{slot="blue",version="{who.version}"}}'
     assert f"glm_generated_tokens_total{who_labels} 6.0" in text
     assert f"glm_time_to_first_token_seconds_count{who_labels} 2.0" in text
@@ -597,11 +599,10 @@ else:
 
 
 @pytest.fixture(autouse=True)
-def _no_real_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _no_real_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep GLM_* of the surroundings out of the settings."""
     for name in [name for name in os.environ if name.startswith("GLM_")]:
         monkeypatch.delenv(name)
-    yield
 
 
 def test_the_application_needs_neither_torch_nor_transformers() -> None:

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import click
 
-from deploy.errors import GlmError
 from deploy.sandbox import Sandbox
 
 
@@ -26,10 +25,7 @@ def sandbox(root: Path | None, command: tuple[str, ...]) -> None:
       glmctl sandbox -- sh -c 'glmctl release add ./checkpoint -V 1.0.0 && glmctl deploy 1.0.0'
     """
     with Sandbox(root=root) as box:
-        try:
-            process = subprocess.Popen(command, env=box.env)
-        except OSError as error:
-            raise GlmError(f"cannot run {command[0]}: {error.strerror}") from error
+        process = subprocess.Popen(box.inside(command), env=box.env)
         while True:
             try:
                 status = process.wait()
