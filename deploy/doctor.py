@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from deploy.accounts import current
-from deploy.asking import public_slot
+from deploy.asking import PublicSocket
 from deploy.errors import GlmError
 from deploy.host import SLOTS
 from deploy.phases import Tools, require_units
@@ -60,7 +60,7 @@ def _service(tools: Tools) -> Iterator[Finding]:
         )
         return
     listen = tools.systemd.listen()
-    answered = public_slot(listen) if listen else None
+    answered = PublicSocket(listen).slot() if listen else None
     yield Finding(
         good=answered == live,
         what=f"{live} is live with {one.version}; the public socket was answered by {answered or 'nobody'}",

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from deploy import receipt as receipts
 from deploy.accounts import Generation, current, generations
-from deploy.asking import Door, data_url, public_slot
+from deploy.asking import Door, PublicSocket, data_url
 from deploy.display import Display
 from deploy.errors import DrainCut, GlmError, NotReady, Refused
 from deploy.host import Host
@@ -308,13 +308,13 @@ def switch_back(rollout: Rollout) -> None:
 
 def switch(rollout: Rollout, slot: str) -> None:
     """Rename `live`, then ask the public socket until the slot it names has answered."""
-    tools = rollout.tools
-    listen = tools.systemd.listen()
+    listen = rollout.tools.systemd.listen()
+    public = PublicSocket(listen) if listen else None
     began = time.monotonic()
-    tools.slots.go_live(slot)
-    while listen and time.monotonic() - began < _SWITCH:
+    rollout.tools.slots.go_live(slot)
+    while public and time.monotonic() - began < _SWITCH:
         rollout.probes += 1
-        if public_slot(listen) == slot:
+        if public.slot() == slot:
             rollout.entry.record.switch_ms = round((time.monotonic() - began) * 1000, 1)
             return
 

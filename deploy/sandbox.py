@@ -26,6 +26,7 @@ from deploy.process import run
 from deploy.units import Addresses, install
 
 _PREFIX = "glm-sandbox-"
+_MEMORY = Path("/dev/shm")  # noqa: S108  (tmpfs on every Linux)
 _PATIENCE = 30.0
 _CGROUPS = Path("/sys/fs/cgroup")
 _MANAGERS = ("/usr/lib/systemd/systemd", "/lib/systemd/systemd")
@@ -44,8 +45,10 @@ class Sandbox:
     def __enter__(self) -> Sandbox:
         _sweep()
         self.directory = Path(tempfile.mkdtemp(prefix=_PREFIX))
-        self._lock = os.open(self.directory, os.O_RDONLY)
-        fcntl.flock(self._lock, fcntl.LOCK_EX)
+        self._lock = _lock(self.directory)
+        # a runtime directory lies in memory, always: its files are replaced by rename while requests wait
+        self._runtime = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=_MEMORY if os.access(_MEMORY, os.W_OK) else None))
+        self._runtime_lock = _lock(self._runtime)
         self.env = self._environment()
         try:
             self.host = self._host()
@@ -72,8 +75,9 @@ class Sandbox:
                 manager.kill()
                 manager.wait()
         self._empty_cgroup()
-        os.close(self._lock)
-        _remove(self.directory)
+        for lock, directory in ((self._lock, self.directory), (self._runtime_lock, self._runtime)):
+            os.close(lock)
+            _remove(directory)
 
     @property
     def log(self) -> Path:
@@ -89,7 +93,7 @@ class Sandbox:
         here = str(Path(sys.executable).parent)
         own = {name: value for name, value in os.environ.items() if not name.startswith(("GLM_", "NOTIFY_", "LISTEN_"))}
         own |= {
-            "XDG_RUNTIME_DIR": str(self.directory / "run"),
+            "XDG_RUNTIME_DIR": str(self._runtime),
             "XDG_CONFIG_HOME": str(self.directory / "config"),
             "XDG_DATA_HOME": str(self.directory / "data"),
             "XDG_STATE_HOME": str(self.directory / "state"),
@@ -102,7 +106,7 @@ class Sandbox:
         return own
 
     def _host(self) -> Host:
-        for name in ("run", "config", "data", "state"):
+        for name in ("config", "data", "state"):
             (self.directory / name).mkdir(mode=0o700)
         with _environment({name: value for name, value in self.env.items() if name.startswith("XDG_")}):
             return Host.find(user=True, root=self._wanted_root.resolve() if self._wanted_root else None)
@@ -199,14 +203,21 @@ def _remove_cgroup(directory: Path) -> None:
 
 def _sweep() -> None:
     """Take away what sandboxes left whose owner was killed."""
-    for directory in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
-        with contextlib.suppress(OSError):
-            descriptor = os.open(directory, os.O_RDONLY)
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            finally:
-                os.close(descriptor)
-            _remove(directory)
+    for place in (Path(tempfile.gettempdir()), _MEMORY):
+        for directory in place.glob(f"{_PREFIX}*"):
+            with contextlib.suppress(OSError):
+                os.close(_lock(directory))
+                _remove(directory)
+
+
+def _lock(directory: Path) -> int:
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
 
 
 def _remove(directory: Path) -> None:

@@ -36,6 +36,14 @@ class Doors:
         """Rename the socket `name` over the slot's path of that name."""
         (self.generation_directory / name).rename(self.slot_directory / name)
 
+    @property
+    def are_published(self) -> bool:
+        """Whether the slot's handoff path leads to us: no younger generation has taken it, and we have not left."""
+        try:
+            return _inode(self.slot_directory / "handoff.sock") == self.handoff_inode
+        except OSError:
+            return False
+
     def withdraw(self) -> None:
         """Take the slot's paths away where they still lead to us: nobody shall hand anything to a leaving master."""
         for name, inode in (("handoff.sock", self.handoff_inode), ("http.sock", self.http_inode)):

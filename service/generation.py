@@ -137,7 +137,8 @@ class Generation:
             os._exit(0)
         if not self.stopping:
             self.stopping = True
-            self.manager.stopping()
+            if self.doors.are_published:  # else an heir serves the slot, and the unit is not stopping at all
+                self.manager.stopping()
             self.doors.withdraw()
             self.record()
         server.signal(sig, frame)
@@ -147,6 +148,8 @@ class Generation:
             return
         try:
             accounts = self._accounts(set(server.WORKERS))
+            if self.ready and not self.stopping and not self.doors.are_published:
+                return  # an heir speaks for the unit now
             if self.stopping:
                 self._show_draining(accounts)
             elif self.ready:

@@ -1,0 +1,1 @@
+"""The page: talks HTTP to the service, and imports neither it nor the controller."""

@@ -1,0 +1,140 @@
+"""A sandbox as tests use it: a real systemd, our units, and glmctl as a person would type it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from deploy.accounts import Generation, current, generations
+from deploy.load import Report
+from deploy.sandbox import Sandbox
+from deploy.slots import Slots
+
+CODE = Path(__file__).resolve().parent.parent
+
+
+class Box:
+    """One host of our own, in a private service manager."""
+
+    def __init__(self, sandbox: Sandbox) -> None:
+        self.sandbox = sandbox
+        self.host = sandbox.host
+        self.env = sandbox.env
+        self.listen = sandbox.addresses.listen
+        self.slots = Slots(sandbox.host)
+
+    def glmctl(self, *words: str, expect: int | None = 0, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+        """Run glmctl to its end; fails the test when the exit code is another than expected."""
+        done = subprocess.run(["glmctl", *words], env=self.env, capture_output=True, text=True, timeout=timeout)
+        if expect is not None and done.returncode != expect:
+            raise AssertionError(
+                f"glmctl {' '.join(words)} ended with {done.returncode} instead of {expect}\n"
+                f"{done.stdout}{done.stderr}\n--- log\n{self.log()}"
+            )
+        assert "Traceback" not in done.stderr, done.stderr
+        return done
+
+    def json(self, *words: str, expect: int | None = 0, timeout: float = 120) -> Any:
+        """Run glmctl with --json and return the document."""
+        return json.loads(self.glmctl(*words, "--json", expect=expect, timeout=timeout).stdout)
+
+    def begin(self, *words: str) -> subprocess.Popen[str]:
+        """Start glmctl and return it running."""
+        return subprocess.Popen(
+            ["glmctl", *words], env=self.env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+
+    def systemctl(self, *words: str, timeout: float = 60) -> subprocess.CompletedProcess[str]:
+        """Run systemctl --user in this host's manager."""
+        return subprocess.run(
+            ["systemctl", "--user", "--no-pager", *words], env=self.env, capture_output=True, text=True, timeout=timeout
+        )
+
+    def show(self, unit: str, name: str) -> str:
+        """One property of a unit."""
+        return self.systemctl("show", unit, f"--property={name}", "--value").stdout.strip()
+
+    def configure(self, **settings: object) -> None:
+        """Write GLM_* settings for generations that start from now on."""
+        self.host.settings.parent.mkdir(parents=True, exist_ok=True)
+        lines = [f"GLM_{name.upper()}={value}" for name, value in settings.items()]
+        self.host.settings.write_text("\n".join(lines) + "\n")
+
+    def drop_in(self, text: str) -> None:
+        """Change glm@.service as an operator would."""
+        path = self.host.units / "glm@.service.d/test.conf"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+        self.systemctl("daemon-reload")
+
+    def get(self, path: str, **more: Any) -> httpx.Response:
+        """Ask the public socket, on a connection of its own."""
+        return httpx.get(f"http://{self.listen}{path}", timeout=30, trust_env=False, **more)
+
+    def generation(self, slot: str) -> Generation:
+        """The slot's present generation."""
+        one = current(self.host, slot)
+        assert one is not None, f"no generation of {slot} lives\n{self.log()}"
+        return one
+
+    def generations(self, slot: str) -> list[Generation]:
+        """All generations of the slot that left an account."""
+        return generations(self.host, slot)
+
+    def log(self) -> str:
+        """What the units wrote, the end of it."""
+        return self.sandbox.log.read_text(errors="replace")[-6000:]
+
+    @contextmanager
+    def load(self, tmp_path: Path, *, seconds: float = 600, scale: float = 1.0) -> Iterator[Load]:
+        """Open the hard load, and stop it at the end of the block."""
+        load = Load(self, tmp_path / "load.json", seconds, scale)
+        try:
+            yield load
+        finally:
+            load.stop()
+
+
+class Load:
+    """The hard load, in a process of its own."""
+
+    def __init__(self, box: Box, path: Path, seconds: float, scale: float) -> None:
+        self._path = path
+        self._log = path.with_suffix(".log").open("w")
+        host, port = box.listen.split(":")
+        self._process = subprocess.Popen(
+            ["python", "-m", "deploy.load", host, port, "--seconds", str(seconds), "--scale", str(scale),
+             "--json", str(path)],
+            env=box.env, stdout=self._log, stderr=self._log, cwd=CODE,
+        )  # fmt: skip
+        time.sleep(2)
+
+    def stop(self) -> Report:
+        """Let it finish what is in flight and report."""
+        if self._process.poll() is None:
+            self._process.send_signal(signal.SIGTERM)
+        self._process.wait(90)
+        self._log.close()
+        return Report.model_validate_json(self._path.read_text())
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 20, what: str = "it") -> None:
+    """Wait until `condition` holds."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"{what} did not happen within {seconds} s"
+        time.sleep(0.02)
+
+
+def kill(pid: int) -> None:
+    """Kill -9."""
+    os.kill(pid, signal.SIGKILL)

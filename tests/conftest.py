@@ -1,0 +1,60 @@
+"""Fixtures: checkpoints of the true architecture, and hosts of our own to serve them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from deploy.sandbox import Sandbox
+from service import tiny
+from tests.box import Box
+
+
+@pytest.fixture(scope="session")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Two tiny checkpoints that answer differently, by the version they become."""
+    made = {}
+    for version, seed in (("1.0.0", 1), ("1.1.0", 2)):
+        made[version] = tmp_path_factory.mktemp("checkpoints") / version
+        tiny.make(made[version], seed=seed)
+    return made
+
+
+@pytest.fixture
+def empty_box() -> Iterator[Box]:
+    """A host on which nothing was deployed yet."""
+    with Sandbox() as sandbox:
+        box = Box(sandbox)
+        box.configure(threads=1)
+        yield box
+
+
+@pytest.fixture
+def stocked_box(empty_box: Box, checkpoints: dict[str, Path]) -> Box:
+    """A host that has both releases, and nothing live."""
+    for version, path in checkpoints.items():
+        empty_box.glmctl("release", "add", str(path), "--version", version)
+    return empty_box
+
+
+@pytest.fixture
+def box(stocked_box: Box) -> Box:
+    """A host on which 1.0.0 is live, in blue."""
+    stocked_box.glmctl("deploy", "1.0.0")
+    return stocked_box
+
+
+@pytest.fixture
+def add_release(checkpoints: dict[str, Path], tmp_path: Path) -> Callable[..., None]:
+    """Adds a release like 1.1.0, after something was done to its checkpoint."""
+    import shutil
+
+    def add(box: Box, version: str, *words: str, change: Callable[[Path], None] = lambda _: None) -> None:
+        copy = tmp_path / version
+        shutil.copytree(checkpoints["1.1.0"], copy)
+        change(copy)
+        box.glmctl("release", "add", str(copy), "--version", version, *words)
+
+    return add

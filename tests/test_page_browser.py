@@ -1,0 +1,134 @@
+"""The page in a real browser, on a real systemd, through a real cutover."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from PIL import Image, ImageDraw
+
+from deploy.sandbox import Sandbox
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
+
+CHROMIUM = Path("/usr/bin/chromium")
+ARGUMENTS = [
+    "--no-sandbox",
+    "--disable-dev-shm-usage",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--no-first-run",
+]
+PATIENCE = 60.0
+
+
+@pytest.fixture(scope="module")
+def box(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
+    """1.0.0 is live and the page is up; 1.1.0 is there to be deployed."""
+    scratch = tmp_path_factory.mktemp("releases")
+    with Sandbox() as box:
+        for version, seed in (("1.0.0", 1), ("1.1.0", 2)):
+            checkpoint = str(scratch / version)
+            do(box, sys.executable, "-m", "service.tiny", checkpoint, "--seed", str(seed))
+            do(box, "glmctl", "release", "add", checkpoint, "-V", version)
+        do(box, "glmctl", "deploy", "1.0.0", "--bake", "0s")
+        do(box, "systemctl", "--user", "start", "glm-ui.service")
+        wait_for_page(box)
+        yield box
+
+
+@pytest.fixture
+def browser_page() -> Iterator[Page]:
+    """A tab of Debian's chromium."""
+    try:
+        from playwright.sync_api import sync_playwright
+    except ImportError:
+        pytest.fail(
+            "the browser tests need playwright (pip install -e '.[dev]') and chromium: apt-get install chromium"
+        )
+    if not CHROMIUM.exists():
+        pytest.fail(f"{CHROMIUM} is missing: apt-get install chromium")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        page = browser.new_context(locale="en-US", viewport={"width": 1100, "height": 800}).new_page()
+        page.set_default_timeout(PATIENCE * 1000)
+        yield page
+        browser.close()
+
+
+def do(box: Sandbox, *argv: str) -> None:
+    done = subprocess.run(argv, env=box.env, capture_output=True, text=True, timeout=2 * PATIENCE)
+    assert done.returncode == 0, f"{argv}: {done.stdout}{done.stderr}\n{box.log.read_text(errors='replace')[-4000:]}"
+
+
+def wait_for_page(box: Sandbox) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        try:
+            with urllib.request.urlopen(f"http://{box.addresses.ui}/_stcore/health", timeout=1):
+                return
+        except (urllib.error.URLError, OSError):
+            assert time.monotonic() < deadline, box.log.read_text(errors="replace")[-4000:]
+            time.sleep(0.1)
+
+
+def picture(colour: str) -> bytes:
+    image = Image.new("RGB", (320, 240), "white")
+    ImageDraw.Draw(image).ellipse((90, 50, 230, 190), fill=colour)
+    data = io.BytesIO()
+    image.save(data, "PNG")
+    return data.getvalue()
+
+
+def ask(page: Page, text: str, colour: str) -> None:
+    """Attach a picture, type a question and send it, as a person does."""
+    page.locator("[data-testid=stChatInput] input[type=file]").set_input_files(
+        {"name": f"{colour}.png", "mimeType": "image/png", "buffer": picture(colour)}
+    )
+    page.get_by_test_id("stChatInput").get_by_text(f"{colour}.png").wait_for()
+    page.get_by_test_id("stChatInputTextArea").fill(text)
+    page.get_by_test_id("stChatInputTextArea").press("Enter")
+
+
+def test_the_page_stays_usable_through_a_cutover(box: Sandbox, browser_page: Page) -> None:
+    """A page that stays open shows the cutover, answers from both versions, and loses neither connection nor history."""
+    page = browser_page
+    complaints: list[str] = []
+    loads: list[str] = []
+    page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on("websocket", lambda socket: loads.append(socket.url))
+    page.on("framenavigated", lambda frame: loads.append(frame.url) if frame == page.main_frame else None)
+
+    page.goto(f"http://{box.addresses.ui}")
+    sidebar = page.get_by_test_id("stSidebar")
+    sidebar.get_by_role("heading", name="1.0.0").wait_for()
+    before = len(loads)
+
+    ask(page, "What shape is this?", "red")
+    page.get_by_text("Answered by 1.0.0 in slot blue").wait_for()
+    page.get_by_role("button", name="Stop").wait_for(state="detached")
+    first = page.get_by_test_id("stChatMessage").nth(1).inner_text()
+    assert len(first.replace("Answered by 1.0.0 in slot blue", "").strip()) > len("smart_toy")
+
+    do(box, "glmctl", "deploy", "1.1.0", "--bake", "0s")
+    sidebar.get_by_role("heading", name="1.1.0").wait_for()
+
+    ask(page, "And this one?", "green")
+    page.get_by_text("Answered by 1.1.0 in slot green").wait_for()
+    page.get_by_role("button", name="Stop").wait_for(state="detached")
+    assert page.get_by_test_id("stChatMessage").nth(1).inner_text() == first
+    assert page.get_by_test_id("stChatMessage").locator("img").count() == 2
+    assert page.get_by_test_id("stAlert").count() == 0
+    assert len(loads) == before == 2, loads  # one page load, one connection
+    assert complaints == []

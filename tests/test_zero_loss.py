@@ -1,0 +1,58 @@
+"""The hard load: every kind of client, under every kind of handover, and not one request lost."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from deploy.load import Report
+from tests.box import Box
+
+DEPLOYS = 6
+SWITCHES_BETWEEN = 6
+
+
+def _assert_nothing_lost(box: Box, report: Report) -> None:
+    assert report.lost == 0, f"{report.losses}\n{box.log()}"
+    assert all(one.announced_closes == 0 and one.idle_closes == 0 for one in report.by_class.values())
+    assert all(one.sent > 0 for one in report.by_class.values())
+
+
+def _assert_receipts_add_up(box: Box) -> None:
+    for record in box.json("history")["rollouts"]:
+        receipt = record["receipt"]
+        assert receipt["adds_up"], record
+        assert receipt["lost"] == 0, record
+        for line in [receipt, *receipt["lines"]]:
+            ended = line["completed"] + line["failed"] + line["client_aborted"] + line["in_flight"]
+            assert line["accepted"] == ended, record
+
+
+def _switch_back_and_forth(box: Box, times: int) -> None:
+    for _ in range(times):
+        box.glmctl("rollback")
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_forty_cutovers_lose_nothing(stocked_box: Box, tmp_path: Path, workers: int) -> None:
+    """Forty cutovers in both directions, six of them full deploys, under every kind of client: nothing is lost."""
+    box = stocked_box
+    box.configure(threads=1, workers=workers)
+    box.glmctl("deploy", "1.0.0")
+    cutovers = 0
+    with box.load(tmp_path) as load:
+        for number in range(DEPLOYS):
+            rollout = box.begin("deploy", ["1.1.0", "1.0.0"][number % 2], "--bake", "600s")
+            _wait_for_bake(box, rollout)
+            cutovers += 1
+            _switch_back_and_forth(box, SWITCHES_BETWEEN)
+            cutovers += SWITCHES_BETWEEN
+            rollout.communicate(timeout=60)
+            assert rollout.returncode == 5  # the first of the switches rolled it back
+            box.systemctl("stop", f"glm@{box.slots.idle}.service")  # so that the next deploy is a full one
+        report = load.stop()
+    assert cutovers >= 40
+    _assert_nothing_lost(box, report)
+    _assert_receipts_add_up(box)
+    assert set(report.by_version) == {"1.0.0", "1.1.0"}
