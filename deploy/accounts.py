@@ -34,6 +34,7 @@ class Worker(BaseModel):
     model_config = ConfigDict(extra="ignore")
 
     pid: int
+    born: int | None = None
     version: str
     phase: str
     step: str = ""
@@ -47,7 +48,7 @@ class Worker(BaseModel):
     @property
     def lives(self) -> bool:
         """Whether the process is still there."""
-        return self.phase != "gone" and _lives(self.pid)
+        return self.phase != "gone" and _lives(self.pid, self.born)
 
     @property
     def memory(self) -> int:
@@ -68,6 +69,7 @@ class Generation(BaseModel):
     version: str
     release: str
     master: int
+    born: int | None = None
     ready: bool = False
     stopping: bool = False
     workers: list[Worker] = Field(default_factory=list)
@@ -75,7 +77,7 @@ class Generation(BaseModel):
     @property
     def lives(self) -> bool:
         """Whether its master is still there."""
-        return _lives(self.master)
+        return _lives(self.master, self.born)
 
     @property
     def living(self) -> list[Worker]:
@@ -127,7 +129,7 @@ def current(host: Host, slot: str) -> Generation | None:
     """The newest ready generation of `slot` that lives, or else the newest that lives."""
     alive = [one for one in generations(host, slot) if one.lives]
     ready = [one for one in alive if one.ready]
-    return (ready or alive or [None])[-1]
+    return next(iter(reversed(ready or alive)), None)
 
 
 def everything(host: Host) -> Iterable[Generation]:
@@ -149,9 +151,10 @@ def _read(path: Path) -> Generation | None:
     return record
 
 
-def _lives(pid: int) -> bool:
+def _lives(pid: int, born: int | None) -> bool:
+    """Whether the process is there, and is the one that wrote: numbers are given out again (field 22 is its birth)."""
     try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return False
-    return state != "Z"
+    return fields[0] != "Z" and int(fields[19]) == born

@@ -67,4 +67,4 @@ class PublicSocket:
             response = self._client.get("/version", headers={"connection": "close"})
         except httpx.HTTPError:
             return None
-        return response.headers.get("x-slot")
+        return str(response.headers["x-slot"]) if "x-slot" in response.headers else None

@@ -9,7 +9,7 @@ from types import FrameType
 
 import click
 
-from deploy.commands import deploy, demo, doctor, history, install, release, reload, rollback, sandbox, status
+from deploy.commands import demo, deploy, doctor, history, install, release, reload, rollback, sandbox, status
 from deploy.commands.options import Context, shared
 from deploy.errors import GlmError
 
@@ -17,8 +17,8 @@ from deploy.errors import GlmError
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(package_name="glm-handover", prog_name="glmctl")
 @shared
-def glmctl(context: Context) -> None:  # noqa: ARG001  (it gathers the global options)
-    """Update a model server without anyone noticing.
+def glmctl(context: Context) -> None:
+    r"""Update a model server without anyone noticing.
 
     \b
     A first rollout:
@@ -69,7 +69,9 @@ def main() -> None:
     except BrokenPipeError:
         status = 1
     except OSError as error:
-        status = _tell(context, f"{error.filename or 'the system'}: {error.strerror}", "`glmctl doctor` looks closer", 1)
+        status = _tell(
+            context, f"{error.filename or 'the system'}: {error.strerror}", "`glmctl doctor` looks closer", 1
+        )
     sys.exit(status if isinstance(status, int) else 0)
 
 

@@ -71,10 +71,10 @@ class Demo:
             ["glmctl", "history", "--json"], env=self._box.env, capture_output=True, text=True, check=True
         )
         receipt = json.loads(history.stdout)["rollouts"][-1]["receipt"]
-        good = load["lost"] == 0 and receipt["lost"] == 0 and receipt["adds_up"]
+        good = bool(load["lost"] == 0 and receipt["lost"] == 0 and receipt["adds_up"])
         click.secho(
-            f"\nThe clients sent {load['sent']} requests and lost {load['lost']}. The longest pause that one of them saw"
-            f" was {load['longest_pause_ms']:.0f} ms.",
+            f"\nThe clients sent {load['sent']} requests and lost {load['lost']}."
+            f" The longest pause that one of them saw was {load['longest_pause_ms']:.0f} ms.",
             bold=True,
             fg="green" if good else "red",
         )

@@ -10,7 +10,8 @@ from deploy.accounts import current
 from deploy.asking import PublicSocket
 from deploy.errors import GlmError
 from deploy.host import SLOTS
-from deploy.phases import Tools, require_units
+from deploy.phases import require_units
+from deploy.plan import Tools
 
 _LOW = 1 << 30  # bytes below which an operator should know
 

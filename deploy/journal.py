@@ -166,7 +166,4 @@ def now() -> str:
 
 def begin(journal: Journal, kind: Kind, version: str, slot: str, **more: str | None) -> Entry:
     """A new entry; it is written with its first phase."""
-    return Entry(
-        journal, Record(id=journal.new_id(), kind=kind, version=version, slot=slot, started_at=now(), **more)
-    )
-
+    return Entry(journal, Record(id=journal.new_id(), kind=kind, version=version, slot=slot, started_at=now(), **more))

@@ -7,113 +7,26 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 
-from deploy import receipt as receipts
 from deploy.accounts import Generation, current, generations
 from deploy.asking import Door, PublicSocket, data_url
-from deploy.display import Display
 from deploy.errors import DrainCut, GlmError, NotReady, Refused
 from deploy.host import Host
-from deploy.journal import Entry, Kind, Phase, Record
-from deploy.releases import Releases
-from deploy.slots import Slots, release_target
-from deploy.systemd import Systemd
+from deploy.plan import Plan, Rollout, Tools
+from deploy.slots import release_target
 
 _LOOK = 0.05  # seconds between two looks at the state files
 _LOOK_AT_UNIT = 0.5  # seconds between two questions to systemd, which cost a process each
 _SWITCH = 10.0  # seconds within which the gate of the slot that `live` names must be open
-_SETTLE = 0.1  # seconds for the last state files to be written
 _NEEDED = 16 << 20  # bytes for the journal
 
-Snapshot = receipts.Snapshot
 
-
-class Worse(Exception):  # noqa: N818  (a verdict)
+class Worse(Exception):
     """The candidate is live and should not be so any more, or is so no more."""
 
     def __init__(self, reason: str, *, by_operator: bool = False) -> None:
         super().__init__(reason)
         self.by_operator = by_operator
-
-
-@dataclass(frozen=True)
-class Tools:
-    """What a rollout works with."""
-
-    host: Host
-    display: Display
-
-    @property
-    def slots(self) -> Slots:
-        """The symlinks."""
-        return Slots(self.host)
-
-    @property
-    def systemd(self) -> Systemd:
-        """The service manager."""
-        return Systemd(self.host.user)
-
-    @property
-    def releases(self) -> Releases:
-        """The releases."""
-        return Releases(self.host)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What is wanted. Times are in seconds."""
-
-    version: str
-    kind: Kind = "deploy"
-    bake: float = 60.0
-    drain: float = 120.0
-
-
-@dataclass
-class Rollout:
-    """A plan under way: who is candidate, who was live, and where it is written down."""
-
-    tools: Tools
-    plan: Plan
-    entry: Entry
-    candidate: str
-    old: str | None
-    before: Snapshot
-    probes: int = field(default=0)
-
-    @classmethod
-    def begin(cls, tools: Tools, plan: Plan, entry: Entry) -> Rollout:
-        """Look at the host as it is before anything is touched."""
-        old = tools.slots.live
-        candidate = entry.record.slot
-        entry.record.previous_slot = old
-        entry.record.previous = tools.slots.version(old) if old else None
-        entry.record.slot_held = tools.slots.target(candidate)
-        return cls(tools, plan, entry, candidate, old, receipts.snapshot(tools.host))
-
-    @classmethod
-    def resume(cls, tools: Tools, plan: Plan, entry: Entry) -> Rollout:
-        """Take up what a controller that died has written down; its receipt begins where ours does."""
-        record = entry.record
-        return cls(tools, plan, entry, record.slot, record.previous_slot, receipts.snapshot(tools.host))
-
-    def enter(self, phase: Phase, text: str) -> None:
-        """Write down that `phase` begins, then tell whoever watches."""
-        self.entry.enter(phase)
-        self.tools.display.phase(phase, text)
-
-    def end(self, outcome: str, *, reason: str | None = None) -> Record:
-        """Draw up the receipt and close the record."""
-        time.sleep(_SETTLE)
-        account = receipts.draw_up(self.before, receipts.snapshot(self.tools.host), probes=self.probes)
-        self.entry.end(outcome, reason=reason, receipt=account)
-        return self.entry.record
-
-    @property
-    def unit(self) -> str:
-        """The candidate's unit."""
-        return self.tools.host.unit(self.candidate)
 
 
 def preflight(rollout: Rollout) -> None:
@@ -370,4 +283,3 @@ def _wait_for(condition: Callable[[], bool], seconds: float) -> bool:
             return False
         time.sleep(_LOOK)
     return True
-

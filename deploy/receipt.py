@@ -89,9 +89,7 @@ def draw_up(before: Snapshot, after: Snapshot, *, probes: int = 0) -> Receipt:
         earlier = before.get(key)
         if earlier is not None and earlier.died:
             continue  # it was dead before we began
-        line = lines.setdefault(
-            key[:2], Line(slot=count.slot, generation=count.generation, version=count.version)
-        )
+        line = lines.setdefault(key[:2], Line(slot=count.slot, generation=count.generation, version=count.version))
         for name in _COUNTED:
             was = earlier.numbers[name] if earlier else 0
             setattr(line, name, getattr(line, name) + count.numbers[name] - was)

@@ -8,7 +8,7 @@ from deploy import phases
 from deploy.accounts import current
 from deploy.errors import DrainCut, Locked
 from deploy.journal import BEFORE_CUTOVER, Entry, Journal, Record
-from deploy.phases import Plan, Rollout, Tools
+from deploy.plan import Plan, Rollout, Tools
 
 
 def recover(tools: Tools) -> list[str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
-import json
 import os
 import re
 import shutil
@@ -13,18 +12,18 @@ import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from deploy.accounts import everything
+from deploy.checkpoint import checkpoint_files, pictures, read_json
 from deploy.errors import GlmError, Refused
 from deploy.host import SLOTS, Host
 from deploy.slots import Slots
 
 _VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}")
-_PICKLES = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".npy", ".npz", ".mar", ".th"})
 _CHUNK = 8 << 20
 _SPARE = 64 << 20  # bytes that must stay free: journals and state files need a place too
 _STAGING = ".incoming-"
@@ -96,9 +95,9 @@ class Releases:
             )
         return self._read(self.host.releases / version)
 
-    def slots_of(self, version: str) -> list[str]:
+    def slots_of(self, version: str) -> tuple[str, ...]:
         """The slots that point to `version`."""
-        return [slot for slot in SLOTS if Slots(self.host).version(slot) == version]
+        return tuple(slot for slot in SLOTS if Slots(self.host).version(slot) == version)
 
     def verify(self, version: str, advance: Advance = lambda _: None) -> Release:
         """Compare every file of `version` with its digest; raises Refused naming the first that differs."""
@@ -126,14 +125,14 @@ class Releases:
         release.path.rename(grave)
         _delete(grave)
 
-    def prune(self, keep: int) -> list[str]:
+    def prune(self, keep: int) -> tuple[str, ...]:
         """Remove all but the newest `keep` releases and those in use; returns what went."""
         gone = []
         for release in self.list()[: -keep or None]:
             with contextlib.suppress(Refused):
                 self.remove(release.version)
                 gone.append(release.version)
-        return gone
+        return tuple(gone)
 
     def add(
         self,
@@ -157,17 +156,17 @@ class Releases:
         final = self.host.releases / version
         if final.exists():
             raise Refused(f"release {version} exists", hint="a release never changes: give another --version")
-        files = list(_checkpoint_files(source))
+        files = list(checkpoint_files(source))
         total = sum(path.stat().st_size for path, _ in files)
         self._make_room(total)
-        manifest_checks = _read_json(checks or source / "checks.json", list, required=checks is not None)
-        manifest_engine = _read_json(engine or source / "engine.json", dict, required=engine is not None)
+        manifest_checks = read_json(checks or source / "checks.json", list, required=checks is not None)
+        manifest_engine = read_json(engine or source / "engine.json", dict, required=engine is not None)
         with self._staging(version) as staging:
             advance = begin(total)
             entries = [_import(path, staging, f"model/{name}", advance) for path, name in files]
             entries += [
                 _import(path, staging, name, lambda _: None)
-                for path, name in _pictures(manifest_checks or [], (checks or source / "checks.json").parent)
+                for path, name in pictures(manifest_checks or [], (checks or source / "checks.json").parent)
             ]
             manifest = Manifest(
                 version=version,
@@ -195,7 +194,9 @@ class Releases:
         try:
             self.host.releases.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise GlmError(f"cannot write to {self.host.releases}: {error.strerror}", hint="root, or --user?") from error
+            raise GlmError(
+                f"cannot write to {self.host.releases}: {error.strerror}", hint="root, or --user?"
+            ) from error
         free = shutil.disk_usage(self.host.releases).free
         if free < total + _SPARE:
             raise Refused(
@@ -218,91 +219,6 @@ class Releases:
             finally:
                 if staging.exists():
                     _delete(staging)
-
-
-def _checkpoint_files(source: Path) -> Iterator[tuple[Path, str]]:
-    """The files to import, as (path, name below the checkpoint); raises Refused for what is no safe checkpoint."""
-    if not source.is_dir():
-        raise Refused(f"{source} is no directory", hint="give the checkpoint directory as Hugging Face writes it")
-    found = []
-    for path in sorted(source.rglob("*")):
-        name = PurePosixPath(path.relative_to(source))
-        if any(part.startswith(".") for part in name.parts) or str(name) in {"checks.json", "engine.json"}:
-            continue
-        if path.is_dir():
-            continue
-        if not path.is_file():
-            raise Refused(f"{path} is neither a file nor a directory")
-        if path.suffix.lower() in _PICKLES:
-            raise Refused(
-                f"{name} may hold a pickle, which runs code when it is loaded",
-                hint="only safetensors are accepted: convert it with save_pretrained(..., safe_serialization=True)",
-            )
-        found.append((path, str(name)))
-    names = {name for _, name in found}
-    if "config.json" not in names:
-        raise Refused(f"{source} is no checkpoint: config.json is missing")
-    tensors = [(path, name) for path, name in found if name.endswith(".safetensors")]
-    if not tensors:
-        raise Refused(f"{source} is no checkpoint: it has no .safetensors file")
-    for path, name in tensors:
-        _check_tensors(path, name)
-    _check_index(source, names)
-    yield from found
-
-
-def _check_tensors(path: Path, name: str) -> None:
-    """See that the file is as long as its own header says (8 bytes of length, JSON, then the tensors' bytes)."""
-    size = path.stat().st_size
-    try:
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            if not 2 <= length <= min(size - 8, 100 << 20):
-                raise ValueError
-            header = json.loads(file.read(length))
-        end = max((entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"), default=0)
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
-        raise Refused(f"{name} is no safetensors file, or its head is damaged") from error
-    if 8 + length + end != size:
-        raise Refused(f"{name} is truncated: {size} bytes instead of {8 + length + end}", hint="download it again")
-
-
-def _check_index(source: Path, names: set[str]) -> None:
-    index = "model.safetensors.index.json"
-    if index not in names:
-        return
-    try:
-        shards = set(json.loads((source / index).read_text())["weight_map"].values())
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise Refused(f"{index} is damaged") from error
-    if missing := sorted(shards - names):
-        raise Refused(f"{missing[0]} is missing: {index} names it", hint="download the checkpoint again")
-
-
-def _pictures(checks: list[Any], beside: Path) -> Iterator[tuple[Path, str]]:
-    """The picture files that checks name, relative to the file they stand in."""
-    seen = set()
-    for check in checks:
-        image = check.get("image") if isinstance(check, dict) else None
-        if not isinstance(image, str) or image.startswith("data:") or image in seen:
-            continue
-        seen.add(image)
-        path = beside / image
-        if PurePosixPath(image).is_absolute() or ".." in PurePosixPath(image).parts or not path.is_file():
-            raise Refused(f"a check names the picture {image}, which is not beside it")
-        yield path, image
-
-
-def _read_json(path: Path, kind: type[Any], *, required: bool) -> Any:
-    if not path.exists() and not required:
-        return None
-    try:
-        document = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise Refused(f"{path} cannot be read as JSON: {error}") from error
-    if not isinstance(document, kind):
-        raise Refused(f"{path} must hold a JSON {'list' if kind is list else 'object'}")
-    return document
 
 
 def _import(source: Path, staging: Path, name: str, advance: Advance) -> File:

@@ -7,7 +7,8 @@ import time
 from deploy.accounts import current, generations
 from deploy.errors import NotReady, Refused
 from deploy.journal import Journal, Record, begin
-from deploy.phases import Plan, Rollout, Tools, require_units
+from deploy.phases import require_units
+from deploy.plan import Plan, Rollout, Tools
 from deploy.slots import release_target
 
 _LOOK = 0.05

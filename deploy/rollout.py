@@ -7,7 +7,8 @@ from contextlib import nullcontext, suppress
 from deploy import phases
 from deploy.errors import DrainCut, GlmError, NotReady, Refused, RolledBack
 from deploy.journal import Journal, Record, begin
-from deploy.phases import Plan, Rollout, Tools, Worse
+from deploy.phases import Worse
+from deploy.plan import Plan, Rollout, Tools
 
 
 def deploy(tools: Tools, plan: Plan) -> Record:

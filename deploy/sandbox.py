@@ -1,8 +1,8 @@
 """A private systemd user manager with our units installed and an empty root, of which nothing is left behind.
 
-It is a real `systemd --user`, away from the caller's own. It runs where PID 1 is systemd and where it is something else:
-all that systemd asks for is that /run/systemd/system exists, so it gets a mount namespace in which it does. Everything
-else is ordinary: one temporary directory, and environment variables that lead glmctl and systemctl to it.
+It is a real `systemd --user`, away from the caller's own. It runs where PID 1 is systemd and where it is something
+else: all that systemd asks for is that /run/systemd/system exists, so it gets a mount namespace in which it does.
+Everything else is ordinary: two temporary directories, and environment variables that lead glmctl and systemctl there.
 """
 
 from __future__ import annotations
@@ -86,7 +86,12 @@ class Sandbox:
 
     def inside(self, command: Sequence[str]) -> list[str]:
         """The argv that runs `command`, from our working directory, where systemd looks booted to whoever asks."""
-        enter = ["nsenter", f"--target={self.manager.pid}", "--mount", *(["--user", "--preserve-credentials"] if os.getuid() else [])]
+        enter = [
+            "nsenter",
+            f"--target={self.manager.pid}",
+            "--mount",
+            *(["--user", "--preserve-credentials"] if os.getuid() else []),
+        ]
         return [*enter, "sh", "-c", 'cd "$0" && exec "$@"', str(Path.cwd()), *command]
 
     def _environment(self) -> dict[str, str]:

@@ -14,7 +14,7 @@ from service.settings import Settings
 
 def main() -> None:
     """Replace this process; does not return."""
-    settings = Settings()  # type: ignore[call-arg]  # from the environment
+    settings = Settings()  # from the environment
     os.environ.setdefault("GLM_PYTHON", sys.executable)  # where the next generation looks again
     own = settings.root / settings.slot / "env" / "bin" / "python"
     if own.exists() and Path(sys.executable) != own:

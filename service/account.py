@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from service.process import birth
+
 logger = logging.getLogger("gunicorn.error")
 
 Phase = Literal["loading", "warming up", "checking", "ready", "failed", "leaving", "gone"]
@@ -43,6 +45,8 @@ class Account:
     generation: int
     version: str
     pid: int = field(default_factory=os.getpid)
+    born: int | None = field(default_factory=lambda: birth(os.getpid()))
+    """With `pid` it tells this process from any later one; clock ticks since boot."""
     phase: Phase = "loading"
     step: str = ""
     progress: float = 0.0
@@ -76,7 +80,7 @@ class Account:
             temporary.replace(self.path)
         except OSError as error:
             if not self._complained:
-                logger.error("cannot write the state file %s: %s", self.path, error)
+                logger.error("cannot write the state file %s: %s", self.path, error)  # noqa: TRY400
             self._complained = True
             return
         self._written, self._written_at, self._complained = document, now, False

@@ -16,7 +16,7 @@ MAX_PIXELS = 100_000_000
 SHOWN = 200  # characters of an answer that an error quotes
 
 
-class CheckFailed(Exception):  # noqa: N818  # says more than an Error at its end would
+class CheckFailed(Exception):  # says more than an Error at its end would
     """The release answered a check wrongly or not at all; the text gives question, expectation and answer."""
 
 

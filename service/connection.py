@@ -22,7 +22,9 @@ Send = Callable[[Message], Awaitable[None]]
 class Owner(Protocol):
     """What a connection asks of the server that holds it."""
 
-    ledger: Ledger
+    @property
+    def ledger(self) -> Ledger:
+        """Where to count."""
 
     def keeps(self, connection: Connection) -> bool:
         """Whether the connection's next request is ours to answer."""
@@ -153,7 +155,7 @@ class Connection(HttpToolsProtocol):
             await send(message)
 
         try:
-            await self._serve(scope, receive, noting)  # type: ignore[arg-type]
+            await self._serve(scope, receive, noting)
         finally:
             self._broken = self._broken or not complete
 

@@ -51,7 +51,7 @@ class Finish:
     completion_tokens: int
 
 
-class PromptTooLong(ValueError):  # noqa: N818  # says more than an Error at its end would
+class PromptTooLong(ValueError):  # says more than an Error at its end would
     """The conversation, images included, is more than the engine takes; the text gives both numbers, in tokens."""
 
 

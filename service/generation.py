@@ -23,6 +23,7 @@ from typing import Any
 from service.doors import Doors
 from service.gate import Gate
 from service.notify import Manager
+from service.process import birth, lives
 from service.release import Release, ReleaseError
 from service.settings import Settings
 
@@ -57,13 +58,13 @@ class Generation:
     @classmethod
     def begin(cls, server: Any) -> Generation:
         """Claim the slot's next number and bind its doors; ends the process when the slot holds nothing to serve."""
-        settings = Settings()  # type: ignore[call-arg]  # from the environment
+        settings = Settings()  # from the environment
         manager = Manager()
         try:
             release = Release.read((settings.root / settings.slot).resolve(strict=True))
         except (OSError, ReleaseError) as error:
             reason = f"slot {settings.slot} holds no release that could be served: {error}"
-            logger.error("%s", reason)
+            logger.error("%s", reason)  # noqa: TRY400  (the reason says it all)
             manager.status(f"failed: {reason}")
             sys.exit(NOT_READY)
         slot_directory = settings.runtime / settings.slot
@@ -89,7 +90,7 @@ class Generation:
         signal.signal(signal.SIGALRM, lambda *_: self._tick(server))
         signal.setitimer(signal.ITIMER_REAL, _TICK_LOADING, _TICK_LOADING)
 
-    def end(self, server: Any) -> None:
+    def end(self) -> None:
         """Say why, if this was not asked for, and leave the slot's paths to others."""
         signal.setitimer(signal.ITIMER_REAL, 0)
         errors = [account["error"] for account in self._accounts(None) if account["error"]]
@@ -119,6 +120,7 @@ class Generation:
             "version": self.release.version,
             "release": str(self.release.path),
             "master": self.master,
+            "born": birth(self.master),
             "parent": self.parent,
             "workers_wanted": self.settings.workers,
             "ready": self.ready,
@@ -130,7 +132,7 @@ class Generation:
             temporary.write_text(json.dumps(document))
             temporary.replace(self.directory / "generation.json")
         except OSError as error:  # a full disk must not end the service
-            logger.error("cannot write the record of generation %s: %s", self.number, error)
+            logger.error("cannot write generation %s's record: %s", self.number, error)  # noqa: TRY400
 
     def _stop(self, server: Any, sig: int, frame: FrameType | None) -> None:
         if os.getpid() != self.master:  # a child between its fork and its own handlers
@@ -234,8 +236,7 @@ def _claim(slot_directory: Path) -> tuple[int, Path]:
 
 def _lives(directory: Path) -> bool:
     try:
-        master = json.loads((directory / "generation.json").read_text())["master"]
-        os.kill(master, 0)
+        record = json.loads((directory / "generation.json").read_text())
+        return lives(record["master"], record["born"])
     except (OSError, ValueError, KeyError):
         return False
-    return True

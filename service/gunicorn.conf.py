@@ -2,10 +2,11 @@
 
 from typing import Any
 
+from service import metrics
 from service.generation import Generation
 from service.settings import Settings
 
-_settings = Settings()  # type: ignore[call-arg]  # from the environment
+_settings = Settings()  # from the environment
 
 bind = ["127.0.0.1:8000"]  # only when started by hand: under systemd the socket unit brings the listener
 worker_class = "service.worker.SlotWorker"
@@ -43,6 +44,11 @@ def pre_exec(server: Any) -> None:
     server.generation.begin_next(server)
 
 
+def child_exit(server: Any, worker: Any) -> None:  # noqa: ARG001  (Gunicorn looks at the names)
+    """A worker is gone; so is what it had in flight."""
+    metrics.forget(worker.pid)
+
+
 def on_exit(server: Any) -> None:
     """The master leaves."""
-    server.generation.end(server)
+    server.generation.end()

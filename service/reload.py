@@ -17,6 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from service.process import lives
 from service.settings import Settings
 
 _POLL = 0.02
@@ -34,6 +35,7 @@ class Elder:
 
     def __init__(self, record: dict[str, Any], directory: Path) -> None:
         self.master: int = record["master"]
+        self.born: int = record["born"]
         self.directory = directory
 
     def is_idle(self) -> bool:
@@ -48,7 +50,7 @@ class Elder:
         else:
             print(f"drain time of {drain:.0f} s is over, cutting what is left", flush=True)  # noqa: T201
         _signal(self.master, signal.SIGQUIT)
-        if not _wait(lambda: not _lives(self.master), _FAREWELL):
+        if not _wait(lambda: not lives(self.master, self.born), _FAREWELL):
             _signal(self.master, signal.SIGKILL)
 
 
@@ -62,7 +64,7 @@ def reload(settings: Settings, main_pid: int) -> str:
     if record is None:
         raise ReloadError(f"no generation of {settings.slot} has the master {main_pid}")
     elder, directory_of_elder = _find(slot, lambda other: other["master"] == record["parent"])
-    if elder is not None and record["parent"] and _lives(elder["master"]):
+    if elder is not None and record["parent"] and lives(elder["master"], elder["born"]):
         Elder(elder, directory_of_elder).relieve(settings.drain)  # left behind by a reload that was killed
     heir, heir_directory = _beget(slot, main_pid, record["generation"])
     _await_ready(heir, heir_directory, settings.load_stall)
@@ -93,11 +95,11 @@ def _await_ready(heir: dict[str, Any], directory: Path, patience: float) -> None
         if steps != seen:
             seen, seen_at = steps, time.monotonic()
         why = next((a["error"] for a in _accounts(directory, living=False) if a["error"]), None)
-        if not _lives(heir["master"]):
+        if not lives(heir["master"], heir["born"]):
             raise ReloadError(f"{heir['version']} did not become ready: {why or 'its master died'}")
         if time.monotonic() - seen_at > patience:
             _signal(heir["master"], signal.SIGQUIT)
-            if not _wait(lambda: not _lives(heir["master"]), _FAREWELL):
+            if not _wait(lambda: not lives(heir["master"], heir["born"]), _FAREWELL):
                 _signal(heir["master"], signal.SIGKILL)
             raise ReloadError(f"{heir['version']} did not become ready: no progress for {patience:.0f} s")
         time.sleep(_POLL)
@@ -113,21 +115,13 @@ def _find(slot: Path, wanted: Callable[[dict[str, Any]], bool]) -> tuple[dict[st
 
 def _accounts(directory: Path, *, living: bool = True) -> list[dict[str, Any]]:
     found = [_read(path) for path in directory.glob("[0-9]*.json")]
-    return [a for a in found if a and (not living or (a["phase"] != "gone" and _lives(a["pid"])))]
+    return [a for a in found if a and (not living or (a["phase"] != "gone" and lives(a["pid"], a["born"])))]
 
 
 def _read(path: Path) -> dict[str, Any]:
     with suppress(OSError, ValueError):
         return dict(json.loads(path.read_text()))
     return {}
-
-
-def _lives(pid: int) -> bool:
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except OSError:
-        return False
-    return state != "Z"
 
 
 def _signal(pid: int, number: signal.Signals) -> None:
@@ -147,7 +141,7 @@ def _wait(condition: Callable[[], bool], seconds: float) -> bool:
 def main() -> int:
     """Run as ExecReload: $MAINPID names the master; the exit status is 0 only after a handover."""
     try:
-        print(reload(Settings(), int(os.environ["MAINPID"])))  # type: ignore[call-arg]  # noqa: T201
+        print(reload(Settings(), int(os.environ["MAINPID"])))  # noqa: T201
     except ReloadError as error:
         print(f"reload failed, nothing changed: {error}", file=sys.stderr)  # noqa: T201
         return 1

@@ -169,7 +169,7 @@ class SlotServer(Server):
             except (BlockingIOError, ConnectionAbortedError):
                 return
             except OSError as error:  # out of descriptors: whoever waits, waits in the backlog
-                logger.error("cannot accept: %s; trying again in %s s", error, _BREATH)
+                logger.error("cannot accept: %s; next try in %s s", error, _BREATH)  # noqa: TRY400
                 if public:
                     self._set_accepting(False)
                     self._accept_again_at = time.monotonic() + _BREATH

@@ -10,7 +10,6 @@ import sys
 import time
 from contextlib import suppress
 from types import FrameType
-from typing import Any
 
 from uvicorn.config import Config
 from uvicorn_worker import UvicornWorker
@@ -155,4 +154,3 @@ class SlotWorker(UvicornWorker):  # type: ignore[misc]  # Gunicorn's classes car
         with suppress(OSError):
             return '"ready": true' in (self.generation.directory / "generation.json").read_text()
         return self.generation.ready
-

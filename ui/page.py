@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass, field
 
 import streamlit as st
+from PIL import Image, ImageDraw
 
 from ui.client import Fault, Live, Service, ServiceError, service_address
 from ui.conversation import Conversation, Exchange, Question, Reply
@@ -15,13 +16,13 @@ from ui.words import LANGUAGES, Words, language_of
 LOOK = "1s"  # how often the sidebar asks who is live
 REFRESH = "200ms"  # how often an answer that is on its way is shown anew
 CHANGES = 5  # cutovers that the sidebar remembers
-PICTURE_WIDTH = 240  # pixels
-FOR_A_PERSON = {Fault.REJECTED, Fault.TOO_LARGE, Fault.PICTURE}  # the same question again would fail again
+PICTURE_WIDTH = 200  # pixels
 
 # No more than the little that themes cannot say.
 STYLE = """
 <style>
   .stMainBlockContainer { max-width: 46rem; padding-top: 3.5rem; }
+  .stSidebar h3 { padding: 0; }
   .stChatMessage { padding-block: .5rem; }
   .stChatMessage pre, .stChatMessage [data-testid="stText"] { white-space: pre-wrap; overflow-wrap: anywhere; }
   .stChatMessage [data-testid="stMarkdownContainer"] { overflow-wrap: anywhere; }
@@ -48,9 +49,18 @@ def connect(address: str) -> Service:
     return Service(address)
 
 
+def emblem() -> Image.Image:
+    """Draw the tab's icon, one half in each slot's colour; Streamlit's own icons would come from the internet."""
+    image = Image.new("RGBA", (64, 64))
+    draw = ImageDraw.Draw(image)
+    draw.pieslice((4, 4, 60, 60), 90, 270, fill="#1f6fb5")
+    draw.pieslice((4, 4, 60, 60), 270, 90, fill="#2f8f5b")
+    return image
+
+
 def main() -> None:
     """Draw the page as the session's state has it."""
-    st.set_page_config(page_title="GLM", page_icon=":material/chat_bubble:", layout="centered")
+    st.set_page_config(page_title="GLM", page_icon=st.cache_resource(emblem, show_spinner=False)(), layout="centered")
     st.html(STYLE)
     service = st.cache_resource(connect, show_spinner=False)(service_address())
     conversation: Conversation = st.session_state.setdefault("conversation", Conversation())
@@ -101,8 +111,8 @@ def now(service: Service, watch: Watch, words: Words) -> None:
         st.markdown(f":orange[:material/cloud_off:] {text}")
     else:
         watch.note(live)
-        st.markdown(f"### {live.version}")
-        st.badge(words.slot.format(slot=live.slot), color="green" if live.slot == "green" else "blue")
+        colour = "green" if live.slot == "green" else "blue"
+        st.markdown(f"### {live.version} &ensp;:{colour}-badge[{words.slot.format(slot=live.slot)}]")
     changes = [
         f"{at} &ensp; {before.version} → **{after.version}**"
         for (_, before), (at, after) in zip(watch.seen, watch.seen[1:], strict=False)
@@ -138,7 +148,8 @@ def show(exchange: Exchange, conversation: Conversation, service: Service, words
             return
         finished(exchange.reply, words)
         error = exchange.reply.error
-        if last and error and error.fault not in FOR_A_PERSON and st.button(words.retry, icon=":material/refresh:"):
+        again = last and error and error.fault is not Fault.PICTURE
+        if again and st.button(words.retry, key="retry", icon=":material/refresh:"):
             conversation.retry(service)
             st.rerun()
 

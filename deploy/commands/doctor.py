@@ -14,7 +14,9 @@ def doctor(context: Context) -> None:
     """Say what is wrong with this host and how to mend it; exit code 1 if anything is."""
     context.recover()
     findings = examine(context.tools)
-    lines = [f"{'ok  ' if one.good else 'BAD '} {one.what}" + (f"\n     {one.mend}" if one.mend else "") for one in findings]
+    lines = [
+        f"{'ok  ' if one.good else 'BAD '} {one.what}" + (f"\n     {one.mend}" if one.mend else "") for one in findings
+    ]
     context.show(
         {"findings": [{"good": one.good, "what": one.what, "mend": one.mend} for one in findings]}, "\n".join(lines)
     )

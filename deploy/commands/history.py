@@ -19,9 +19,7 @@ def history(context: Context, identifier: str | None) -> None:
     records = Journal(context.host).records()
     if identifier is None:
         lines = [f"{record.id}  {report.summary(record)}" for record in records]
-        context.show(
-            {"rollouts": [record.model_dump() for record in records]}, "\n".join(lines) or "no rollout yet"
-        )
+        context.show({"rollouts": [record.model_dump() for record in records]}, "\n".join(lines) or "no rollout yet")
         return
     found = [record for record in records if record.id == identifier]
     if not found:

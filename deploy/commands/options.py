@@ -15,11 +15,11 @@ from pydantic import BaseModel
 
 from deploy.display import Display
 from deploy.host import Host
-from deploy.phases import Tools
+from deploy.plan import Tools
 from deploy.recovery import recover
 
 
-class Duration(click.ParamType):
+class Duration(click.ParamType[float]):
     """Seconds, as a number or as 500ms, 60s, 10m, 2h."""
 
     name = "duration"
@@ -75,11 +75,9 @@ def shared(command: Callable[..., Any]) -> Callable[..., Any]:
     @click.option("--user", is_flag=True, help="Address the user's service manager.  [env: GLM_USER]")
     @click.option("--root", type=click.Path(path_type=Path), help="Where the releases lie.  [env: GLM_ROOT]")
     @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout; progress goes to stderr.")
-    @click.pass_context
     @functools.wraps(command)
-    def with_options(
-        ctx: click.Context, *args: Any, user: bool, root: Path | None, as_json: bool, **kwargs: Any
-    ) -> Any:
+    def with_options(*args: Any, user: bool, root: Path | None, as_json: bool, **kwargs: Any) -> Any:
+        ctx = click.get_current_context()
         context = ctx.find_object(Context) or ctx.ensure_object(Context)
         context.user = context.user or user
         context.root = root or context.root

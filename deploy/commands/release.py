@@ -24,7 +24,7 @@ def release() -> None:
 @click.option("--engine", type=click.Path(path_type=Path), help="Engine settings: device, dtype, max_new_tokens.")
 @shared
 def add(context: Context, path: Path, version: str | None, checks: Path | None, engine: Path | None) -> None:
-    """Import the checkpoint directory PATH as a release.
+    r"""Import the checkpoint directory PATH as a release.
 
     PATH is a directory as Hugging Face writes it: config.json, tokenizer, chat template, *.safetensors. A file that may
     hold a pickle is refused by name. It is copied, hashed and published by one rename: interrupted, nothing is left.
@@ -42,7 +42,7 @@ def add(context: Context, path: Path, version: str | None, checks: Path | None, 
             return stack.enter_context(context.display.bytes("copying and hashing", total))
 
         added = context.tools.releases.add(path, version=version, checks=checks, engine=engine, begin=begin)
-    context.show(_document(added, []), f"added {added.version} ({_size(added)}) at {added.path}")
+    context.show(_document(added, ()), f"added {added.version} ({_size(added)}) at {added.path}")
 
 
 @release.command("list")
@@ -90,16 +90,16 @@ def prune(context: Context, keep: int) -> None:
     """Delete old releases, but never one that a slot points to."""
     context.recover()
     gone = context.tools.releases.prune(keep)
-    context.show({"removed": gone}, f"removed {', '.join(gone)}" if gone else "nothing to remove")
+    context.show({"removed": list(gone)}, f"removed {', '.join(gone)}" if gone else "nothing to remove")
 
 
-def _document(one: Release, slots: list[str]) -> dict[str, object]:
+def _document(one: Release, slots: tuple[str, ...]) -> dict[str, object]:
     return {
         "version": one.version,
         "path": str(one.path),
         "size": one.manifest.size,
         "created_at": one.manifest.created_at,
-        "slots": slots,
+        "slots": list(slots),
     }
 
 

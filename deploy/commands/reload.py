@@ -6,7 +6,7 @@ import click
 
 from deploy import report
 from deploy.commands.options import Context, shared
-from deploy.phases import Plan
+from deploy.plan import Plan
 from deploy.reload import reload as hand_over
 
 

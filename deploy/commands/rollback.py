@@ -7,7 +7,7 @@ import click
 from deploy import phases, report
 from deploy.commands.options import Context, Duration, shared
 from deploy.errors import Refused
-from deploy.phases import Plan
+from deploy.plan import Plan
 from deploy.rollout import rollback as roll_back
 
 
@@ -18,9 +18,9 @@ from deploy.rollout import rollback as roll_back
 def rollback(context: Context, version: str | None, drain: float) -> None:
     """Go back to the slot that served before, or to VERSION.
 
-    While that slot is warm this is the cutover's rename backwards and takes milliseconds; a deploy that bakes, in another
-    terminal too, ends with it. Both slots stay warm then, so that a second rollback takes the first one back. When it is
-    cold it has to load first, like a deploy.
+    While that slot is warm this is the cutover's rename backwards and takes milliseconds; a deploy that bakes, in
+    another terminal too, ends with it. Both slots stay warm then, so that a second rollback takes the first one back.
+    When it is cold it has to load first, like a deploy.
     """
     tools = context.tools
     wanted = version or tools.slots.version(tools.slots.idle)

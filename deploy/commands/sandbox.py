@@ -15,10 +15,10 @@ from deploy.sandbox import Sandbox
 @click.option("--root", type=click.Path(path_type=Path), help="Releases are kept here instead, and stay.")
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 def sandbox(root: Path | None, command: tuple[str, ...]) -> None:
-    """Run COMMAND with a private systemd user manager that holds our units and an empty root.
+    r"""Run COMMAND with a private systemd user manager that holds our units and an empty root.
 
-    Inside, plain `glmctl` and `systemctl --user` address that manager, and `glmctl status --json` names the port on which
-    the service listens. The exit code is COMMAND's, and nothing is left behind.
+    Inside, plain `glmctl` and `systemctl --user` address that manager, and `glmctl status --json` names the port on
+    which the service listens. The exit code is COMMAND's, and nothing is left behind.
 
     \b
       glmctl sandbox -- bash

@@ -15,7 +15,7 @@ from deploy.accounts import current
 from deploy.commands.options import Context, shared
 from deploy.host import SLOTS
 from deploy.journal import Journal
-from deploy.phases import Tools
+from deploy.plan import Tools
 
 _EVERY = 0.5
 

@@ -1,0 +1,97 @@
+"""A checkpoint directory as Hugging Face writes it, looked at before it is trusted."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from deploy.errors import Refused
+
+_PICKLES = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".npy", ".npz", ".mar", ".th"})
+_LONGEST_HEAD = 100 << 20  # bytes; the safetensors format allows no more
+
+
+def checkpoint_files(source: Path) -> Iterator[tuple[Path, str]]:
+    """The files to import, as (path, name below the checkpoint); raises Refused for what is no safe checkpoint."""
+    if not source.is_dir():
+        raise Refused(f"{source} is no directory", hint="give the checkpoint directory as Hugging Face writes it")
+    found = []
+    for path in sorted(source.rglob("*")):
+        name = path.relative_to(source)
+        if any(part.startswith(".") for part in name.parts) or str(name) in {"checks.json", "engine.json"}:
+            continue
+        if path.is_dir():
+            continue
+        if not path.is_file():
+            raise Refused(f"{path} is neither a file nor a directory")
+        if path.suffix.lower() in _PICKLES:
+            raise Refused(
+                f"{name} may hold a pickle, which runs code when it is loaded",
+                hint="only safetensors are accepted: convert it with save_pretrained(..., safe_serialization=True)",
+            )
+        found.append((path, str(name)))
+    names = {word for _, word in found}
+    if "config.json" not in names:
+        raise Refused(f"{source} is no checkpoint: config.json is missing")
+    tensors = [(path, word) for path, word in found if word.endswith(".safetensors")]
+    if not tensors:
+        raise Refused(f"{source} is no checkpoint: it has no .safetensors file")
+    for path, word in tensors:
+        _check_tensors(path, word)
+    _check_index(source, names)
+    yield from found
+
+
+def _check_tensors(path: Path, name: str) -> None:
+    """See that the file is as long as its own header says (8 bytes of length, JSON, then the tensors' bytes)."""
+    size = path.stat().st_size
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(min(length, _LONGEST_HEAD)))
+        end = max((entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"), default=0)
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
+        raise Refused(f"{name} is no safetensors file, or its head is damaged") from error
+    if 8 + length + end != size:
+        raise Refused(f"{name} is truncated: {size} bytes instead of {8 + length + end}", hint="download it again")
+
+
+def _check_index(source: Path, names: set[str]) -> None:
+    index = "model.safetensors.index.json"
+    if index not in names:
+        return
+    try:
+        shards = set(json.loads((source / index).read_text())["weight_map"].values())
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise Refused(f"{index} is damaged") from error
+    if missing := sorted(shards - names):
+        raise Refused(f"{missing[0]} is missing: {index} names it", hint="download the checkpoint again")
+
+
+def pictures(checks: list[Any], beside: Path) -> Iterator[tuple[Path, str]]:
+    """The picture files that checks name, relative to the file they stand in."""
+    seen = set()
+    for check in checks:
+        image = check.get("image") if isinstance(check, dict) else None
+        if not isinstance(image, str) or image.startswith("data:") or image in seen:
+            continue
+        seen.add(image)
+        path = beside / image
+        if PurePosixPath(image).is_absolute() or ".." in PurePosixPath(image).parts or not path.is_file():
+            raise Refused(f"a check names the picture {image}, which is not beside it")
+        yield path, image
+
+
+def read_json(path: Path, kind: type[Any], *, required: bool) -> Any:
+    """The JSON list or object in `path`, None where it is absent and not required; raises Refused."""
+    if not path.exists() and not required:
+        return None
+    try:
+        document = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise Refused(f"{path} cannot be read as JSON: {error}") from error
+    if not isinstance(document, kind):
+        raise Refused(f"{path} must hold a JSON {'list' if kind is list else 'object'}")
+    return document
