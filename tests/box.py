@@ -15,6 +15,7 @@ from typing import Any
 import httpx
 
 from deploy.accounts import Generation, current, generations
+from deploy.journal import Journal
 from deploy.load import Report
 from deploy.sandbox import Sandbox
 from deploy.slots import Slots
@@ -93,6 +94,23 @@ class Box:
     def log(self) -> str:
         """What the units wrote, the end of it."""
         return self.sandbox.log.read_text(errors="replace")[-6000:]
+
+    @contextmanager
+    def baking(self, version: str) -> Iterator[subprocess.Popen[str]]:
+        """A deploy that bakes in another terminal until the block has rolled it back."""
+        deploy = self.begin("deploy", version, "--bake", "600s")
+        self.await_phase(deploy, "bake")
+        yield deploy
+        out, _ = deploy.communicate(timeout=60)
+        assert deploy.returncode == 5, out
+
+    def await_phase(self, command: subprocess.Popen[str], phase: str, seconds: float = 60) -> None:
+        """Wait until the rollout under way has journalled `phase`; it looks every 2 ms, for some phases are short."""
+        deadline = time.monotonic() + seconds
+        while not any(one.phase == phase for one in Journal(self.host).unfinished()):
+            assert command.poll() is None, f"it ended before {phase}: {command.communicate()[0]}"
+            assert time.monotonic() < deadline, f"no {phase} within {seconds} s\n{self.log()}"
+            time.sleep(0.002)
 
     @contextmanager
     def load(self, tmp_path: Path, *, seconds: float = 600, scale: float = 1.0) -> Iterator[Load]:

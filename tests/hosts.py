@@ -1,8 +1,9 @@
 """Booted hosts for tests: a systemd of their own as PID 1, their own network, their own cgroup, and nothing to lose.
 
-A host's disk is an overlay in memory over this machine's root, so that no image has to be made or kept. It is bare: the
-checkout, homes, /opt and every unit that this machine enables are hidden from it. Mounts and networks live in private
-namespaces and processes die with their parent, so that even a killed test run leaves nothing mounted and nothing running.
+A host's disk is an overlay in memory over this machine's root, so that no image has to be made or kept. It is bare:
+what Debian's packages brought is there; the checkout, homes, /opt and every unit that this machine enables are hidden.
+Mounts and networks live in private namespaces and processes die with their parent, so that even a killed test run leaves
+nothing mounted and nothing running.
 """
 
 from __future__ import annotations
@@ -17,13 +18,16 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TypeVar
-
-CODE = Path(__file__).resolve().parent.parent
+from typing import IO, TypeVar
 
 _TOOLS = ("systemd-nspawn", "ip", "nsenter", "unshare", "setpriv")
-_HIDDEN = ("/opt", "/root", "/home", "/srv", "/etc/systemd/system", *(f"/etc/rc{level}.d" for level in "2345"))
+_DEBIANS = frozenset(
+    {"bin", "boot", "dev", "etc", "lib", "lib32", "lib64", "libx32", "lost+found", "media", "proc", "run"}
+)
+_DEBIANS |= {"sbin", "sys", "tmp", "usr", "var"}
+_HIDDEN = ("/etc/systemd/system", *(f"/etc/rc{level}.d" for level in "2345"))
 _MASKED = ("console-getty.service", "systemd-networkd-wait-online.service", "systemd-update-utmp.service")
 _DISK = "8g"  # an upper limit; memory is taken as it is written, about 2 GB for an environment with torch
 _NETWORK = "10.77.0"
@@ -33,7 +37,8 @@ _CGROUPS = Path("/sys/fs/cgroup")
 
 T = TypeVar("T")
 
-# Runs in a mount namespace of its own and becomes the container; $1 is an empty directory, $2 the host's name, $3 its id.
+# Runs in a mount namespace of its own and becomes the container; $1 is an empty directory, then the host's name, its
+# machine id and the size of its disk.
 _BOOT = """
 set -e
 mount -t tmpfs -o "size=$4,mode=0755" tmpfs "$1"
@@ -143,7 +148,7 @@ def _host(number: int, network: int, readable: Sequence[Path]) -> Iterator[Boote
         shell = place / "ssh"
         shell.write_text(
             "#!/bin/sh\n# Called as ssh is, with a host and a command last; options do not matter here.\n"
-            'for command; do :; done\nexec env -i PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin HOME=/root '
+            "for command; do :; done\nexec env -i PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin HOME=/root "
             f'LANG=C.UTF-8 nsenter --target={leader} --all --wdns=/root sh -c "$command"\n'
         )
         shell.chmod(0o700)
@@ -157,7 +162,8 @@ def _host(number: int, network: int, readable: Sequence[Path]) -> Iterator[Boote
 
 
 def _nspawn(root: Path, name: str, readable: Sequence[Path]) -> list[str]:
-    hidden = dict.fromkeys([*_HIDDEN, str(Path(*CODE.parts[:2]))])
+    foreign = (str(path) for path in Path("/").iterdir() if path.is_dir() and path.name not in _DEBIANS)
+    hidden = dict.fromkeys([*foreign, *_HIDDEN])
     return [
         *("systemd-nspawn", "--quiet", "--boot", f"--directory={root}", f"--machine={name}"),
         # whoever runs the tests may have no systemd that could be asked to register it
@@ -173,10 +179,8 @@ def _nspawn(root: Path, name: str, readable: Sequence[Path]) -> list[str]:
 @contextlib.contextmanager
 def _cgroup(name: str) -> Iterator[list[Path]]:
     """A cgroup of the host's own in each hierarchy that systemd uses; else units of the same name share one."""
-    if (_CGROUPS / "cgroup.controllers").exists():
-        roots = [_CGROUPS]
-    else:
-        roots = [_CGROUPS / "systemd", _CGROUPS / "unified"]
+    is_unified = (_CGROUPS / "cgroup.controllers").exists()
+    roots = [_CGROUPS] if is_unified else [_CGROUPS / "systemd", _CGROUPS / "unified"]
     directories = [root / name for root in roots if root.is_dir()]
     try:
         for directory in directories:
@@ -184,7 +188,7 @@ def _cgroup(name: str) -> Iterator[list[Path]]:
         yield directories
     finally:
         for directory in directories:
-            _wait(f"the cgroup {directory} to empty", lambda directory=directory: _removed(directory))
+            _wait(f"the cgroup {directory} to empty", partial(_removed, directory))
 
 
 def _removed(directory: Path) -> bool:
@@ -195,13 +199,15 @@ def _removed(directory: Path) -> bool:
 
 
 @contextlib.contextmanager
-def _dying_with_us(argv: Sequence[str], output: object = None) -> Iterator[subprocess.Popen[bytes]]:
+def _dying_with_us(argv: Sequence[str], output: IO[bytes] | None = None) -> Iterator[subprocess.Popen[bytes]]:
     """A process that is killed when the block ends, or when we die."""
-    out = subprocess.DEVNULL if output is None else output
     with subprocess.Popen(
         ["setpriv", "--pdeathsig=KILL", *argv],
-        stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, start_new_session=True,  # type: ignore[arg-type]
-    ) as process:  # fmt: skip
+        stdin=subprocess.DEVNULL,
+        stdout=output or subprocess.DEVNULL,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    ) as process:
         try:
             yield process
         finally:

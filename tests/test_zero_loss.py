@@ -29,11 +29,6 @@ def _assert_receipts_add_up(box: Box) -> None:
             assert line["accepted"] == ended, record
 
 
-def _switch_back_and_forth(box: Box, times: int) -> None:
-    for _ in range(times):
-        box.glmctl("rollback")
-
-
 @pytest.mark.parametrize("workers", [1, 2])
 def test_forty_cutovers_lose_nothing(stocked_box: Box, tmp_path: Path, workers: int) -> None:
     """Forty cutovers in both directions, six of them full deploys, under every kind of client: nothing is lost."""
@@ -43,16 +38,43 @@ def test_forty_cutovers_lose_nothing(stocked_box: Box, tmp_path: Path, workers: 
     cutovers = 0
     with box.load(tmp_path) as load:
         for number in range(DEPLOYS):
-            rollout = box.begin("deploy", ["1.1.0", "1.0.0"][number % 2], "--bake", "600s")
-            _wait_for_bake(box, rollout)
-            cutovers += 1
-            _switch_back_and_forth(box, SWITCHES_BETWEEN)
-            cutovers += SWITCHES_BETWEEN
-            rollout.communicate(timeout=60)
-            assert rollout.returncode == 5  # the first of the switches rolled it back
+            with box.baking(["1.1.0", "1.0.0"][number % 2]):
+                cutovers += 1
+                for _ in range(SWITCHES_BETWEEN):
+                    box.glmctl("rollback")
+                    cutovers += 1
             box.systemctl("stop", f"glm@{box.slots.idle}.service")  # so that the next deploy is a full one
         report = load.stop()
     assert cutovers >= 40
     _assert_nothing_lost(box, report)
     _assert_receipts_add_up(box)
     assert set(report.by_version) == {"1.0.0", "1.1.0"}
+
+
+def test_ten_reloads_in_place_lose_nothing(box: Box, tmp_path: Path) -> None:
+    """USR2, READY, WINCH, QUIT, ten times in a row under every kind of client: nothing is lost, and stop ends well."""
+    with box.load(tmp_path) as load:
+        for number in range(10):
+            record = box.json("reload", ["1.0.0", "1.1.0"][number % 2])
+            assert record["outcome"] == "done"
+        report = load.stop()
+    _assert_nothing_lost(box, report)
+    _assert_receipts_add_up(box)
+    assert box.generation("blue").generation == 11
+    assert len([one for one in box.generations("blue") if one.lives]) == 1
+    box.systemctl("stop", "glm@blue.service")
+    assert box.show("glm@blue.service", "ActiveState") == "inactive"
+    assert box.show("glm@blue.service", "Result") == "success"
+
+
+def test_the_load_sees_losses_where_there_are_any(stocked_box: Box, tmp_path: Path) -> None:
+    """With handoff switched off, idle connections are closed as other servers do, and the same load reports it."""
+    box = stocked_box
+    box.configure(threads=1, handoff="false")
+    box.glmctl("deploy", "1.0.0")
+    with box.load(tmp_path) as load:
+        with box.baking("1.1.0"):
+            for _ in range(4):
+                box.glmctl("rollback")
+        report = load.stop()
+    assert report.lost > 0

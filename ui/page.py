@@ -22,7 +22,7 @@ PICTURE_WIDTH = 200  # pixels
 STYLE = """
 <style>
   .stMainBlockContainer { max-width: 46rem; padding-top: 3.5rem; }
-  .stSidebar h3 { padding: 0; }
+  .stSidebar h3 { padding: 0 0 .5rem; }
   .stChatMessage { padding-block: .5rem; }
   .stChatMessage pre, .stChatMessage [data-testid="stText"] { white-space: pre-wrap; overflow-wrap: anywhere; }
   .stChatMessage [data-testid="stMarkdownContainer"] { overflow-wrap: anywhere; }
@@ -60,9 +60,9 @@ def emblem() -> Image.Image:
 
 def main() -> None:
     """Draw the page as the session's state has it."""
-    st.set_page_config(page_title="GLM", page_icon=st.cache_resource(emblem, show_spinner=False)(), layout="centered")
+    st.set_page_config(page_title="GLM", page_icon=st.cache_resource(show_spinner=False)(emblem)(), layout="centered")
     st.html(STYLE)
-    service = st.cache_resource(connect, show_spinner=False)(service_address())
+    service = st.cache_resource(show_spinner=False)(connect)(service_address())
     conversation: Conversation = st.session_state.setdefault("conversation", Conversation())
     watch: Watch = st.session_state.setdefault("watch", Watch())
     words = sidebar(service, conversation, watch)
@@ -84,7 +84,7 @@ def sidebar(service: Service, conversation: Conversation, watch: Watch) -> Words
     with st.sidebar:
         top = st.container()
         language = st.segmented_control(
-            "language",
+            "Language / 语言",
             list(LANGUAGES),
             key="language",
             required=True,

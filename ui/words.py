@@ -17,7 +17,6 @@ class Words:
     """The texts in one language; a fault has what happened and what to do."""
 
     name: str
-    language: str
     title: str
     greeting: str
     ask: str
@@ -41,7 +40,6 @@ class Words:
 
 ENGLISH = Words(
     name="English",
-    language="Language",
     title="GLM chat",
     greeting="Ask anything, or attach pictures and ask about them.",
     ask="Your question",
@@ -102,7 +100,6 @@ ENGLISH = Words(
 
 CHINESE = Words(
     name="中文",
-    language="语言",
     title="GLM 对话",
     greeting="请随意提问，也可以附上图片并就图片提问。",
     ask="请输入问题",

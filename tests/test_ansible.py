@@ -1,0 +1,200 @@
+"""The fleet's playbooks, against a booted host that starts bare: the tests are its life, in the order they stand in."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.hosts import BootedHost, HostError, booted_host
+
+CODE = Path(__file__).resolve().parent.parent
+PLAYBOOKS = CODE / "deploy/ansible"
+WHEELHOUSE = CODE / ".wheelhouse"
+BUILDERS = ("hatchling", "editables")  # what pip needs to install the checkout itself
+
+BAKE = json.dumps({"glm_deploy_options": ["--bake", "1"]})
+
+
+@dataclass(frozen=True)
+class Recap:
+    """What a playbook's run did to the host, and what it said."""
+
+    changed: int
+    failed: int
+    said: str
+
+
+@dataclass(frozen=True)
+class Fleet:
+    """One host, and the inventory that leads to it."""
+
+    host: BootedHost
+    inventory: Path
+
+    def play(self, playbook: str, *words: str, seconds: float = 300) -> Recap:
+        """Run a playbook as an operator does; raises HostError when it fails."""
+        recap = self.try_to_play(playbook, *words, seconds=seconds)
+        if recap.failed:
+            raise HostError(f"{playbook} failed:\n{recap.said}\n{self.host.journal('glm*')}")
+        return recap
+
+    def try_to_play(self, playbook: str, *words: str, seconds: float = 300) -> Recap:
+        """Run a playbook, whatever comes of it."""
+        done = subprocess.run(
+            [Path(sys.executable).with_name("ansible-playbook"), "-i", self.inventory, PLAYBOOKS / playbook, *words],
+            cwd=PLAYBOOKS, capture_output=True, text=True, timeout=seconds, check=False, stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+        said = done.stdout + done.stderr
+        counts = re.search(r"changed=(\d+) +unreachable=(\d+) +failed=(\d+)", said)
+        assert counts, said
+        changed, unreachable, failed = map(int, counts.groups())
+        assert (done.returncode == 0) == (unreachable + failed == 0), said
+        return Recap(changed, unreachable + failed, said)
+
+    def ask(self) -> tuple[str, str]:
+        """Ask the model as a client on the network; returns the version and the slot that answered."""
+        question = {"model": "glm-4.6v-flash", "max_tokens": 4, "messages": [{"role": "user", "content": "hello"}]}
+        said = self.host.outside(
+            ["curl", "-sS", "-D-", "--max-time", "20", "--json", json.dumps(question),
+             f"http://{self.host.address}:8000/v1/chat/completions"]
+        )  # fmt: skip
+        head, _, body = said.partition("\n\n")
+        assert json.loads(body)["choices"][0]["message"]["role"] == "assistant"
+        headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in head.splitlines())}
+        return headers["x-model-version"], headers["x-slot"]
+
+    def shown(self, unit: str, name: str) -> str:
+        """One property of a unit."""
+        return self.host.run(["systemctl", "show", "--value", f"--property={name}", unit]).strip()
+
+
+@pytest.fixture(scope="module")
+def wheelhouse() -> Path:
+    """Every wheel that a host without internet needs; built once, for the Python that Debian brings."""
+    if not any(WHEELHOUSE.glob("torch-*")):
+        project = tomllib.loads((CODE / "pyproject.toml").read_text())["project"]
+        subprocess.run(
+            [sys.executable, "-m", "pip", "wheel", "--quiet", "--wheel-dir", WHEELHOUSE,
+             *project["dependencies"], *BUILDERS],
+            check=True, timeout=600,
+        )  # fmt: skip
+    return WHEELHOUSE
+
+
+@pytest.fixture(scope="module")
+def fleet(wheelhouse: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+    """A bare host, reached as through ssh."""
+    with booted_host(readable=[wheelhouse]) as host:
+        inventory = tmp_path_factory.mktemp("inventory") / "hosts.json"
+        variables = {
+            "ansible_host": host.address,
+            "ansible_user": "root",
+            "ansible_ssh_executable": str(host.shell),
+            "ansible_ssh_transfer_method": "piped",
+            "glm_wheelhouse": str(wheelhouse),
+            "glm_listen": "0.0.0.0:8000",
+            "glm_settings": {"GLM_THREADS": 1},
+        }
+        inventory.write_text(json.dumps({"glm": {"hosts": {host.name: variables}}}))
+        yield Fleet(host, inventory)
+
+
+@pytest.fixture(scope="module")
+def installed(fleet: Fleet) -> Fleet:
+    """The host after site.yml."""
+    assert fleet.play("site.yml", seconds=600).changed > 0
+    return fleet
+
+
+@pytest.fixture(scope="module")
+def serving(installed: Fleet, checkpoints: dict[str, Path]) -> Fleet:
+    """The host after its first release, 1.0.0."""
+    recap = installed.play("deploy.yml", *_release(checkpoints, "1.0.0"))
+    assert "1.0.0 is live in" in recap.said
+    return installed
+
+
+def test_a_bare_host_serves_after_two_playbooks(serving: Fleet) -> None:
+    """site.yml and deploy.yml take a host from nothing to an answer over the network."""
+    assert serving.ask()[0] == "1.0.0"
+
+
+def test_a_second_run_changes_nothing(serving: Fleet, checkpoints: dict[str, Path]) -> None:
+    """Both playbooks are idempotent: what is there already is left alone, and reported so."""
+    assert serving.play("site.yml").changed == 0
+    assert serving.play("deploy.yml", *_release(checkpoints, "1.0.0")).changed == 0
+
+
+def test_check_mode_understands_a_finished_host(serving: Fleet, checkpoints: dict[str, Path]) -> None:
+    """--check runs through and finds nothing to change, and for a version that is not there it touches nothing."""
+    assert serving.play("site.yml", "--check").changed == 0
+    assert serving.play("deploy.yml", "--check", *_release(checkpoints, "1.0.0")).changed == 0
+    serving.play("deploy.yml", "--check", *_release(checkpoints, "1.1.0"))
+    assert serving.ask()[0] == "1.0.0"
+
+
+def test_the_service_has_no_more_rights_than_it_needs(serving: Fleet) -> None:
+    """It runs as a user of its own, hardened, and every unit is sound."""
+    _, slot = serving.ask()
+    unit = f"glm@{slot}.service"
+    assert serving.shown(unit, "User") == "glm"
+    main_pid = serving.shown(unit, "MainPID")
+    assert set(serving.host.run(["ps", "-o", "user=", "-p", main_pid, "--ppid", main_pid]).split()) == {"glm"}
+    for name in (unit, "glm-ui.service"):
+        assert _exposure(serving, name) < 2.5
+    serving.host.run(["systemd-analyze", "verify", f"/etc/systemd/system/{unit}", "/etc/systemd/system/glm.target"])
+
+
+def test_a_slot_reloads_in_place_under_the_hardening(serving: Fleet) -> None:
+    """`systemctl reload` begets the next generation with the rights that the unit leaves it."""
+    version, slot = serving.ask()
+    before = serving.shown(f"glm@{slot}", "MainPID")
+    serving.host.run(["systemctl", "reload", f"glm@{slot}"])
+    assert serving.shown(f"glm@{slot}", "MainPID") not in {before, "0"}
+    assert serving.ask() == (version, slot)
+
+
+def test_a_bad_version_is_refused_and_the_old_one_serves(serving: Fleet, tmp_path: Path) -> None:
+    """A host that refuses ends the playbook with an error, and its clients notice nothing."""
+    (tmp_path / "config.json").write_text("{}")
+    recap = serving.try_to_play("deploy.yml", "-e", f"glm_version=0.0.1 glm_checkpoint={tmp_path}")
+    assert recap.failed
+    assert "no .safetensors" in recap.said
+    assert serving.ask()[0] == "1.0.0"
+
+
+def test_a_rollout_and_its_rollback(serving: Fleet, checkpoints: dict[str, Path]) -> None:
+    """deploy.yml moves the host to 1.1.0, rollback.yml back to 1.0.0, and asked for it again changes nothing."""
+    recap = serving.play("deploy.yml", *_release(checkpoints, "1.1.0"))
+    assert "Nothing was lost" in recap.said
+    assert serving.ask()[0] == "1.1.0"
+    serving.play("rollback.yml")
+    assert serving.ask()[0] == "1.0.0"
+    assert serving.play("rollback.yml", "-e", "glm_version=1.0.0").changed == 0
+
+
+def test_a_stopped_slot_is_inactive_not_failed(serving: Fleet) -> None:
+    """After rollouts and a reload in place `systemctl stop` still ends the slot in order."""
+    _, slot = serving.ask()
+    serving.host.run(["systemctl", "stop", "glm.socket", "glm-live.service", f"glm@{slot}"])
+    assert serving.shown(f"glm@{slot}", "ActiveState") == "inactive"
+    assert serving.shown(f"glm@{slot}", "Result") == "success"
+
+
+def _release(checkpoints: dict[str, Path], version: str) -> list[str]:
+    return ["-e", f"glm_version={version} glm_checkpoint={checkpoints[version]}", "-e", BAKE]
+
+
+def _exposure(fleet: Fleet, unit: str) -> float:
+    said = fleet.host.run(["systemd-analyze", "security", "--no-pager", unit])
+    found = re.search(r"Overall exposure level for \S+: ([\d.]+)", said)
+    assert found, said
+    return float(found[1])

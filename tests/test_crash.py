@@ -1,0 +1,128 @@
+"""A crash at any step leaves one version serving, and the next call says what happened and ends it cleanly."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import pytest
+
+from tests.box import Box, kill, wait_for
+
+
+@pytest.mark.parametrize("phase", ["preflight", "prepare", "start", "verify", "cutover", "bake", "retire"])
+def test_the_controller_killed_in_any_phase(box: Box, phase: str) -> None:
+    """kill -9 of glmctl in each phase: a version serves, and the next call tells and ends what was begun."""
+    deploy = box.begin("deploy", "1.1.0", "--bake", "1s")
+    box.await_phase(deploy, phase)
+    kill(deploy.pid)
+    deploy.communicate(timeout=60)
+    assert box.get("/version").status_code == 200
+
+    told = box.glmctl("status")
+    assert "deploy of 1.1.0 was interrupted in" in told.stderr
+    record = box.json("history")["rollouts"][-1]
+    assert record["outcome"] in {"interrupted", "done"}
+    assert record["reason"].startswith("interrupted in")
+    live = box.json("status")["live"]
+    assert (record["outcome"] == "done") == (live == "green")
+    idle = "blue" if live == "green" else "green"
+    wait_for(lambda: box.show(f"glm@{idle}.service", "ActiveState") == "inactive")
+    assert box.get("/version").headers["x-slot"] == live
+    assert "interrupted" not in box.glmctl("status").stderr
+
+    box.glmctl("deploy", "1.1.0", "--bake", "0")
+    assert box.get("/version").json()["version"] == "1.1.0"
+
+
+def test_a_rollback_ends_a_deploy_that_was_killed_while_it_baked(box: Box) -> None:
+    """kill -9 in bake, then `rollback`: the old slot is still warm, and it is the rename backwards."""
+    deploy = box.begin("deploy", "1.1.0", "--bake", "600s")
+    box.await_phase(deploy, "bake")
+    kill(deploy.pid)
+    deploy.communicate(timeout=60)
+    told = box.glmctl("rollback")
+    assert "interrupted in bake" in told.stderr
+    assert box.get("/version").json()["version"] == "1.0.0"
+    rollouts = box.json("history")["rollouts"]
+    assert [one["outcome"] for one in rollouts[-2:]] == ["rolled back", "done"]
+
+
+def test_ctrl_c_before_cutover_undoes(box: Box) -> None:
+    """Ctrl-C while the candidate loads: it is stopped at once, and live is untouched."""
+    deploy = box.begin("deploy", "1.1.0")
+    box.await_phase(deploy, "start")
+    deploy.send_signal(signal.SIGINT)
+    deploy.communicate(timeout=60)
+    assert deploy.returncode == 130
+    assert box.json("status")["rollout"]["outcome"] == "failed"
+    assert box.show("glm@green.service", "ActiveState") == "inactive"
+    assert box.get("/version").json()["version"] == "1.0.0"
+
+
+def test_the_old_worker_killed_after_cutover(box: Box) -> None:
+    """kill -9 of blue's worker while the new version bakes: the new version serves on, and the deploy ends well."""
+    deploy = box.begin("deploy", "1.1.0", "--bake", "2s")
+    box.await_phase(deploy, "bake")
+    kill(box.generation("blue").living[0].pid)
+    assert box.get("/version").json()["version"] == "1.1.0"
+    out, _ = deploy.communicate(timeout=90)
+    assert deploy.returncode == 0, out
+
+
+def test_a_candidate_that_dies_while_it_bakes_is_rolled_back(box: Box) -> None:
+    """kill -9 of the new version's master in bake: the old one is live again by itself, and the exit code is 5."""
+    deploy = box.begin("deploy", "1.1.0", "--bake", "600s")
+    box.await_phase(deploy, "bake")
+    kill(box.generation("green").master)
+    out, _ = deploy.communicate(timeout=90)
+    assert deploy.returncode == 5, out
+    assert box.slots.live == "blue"
+    assert box.get("/version").json()["version"] == "1.0.0"
+    assert box.show("glm@green.service", "ActiveState") == "inactive"
+
+
+def test_the_live_worker_killed(box: Box) -> None:
+    """kill -9 of the only live worker: who comes meanwhile waits, and is answered by the next worker."""
+    before = box.generation("blue").living[0].pid
+    kill(before)
+    assert box.get("/version").json()["pid"] != before
+
+
+def test_the_live_master_killed(box: Box) -> None:
+    """kill -9 of the live master: systemd restarts the slot, who comes meanwhile waits and is answered."""
+    before = box.generation("blue").master
+    kill(before)
+    wait_for(lambda: box.show("glm@blue.service", "MainPID") not in {str(before), "0"})
+    assert box.get("/version").json()["version"] == "1.0.0"
+
+
+def test_a_hung_master_is_restarted(box: Box) -> None:
+    """SIGSTOP of the live master: its watchdog expires, the slot is restarted and answers."""
+    box.drop_in("[Service]\nWatchdogSec=3\nTimeoutAbortSec=1\n")
+    box.glmctl("reload")
+    before = box.generation("blue").master
+    os.kill(before, signal.SIGSTOP)
+    wait_for(lambda: box.show("glm@blue.service", "MainPID") not in {str(before), "0"}, 40)
+    assert box.get("/version").json()["version"] == "1.0.0"
+
+
+def test_signals_to_the_live_master_lose_nobody(box: Box) -> None:
+    """HUP replaces the workers under a keep-alive client; WINCH sends them home and HUP brings them back."""
+    import httpx
+
+    master = box.generation("blue").master
+    with httpx.Client(base_url=f"http://{box.listen}", trust_env=False, timeout=60) as client:
+        first = client.get("/version")
+        port = first.extensions["network_stream"].get_extra_info("client_addr")[1]
+        for signals in ((signal.SIGHUP,), (signal.SIGWINCH, signal.SIGHUP)):
+            pid = client.get("/version").json()["pid"]
+            for number in signals:
+                os.kill(master, number)
+                if number == signal.SIGWINCH:
+                    wait_for(lambda: not box.generation("blue").living)
+            wait_for(lambda pid=pid: pid not in {one.pid for one in box.generation("blue").living})  # type: ignore[misc]
+            answer = client.get("/version")
+            assert answer.json()["pid"] != pid
+            assert answer.extensions["network_stream"].get_extra_info("client_addr")[1] == port
+    assert box.generation("blue").master == master

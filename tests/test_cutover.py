@@ -1,0 +1,160 @@
+"""Cutover and rollback: how soon clients are on the other version, and that a version never speaks for another."""
+
+from __future__ import annotations
+
+import json
+import socket
+import statistics
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+from openai import OpenAI
+
+from tests.box import Box, wait_for
+
+TARGET_MS = 100
+
+
+@pytest.fixture
+def warm_box(box: Box) -> Iterator[Box]:
+    """A host on which 1.1.0 is live in green while 1.0.0 is warm in blue."""
+    with box.baking("1.1.0"):
+        yield box
+        box.glmctl("rollback")
+
+
+def test_keep_alive_clients_follow_within_100_ms_of_the_rename(warm_box: Box) -> None:
+    """A client on one keep-alive connection meets the other version within 100 ms of the rename, connection kept."""
+    box = warm_box
+    took = []
+    with httpx.Client(base_url=f"http://{box.listen}", trust_env=False) as client:
+        port = client.get("/version").extensions["network_stream"].get_extra_info("client_addr")[1]
+        for _ in range(10):
+            wanted = box.slots.idle
+            box.slots.go_live(wanted)
+            renamed = time.monotonic()
+            while (answer := client.get("/version")).headers["x-slot"] != wanted:
+                assert time.monotonic() - renamed < 5
+            took.append((time.monotonic() - renamed) * 1000)
+            assert answer.extensions["network_stream"].get_extra_info("client_addr")[1] == port
+            assert answer.json()["version"] == answer.headers["x-model-version"]
+    assert statistics.median(took) < TARGET_MS, took
+
+
+def test_rollback_while_warm_takes_under_100_ms(warm_box: Box) -> None:
+    """From the rename of a warm rollback to the first answer of the old version: under 100 ms, by the receipt."""
+    took = [warm_box.json("rollback")["switch_ms"] for _ in range(6)]
+    assert statistics.median(took) < TARGET_MS, took
+
+
+def test_an_answer_under_way_is_finished_by_the_version_that_began_it(warm_box: Box) -> None:
+    """A stream that straddles a cutover ends where it began, then its connection meets the other version."""
+    box = warm_box
+    body = {"messages": [{"role": "user", "content": "count"}], "max_tokens": 400, "temperature": 0, "stream": True}
+    with httpx.Client(base_url=f"http://{box.listen}", trust_env=False, timeout=60) as client:
+        whole = _text(client.post("/v1/chat/completions", json=body))
+        with client.stream("POST", "/v1/chat/completions", json=body) as response:
+            lines = response.iter_lines()
+            first = next(lines)
+            began = response.headers["x-slot"]
+            box.slots.go_live(box.slots.idle)
+            rest = "\n".join([first, *lines])
+        assert _text(rest) == whole
+        assert client.get("/version").headers["x-slot"] != began
+
+
+def test_the_openai_package_works_unchanged_across_a_cutover(warm_box: Box, tmp_path: Path) -> None:
+    """The official client chats, streams and shows a picture, before and after a cutover, on its own connections."""
+    import base64
+    import io
+
+    from PIL import Image
+
+    box = warm_box
+    picture = io.BytesIO()
+    Image.new("RGB", (64, 48), "red").save(picture, "PNG")
+    url = f"data:image/png;base64,{base64.b64encode(picture.getvalue()).decode()}"
+    answers = []
+    with OpenAI(base_url=f"http://{box.listen}/v1", api_key="none", max_retries=0) as client:
+        for _ in range(2):
+            model = client.models.list().data[0].id
+            said = client.chat.completions.create(
+                model=model,
+                max_tokens=8,
+                temperature=0,
+                messages=[
+                    {
+                        "role": "user",
+                        "content": [
+                            {"type": "text", "text": "What colour?"},
+                            {"type": "image_url", "image_url": {"url": url}},
+                        ],
+                    }
+                ],
+            )
+            assert said.usage is not None
+            assert said.usage.completion_tokens == 8
+            streamed = client.chat.completions.create(
+                model=model,
+                max_tokens=8,
+                temperature=0,
+                stream=True,
+                messages=[{"role": "user", "content": "Hello"}],
+            )
+            answers.append("".join(chunk.choices[0].delta.content or "" for chunk in streamed if chunk.choices))
+            box.slots.go_live(box.slots.idle)
+            wait_for(lambda: box.get("/version").headers["x-slot"] == box.slots.live)
+    assert answers[0] != answers[1]  # two versions, two answers
+
+
+def test_with_nobody_accepting_clients_wait_and_are_not_refused(box: Box) -> None:
+    """Between two generations the socket stays open: who connects meanwhile is answered by the next one."""
+    box.systemctl("stop", "glm@blue.service")
+    with socket.create_connection(box.listen.split(":"), timeout=60) as client:  # type: ignore[arg-type]
+        client.sendall(b"GET /version HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+        answer = b""
+        while more := client.recv(65536):
+            answer += more
+    assert answer.startswith(b"HTTP/1.1 200")
+    assert b'"version":"1.0.0"' in answer
+    assert box.show("glm@blue.service", "ActiveState") == "active"  # traffic started what `live` names
+
+
+def test_a_second_rollout_is_refused_while_one_is_under_way(box: Box) -> None:
+    """The lock: a deploy beside a deploy ends with 7 and changes nothing."""
+    with _deploying(box, "1.1.0"):
+        box.glmctl("deploy", "1.1.0", expect=7)
+        box.glmctl("reload", expect=7)
+
+
+def test_a_drain_deadline_cuts_and_counts(box: Box) -> None:
+    """An answer longer than --drain is cut, counted as failed and cut, and the exit code says so."""
+    body = {"messages": [{"role": "user", "content": "long"}], "max_tokens": 20000, "temperature": 0, "stream": True}
+    with httpx.Client(base_url=f"http://{box.listen}", trust_env=False, timeout=60) as client:
+        with client.stream("POST", "/v1/chat/completions", json=body) as response:
+            next(response.iter_lines())
+            box.glmctl("deploy", "1.1.0", "--bake", "0", "--drain", "0", expect=6)
+            with pytest.raises(httpx.HTTPError):
+                list(response.iter_lines())
+    receipt = box.json("history")["rollouts"][-1]["receipt"]
+    assert (receipt["cut"], receipt["lost"], receipt["adds_up"]) == (1, 1, True)
+    assert box.get("/version").json()["version"] == "1.1.0"
+
+
+@contextmanager
+def _deploying(box: Box, version: str) -> Iterator[None]:
+    deploy = box.begin("deploy", version, "--bake", "0")
+    box.await_phase(deploy, "start")
+    yield
+    out, _ = deploy.communicate(timeout=60)
+    assert deploy.returncode == 0, out
+
+
+def _text(answer: httpx.Response | str) -> str:
+    lines = (answer if isinstance(answer, str) else answer.text).splitlines()
+    chunks = [json.loads(line[6:]) for line in lines if line.startswith("data: {")]
+    return "".join(chunk["choices"][0]["delta"].get("content") or "" for chunk in chunks if chunk["choices"])
