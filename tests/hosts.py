@@ -2,7 +2,7 @@
 
 A host's disk is an overlay in memory over this machine's root, so that no image has to be made or kept. It is bare:
 what Debian's packages brought is there; the checkout, homes, /opt and every unit that this machine enables are hidden.
-Mounts and networks live in private namespaces and processes die with their parent, so that even a killed test run leaves
+Mounts and networks live in private namespaces and processes die with their parent: even a killed test run leaves
 nothing mounted and nothing running.
 """
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -18,6 +19,7 @@ from tests.hosts import BootedHost, HostError, booted_host
 CODE = Path(__file__).resolve().parent.parent
 PLAYBOOKS = CODE / "deploy/ansible"
 WHEELHOUSE = CODE / ".wheelhouse"
+PYTHON = "/usr/bin/python3"  # the hosts'
 BUILDERS = ("hatchling", "editables")  # what pip needs to install the checkout itself
 
 BAKE = json.dumps({"glm_deploy_options": ["--bake", "1"]})
@@ -77,15 +79,22 @@ class Fleet:
 
 
 @pytest.fixture(scope="module")
-def wheelhouse() -> Path:
-    """Every wheel that a host without internet needs; built once, for the Python that Debian brings."""
-    if not any(WHEELHOUSE.glob("torch-*")):
-        project = tomllib.loads((CODE / "pyproject.toml").read_text())["project"]
+def wheelhouse(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Every wheel that a host without internet needs; built once, and again when something else is needed."""
+    project = tomllib.loads((CODE / "pyproject.toml").read_text())["project"]
+    version = subprocess.check_output([PYTHON, "--version"], text=True).strip()
+    contents = "\n".join([version, *project["dependencies"], *BUILDERS])
+    label = WHEELHOUSE / "contents.txt"
+    if not label.exists() or label.read_text() != contents:
+        environment = tmp_path_factory.mktemp("pip")
+        shutil.rmtree(WHEELHOUSE, ignore_errors=True)
+        subprocess.run([PYTHON, "-m", "venv", environment], check=True, timeout=60)
         subprocess.run(
-            [sys.executable, "-m", "pip", "wheel", "--quiet", "--wheel-dir", WHEELHOUSE,
+            [environment / "bin/pip", "wheel", "--quiet", "--wheel-dir", WHEELHOUSE,
              *project["dependencies"], *BUILDERS],
             check=True, timeout=600,
         )  # fmt: skip
+        label.write_text(contents)
     return WHEELHOUSE
 
 
@@ -109,7 +118,9 @@ def fleet(wheelhouse: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 @pytest.fixture(scope="module")
 def installed(fleet: Fleet) -> Fleet:
-    """The host after site.yml."""
+    """The host after site.yml, which --check could foretell without touching anything."""
+    assert fleet.play("site.yml", "--check").changed > 0
+    assert fleet.host.run(["ls", "/opt"]) == ""
     assert fleet.play("site.yml", seconds=600).changed > 0
     return fleet
 
@@ -142,14 +153,15 @@ def test_check_mode_understands_a_finished_host(serving: Fleet, checkpoints: dic
 
 
 def test_the_service_has_no_more_rights_than_it_needs(serving: Fleet) -> None:
-    """It runs as a user of its own, hardened, and every unit is sound."""
+    """Server and page run as a user of their own, hardened, and do their work; every unit is sound."""
     _, slot = serving.ask()
     unit = f"glm@{slot}.service"
-    assert serving.shown(unit, "User") == "glm"
     main_pid = serving.shown(unit, "MainPID")
     assert set(serving.host.run(["ps", "-o", "user=", "-p", main_pid, "--ppid", main_pid]).split()) == {"glm"}
     for name in (unit, "glm-ui.service"):
+        assert serving.shown(name, "User") == "glm"
         assert _exposure(serving, name) < 2.5
+    assert "<title>" in serving.host.run(["curl", "-sS", "--max-time", "20", "http://127.0.0.1:8501/"])
     serving.host.run(["systemd-analyze", "verify", f"/etc/systemd/system/{unit}", "/etc/systemd/system/glm.target"])
 
 
