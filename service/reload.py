@@ -17,6 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from service.notify import Manager
 from service.process import lives
 from service.settings import Settings
 
@@ -33,7 +34,8 @@ class ReloadError(Exception):
 class Elder:
     """The generation that is to be relieved, seen from outside: its master and its files."""
 
-    def __init__(self, record: dict[str, Any], directory: Path) -> None:
+    def __init__(self, record: dict[str, Any], directory: Path, manager: Manager) -> None:
+        self._manager = manager
         self.master: int = record["master"]
         self.born: int = record["born"]
         self.directory = directory
@@ -44,7 +46,7 @@ class Elder:
 
     def relieve(self, drain: float) -> None:
         """End it: at once when it is idle, after `drain` seconds whatever it still does."""
-        if _wait(self.is_idle, drain):
+        if _wait(self.is_idle, drain, told=self._manager):
             _signal(self.master, signal.SIGWINCH)
             _wait(lambda: not _accounts(self.directory), _FAREWELL)
         else:
@@ -54,7 +56,7 @@ class Elder:
             _signal(self.master, signal.SIGKILL)
 
 
-def reload(settings: Settings, main_pid: int) -> str:
+def reload(settings: Settings, main_pid: int, manager: Manager) -> str:
     """Hand the slot over to a generation of whatever its symlink names now; returns a line that says what happened.
 
     Raises ReloadError when the new generation did not become ready.
@@ -65,10 +67,10 @@ def reload(settings: Settings, main_pid: int) -> str:
         raise ReloadError(f"no generation of {settings.slot} has the master {main_pid}")
     elder, directory_of_elder = _find(slot, lambda other: other["master"] == record["parent"])
     if elder is not None and record["parent"] and lives(elder["master"], elder["born"]):
-        Elder(elder, directory_of_elder).relieve(settings.drain)  # left behind by a reload that was killed
+        Elder(elder, directory_of_elder, manager).relieve(settings.drain)  # left behind by a reload that was killed
     heir, heir_directory = _beget(slot, main_pid, record["generation"])
     _await_ready(heir, heir_directory, settings.load_stall)
-    Elder(record, directory).relieve(settings.drain)
+    Elder(record, directory, manager).relieve(settings.drain)
     return f"{settings.slot}: {record['version']} (generation {record['generation']}) handed over to " + (
         f"{heir['version']} (generation {heir['generation']})"
     )
@@ -129,9 +131,12 @@ def _signal(pid: int, number: signal.Signals) -> None:
         os.kill(pid, number)
 
 
-def _wait(condition: Callable[[], bool], seconds: float) -> bool:
+def _wait(condition: Callable[[], bool], seconds: float, *, told: Manager | None = None) -> bool:
+    """Wait for `condition`; `told` is asked not to time our command out meanwhile."""
     deadline = time.monotonic() + seconds
     while not condition():
+        if told:
+            told.extend_timeout(_FAREWELL)
         if time.monotonic() >= deadline:
             return False
         time.sleep(_POLL)
@@ -141,7 +146,7 @@ def _wait(condition: Callable[[], bool], seconds: float) -> bool:
 def main() -> int:
     """Run as ExecReload: $MAINPID names the master; the exit status is 0 only after a handover."""
     try:
-        print(reload(Settings(), int(os.environ["MAINPID"])))  # noqa: T201
+        print(reload(Settings(), int(os.environ["MAINPID"]), Manager()))  # noqa: T201
     except ReloadError as error:
         print(f"reload failed, nothing changed: {error}", file=sys.stderr)  # noqa: T201
         return 1

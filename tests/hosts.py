@@ -12,7 +12,6 @@ import contextlib
 import os
 import shlex
 import shutil
-import signal
 import subprocess
 import tempfile
 import time
@@ -137,14 +136,14 @@ def _host(number: int, network: int, readable: Sequence[Path]) -> Iterator[Boote
             _dying_with_us(
                 [
                     *("nsenter", f"--target={network}", "--net", "sh", "-ec", enter, "sh"),
-                    *("unshare", "--mount", "--propagation=private", *boot),
+                    # the container's PID 1 outlives nspawn, but not the process namespace around both
+                    *("unshare", "--pid", "--fork", "--kill-child", "--mount-proc", "--propagation=private", *boot),
                     *_nspawn(place / "disk/root", name, readable),
                 ],
                 console,
             )
         )
         leader = _leader(container, place / "console")
-        stack.callback(_end, leader)
         shell = place / "ssh"
         shell.write_text(
             "#!/bin/sh\n# Called as ssh is, with a host and a command last; options do not matter here.\n"
@@ -220,17 +219,14 @@ def _leader(container: subprocess.Popen[bytes], console: Path) -> int:
     def listens() -> list[int]:
         if container.poll() is not None:
             raise HostError(f"the host did not boot: {console.read_text(errors='replace')[-2000:]}")
-        found = _run(["ps", "-o", "pid=", "--ppid", str(container.pid)], check=False).split()
-        return [int(pid) for pid in found if Path(f"/proc/{pid}/root/run/systemd/private").exists()]
+        boots = [pid for nspawn in _children(container.pid) for pid in _children(nspawn)]
+        return [pid for pid in boots if Path(f"/proc/{pid}/root/run/systemd/private").exists()]
 
     return _wait("the host to boot", listens)[0]
 
 
-def _end(leader: int) -> None:
-    """Kill PID 1, and with it everything in its namespace."""
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(leader, signal.SIGKILL)
-    _wait("the host to end", lambda: not Path(f"/proc/{leader}/root/run").exists())
+def _children(pid: int) -> list[int]:
+    return [int(child) for child in _run(["ps", "-o", "pid=", "--ppid", str(pid)], check=False).split()]
 
 
 def _namespace(pid: int, kind: str) -> str:

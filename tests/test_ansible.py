@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -14,13 +15,21 @@ from pathlib import Path
 
 import pytest
 
-from tests.hosts import BootedHost, HostError, booted_host
+from tests.hosts import BootedHost, HostError, booted_host, booted_hosts
 
 CODE = Path(__file__).resolve().parent.parent
 PLAYBOOKS = CODE / "deploy/ansible"
 WHEELHOUSE = CODE / ".wheelhouse"
 PYTHON = "/usr/bin/python3"  # the hosts'
 BUILDERS = ("hatchling", "editables")  # what pip needs to install the checkout itself
+
+GLMCTL = "/usr/local/bin/glmctl"
+STAND_IN = """#!/bin/sh
+case "$1" in
+    release) echo '{"releases": [{"version": "1.0.0"}]}' ;;
+    deploy) touch /deployed; echo '{"outcome": "done", "id": "1"}'; exit "$(cat /code)" ;;
+esac
+"""
 
 BAKE = json.dumps({"glm_deploy_options": ["--bake", "1"]})
 
@@ -50,10 +59,7 @@ class Fleet:
 
     def try_to_play(self, playbook: str, *words: str, seconds: float = 300) -> Recap:
         """Run a playbook, whatever comes of it."""
-        done = subprocess.run(
-            [Path(sys.executable).with_name("ansible-playbook"), "-i", self.inventory, PLAYBOOKS / playbook, *words],
-            cwd=PLAYBOOKS, capture_output=True, text=True, timeout=seconds, check=False, stdin=subprocess.DEVNULL,
-        )  # fmt: skip
+        done = _playbook(self.inventory, playbook, *words, seconds=seconds)
         said = done.stdout + done.stderr
         counts = re.search(r"changed=(\d+) +unreachable=(\d+) +failed=(\d+)", said)
         assert counts, said
@@ -104,10 +110,7 @@ def fleet(wheelhouse: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     with booted_host(readable=[wheelhouse]) as host:
         inventory = tmp_path_factory.mktemp("inventory") / "hosts.json"
         variables = {
-            "ansible_host": host.address,
-            "ansible_user": "root",
-            "ansible_ssh_executable": str(host.shell),
-            "ansible_ssh_transfer_method": "piped",
+            **_connection(host),
             "glm_wheelhouse": str(wheelhouse),
             "glm_listen": "0.0.0.0:8000",
             "glm_settings": {"GLM_THREADS": 1},
@@ -199,6 +202,36 @@ def test_a_stopped_slot_is_inactive_not_failed(serving: Fleet) -> None:
     serving.host.run(["systemctl", "stop", "glm.socket", "glm-live.service", f"glm@{slot}"])
     assert serving.shown(f"glm@{slot}", "ActiveState") == "inactive"
     assert serving.shown(f"glm@{slot}", "Result") == "success"
+
+
+def test_the_first_host_that_fails_is_the_last_one_touched(tmp_path: Path) -> None:
+    """deploy.yml takes one host after the other and stops; glmctl is a stand-in that fails on the second."""
+    with booted_hosts(3) as hosts:
+        for host, code in zip(hosts, (0, 5, 0), strict=True):
+            write = f"printf %s {shlex.quote(STAND_IN)} > {GLMCTL}; chmod 755 {GLMCTL}; echo {code} > /code"
+            host.run(["sh", "-c", write])
+        inventory = tmp_path / "hosts.json"
+        inventory.write_text(json.dumps({"glm": {"hosts": {host.name: _connection(host) for host in hosts}}}))
+        done = _playbook(inventory, "deploy.yml", "-e", "glm_version=1.0.0")
+        assert done.returncode != 0
+        touched = [host.run(["sh", "-c", "test -e /deployed && echo yes || echo no"]).strip() for host in hosts]
+        assert touched == ["yes", "yes", "no"], done.stdout
+
+
+def _connection(host: BootedHost) -> dict[str, str]:
+    return {
+        "ansible_host": host.address,
+        "ansible_user": "root",
+        "ansible_ssh_executable": str(host.shell),
+        "ansible_ssh_transfer_method": "piped",
+    }
+
+
+def _playbook(inventory: Path, name: str, *words: str, seconds: float = 300) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [Path(sys.executable).with_name("ansible-playbook"), "-i", inventory, PLAYBOOKS / name, *words],
+        cwd=PLAYBOOKS, capture_output=True, text=True, timeout=seconds, check=False, stdin=subprocess.DEVNULL,
+    )  # fmt: skip
 
 
 def _release(checkpoints: dict[str, Path], version: str) -> list[str]:

@@ -677,51 +677,24 @@ async def test_many_clients_cross_many_cutovers(host: Host) -> None:
     assert host.blue.ledger.handed_out + host.green.ledger.handed_out == 200
 
 
-async def test_probe_halfclose(host: Host) -> None:
-    client = await host.client()
-    client.send(SLOW)
-    await until(lambda: host.blue.app.running, "the request")
-    client.writer.write_eof()
-    await asyncio.sleep(0.05)
-    host.blue.app.proceed.set()
-    print("HALF", await client.rest(), host.blue.ledger)
-
-
-async def test_probe_upgrade_pipeline(host: Host) -> None:
-    client = await host.client()
-    up = b"GET /hello HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n"
-    client.send(up + GET)
-    print("UP1", (await client.reply()).slot)
-    await asyncio.sleep(0.1)
-    print("UP2", host.blue.ledger)
-    host.switch()
-    await asyncio.sleep(0.05)
-    print("UP3", host.blue.ledger, host.green.ledger)
-
-
-async def test_probe_inheritable(host: Host) -> None:
-    import os
-    client = await host.client()
-    host.switch()
-    await until(lambda: host.green.connections, "x")
-    print("INH", os.get_inheritable(host.green.connections[0].transport.get_extra_info("socket").fileno()))
-
-
-async def test_probe_late_giver(host: Host) -> None:
+async def test_giver_that_was_met_is_waited_for(host: Host) -> None:
+    """A giver between connecting and sending when the taker leaves: the taker stays for it, the client is served."""
     host.go_live("green")
-    a, b = socket.socketpair()
-    client = await host.client()
-    giver = socket.socket(socket.AF_UNIX)
-    giver.connect(str(host.runtime / "blue/handoff.sock"))
-    await asyncio.sleep(0.1)  # met, silent
-    task = asyncio.create_task(host.blue.leave())
-    await asyncio.sleep(0.1)
-    print("LATE done?", task.done())
-    try:
-        socket.send_fds(giver, [b"c"], [a.fileno()])
-        print("LATE sent")
-    except OSError as e:
-        print("LATE", e)
-    await task
-    print("LATE", host.blue.ledger, host.blue.server._arriving)
-    a.close(); b.close(); giver.close()
+    host.blue.look()
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.socket(socket.AF_UNIX) as giver:
+        client = Client(*await asyncio.open_connection(*server.getsockname()))
+        host.clients.append(client)
+        held, _ = server.accept()
+        with held:
+            giver.connect(str(host.runtime / "blue/handoff.sock"))
+            for _ in range(3):  # turns of the loop, in which blue meets the giver
+                await asyncio.sleep(0)
+            leaving = asyncio.create_task(host.blue.leave())
+            for _ in range(3):
+                await asyncio.sleep(0.02)
+            left_at_once = leaving.done()
+            socket.send_fds(giver, [b"c"], [held.fileno()])
+            host.green.ledger.handed_out += 1  # it is in green's name that we give
+        await leaving
+        assert not left_at_once
+        assert (await client.ask()).slot == "green"

@@ -52,7 +52,9 @@ def test_main_pid_is_the_master(box: Box) -> None:
     assert int(box.show("glm@blue.service", "MainPID")) == box.generation("blue").master
 
 
-def test_a_candidate_that_fails_its_checks_never_becomes_ready(box: Box, tmp_path: Path, add_release: AddRelease) -> None:
+def test_a_candidate_that_fails_its_checks_never_becomes_ready(
+    box: Box, tmp_path: Path, add_release: AddRelease
+) -> None:
     """A failed check: exit code 4, the reason in plain words, in STATUS too, and live untouched."""
     checks = tmp_path / "checks.json"
     checks.write_text(json.dumps([{"name": "knows red", "question": "Which colour?", "answer": "never said"}]))

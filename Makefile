@@ -1,0 +1,42 @@
+# What a person does here. `make help` lists it.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.PHONY: help setup demo test lint unit bench clean
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(VENV)/.ready  ## .venv with all that the demo and the tests need
+	@tests/needs
+
+# torch by pip and pinned: anything else may bring a CUDA build of several gigabytes
+$(VENV)/.ready: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=python3.11 …"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+demo: $(VENV)/.ready  ## the whole thing on this machine, nothing installed; ARGS=--once ends by itself
+	glmctl demo $(ARGS)
+
+test: setup lint unit  ## ruff, mypy --strict and pytest, on real systemd, real Gunicorn, a real browser
+
+lint: $(VENV)/.ready  ## ruff and mypy --strict
+	ruff check
+	ruff format --check
+	mypy
+
+unit: $(VENV)/.ready  ## pytest alone; ARGS='-k cutover' chooses
+	pytest $(ARGS)
+
+bench: $(VENV)/.ready  ## what a handover costs, as ratios from one run
+	python -m tests.bench.handover
+
+clean:  ## take away what was made
+	rm -rf $(VENV) .wheelhouse .mypy_cache .pytest_cache .ruff_cache *.egg-info

@@ -1,0 +1,208 @@
+"""The journal: one rollout at a time, written down before it acts, readable after any death."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from deploy.errors import GlmError, Locked
+from deploy.host import Host
+from deploy.journal import Journal, Record, begin
+from deploy.receipt import Receipt
+from tests.box import CODE
+
+_HOLDER = """
+import sys, time
+from pathlib import Path
+from deploy.host import Host
+from deploy.journal import Journal, begin
+
+state = Path(sys.argv[1])
+journal = Journal(Host(True, state, state, state, state, state))
+with getattr(journal, sys.argv[2])():
+    if sys.argv[2] == "lock":
+        begin(journal, "deploy", "1.2.0", "green").enter("start")
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> Path:
+    return tmp_path / "state"
+
+
+@pytest.fixture
+def journal(state: Path) -> Journal:
+    return Journal(Host(True, state, state, state, state, state))
+
+
+@contextmanager
+def holder(state: Path, what: str) -> Iterator[subprocess.Popen[str]]:
+    """Another process that holds the lock until it is killed."""
+    argv = [sys.executable, "-c", _HOLDER, str(state), what]
+    process = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, cwd=CODE)
+    assert process.stdout is not None
+    try:
+        assert process.stdout.readline() == "held\n"
+        yield process
+    finally:
+        process.kill()
+        process.wait(10)
+        process.stdout.close()
+
+
+def test_one_rollout_at_a_time(journal: Journal, state: Path) -> None:
+    """While another process holds the lock we are refused at once, with exit code 7 and what it is doing."""
+    with holder(state, "lock"):
+        with pytest.raises(Locked, match=r"deploy of 1\.2\.0, in start") as refusal, journal.lock():
+            pass
+        assert refusal.value.exit_code == 7
+
+
+def test_lock_dies_with_its_holder(journal: Journal, state: Path) -> None:
+    """Kill -9 of the holder frees the lock; what it had begun is found unfinished."""
+    with holder(state, "lock") as process:
+        process.send_signal(signal.SIGKILL)
+        process.wait(10)
+    with journal.lock():
+        (left,) = journal.unfinished()
+    assert (left.kind, left.version, left.slot, left.phase) == ("deploy", "1.2.0", "green", "start")
+
+
+def test_lock_is_free_again_after_an_error(journal: Journal) -> None:
+    """A rollout that fails gives the lock back, and a lock is not given twice in one process either."""
+    with pytest.raises(RuntimeError), journal.lock():
+        with pytest.raises(Locked), journal.lock():
+            pass
+        raise RuntimeError
+    with journal.lock():
+        pass
+
+
+def test_switching_does_not_wait_for_a_rollout(journal: Journal, state: Path) -> None:
+    """The moment in which `live` is renamed has a lock of its own: a rollback need not wait for the deploy that bakes."""
+    with holder(state, "lock"), journal.switching():
+        pass
+
+
+def test_switching_excludes_another_process(journal: Journal, state: Path) -> None:
+    """Only one process at a time may rename `live`; the next one waits for it, and not for ever if it dies."""
+    entered = threading.Event()
+
+    def enter() -> None:
+        with journal.switching():
+            entered.set()
+
+    with holder(state, "switching") as process:
+        with (state / "switch").open("a") as file, pytest.raises(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        waiting = threading.Thread(target=enter)
+        waiting.start()
+        waiting.join(0.05)
+        assert not entered.is_set()
+        process.send_signal(signal.SIGKILL)
+        waiting.join(10)
+        assert entered.is_set()
+
+
+def test_phase_is_on_disk_before_it_acts(journal: Journal, state: Path) -> None:
+    """When a phase begins, a fresh reader finds it written: a crash in the middle of it can be told from one before."""
+    with journal.lock():
+        entry = begin(journal, "deploy", "1.0.0", "blue", previous="0.9.0")
+        assert journal.records() == []
+        for number, phase in enumerate(("preflight", "prepare", "start"), start=1):
+            entry.enter(phase)  # type: ignore[arg-type]
+            (found,) = journal.records()
+            assert (found.phase, len(found.steps), found.outcome) == (phase, number, None)
+    assert list((state / "history").glob("*.new")) == []
+
+
+def test_record_is_synced_before_it_is_published(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bytes are on the disk before the name leads to them: after a power cut there is an old record or a new one."""
+    order = []
+    fsync, replace = os.fsync, Path.replace
+    monkeypatch.setattr(os, "fsync", lambda descriptor: (order.append("fsync"), fsync(descriptor)))
+    monkeypatch.setattr(Path, "replace", lambda path, to: (order.append("rename"), replace(path, to))[1])
+    with journal.lock():
+        begin(journal, "deploy", "1.0.0", "blue").enter("preflight")
+    assert order[:2] == ["fsync", "rename"]
+
+
+def test_end_is_read_as_it_was_written(journal: Journal) -> None:
+    """Outcome, reason, receipt and time survive the disk, and an ended rollout is no longer unfinished."""
+    with journal.lock():
+        entry = begin(journal, "deploy", "1.0.0", "blue")
+        entry.enter("preflight")
+        assert [one.id for one in journal.unfinished()] == [entry.record.id]
+        entry.end("refused", reason="the disk is full", receipt=Receipt(accepted=3, completed=3))
+    assert journal.unfinished() == []
+    found = journal.last()
+    assert found == entry.record
+    assert found.receipt == Receipt(accepted=3, completed=3)
+    assert found.seconds is not None
+    assert found.ended_at is not None
+    assert found.ended_at >= found.started_at
+
+
+def test_damaged_history_is_passed_over(journal: Journal, state: Path) -> None:
+    """A file cut short by a full disk, or no file at all, hides none of the others."""
+    with journal.lock():
+        for version in ("1", "2"):
+            entry = begin(journal, "deploy", version, "blue")
+            entry.enter("preflight")
+            entry.end("done")
+    history = state / "history"
+    good = next(history.glob("*.json")).read_bytes()
+    (history / "20000101-000000-01.json").write_bytes(good[: len(good) // 2])
+    (history / "20000101-000000-02.json").write_text("")
+    (history / "20000101-000000-03.json").write_bytes(b"\xff\xfe\x00")
+    (history / "20000101-000000-04.json").write_text("[]")
+    (history / "20000101-000000-05.json").mkdir()
+    (history / "20000101-000000-06.json").write_text(json.dumps({"id": "x", "kind": "coup"}))
+    (history / "20000101-000000-07.new").write_text("{}")
+    (history / "notes.txt").write_text("hello")
+    assert [one.version for one in journal.records()] == ["1", "2"]
+    assert journal.unfinished() == []
+
+
+def test_records_are_in_order_of_time(journal: Journal) -> None:
+    """Rollouts of one second keep their order, and each has a name of its own."""
+    with journal.lock():
+        for number in range(12):
+            begin(journal, "deploy" if number % 2 else "rollback", str(number), "blue").enter("preflight")
+    records = journal.records()
+    assert [one.version for one in records] == [str(number) for number in range(12)]
+    assert len({one.id for one in records}) == 12
+    last, newest_deploy, none = journal.last(), journal.last_of("deploy", "9"), journal.last_of("deploy", "10")
+    assert last is not None
+    assert last.version == "11"
+    assert newest_deploy is not None
+    assert none is None
+
+
+def test_empty_host_has_no_history(journal: Journal, state: Path) -> None:
+    """Reading touches nothing: a host without a journal has no rollouts, and still no directory afterwards."""
+    assert journal.records() == journal.unfinished() == []
+    assert journal.last() is None
+    assert not state.exists()
+
+
+def test_state_that_cannot_be_written_is_a_plain_fact(journal: Journal, state: Path) -> None:
+    """No place for the lock, or none for the record: an error with a hint, before anything is done."""
+    state.write_text("a file")
+    with pytest.raises(GlmError, match="cannot write to") as error, journal.lock():
+        pass
+    assert error.value.hint
+    with pytest.raises(GlmError, match="cannot write the journal"):
+        journal.write(Record(id="1", kind="deploy", version="1", slot="blue", started_at="now"))

@@ -1,0 +1,165 @@
+"""The receipt's arithmetic: every request stands in one column, whoever died meanwhile."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from deploy.host import Host
+from deploy.receipt import Count, Line, Snapshot, draw_up, snapshot
+
+COLUMNS = ("accepted", "completed", "failed", "client_aborted", "cut", "handed_out", "adopted")
+
+
+def count(slot: str = "blue", generation: int = 1, *, in_flight: int = 0, died: bool = False, **numbers: int) -> Count:
+    """What one worker says of itself; columns that are not given are 0."""
+    return Count(
+        slot=slot,
+        generation=generation,
+        version={"blue": "1.0.0", "green": "1.1.0"}[slot],
+        numbers=dict.fromkeys(COLUMNS, 0) | numbers,
+        in_flight=in_flight,
+        died=died,
+    )
+
+
+def taken(*counts: Count) -> Snapshot:
+    """A snapshot in which the n-th worker has the number n."""
+    return {(one.slot, one.generation, number): one for number, one in enumerate(counts, start=1)}
+
+
+NOTHING: Snapshot = {}
+CASES: dict[str, tuple[Snapshot, Snapshot, dict[str, int]]] = {
+    "nothing happened": (NOTHING, NOTHING, {}),
+    "a worker that was not there before": (
+        NOTHING,
+        taken(count(accepted=5, completed=3, failed=1, client_aborted=1)),
+        {"accepted": 5, "completed": 3, "failed": 1, "client_aborted": 1, "lost": 1},
+    ),
+    "only what happened meanwhile counts": (
+        taken(count(accepted=100, completed=90, failed=10)),
+        taken(count(accepted=107, completed=96, failed=11)),
+        {"accepted": 7, "completed": 6, "failed": 1, "lost": 1},
+    ),
+    "carried in and completed": (
+        taken(count(accepted=10, completed=8, in_flight=2)),
+        taken(count(accepted=11, completed=11)),
+        {"accepted": 3, "completed": 3},
+    ),
+    "carried in and still running": (
+        taken(count(accepted=10, completed=8, in_flight=2)),
+        taken(count(accepted=12, completed=10, in_flight=2)),
+        {"accepted": 4, "completed": 2, "in_flight": 2},
+    ),
+    "killed with requests in hand": (
+        taken(count(accepted=10, completed=10)),
+        taken(count(accepted=14, completed=11, in_flight=3, died=True)),
+        {"accepted": 4, "completed": 1, "failed": 3, "lost": 3},
+    ),
+    "killed with what it had carried in": (
+        taken(count(accepted=10, completed=8, in_flight=2)),
+        taken(count(accepted=10, completed=8, in_flight=2, died=True)),
+        {"accepted": 2, "failed": 2, "lost": 2},
+    ),
+    "dead before we began": (
+        taken(count(accepted=10, completed=7, in_flight=3, died=True)),
+        taken(count(accepted=10, completed=7, in_flight=3, died=True)),
+        {},
+    ),
+    "dead before, and its successor works": (
+        taken(count(accepted=10, completed=7, in_flight=3, died=True)),
+        taken(count(accepted=10, completed=7, in_flight=3, died=True), count(accepted=2, completed=2)),
+        {"accepted": 2, "completed": 2},
+    ),
+    "cut by the deadline": (
+        taken(count(accepted=4, completed=2, in_flight=2)),
+        taken(count(accepted=4, completed=2, failed=2, cut=2)),
+        {"accepted": 2, "failed": 2, "cut": 2, "lost": 2},
+    ),
+    "handed from slot to slot": (
+        taken(count(accepted=4, completed=4), count("green")),
+        taken(count(accepted=5, completed=5, handed_out=3), count("green", accepted=3, completed=3, adopted=3)),
+        {"accepted": 4, "completed": 4, "handed_out": 3, "adopted": 3},
+    ),
+    "gone from the snapshot altogether": (taken(count(accepted=4, completed=4)), NOTHING, {}),
+}
+
+
+@pytest.mark.parametrize(("before", "after", "expected"), CASES.values(), ids=CASES.keys())
+def test_sums(before: Snapshot, after: Snapshot, expected: dict[str, int]) -> None:
+    """Accepted (carried in included) is completed, failed, aborted and in flight: in sum, and line by line."""
+    receipt = draw_up(before, after)
+    columns = (*COLUMNS, "in_flight", "lost")
+    assert {name: getattr(receipt, name) for name in columns} == dict.fromkeys(columns, 0) | expected
+    assert receipt.adds_up
+    assert all(line.adds_up for line in receipt.lines)
+    for name in (*COLUMNS, "in_flight"):
+        assert sum(getattr(line, name) for line in receipt.lines) == getattr(receipt, name)
+
+
+def test_each_generation_has_its_line() -> None:
+    """Two slots, two generations, three workers: one line each, in order, workers of a generation added together."""
+    after = taken(
+        count("green", 1, accepted=1, completed=1),
+        count("blue", 2, accepted=2, completed=2, adopted=1),
+        count("blue", 1, accepted=4, completed=3, in_flight=1),
+        count("blue", 1, accepted=8, completed=8, handed_out=1),
+        count("green", 2),
+    )
+    receipt = draw_up(NOTHING, after, probes=3)
+    assert receipt.lines == [
+        Line(slot="blue", generation=1, version="1.0.0", accepted=12, completed=11, in_flight=1, handed_out=1),
+        Line(slot="blue", generation=2, version="1.0.0", accepted=2, completed=2, adopted=1),
+        Line(slot="green", generation=1, version="1.1.0", accepted=1, completed=1),
+    ]
+    assert (receipt.accepted, receipt.completed, receipt.in_flight, receipt.probes) == (15, 14, 1, 3)
+
+
+def test_what_does_not_add_up_is_said() -> None:
+    """One line that is wrong makes the receipt say so, even where another is wrong the other way round."""
+    receipt = draw_up(NOTHING, taken(count("blue", accepted=3, completed=2), count("green", accepted=3, completed=4)))
+    assert receipt.accepted == receipt.completed
+    assert not receipt.adds_up
+
+
+def test_snapshot_reads_what_workers_wrote(tmp_path: Path) -> None:
+    """From the files alone it is told who lives, who died with requests in hand, and who left in good order."""
+    host = Host(True, tmp_path, tmp_path / "run", tmp_path, tmp_path, tmp_path)
+    dead = subprocess.Popen(["true"])
+    dead.wait(10)
+    own = int(Path(f"/proc/{os.getpid()}/stat").read_text().rpartition(")")[2].split()[19])
+    directory = host.runtime / "blue/7"
+    directory.mkdir(parents=True)
+    record = {"generation": 7, "slot": "blue", "version": "1", "release": "", "master": os.getpid(), "born": own}
+    (directory / "generation.json").write_text(json.dumps(record))
+
+    def worker(name: int, pid: int, born: int, **more: object) -> None:
+        account = {"pid": pid, "born": born, "version": "1", "phase": "ready", "ledger": {"accepted": name}, **more}
+        (directory / f"{name}.json").write_text(json.dumps(account))
+
+    worker(1, os.getpid(), own, in_flight=2)
+    worker(2, dead.pid, 1, in_flight=3)
+    worker(3, dead.pid + 1, 1, phase="gone", in_flight=0)
+    (directory / "4.json").write_text('{"pid": ')
+    (directory / "5.new").write_text("{}")
+    (host.runtime / "blue/8").mkdir()
+    (host.runtime / "blue/8/generation.json").write_text("garbage")
+    seen = {count.numbers["accepted"]: (count.in_flight, count.died) for count in snapshot(host).values()}
+    assert seen == {1: (2, False), 2: (3, True), 3: (0, False)}
+
+
+def test_number_given_to_another_process_is_no_life(tmp_path: Path) -> None:
+    """A worker whose number a later process bears is dead, and what it had in hand has failed."""
+    host = Host(True, tmp_path, tmp_path / "run", tmp_path, tmp_path, tmp_path)
+    directory = host.runtime / "green/1"
+    directory.mkdir(parents=True)
+    record = {"generation": 1, "slot": "green", "version": "1", "release": "", "master": os.getpid(), "born": 1}
+    (directory / "generation.json").write_text(json.dumps(record))
+    account = {"pid": os.getpid(), "born": 1, "version": "1", "phase": "ready", "in_flight": 1}
+    (directory / f"{os.getpid()}.json").write_text(json.dumps(account | {"ledger": {"accepted": 1}}))
+    receipt = draw_up(NOTHING, snapshot(host))
+    assert (receipt.accepted, receipt.failed, receipt.in_flight, receipt.adds_up) == (1, 1, 0, True)
