@@ -35,7 +35,9 @@ class Demo:
             self._do(f"glmctl release add {checkpoint}")
         self._do("glmctl deploy 1.0.0")
         report = self._scratch / "load.json"
-        load = self._begin(f"python -m deploy.load {self._box.addresses.listen} --seconds 600 --json {report}")
+        load = self._begin(
+            f"python -m deploy.load {self._box.addresses.listen} --seconds 600 --think 0.05 --json {report}"
+        )
         try:
             time.sleep(_WARM)
             self._do("glmctl deploy 1.1.0 --bake 3s")

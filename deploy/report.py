@@ -39,19 +39,20 @@ def summary(record: Record) -> str:
 
 
 def _print(console: Console, record: Record) -> None:
-    console.print(f"[bold]{record.id}[/]  {summary(record)}")
+    console.print(f"[bold]{record.id}[/]  {summary(record)}", soft_wrap=True)
     if record.receipt is not None:
         console.print(_table(record.receipt))
-        console.print(_verdict(record.receipt))
+        console.print(_verdict(record.receipt), soft_wrap=True)
 
 
 def _table(receipt: Receipt) -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim")
-    for title in ("generation", "version"):
-        table.add_column(title)
+    for title in ("slot", "version"):
+        table.add_column(title, no_wrap=True)
     names = ("accepted", "completed", "failed", "client_aborted", "in_flight", "handed_out", "adopted")
     for name in names:
-        table.add_column(name.replace("_", " "), justify="right")
+        title = {"client_aborted": "aborted"}.get(name, name.replace("_", " "))
+        table.add_column(title, justify="right", no_wrap=True)
     for line in receipt.lines:
         table.add_row(f"{line.slot} #{line.generation}", line.version, *(str(getattr(line, name)) for name in names))
     table.add_row("[bold]all", "", *(f"[bold]{getattr(receipt, name)}" for name in names))

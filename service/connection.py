@@ -22,6 +22,11 @@ Send = Callable[[Message], Awaitable[None]]
 class Owner(Protocol):
     """What a connection asks of the server that holds it."""
 
+    guests: set[Connection]
+    """Connections of clients, as opposed to those at the slot's own door."""
+    busy: set[Connection]
+    """Of the guests: those with a request in flight."""
+
     @property
     def ledger(self) -> Ledger:
         """Where to count."""
@@ -90,6 +95,8 @@ class Connection(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Start the idle clock at once: a client that connects and says nothing is an idle client too."""
         super().connection_made(transport)
+        if self.public:
+            self.owner.guests.add(self)
         if self.adopted:
             self.owner.ledger.adopted += 1
         self._start_idle_clock()
@@ -102,7 +109,8 @@ class Connection(HttpToolsProtocol):
                 self._count("failed", self.in_flight)
             else:
                 self._count("client_aborted", self.in_flight)
-            self.answered = self.begun
+            self._end(self.in_flight)
+        self.owner.guests.discard(self)
         super().connection_lost(exc)
 
     def cut(self) -> None:
@@ -110,13 +118,12 @@ class Connection(HttpToolsProtocol):
         if self.in_flight:
             self._count("failed", self.in_flight)
             self._count("cut", self.in_flight)
-            self.answered = self.begun
+            self._end(self.in_flight)
         self.transport.abort()
 
     def on_message_begin(self) -> None:
         """Count a request with its first byte, before its head is complete."""
-        self.begun += 1
-        self._count("accepted")
+        self._begin()
         super().on_message_begin()
 
     def on_message_complete(self) -> None:
@@ -127,7 +134,7 @@ class Connection(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         """Count an answer, then let the connection go to its owner if that is another."""
-        self.answered += 1
+        self._end(1)
         self._count("completed" if self._status is not None and self._status < 500 else "failed")
         self._status = None
         super().on_response_complete()
@@ -136,9 +143,8 @@ class Connection(HttpToolsProtocol):
     def send_400_response(self, msg: str) -> None:
         """Answer what is not HTTP; it was a request as far as the account goes."""
         if not self.in_flight:
-            self.begun += 1
-            self._count("accepted")
-        self.answered += 1
+            self._begin()
+        self._end(1)
         self._count("completed")
         super().send_400_response(msg)
 
@@ -158,6 +164,17 @@ class Connection(HttpToolsProtocol):
             await self._serve(scope, receive, noting)
         finally:
             self._broken = self._broken or not complete
+
+    def _begin(self) -> None:
+        self.begun += 1
+        self._count("accepted")
+        if self.public:
+            self.owner.busy.add(self)
+
+    def _end(self, requests: int) -> None:
+        self.answered += requests
+        if not self.in_flight:
+            self.owner.busy.discard(self)
 
     def _count(self, what: str, many: int = 1) -> None:
         ledger = self.owner.ledger

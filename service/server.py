@@ -50,6 +50,8 @@ class SlotServer(Server):
         self._door = door
         self._handoff = handoff
         self._has_siblings = has_siblings
+        self.guests: set[Connection] = set()
+        self.busy: set[Connection] = set()
         self._is_open = False
         self._accepting = False
         self._accept_again_at = 0.0
@@ -115,15 +117,14 @@ class SlotServer(Server):
         if accepting != self._accepting:
             self._set_accepting(accepting)
         if not is_open:
-            for connection in self._guests():
+            for connection in list(self.guests):
                 self._send_home(connection)
         self.report()
 
     def report(self) -> None:
         """Bring the state file up to date."""
-        guests = self._guests()
-        self.account.connections = len(guests)
-        self.account.in_flight = sum(connection.in_flight for connection in guests)
+        self.account.connections = len(self.guests)
+        self.account.in_flight = sum(connection.in_flight for connection in self.busy)
         self.account.write()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:  # noqa: ARG002
@@ -196,9 +197,6 @@ class SlotServer(Server):
 
     def _connections(self) -> list[Connection]:
         return [connection for connection in self.server_state.connections if isinstance(connection, Connection)]
-
-    def _guests(self) -> list[Connection]:
-        return [connection for connection in self._connections() if connection.public]
 
     def _send_home(self, connection: Connection) -> None:
         """Give the connection to its owner; where there is none, close it once we leave and it is idle."""

@@ -9,6 +9,7 @@ nothing mounted and nothing running.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import shlex
 import shutil
@@ -33,6 +34,7 @@ _NETWORK = "10.77.0"
 _BRIDGE = "glm0"
 _PATIENCE = 60.0
 _CGROUPS = Path("/sys/fs/cgroup")
+_SERIALS = itertools.count(1)
 
 T = TypeVar("T")
 
@@ -122,15 +124,16 @@ def _network() -> Iterator[int]:
 
 @contextlib.contextmanager
 def _host(number: int, network: int, readable: Sequence[Path]) -> Iterator[BootedHost]:
-    # its name is also its cgroup's: two runs at a time must not share one
-    name = f"glm-{os.getpid()}-{number}"
+    # its name is also its cgroup's: no two hosts of this machine may share one
+    serial = next(_SERIALS)
+    name = f"glm-{os.getpid()}-{serial}"
     address = f"{_NETWORK}.{10 + number}"
     with contextlib.ExitStack() as stack:
         place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=f"{name}-", dir="/run")))
         (place / "disk").mkdir()
         cgroups = stack.enter_context(_cgroup(name))
         console = stack.enter_context((place / "console").open("wb"))
-        boot = ["sh", "-c", _BOOT, "sh", str(place / "disk"), name, f"{os.getpid():024x}{number:08x}", _DISK]
+        boot = ["sh", "-c", _BOOT, "sh", str(place / "disk"), name, f"{os.getpid():024x}{serial:08x}", _DISK]
         enter = "".join(f"echo $$ > {directory}/cgroup.procs; " for directory in cgroups) + 'exec "$@"'
         container = stack.enter_context(
             _dying_with_us(
@@ -181,9 +184,9 @@ def _cgroup(name: str) -> Iterator[list[Path]]:
     is_unified = (_CGROUPS / "cgroup.controllers").exists()
     roots = [_CGROUPS] if is_unified else [_CGROUPS / "systemd", _CGROUPS / "unified"]
     directories = [root / name for root in roots if root.is_dir()]
+    for directory in directories:
+        directory.mkdir()
     try:
-        for directory in directories:
-            directory.mkdir()
         yield directories
     finally:
         for directory in directories:

@@ -18,7 +18,6 @@ import pytest
 from tests.hosts import BootedHost, HostError, booted_host, booted_hosts
 
 CODE = Path(__file__).resolve().parent.parent
-PLAYBOOKS = CODE / "deploy/ansible"
 WHEELHOUSE = CODE / ".wheelhouse"
 PYTHON = "/usr/bin/python3"  # the hosts'
 BUILDERS = ("hatchling", "editables")  # what pip needs to install the checkout itself
@@ -45,9 +44,10 @@ class Recap:
 
 @dataclass(frozen=True)
 class Fleet:
-    """One host, and the inventory that leads to it."""
+    """One host, the checkout it is given, and the inventory that leads to it."""
 
     host: BootedHost
+    checkout: Path
     inventory: Path
 
     def play(self, playbook: str, *words: str, seconds: float = 300) -> Recap:
@@ -59,7 +59,7 @@ class Fleet:
 
     def try_to_play(self, playbook: str, *words: str, seconds: float = 300) -> Recap:
         """Run a playbook, whatever comes of it."""
-        done = _playbook(self.inventory, playbook, *words, seconds=seconds)
+        done = _playbook(self.checkout, self.inventory, playbook, *words, seconds=seconds)
         said = done.stdout + done.stderr
         counts = re.search(r"changed=(\d+) +unreachable=(\d+) +failed=(\d+)", said)
         assert counts, said
@@ -105,7 +105,18 @@ def wheelhouse(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def fleet(wheelhouse: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the code as it is now: hosts are given new code whenever it changes, and it may while tests run."""
+    copy = tmp_path_factory.mktemp("checkout")
+    for folder in ("deploy", "service", "ui", "systemd"):
+        shutil.copytree(CODE / folder, copy / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    for file in ("README.md", "pyproject.toml"):
+        shutil.copy(CODE / file, copy)
+    return copy
+
+
+@pytest.fixture(scope="module")
+def fleet(checkout: Path, wheelhouse: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
     """A bare host, reached as through ssh."""
     with booted_host(readable=[wheelhouse]) as host:
         inventory = tmp_path_factory.mktemp("inventory") / "hosts.json"
@@ -116,7 +127,7 @@ def fleet(wheelhouse: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
             "glm_settings": {"GLM_THREADS": 1},
         }
         inventory.write_text(json.dumps({"glm": {"hosts": {host.name: variables}}}))
-        yield Fleet(host, inventory)
+        yield Fleet(host, checkout, inventory)
 
 
 @pytest.fixture(scope="module")
@@ -212,7 +223,7 @@ def test_the_first_host_that_fails_is_the_last_one_touched(tmp_path: Path) -> No
             host.run(["sh", "-c", write])
         inventory = tmp_path / "hosts.json"
         inventory.write_text(json.dumps({"glm": {"hosts": {host.name: _connection(host) for host in hosts}}}))
-        done = _playbook(inventory, "deploy.yml", "-e", "glm_version=1.0.0")
+        done = _playbook(CODE, inventory, "deploy.yml", "-e", "glm_version=1.0.0")
         assert done.returncode != 0
         touched = [host.run(["sh", "-c", "test -e /deployed && echo yes || echo no"]).strip() for host in hosts]
         assert touched == ["yes", "yes", "no"], done.stdout
@@ -227,10 +238,12 @@ def _connection(host: BootedHost) -> dict[str, str]:
     }
 
 
-def _playbook(inventory: Path, name: str, *words: str, seconds: float = 300) -> subprocess.CompletedProcess[str]:
+def _playbook(
+    checkout: Path, inventory: Path, name: str, *words: str, seconds: float = 300
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [Path(sys.executable).with_name("ansible-playbook"), "-i", inventory, PLAYBOOKS / name, *words],
-        cwd=PLAYBOOKS, capture_output=True, text=True, timeout=seconds, check=False, stdin=subprocess.DEVNULL,
+        [Path(sys.executable).with_name("ansible-playbook"), "-i", inventory, name, *words],
+        cwd=checkout / "deploy/ansible", capture_output=True, text=True, timeout=seconds, check=False, stdin=subprocess.DEVNULL,
     )  # fmt: skip
 
 

@@ -20,7 +20,7 @@ VERBS = (
 )  # fmt: skip
 EXAMPLES = {
     "": "  glmctl release add ./my-checkpoint --version 1.0.0\n  glmctl deploy 1.0.0 ",
-    "release add": '  [{"name": "red", "image": "red.png", "question": "Which colour?", "answer": "red", "max_tokens": 16}]',
+    "release add": '  [{"name": "red", "image": "red.png", "question": "Which colour?", "answer": "red", ',
     "sandbox": "  glmctl sandbox -- bash\n  glmctl sandbox -- sh -c",
 }  # fmt: skip
 

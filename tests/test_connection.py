@@ -9,6 +9,7 @@ import socket
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -157,7 +158,7 @@ class Slot:
         config.load()
         self.server = SlotServer(
             config,
-            Settings(root=root, runtime=runtime, slot=name, **settings),  # type: ignore[arg-type]
+            Settings(root=root, runtime=runtime, slot=name, **settings),
             Gate(root, runtime, self.doors.handoff_inode),
             self.account,
             public=[listener],
@@ -174,6 +175,9 @@ class Slot:
     @property
     def connections(self) -> list[Connection]:
         return self.server._guests()
+
+    def holds(self, many: int) -> bool:
+        return self.server.is_serving and len(self.connections) == many
 
     def publish(self) -> None:
         self.doors.publish("http.sock")
@@ -279,7 +283,7 @@ async def host(
 
 async def until(condition: Callable[[], object], what: str) -> None:
     async with asyncio.timeout(PATIENCE):
-        while not condition():
+        while not condition():  # noqa: ASYNC110  (what is waited for sends no signal)
             await asyncio.sleep(0.002)
     assert condition(), what
 
@@ -310,7 +314,7 @@ async def test_connection_moves_as_often_as_live_does(host: Host) -> None:
     for number in range(20):
         here, there = host.slots if number % 2 else host.slots[::-1]
         host.go_live(here.account.slot)
-        await until(lambda here=here: here.server.is_serving and here.connections, "the move")
+        await until(partial(here.holds, 1), "the move")
         there.look()
         assert (await client.ask()).slot == here.account.slot
     assert host.blue.ledger.accepted == host.green.ledger.accepted == 10
@@ -671,7 +675,7 @@ async def test_many_clients_cross_many_cutovers(host: Host) -> None:
         for number in range(10):
             there = host.slots[1 - number % 2]
             host.go_live(there.account.slot)
-            await until(lambda there=there: len(there.connections) == len(clients), "all of them")
+            await until(partial(there.holds, len(clients)), "all of them")
         over.set()
     assert host.blue.ledger.completed + host.green.ledger.completed == asked
     assert host.blue.ledger.handed_out + host.green.ledger.handed_out == 200

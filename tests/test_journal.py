@@ -83,15 +83,15 @@ def test_lock_dies_with_its_holder(journal: Journal, state: Path) -> None:
 def test_lock_is_free_again_after_an_error(journal: Journal) -> None:
     """A rollout that fails gives the lock back, and a lock is not given twice in one process either."""
     with pytest.raises(RuntimeError), journal.lock():
-        with pytest.raises(Locked), journal.lock():
-            pass
         raise RuntimeError
+    with journal.lock(), pytest.raises(Locked), journal.lock():
+        pass
     with journal.lock():
         pass
 
 
 def test_switching_does_not_wait_for_a_rollout(journal: Journal, state: Path) -> None:
-    """The moment in which `live` is renamed has a lock of its own: a rollback need not wait for the deploy that bakes."""
+    """The moment in which `live` is renamed has a lock of its own: a rollback does not wait for a deploy that bakes."""
     with holder(state, "lock"), journal.switching():
         pass
 
@@ -129,11 +129,20 @@ def test_phase_is_on_disk_before_it_acts(journal: Journal, state: Path) -> None:
 
 
 def test_record_is_synced_before_it_is_published(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The bytes are on the disk before the name leads to them: after a power cut there is an old record or a new one."""
-    order = []
-    fsync, replace = os.fsync, Path.replace
-    monkeypatch.setattr(os, "fsync", lambda descriptor: (order.append("fsync"), fsync(descriptor)))
-    monkeypatch.setattr(Path, "replace", lambda path, to: (order.append("rename"), replace(path, to))[1])
+    """The bytes are on the disk before the name leads to them: a power cut leaves the old record or the new one."""
+    order: list[str] = []
+    fsync, rename = os.fsync, Path.replace
+
+    def note_fsync(descriptor: int) -> None:
+        order.append("fsync")
+        fsync(descriptor)
+
+    def note_rename(path: Path, to: Path) -> Path:
+        order.append("rename")
+        return rename(path, to)
+
+    monkeypatch.setattr(os, "fsync", note_fsync)
+    monkeypatch.setattr(Path, "replace", note_rename)
     with journal.lock():
         begin(journal, "deploy", "1.0.0", "blue").enter("preflight")
     assert order[:2] == ["fsync", "rename"]

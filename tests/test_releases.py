@@ -166,15 +166,16 @@ def test_missing_shard_is_named(releases: Releases, source: Path) -> None:
     """Every shard that the index names must be there."""
     index = {"weight_map": {"a": "model.safetensors", "b": "model-00002-of-00002.safetensors"}}
     (source / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(Refused, match="model-00002-of-00002.safetensors is missing"):
+    with pytest.raises(Refused, match=r"model-00002-of-00002\.safetensors is missing"):
         releases.add(source, version="1.0.0")
     (source / "model-00002-of-00002.safetensors").write_bytes(tensors())
     assert releases.add(source, version="1.0.0").version == "1.0.0"
 
 
 @pytest.mark.parametrize(
-    "index", ["", "{", "[]", "{}", '{"weight_map": []}', '{"weight_map": {"a": []}}', '{"weight_map": {"a": 1, "b": "x"}}']
-)  # fmt: skip
+    "index",
+    ["", "{", "[]", "{}", '{"weight_map": []}', '{"weight_map": {"a": []}}', '{"weight_map": {"a": 1, "b": "x"}}'],
+)
 def test_damaged_index_is_refused(releases: Releases, source: Path, index: str) -> None:
     """An index that cannot be understood is refused by name."""
     (source / "model.safetensors.index.json").write_text(index)
@@ -188,9 +189,10 @@ def test_damaged_index_is_refused(releases: Releases, source: Path, index: str) 
 )
 def test_version_that_is_no_name_is_refused(releases: Releases, host: Host, source: Path, version: str) -> None:
     """A version is a plain name: nothing that leads elsewhere, hides, or looks like an option; asked or added."""
-    for action in (lambda: releases.add(source, version=version), lambda: releases.get(version)):
-        with pytest.raises(Refused):
-            action()
+    with pytest.raises(Refused):
+        releases.add(source, version=version)
+    with pytest.raises(Refused):
+        releases.get(version)
     assert releases.list() == []
 
 
@@ -393,7 +395,7 @@ def test_settings_that_are_no_object_are_refused(releases: Releases, tmp_path: P
 def test_full_disk_is_refused_with_figures(
     releases: Releases, host: Host, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Too little room is seen before anything is copied, and the refusal says how much is needed and how much is free."""
+    """Too little room is seen before anything is copied; the refusal says how much is needed and how much is free."""
     (source / "model.safetensors").write_bytes(tensors(3 << 20))
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=65 << 20))
     with pytest.raises(Refused, match="67 MiB needed, 65 MiB free") as refusal:
@@ -439,7 +441,7 @@ Releases(host).add(Path(sys.argv[2]), version=sys.argv[3], begin=begin)
 
 
 def test_interrupted_add_publishes_nothing_and_is_swept_away(releases: Releases, host: Host, source: Path) -> None:
-    """Kill -9 in the middle of a copy leaves no release; the next add clears it away, and not what a living one holds."""
+    """Kill -9 in the middle of a copy leaves no release; the next add clears it away, but nothing of a living one."""
     with (source / "model.safetensors").open("wb") as file:
         file.write(tensors(64 << 20)[:200])
         file.truncate(len(tensors(64 << 20)))  # a file with a hole: quick to make

@@ -7,11 +7,12 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from deploy.errors import GlmError
+from deploy.errors import GlmError, Refused
 from deploy.host import Host
 from deploy.systemd import Systemd
 from deploy.units import CODE, TEMPLATES, UNITS, Addresses, install, render
@@ -89,40 +90,38 @@ def test_what_the_promises_rest_on() -> None:
         assert f"\n{line}\n" in public, line
 
 
-@pytest.mark.parametrize("where", ["plain", "with space", "with %percent", "with $dollar"])
-def test_systemd_understands_the_units(tmp_path: Path, where: str) -> None:
-    """systemd-analyze finds nothing to complain of, wherever the paths lie."""
-    directory = tmp_path / where
-    host = host_in(directory, user=True)
+def complaints(host: Host) -> list[str]:
+    """Write the units and let systemd-analyze read them; returns what it says of them."""
     for path, text in render(host, ADDRESSES).items():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
-    (tmp_path / "runtime").mkdir(mode=0o700)
-    env = os.environ | {"SYSTEMD_UNIT_PATH": f"{host.units}:", "XDG_RUNTIME_DIR": str(tmp_path / "runtime")}
+    runtime = host.units.with_name("runtime")
+    runtime.mkdir(mode=0o700)
+    env = os.environ | {"SYSTEMD_UNIT_PATH": f"{host.units}:", "XDG_RUNTIME_DIR": str(runtime)}
     names = ["glm.socket", "glm@blue.service", "glm@green.service", "glm-live.service", "glm-ui.service", "glm.target"]
+    manager = ["--user"] if host.user else []
     done = subprocess.run(
-        ["systemd-analyze", "--user", "--man=no", "--generators=no", "verify", *names],
+        ["systemd-analyze", *manager, "--man=no", "--generators=no", "verify", *names],
         env=env, cwd=host.units, capture_output=True, text=True, timeout=30,
     )  # fmt: skip
-    ours = [line for line in done.stderr.splitlines() if "glm" in line or str(host.units) in line]
-    assert ours == []
-    assert done.returncode == 0, done.stderr
+    said = [line for line in done.stderr.splitlines() if "glm" in line]
+    return said or ([done.stderr] if done.returncode else [])
 
 
-def test_systemd_understands_the_system_units(tmp_path: Path) -> None:
-    """With the hardening of the system manager too."""
-    host = host_in(tmp_path, user=False)
-    for path, text in render(host, ADDRESSES).items():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text.replace("User=glm", "User=nobody").replace("Group=glm", "Group=nogroup"))
-    env = os.environ | {"SYSTEMD_UNIT_PATH": f"{host.units}:"}
-    names = ["glm.socket", "glm@blue.service", "glm-live.service", "glm-ui.service", "glm.target"]
-    done = subprocess.run(
-        ["systemd-analyze", "--man=no", "--generators=no", "verify", *names],
-        env=env, cwd=host.units, capture_output=True, text=True, timeout=30,
-    )  # fmt: skip
-    assert [line for line in done.stderr.splitlines() if "glm" in line] == []
-    assert done.returncode == 0, done.stderr
+def test_systemd_understands_the_units(host: Host) -> None:
+    """systemd-analyze finds nothing to complain of, for a user's manager or for the system's with its hardening."""
+    assert complaints(host) == []
+
+
+@pytest.mark.parametrize("name", ["with space", "per%cent"])
+def test_paths_that_systemd_would_read_otherwise(tmp_path: Path, name: str) -> None:
+    """A root whose name means something to systemd is quoted or refused, never misunderstood."""
+    host = replace(host_in(tmp_path, user=True), root=tmp_path / name)
+    try:
+        said = complaints(host)
+    except Refused:
+        said = []
+    assert said == []
 
 
 def test_second_install_changes_nothing(host: Host, reloads: list[bool]) -> None:

@@ -97,9 +97,9 @@ def _state(version: str | None, active: str, *, serves: bool) -> str:
 def _render(document: dict[str, Any]) -> RenderableType:
     table = Table(box=None, pad_edge=False, header_style="dim")
     for title in ("slot", "version", "state", "gate"):
-        table.add_column(title)
-    for title in ("generation", "in flight", "connections", "workers", "memory"):
-        table.add_column(title, justify="right")
+        table.add_column(title, no_wrap=True)
+    for title in ("gen", "in flight", "clients", "workers", "memory"):
+        table.add_column(title, justify="right", no_wrap=True)
     for name, slot in document["slots"].items():
         mark = "[bold green]" if name == document["live"] else ""
         table.add_row(

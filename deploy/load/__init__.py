@@ -38,14 +38,19 @@ class Load:
         model: str = MODEL,
         time_limit: float = TIME_LIMIT,
         compare: bool = True,
+        think: float = 0.0,
     ) -> None:
-        """`time_limit` seconds bound each request; `compare=False` lets a version answer one request differently."""
+        """`time_limit` seconds bound each request; `compare=False` lets a version answer one request differently.
+
+        `think` is the mean pause in seconds of the clients that else ask as fast as they can (busy, pipelined, stream).
+        """
         self.target = f"{host}:{port}"
         self._host, self._port = host, port
         self._mix = mix or Mix()
         self._phrasebook = Phrasebook(host, port, model)
         self._judge = Judge(compare=compare)
         self._time_limit = time_limit
+        self._think = think
         self._clients: list[Client] = []
         self._tasks: list[asyncio.Task[None]] = []
         self._clock: asyncio.Task[None] | None = None
@@ -66,6 +71,7 @@ class Load:
                     tally,
                     seed=f"{name}-{number}",
                     time_limit=self._time_limit,
+                    think=self._think,
                 )
                 self._clients.append(client)
                 self._tasks.append(asyncio.create_task(_live(name, client)))

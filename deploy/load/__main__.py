@@ -33,6 +33,13 @@ LOST = 1
     metavar="[FILE]",
     help="Write the report as JSON: to FILE, or without one to stdout instead of the table.",
 )
+@click.option(
+    "--think",
+    type=click.FloatRange(0),
+    default=0.0,
+    show_default=True,
+    help="Mean pause in seconds of the clients that else ask as fast as they can.",
+)
 @click.option("--model", default=MODEL, show_default=True, help="The model that the chats name.")
 @click.option(
     "--time-limit",
@@ -49,6 +56,7 @@ def main(
     port: int | None,
     seconds: float,
     scale: float,
+    think: float,
     out: str | None,
     model: str,
     time_limit: float,
@@ -67,7 +75,8 @@ def main(
         python -m deploy.load 127.0.0.1 8000 --seconds 0 --scale 4 --json report.json
     """  # noqa: D301 - click reads the backspace as "keep these lines"
     name, number = (host, port) if port is not None else _address(host)
-    load = Load(name, number, Mix().scaled(scale), model=model, time_limit=time_limit, compare=not no_compare)
+    mix = Mix().scaled(scale)
+    load = Load(name, number, mix, model=model, time_limit=time_limit, compare=not no_compare, think=think)
     try:
         report = asyncio.run(_attend(load, seconds))
     except OSError as error:

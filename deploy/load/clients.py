@@ -50,11 +50,20 @@ class Client:
     """One client: at most one connection, and its entries in the ledger."""
 
     def __init__(
-        self, address: tuple[str, int], say: Phrasebook, judge: Judge, tally: Tally, *, seed: str, time_limit: float
+        self,
+        address: tuple[str, int],
+        say: Phrasebook,
+        judge: Judge,
+        tally: Tally,
+        *,
+        seed: str,
+        time_limit: float,
+        think: float = 0.0,
     ) -> None:
         self.say = say
         self.dice = random.Random(seed)  # noqa: S311 - varies the timing, guards nothing
         self.stopping = False
+        self._think = think
         self._address = address
         self._judge = judge
         self._tally = tally
@@ -107,6 +116,11 @@ class Client:
         else:
             if not right:
                 await self._recover()
+
+    async def think(self) -> None:
+        """Pause as long as the load was told to, between an answer and the next request."""
+        if self._think and not self.stopping:
+            await asyncio.sleep(self._think * self.dice.uniform(0.5, 1.5))
 
     async def hang_up(self) -> None:
         """Close the connection from our side."""
@@ -220,6 +234,7 @@ async def busy(client: Client) -> None:
     while not client.stopping:
         number += 1
         await client.ask(client.say.chat(number // 10) if number % 10 == 0 else client.say.version())
+        await client.think()
 
 
 async def pool(client: Client) -> None:
@@ -253,12 +268,14 @@ async def stream(client: Client) -> None:
     while not client.stopping:
         number += 1
         await client.ask(client.say.stream(number))
+        await client.think()
 
 
 async def pipelined(client: Client) -> None:
     """Four requests in one write: requests lie unread in the server when an answer is complete."""
     while not client.stopping:
         await client.ask(client.say.version(), client.say.models(), client.say.version(), client.say.models())
+        await client.think()
 
 
 async def one_shot(client: Client) -> None:
