@@ -134,6 +134,8 @@ class Connection(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         """Count an answer, then let the connection go to its owner if that is another."""
+        if self.transport.is_closing() and not self.in_flight:
+            return  # what it answers was settled: its body turned out to be no HTTP, and got a 400
         self._end(1)
         self._count("completed" if self._status is not None and self._status < 500 else "failed")
         self._status = None

@@ -22,6 +22,7 @@ from typing import Any
 
 from service.doors import Doors
 from service.gate import Gate
+from service.heir import Heir
 from service.notify import Manager
 from service.process import birth, lives
 from service.release import Release, ReleaseError
@@ -102,14 +103,13 @@ class Generation:
         """Prepare the re-execution that USR2 asks for; runs in the forked child.
 
         systemd's listening sockets must stand at descriptor 3 and up, where Gunicorn will look for them and from where
-        it moved them. The command is the unit's own, so that a slot that now points to a release with an environment of
-        its own is served by that.
+        it moved them. Interpreter and settings are those that the reload found in the unit, not those of our own birth.
         """
         high = [fcntl.fcntl(listener.fileno(), fcntl.F_DUPFD, 100) for listener in server.LISTENERS]
         for descriptor, listener in enumerate(high, start=3):
             os.dup2(listener, descriptor, inheritable=True)
             os.close(listener)
-        command = [os.environ.get("GLM_PYTHON", sys.executable), "-m", "service"]
+        command = Heir.read(self.directory).enter(server.cfg.env_orig)
         server.START_CTX.update({0: command[0], "args": command})
 
     def record(self) -> None:

@@ -17,6 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from service.heir import Heir
 from service.notify import Manager
 from service.process import lives
 from service.settings import Settings
@@ -68,6 +69,7 @@ def reload(settings: Settings, main_pid: int, manager: Manager) -> str:
     elder, directory_of_elder = _find(slot, lambda other: other["master"] == record["parent"])
     if elder is not None and record["parent"] and lives(elder["master"], elder["born"]):
         Elder(elder, directory_of_elder, manager).relieve(settings.drain)  # left behind by a reload that was killed
+    Heir.of_this_process().write(directory)
     heir, heir_directory = _beget(slot, main_pid, record["generation"])
     _await_ready(heir, heir_directory, settings.load_stall)
     Elder(record, directory, manager).relieve(settings.drain)

@@ -22,6 +22,18 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return made
 
 
+@pytest.fixture(scope="module")
+def stocked_live(checkpoints: dict[str, Path]) -> Iterator[Box]:
+    """A host for a whole module whose tests change nothing: 1.0.0 is live, 1.1.0 was added."""
+    with Sandbox() as sandbox:
+        box = Box(sandbox)
+        box.configure(threads=1)
+        for version, path in checkpoints.items():
+            box.glmctl("release", "add", str(path), "--version", version)
+        box.glmctl("deploy", "1.0.0")
+        yield box
+
+
 @pytest.fixture
 def empty_box() -> Iterator[Box]:
     """A host on which nothing was deployed yet."""

@@ -243,7 +243,8 @@ def _playbook(
 ) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [Path(sys.executable).with_name("ansible-playbook"), "-i", inventory, name, *words],
-        cwd=checkout / "deploy/ansible", capture_output=True, text=True, timeout=seconds, check=False, stdin=subprocess.DEVNULL,
+        cwd=checkout / "deploy/ansible", stdin=subprocess.DEVNULL, capture_output=True, text=True,
+        timeout=seconds, check=False,
     )  # fmt: skip
 
 

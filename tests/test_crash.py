@@ -12,7 +12,7 @@ from tests.box import Box, kill, wait_for
 
 @pytest.mark.parametrize("phase", ["preflight", "prepare", "start", "verify", "cutover", "bake", "retire"])
 def test_the_controller_killed_in_any_phase(box: Box, phase: str) -> None:
-    """kill -9 of glmctl in each phase: a version serves, and the next call tells and ends what was begun."""
+    """Kill -9 of glmctl in each phase: a version serves, and the next call tells and ends what was begun."""
     deploy = box.begin("deploy", "1.1.0", "--bake", "1s")
     box.await_phase(deploy, phase)
     kill(deploy.pid)
@@ -36,7 +36,7 @@ def test_the_controller_killed_in_any_phase(box: Box, phase: str) -> None:
 
 
 def test_a_rollback_ends_a_deploy_that_was_killed_while_it_baked(box: Box) -> None:
-    """kill -9 in bake, then `rollback`: the old slot is still warm, and it is the rename backwards."""
+    """Kill -9 in bake, then `rollback`: the old slot is still warm, and it is the rename backwards."""
     deploy = box.begin("deploy", "1.1.0", "--bake", "600s")
     box.await_phase(deploy, "bake")
     kill(deploy.pid)
@@ -61,7 +61,7 @@ def test_ctrl_c_before_cutover_undoes(box: Box) -> None:
 
 
 def test_the_old_worker_killed_after_cutover(box: Box) -> None:
-    """kill -9 of blue's worker while the new version bakes: the new version serves on, and the deploy ends well."""
+    """Kill -9 of blue's worker while the new version bakes: the new version serves on, and the deploy ends well."""
     deploy = box.begin("deploy", "1.1.0", "--bake", "2s")
     box.await_phase(deploy, "bake")
     kill(box.generation("blue").living[0].pid)
@@ -71,7 +71,7 @@ def test_the_old_worker_killed_after_cutover(box: Box) -> None:
 
 
 def test_a_candidate_that_dies_while_it_bakes_is_rolled_back(box: Box) -> None:
-    """kill -9 of the new version's master in bake: the old one is live again by itself, and the exit code is 5."""
+    """Kill -9 of the new version's master in bake: the old one is live again by itself, and the exit code is 5."""
     deploy = box.begin("deploy", "1.1.0", "--bake", "600s")
     box.await_phase(deploy, "bake")
     kill(box.generation("green").master)
@@ -83,14 +83,14 @@ def test_a_candidate_that_dies_while_it_bakes_is_rolled_back(box: Box) -> None:
 
 
 def test_the_live_worker_killed(box: Box) -> None:
-    """kill -9 of the only live worker: who comes meanwhile waits, and is answered by the next worker."""
+    """Kill -9 of the only live worker: who comes meanwhile waits, and is answered by the next worker."""
     before = box.generation("blue").living[0].pid
     kill(before)
     assert box.get("/version").json()["pid"] != before
 
 
 def test_the_live_master_killed(box: Box) -> None:
-    """kill -9 of the live master: systemd restarts the slot, who comes meanwhile waits and is answered."""
+    """Kill -9 of the live master: systemd restarts the slot, who comes meanwhile waits and is answered."""
     before = box.generation("blue").master
     kill(before)
     wait_for(lambda: box.show("glm@blue.service", "MainPID") not in {str(before), "0"})

@@ -120,7 +120,7 @@ def test_a_truncated_checkpoint_is_refused_by_name(box: Box, checkpoints: dict[s
 
 
 def test_a_worker_killed_while_it_loads_is_replaced(box: Box) -> None:
-    """kill -9 of the candidate's worker during its load: the master begins another, and the deploy goes through."""
+    """Kill -9 of the candidate's worker during its load: the master begins another, and the deploy goes through."""
     deploy = box.begin("deploy", "1.1.0", "--bake", "0")
     box.await_phase(deploy, "start")
     wait_for(lambda: [one for one in box.generations("green") if one.living])
@@ -131,7 +131,7 @@ def test_a_worker_killed_while_it_loads_is_replaced(box: Box) -> None:
 
 
 def test_a_master_killed_while_it_loads_ends_with_4(box: Box) -> None:
-    """kill -9 of the candidate's master during its load: exit code 4, live untouched."""
+    """Kill -9 of the candidate's master during its load: exit code 4, live untouched."""
     deploy = box.begin("deploy", "1.1.0")
     box.await_phase(deploy, "start")
     wait_for(lambda: [one for one in box.generations("green") if one.living])

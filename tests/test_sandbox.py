@@ -41,7 +41,7 @@ def test_the_exit_code_is_the_commands() -> None:
 
 
 def test_nothing_outlives_a_sandbox_that_is_killed() -> None:
-    """kill -9 of the sandbox: its manager and units leave by themselves, and the next sandbox sweeps its directories."""
+    """Kill -9 of the sandbox: its manager and units leave by themselves, and the next sandbox sweeps up."""
     before = _left()
     with subprocess.Popen(
         ["glmctl", "sandbox", "--", "sh", "-c", "echo $XDG_RUNTIME_DIR; exec sleep 300"],
