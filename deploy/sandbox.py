@@ -128,11 +128,11 @@ class Sandbox:
         if os.getuid() != 0:
             unshare += ["--user", "--map-root-user"]
         # should we be killed, it hears TERM, stops its units and leaves
-        argv = ["setpriv", "--pdeathsig=TERM", *unshare, "sh", "-c", _BOOT, program]
+        argv = ["setpriv", "--pdeathsig=TERM", *self._changes(), *unshare, "sh", "-c", _BOOT, program]
         log = self.log.open("ab")
         try:
             self.manager = subprocess.Popen(
-                self._in_own_cgroup(argv), stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self.env,
+                self._in_own_cgroup(argv), stdin=subprocess.DEVNULL, stdout=log, stderr=log,
                 start_new_session=True,
             )  # fmt: skip
         except FileNotFoundError as error:
@@ -150,9 +150,14 @@ class Sandbox:
                 )
             time.sleep(0.02)
 
+    def _changes(self) -> list[str]:
+        """An `env` command that makes our environment the sandbox's; what comes before it still needs the caller's."""
+        gone = [word for name in os.environ.keys() - self.env.keys() for word in ("-u", name)]
+        return ["env", *gone, *(f"{name}={value}" for name, value in self.env.items() if os.environ.get(name) != value)]
+
     def _in_own_cgroup(self, argv: list[str]) -> list[str]:
         """Two managers in one cgroup would take each other's units for their own."""
-        if Path("/run/systemd/system").exists():
+        if Path("/proc/1/comm").read_text().strip() == "systemd":
             scope = ["systemd-run", "--scope", "--quiet", "--collect", "--property=Delegate=yes"]
             return [*scope, *(["--user"] if os.getuid() != 0 else []), "--", *argv]
         enter = "".join(
