@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, computed_field
 
 from deploy.accounts import everything
 from deploy.host import Host
@@ -10,12 +10,9 @@ from deploy.host import Host
 _COUNTED = ("accepted", "completed", "failed", "client_aborted", "cut", "handed_out", "adopted")
 
 
-class Line(BaseModel):
-    """One generation's part. Requests in flight when the rollout began count as accepted, so that the sum is exact."""
+class Sums(BaseModel):
+    """Counts of requests and of connections that changed hands."""
 
-    slot: str
-    generation: int
-    version: str
     accepted: int = 0
     completed: int = 0
     failed: int = 0
@@ -27,29 +24,39 @@ class Line(BaseModel):
     handed_out: int = 0
     adopted: int = 0
 
+    @computed_field  # type: ignore[prop-decorator]
     @property
     def adds_up(self) -> bool:
         """Whether every request is accounted for."""
         return self.accepted == self.completed + self.failed + self.client_aborted + self.in_flight
 
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def lost(self) -> int:
+        """Requests that were accepted and not answered as they should have been."""
+        return self.failed
 
-class Receipt(BaseModel):
-    """All generations' lines and their sums."""
 
-    lines: list[Line] = Field(default_factory=list)
-    accepted: int = 0
-    completed: int = 0
-    failed: int = 0
-    client_aborted: int = 0
-    in_flight: int = 0
-    cut: int = 0
-    handed_out: int = 0
-    adopted: int = 0
+class Line(Sums):
+    """One generation's part. Requests in flight when the rollout began count as accepted, so that the sum is exact."""
+
+    slot: str
+    generation: int
+    version: str
+
+
+class Receipt(Sums):
+    """The sums over all generations, and each generation's line."""
+
     probes: int = 0
     """Requests among the accepted that the controller itself sent to the public socket."""
-    adds_up: bool = True
-    lost: int = 0
-    """Requests that were accepted and not answered as they should have been: the failed ones."""
+    lines: list[Line] = Field(default_factory=list)
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def adds_up(self) -> bool:
+        """Whether every generation's account does."""
+        return all(line.adds_up for line in self.lines)
 
 
 class Count(BaseModel):
@@ -103,6 +110,4 @@ def draw_up(before: Snapshot, after: Snapshot, *, probes: int = 0) -> Receipt:
     for line in shown:
         for name in (*_COUNTED, "in_flight"):
             setattr(receipt, name, getattr(receipt, name) + getattr(line, name))
-    receipt.adds_up = all(line.adds_up for line in shown)
-    receipt.lost = receipt.failed
     return receipt

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import sys
 
 from rich.console import Console
 from rich.table import Table
@@ -10,17 +11,24 @@ from rich.table import Table
 from deploy.journal import Record
 from deploy.receipt import Receipt
 
+_WIDTH = 110
+
 
 def text(record: Record) -> str:
     """The record with its receipt, as plain text of at most 110 columns."""
     out = io.StringIO()
-    _print(Console(file=out, width=110, highlight=False), record)
+    _print(Console(file=out, width=_WIDTH, highlight=False), record)
     return out.getvalue().rstrip()
 
 
 def show(record: Record) -> None:
     """Print the record on stdout."""
-    _print(Console(highlight=False), record)
+    _print(stdout(), record)
+
+
+def stdout() -> Console:
+    """Where answers are printed: as wide as the terminal, or wide enough for our tables where there is none."""
+    return Console(highlight=False, width=None if sys.stdout.isatty() else _WIDTH)
 
 
 def summary(record: Record) -> str:

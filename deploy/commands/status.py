@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 import click
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 
@@ -31,13 +31,13 @@ def status(context: Context, watch: bool) -> None:
         if context.json:
             context.show(document)
         else:
-            Console(highlight=False).print(_render(document))
+            report.stdout().print(_render(document))
         return
     _watch(context)
 
 
 def _watch(context: Context) -> None:
-    console = Console(highlight=False)
+    console = report.stdout()
     try:
         if not console.is_terminal or context.json:
             shown = None
