@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import time
 
 from deploy import phases
 from deploy.accounts import current
 from deploy.errors import DrainCut, Locked
 from deploy.journal import BEFORE_CUTOVER, Entry, Journal, Record
 from deploy.plan import Plan, Rollout, Tools
+
+_LOOK = 0.2
 
 
 def recover(tools: Tools) -> list[str]:
@@ -64,6 +67,10 @@ def _is_dead(rollout: Rollout) -> bool:
 
 def _finish_reload(rollout: Rollout) -> tuple[str, str]:
     tools, record = rollout.tools, rollout.entry.record
+    unit = tools.host.unit(record.slot)
+    while tools.systemd.state(unit).active == "reloading":  # systemd goes on with it; only we were killed
+        tools.display.progress(f"{unit} is still being handed over")
+        time.sleep(_LOOK)
     one = current(tools.host, record.slot)
     if one is not None and one.version == record.version:
         return "done", f"{record.version} serves"

@@ -70,7 +70,7 @@ def reload(settings: Settings, main_pid: int, manager: Manager) -> str:
     if elder is not None and record["parent"] and lives(elder["master"], elder["born"]):
         Elder(elder, directory_of_elder, manager).relieve(settings.drain)  # left behind by a reload that was killed
     Heir.of_this_process().write(directory)
-    heir, heir_directory = _beget(slot, main_pid, record["generation"])
+    heir, heir_directory = _beget(slot, main_pid)
     _await_ready(heir, heir_directory, settings.load_stall)
     Elder(record, directory, manager).relieve(settings.drain)
     return f"{settings.slot}: {record['version']} (generation {record['generation']}) handed over to " + (
@@ -78,13 +78,14 @@ def reload(settings: Settings, main_pid: int, manager: Manager) -> str:
     )
 
 
-def _beget(slot: Path, master: int, number: int) -> tuple[dict[str, Any], Path]:
+def _beget(slot: Path, master: int) -> tuple[dict[str, Any], Path]:
+    newest = max(int(path.parent.name) for path in slot.glob("*/generation.json"))  # an heir before may have failed
     deadline = time.monotonic() + _BIRTH
     while time.monotonic() < deadline:
         _signal(master, signal.SIGUSR2)
         ask_again_at = time.monotonic() + _ASK_AGAIN
         while time.monotonic() < ask_again_at:
-            heir, directory = _find(slot, lambda r: r["parent"] == master and r["generation"] > number)
+            heir, directory = _find(slot, lambda r: r["parent"] == master and r["generation"] > newest)
             if heir is not None:
                 return heir, directory
             time.sleep(_POLL)

@@ -174,7 +174,8 @@ class Slot:
 
     @property
     def connections(self) -> list[Connection]:
-        return self.server._guests()
+        every = self.server.server_state.connections
+        return [one for one in every if isinstance(one, Connection) and one.public]
 
     def holds(self, many: int) -> bool:
         return self.server.is_serving and len(self.connections) == many
@@ -395,6 +396,23 @@ async def test_answered_upload_does_not_move_in_the_middle_of_its_body(host: Hos
     assert host.blue.ledger == Ledger(accepted=1, completed=1, handed_out=1)
 
 
+async def test_request_behind_the_end_of_an_answered_upload_is_not_missed(host: Host) -> None:
+    """The end of an upload and the next request in one packet: what was read here is answered here, then it moves."""
+    client = await host.client()
+    await client.ask(b"POST /hello HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n12345")
+    host.switch()
+    assert (await client.ask(b"67890" + GET)).slot == "blue"
+    assert (await client.ask()).slot == "green"
+
+
+async def test_garbage_in_an_answered_upload_is_counted(host: Host) -> None:
+    """A chunked upload that turns to garbage after its answer ends with a 400 that stands in the account."""
+    client = await host.client()
+    await client.ask(b"POST /hello HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n")
+    assert (await client.ask(b"no length\r\n")).status == 400
+    assert host.blue.ledger == Ledger(accepted=2, completed=2)
+
+
 async def test_upload_under_way_stays(host: Host) -> None:
     """A chunked upload that began before the cutover reaches the slot in which it began, every byte of it."""
     client = await host.client()
@@ -596,6 +614,17 @@ async def test_door_is_never_handed_over_and_counts_apart(host: Host) -> None:
     await until(lambda: not host.green.server.is_serving, "the gate")
     assert (await client.ask()).slot == "green"
     assert host.green.ledger == Ledger(door=2)
+
+
+async def test_door_is_closed_with_its_slot(host: Host) -> None:
+    """Who came through a slot's own door wanted that slot: it is closed when the slot leaves, not given to another."""
+    client = Client(*await asyncio.open_unix_connection(str(host.runtime / "green/http.sock")))
+    host.clients.append(client)
+    await client.ask()
+    await host.green.leave()
+    assert await client.rest() == b""
+    assert host.blue.ledger == Ledger()
+    assert host.green.ledger == Ledger(door=1)
 
 
 async def test_leaving_server_finishes_then_hands_over(host: Host) -> None:

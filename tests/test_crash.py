@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Callable
 
 import pytest
 
@@ -46,6 +47,29 @@ def test_a_rollback_ends_a_deploy_that_was_killed_while_it_baked(box: Box) -> No
     assert box.get("/version").json()["version"] == "1.0.0"
     rollouts = box.json("history")["rollouts"]
     assert [one["outcome"] for one in rollouts[-2:]] == ["rolled back", "done"]
+
+
+def test_the_controller_killed_while_it_reloads(box: Box) -> None:
+    """Kill -9 of glmctl in an in-place handover: systemd goes on with it, and the next call tells how it ended."""
+    reload = box.begin("reload", "1.1.0")
+    wait_for(lambda: box.show("glm@blue.service", "ActiveState") == "reloading")
+    kill(reload.pid)
+    reload.communicate(timeout=60)
+    assert "reload of 1.1.0 was interrupted in reload: 1.1.0 serves" in box.glmctl("status").stderr
+    assert box.get("/version").json()["version"] == "1.1.0"
+    assert len([one for one in box.generations("blue") if one.lives]) == 1
+
+
+def test_a_reload_that_fails_leaves_the_old_generation_serving(box: Box, add_release: Callable[..., None]) -> None:
+    """A new generation that cannot become ready: exit code 4, the slot points back, the old one serves on."""
+    add_release(box, "2.0.0", change=lambda path: (path / "config.json").write_text("{"))
+    before = box.generation("blue").master
+    said = box.glmctl("reload", "2.0.0", expect=4).stderr
+    assert "config.json" in said
+    assert box.generation("blue").master == before
+    assert box.slots.version("blue") == "1.0.0"
+    assert box.get("/version").json()["version"] == "1.0.0"
+    assert box.json("reload")["outcome"] == "done"
 
 
 def test_ctrl_c_before_cutover_undoes(box: Box) -> None:
