@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, TypeAdapter, ValidationError
 
 from deploy.errors import Refused
 
@@ -44,18 +46,32 @@ def checkpoint_files(source: Path) -> Iterator[tuple[Path, str]]:
     yield from found
 
 
+class _Tensor(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+    data_offsets: tuple[NonNegativeInt, NonNegativeInt]
+
+
+class _Index(BaseModel):
+    weight_map: dict[str, str]
+
+
+_HEAD = TypeAdapter(dict[str, _Tensor | dict[str, str]])
+
+
 def _check_tensors(path: Path, name: str) -> None:
     """See that the file is as long as its own header says (8 bytes of length, JSON, then the tensors' bytes)."""
     size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        head = file.read(min(length, _LONGEST_HEAD))
     try:
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(min(length, _LONGEST_HEAD)))
-        end = max((entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"), default=0)
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
+        tensors = [entry for entry in _HEAD.validate_json(head).values() if isinstance(entry, _Tensor)]
+    except ValidationError as error:
         raise Refused(f"{name} is no safetensors file, or its head is damaged") from error
-    if 8 + length + end != size:
-        raise Refused(f"{name} is truncated: {size} bytes instead of {8 + length + end}", hint="download it again")
+    whole = 8 + length + max((tensor.data_offsets[1] for tensor in tensors), default=0)
+    if whole != size:
+        raise Refused(f"{name} is truncated: {size} bytes instead of {whole}", hint="download it again")
 
 
 def _check_index(source: Path, names: set[str]) -> None:
@@ -63,19 +79,45 @@ def _check_index(source: Path, names: set[str]) -> None:
     if index not in names:
         return
     try:
-        shards = set(json.loads((source / index).read_text())["weight_map"].values())
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        shards = set(_Index.model_validate_json((source / index).read_bytes()).weight_map.values())
+    except ValidationError as error:
         raise Refused(f"{index} is damaged") from error
     if missing := sorted(shards - names):
         raise Refused(f"{missing[0]} is missing: {index} names it", hint="download the checkpoint again")
 
 
-def pictures(checks: list[Any], beside: Path) -> Iterator[tuple[Path, str]]:
+class Check(BaseModel):
+    """A question that a release must answer rightly; the server's own description says more."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    question: str
+    answer: str | None = None
+    image: str | None = None
+    name: str | None = None
+    max_tokens: int = Field(default=32, ge=1)
+
+
+def read_checks(path: Path, *, required: bool) -> tuple[dict[str, Any], ...]:
+    """The checks in `path`, none where it is absent and not required; raises Refused for what cannot be asked."""
+    found = read_json(path, list, required=required) or []
+    try:
+        return tuple(Check.model_validate(check).model_dump(exclude_unset=True) for check in found)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "a check"
+        raise Refused(
+            f"{path.name}: {where}: {first['msg']}",
+            hint='a list like [{"question": "Which colour?", "image": "red.png", "answer": "red"}]',
+        ) from error
+
+
+def pictures(checks: Iterable[dict[str, Any]], beside: Path) -> Iterator[tuple[Path, str]]:
     """The picture files that checks name, relative to the file they stand in."""
     seen = set()
     for check in checks:
-        image = check.get("image") if isinstance(check, dict) else None
-        if not isinstance(image, str) or image.startswith("data:") or image in seen:
+        image = check.get("image")
+        if image is None or image.startswith("data:") or image in seen:
             continue
         seen.add(image)
         path = beside / image

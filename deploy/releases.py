@@ -18,7 +18,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from deploy.accounts import everything
-from deploy.checkpoint import checkpoint_files, pictures, read_json
+from deploy.checkpoint import checkpoint_files, pictures, read_checks, read_json
 from deploy.errors import GlmError, Refused
 from deploy.host import SLOTS, Host
 from deploy.slots import Slots
@@ -87,13 +87,16 @@ class Releases:
         return sorted(found, key=lambda release: (release.manifest.created_at, release.version))
 
     def get(self, version: str) -> Release:
-        """The release `version`; raises Refused when there is none."""
+        """The release `version`; raises Refused when there is none, or none that can be read."""
+        return self._read(self._path(version))
+
+    def _path(self, version: str) -> Path:
         if not (_VERSION.fullmatch(version) and (self.host.releases / version).is_dir()):
             known = ", ".join(release.version for release in self.list()) or "none yet"
             raise Refused(
                 f"there is no release {version}", hint=f"known here: {known}; `glmctl release add PATH` imports one"
             )
-        return self._read(self.host.releases / version)
+        return self.host.releases / version
 
     def slots_of(self, version: str) -> tuple[str, ...]:
         """The slots that point to `version`."""
@@ -115,14 +118,14 @@ class Releases:
         return release
 
     def remove(self, version: str) -> None:
-        """Delete `version`; refused while a slot points to it or a generation still serves it."""
-        release = self.get(version)
+        """Delete `version`, damaged or not; refused while a slot points to it or a generation still serves it."""
+        path = self._path(version)
         if slots := self.slots_of(version):
             raise Refused(f"{version} is in use: slot {' and '.join(slots)} points to it")
         if any(one.lives and one.version == version for one in everything(self.host)):
             raise Refused(f"{version} is in use: a generation still serves it")
         grave = self.host.releases / f"{_STAGING}removed-{version}-{os.getpid()}"
-        release.path.rename(grave)
+        path.rename(grave)
         _delete(grave)
 
     def prune(self, keep: int) -> tuple[str, ...]:
@@ -159,21 +162,21 @@ class Releases:
         files = list(checkpoint_files(source))
         total = sum(path.stat().st_size for path, _ in files)
         self._make_room(total)
-        manifest_checks = read_json(checks or source / "checks.json", list, required=checks is not None)
-        manifest_engine = read_json(engine or source / "engine.json", dict, required=engine is not None)
+        checks_file = checks or source / "checks.json"
+        asked = read_checks(checks_file, required=checks is not None)
+        settings = read_json(engine or source / "engine.json", dict, required=engine is not None) or {}
         with self._staging(version) as staging:
             advance = begin(total)
             entries = [_import(path, staging, f"model/{name}", advance) for path, name in files]
             entries += [
-                _import(path, staging, name, lambda _: None)
-                for path, name in pictures(manifest_checks or [], (checks or source / "checks.json").parent)
+                _import(path, staging, name, lambda _: None) for path, name in pictures(asked, checks_file.parent)
             ]
             manifest = Manifest(
                 version=version,
                 created_at=datetime.now(UTC).isoformat(timespec="milliseconds"),
                 files=tuple(entries),
-                engine=manifest_engine or {},
-                checks=tuple(manifest_checks or []),
+                engine=settings,
+                checks=asked,
             )
             _write_durably(staging / "release.json", manifest.model_dump_json(indent=2).encode())
             _seal(staging)
