@@ -24,7 +24,7 @@ def checkpoint_files(source: Path) -> Iterator[tuple[Path, str]]:
         name = path.relative_to(source)
         if any(part.startswith(".") for part in name.parts) or str(name) in {"checks.json", "engine.json"}:
             continue
-        if path.is_dir():
+        if path.is_dir() and not path.is_symlink():
             continue
         if not path.is_file():
             raise Refused(f"{path} is neither a file nor a directory")

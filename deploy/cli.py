@@ -18,7 +18,7 @@ from deploy.errors import GlmError
 @click.version_option(package_name="glm-handover", prog_name="glmctl")
 @shared
 def glmctl(context: Context) -> None:
-    r"""Update a model server without anyone noticing.
+    """Update a model server without anyone noticing.
 
     \b
     A first rollout:
@@ -32,7 +32,7 @@ def glmctl(context: Context) -> None:
     Exit codes: 0 done; 1 unexpected; 2 usage; 3 refused by preflight, nothing was touched; 4 the candidate did
     not become ready, live untouched; 5 rolled back; 6 done, but the drain deadline cut requests; 7 another
     rollout holds the lock.
-    """
+    """  # noqa: D301  (click reads \b as "keep these lines")
 
 
 for verb in (
@@ -62,6 +62,8 @@ def main() -> None:
     except KeyboardInterrupt:
         status = _tell(context, "interrupted", "the next glmctl call ends what was begun", 130)
     except click.ClickException as error:
+        if "--json" in sys.argv:  # it may not have been read yet
+            click.echo(_document(error.format_message(), "`--help` tells", error.exit_code))
         error.show()
         status = error.exit_code
     except GlmError as error:
@@ -78,9 +80,13 @@ def main() -> None:
 def _tell(context: Context, message: str, hint: str | None, code: int) -> int:
     context.display.close()
     if context.json:
-        click.echo(json.dumps({"error": {"message": message, "hint": hint, "exit_code": code}}))
+        click.echo(_document(message, hint, code))
     click.echo(f"glmctl: {message}" + (f"\n        {hint}" if hint else ""), err=True)
     return code
+
+
+def _document(message: str, hint: str | None, code: int) -> str:
+    return json.dumps({"error": {"message": message, "hint": hint, "exit_code": code}})
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:  # noqa: ARG001

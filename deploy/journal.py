@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, Field, ValidationError
@@ -63,6 +64,11 @@ class Journal:
         self._directory = host.state / "history"
         self._lock = host.state / "lock"
 
+    @property
+    def is_ours(self) -> bool:
+        """Whether we may write it; others may look."""
+        return os.access(self._directory, os.W_OK)
+
     def records(self) -> list[Record]:
         """All rollouts, oldest first."""
         found = []
@@ -94,6 +100,7 @@ class Journal:
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(path)
+            sync_directory(self._directory)
         except OSError as error:
             raise GlmError(f"cannot write the journal {path}: {error.strerror}", hint="is the disk full?") from error
 
@@ -157,6 +164,15 @@ class Entry:
         self.record.ended_at = now()
         self.record.seconds = round(time.monotonic() - self._began, 3)
         self.journal.write(self.record)
+
+
+def sync_directory(path: Path) -> None:
+    """Make the names in a directory durable, as fsync makes a file's contents."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def now() -> str:

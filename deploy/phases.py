@@ -57,8 +57,12 @@ def _require_possible(tools: Tools, plan: Plan) -> None:
 def require_units(tools: Tools) -> None:
     """Refuse to go on without our units, or with units that serve another root."""
     for unit in ("glm.socket", "glm@blue.service", "glm@green.service"):
-        if not tools.systemd.state(unit).exists:
-            raise Refused(f"{unit} is not installed", hint="`glmctl install` installs our units")
+        if tools.systemd.state(unit).exists:
+            continue
+        if (tools.host.units / "glm.socket").exists():
+            systemctl = " ".join(tools.systemd.argv("daemon-reload"))
+            raise Refused(f"the service manager does not answer, or knows nothing of {unit}", hint=systemctl)
+        raise Refused(f"{unit} is not installed", hint="`glmctl install` installs our units")
     root = tools.systemd.environment("glm@blue.service").get("GLM_ROOT")
     if root != str(tools.host.root):
         raise Refused(

@@ -17,7 +17,7 @@ _LOOK = 0.2
 def recover(tools: Tools) -> list[str]:
     """End every rollout whose controller died; returns a line on each. Does nothing while another one works."""
     journal = Journal(tools.host)
-    if not journal.unfinished():
+    if not journal.is_ours or not journal.unfinished():
         return []
     try:
         with journal.lock():

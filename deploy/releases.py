@@ -21,6 +21,7 @@ from deploy.accounts import everything
 from deploy.checkpoint import checkpoint_files, pictures, read_checks, read_json
 from deploy.errors import GlmError, Refused
 from deploy.host import SLOTS, Host
+from deploy.journal import sync_directory
 from deploy.slots import Slots
 
 _VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}")
@@ -125,8 +126,9 @@ class Releases:
         if any(one.lives and one.version == version for one in everything(self.host)):
             raise Refused(f"{version} is in use: a generation still serves it")
         grave = self.host.releases / f"{_STAGING}removed-{version}-{os.getpid()}"
-        path.rename(grave)
-        _delete(grave)
+        with _locked(path):  # it stays locked under its new name: a sweep leaves it to us
+            path.rename(grave)
+            _delete(grave)
 
     def prune(self, keep: int) -> tuple[str, ...]:
         """Remove all but the newest `keep` releases and those in use; returns what went."""
@@ -179,12 +181,14 @@ class Releases:
                 checks=asked,
             )
             _write_durably(staging / "release.json", manifest.model_dump_json(indent=2).encode())
+            for directory in (staging, *(path for path in staging.rglob("*") if path.is_dir())):
+                sync_directory(directory)
             _seal(staging)
             try:
                 staging.rename(final)
             except OSError as error:
                 raise Refused(f"release {version} exists", hint="somebody else added it meanwhile") from error
-            _sync_directory(self.host.releases)
+            sync_directory(self.host.releases)
         return Release(final, manifest)
 
     def _read(self, path: Path) -> Release:
@@ -292,14 +296,6 @@ def _write_durably(path: Path, content: bytes) -> None:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _mib(size: int) -> str:

@@ -7,13 +7,15 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from deploy.errors import GlmError
+from deploy.errors import GlmError, Refused
 from deploy.host import Host
 from deploy.systemd import Systemd
 
 CODE = Path(__file__).resolve().parent.parent
 TEMPLATES = CODE / "systemd"
 UNITS = ("glm.socket", "glm@.service", "glm-live.service", "glm-ui.service", "glm.target")
+
+_MEANS_SOMETHING = frozenset(" \t\n%$\\\"';#@")
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,9 @@ class Addresses:
 
 def render(host: Host, addresses: Addresses) -> dict[Path, str]:
     """The files to write. The system manager gets drop-ins that a user manager could not apply."""
+    for path in (host.root, host.runtime, host.state, host.settings, CODE, Path(sys.executable)):
+        if strange := set(str(path)) & _MEANS_SOMETHING:
+            raise Refused(f"{path} holds {''.join(sorted(strange))!r}, which would mean something else in a unit file")
     ui_address, _, ui_port = addresses.ui.rpartition(":")
     values = {
         "@ROOT@": str(host.root),
@@ -71,6 +76,5 @@ def install(host: Host, addresses: Addresses) -> list[Path]:
         raise GlmError(
             f"cannot write {error.filename}: {error.strerror}", hint="run it as root, or with --user"
         ) from error
-    if changed:
-        Systemd(host.user).daemon_reload()
+    Systemd(host.user).daemon_reload()  # whatever changed: the last time it may not have heard
     return changed

@@ -52,6 +52,12 @@ class Taker:
         self._listener = listener
         self._admit = admit
         self._loop = asyncio.get_running_loop()
+        self._met: set[socket.socket] = set()
+
+    @property
+    def expects(self) -> bool:
+        """Whether a giver was met that has not sent yet; what it sends is ours, whatever we do meanwhile."""
+        return bool(self._met)
 
     def start(self) -> None:
         """Watch the socket."""
@@ -88,19 +94,23 @@ class Taker:
         giver.close()
         for descriptor in descriptors:
             client = socket.socket(fileno=descriptor)
+            client.set_inheritable(False)
             client.setblocking(False)
             self._admit(client)
 
     def _await(self, giver: socket.socket) -> None:
         descriptor = giver.fileno()
+        self._met.add(giver)
 
         def arrived() -> None:
             self._loop.remove_reader(descriptor)
+            self._met.discard(giver)
             deadline.cancel()
             self._receive(giver)
 
         def gave_up() -> None:
             self._loop.remove_reader(descriptor)
+            self._met.discard(giver)
             giver.close()
 
         self._loop.add_reader(descriptor, arrived)

@@ -135,7 +135,7 @@ class SlotServer(Server):
         self._taker.stop()
         asyncio.get_running_loop().remove_reader(self._door.fileno())
         deadline = time.monotonic() + self.settings.drain
-        while self._arriving or self.server_state.connections:
+        while self._taker.expects or self._arriving or self.server_state.connections:
             if self._cut_now or time.monotonic() >= deadline:
                 self._cut_everyone()
             for connection in self._connections():

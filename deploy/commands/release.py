@@ -20,11 +20,11 @@ def release() -> None:
 @release.command()
 @click.argument("path", type=click.Path(path_type=Path))
 @click.option("--version", "-V", help="Its name from now on; by default the directory's.")
-@click.option("--checks", type=click.Path(path_type=Path), help="Questions it must answer rightly; see below.")
+@click.option("--checks", type=click.Path(path_type=Path), help="Questions it must answer rightly; see above.")
 @click.option("--engine", type=click.Path(path_type=Path), help="Engine settings: device, dtype, max_new_tokens.")
 @shared
 def add(context: Context, path: Path, version: str | None, checks: Path | None, engine: Path | None) -> None:
-    r"""Import the checkpoint directory PATH as a release.
+    """Import the checkpoint directory PATH as a release.
 
     PATH is a directory as Hugging Face writes it: config.json, tokenizer, chat template, *.safetensors. A file that may
     hold a pickle is refused by name. It is copied, hashed and published by one rename: interrupted, nothing is left.
@@ -33,7 +33,7 @@ def add(context: Context, path: Path, version: str | None, checks: Path | None, 
     A checks file (by default PATH/checks.json) is a list like
       [{"name": "red", "image": "red.png", "question": "Which colour?", "answer": "red", "max_tokens": 16}]
     where `answer` must occur in the reply. A release that fails one never becomes ready.
-    """
+    """  # noqa: D301  (click reads \b as "keep these lines")
     context.recover()
     with ExitStack() as stack:
 

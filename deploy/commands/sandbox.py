@@ -15,7 +15,7 @@ from deploy.sandbox import Sandbox
 @click.option("--root", type=click.Path(path_type=Path), help="Releases are kept here instead, and stay.")
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 def sandbox(root: Path | None, command: tuple[str, ...]) -> None:
-    r"""Run COMMAND with a private systemd user manager that holds our units and an empty root.
+    """Run COMMAND with a private systemd user manager that holds our units and an empty root.
 
     Inside, plain `glmctl` and `systemctl --user` address that manager, and `glmctl status --json` names the port on
     which the service listens. The exit code is COMMAND's, and nothing is left behind.
@@ -23,7 +23,7 @@ def sandbox(root: Path | None, command: tuple[str, ...]) -> None:
     \b
       glmctl sandbox -- bash
       glmctl sandbox -- sh -c 'glmctl release add ./checkpoint -V 1.0.0 && glmctl deploy 1.0.0'
-    """
+    """  # noqa: D301  (click reads \b as "keep these lines")
     with Sandbox(root=root) as box:
         process = subprocess.Popen(box.inside(command), env=box.env)
         while True:
