@@ -17,6 +17,7 @@ from deploy.slots import release_target
 
 _LOOK = 0.05  # seconds between two looks at the state files
 _LOOK_AT_UNIT = 0.5  # seconds between two questions to systemd, which cost a process each
+_ASK_AGAIN = 0.002  # seconds between two probes of the public socket
 _SWITCH = 10.0  # seconds within which the gate of the slot that `live` names must be open
 _NEEDED = 16 << 20  # bytes for the journal
 
@@ -234,6 +235,7 @@ def switch(rollout: Rollout, slot: str) -> None:
         if public.slot() == slot:
             rollout.entry.record.switch_ms = round((time.monotonic() - began) * 1000, 1)
             return
+        time.sleep(_ASK_AGAIN)
 
 
 def is_warm(tools: Tools, slot: str, version: str) -> bool:

@@ -34,7 +34,7 @@ def stdout() -> Console:
 def summary(record: Record) -> str:
     """What happened, in one sentence."""
     seconds = f" in {record.seconds:.1f} s" if record.seconds is not None else ""
-    switched = f"; every client on it {record.switch_ms:.0f} ms after the rename" if record.switch_ms else ""
+    switched = f"; it answered {record.switch_ms:.0f} ms after the rename" if record.switch_ms else ""
     came = f" (before: {record.previous})" if record.previous else ""
     match record.outcome:
         case "done":

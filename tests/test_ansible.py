@@ -257,3 +257,15 @@ def _exposure(fleet: Fleet, unit: str) -> float:
     found = re.search(r"Overall exposure level for \S+: ([\d.]+)", said)
     assert found, said
     return float(found[1])
+
+
+def test_the_demo_plays_for_somebody_who_is_not_root(installed: Fleet) -> None:
+    """Without root, where a user manager exists, the demo runs in a private one beside it and loses nothing."""
+    installed.host.run(["useradd", "--create-home", "somebody"])
+    installed.host.run(["loginctl", "enable-linger", "somebody"])
+    said = installed.host.run(
+        ["runuser", "--login", "somebody", "--command",
+         "export XDG_RUNTIME_DIR=/run/user/$(id -u); systemctl --user is-system-running --wait; glmctl demo --once"],
+        seconds=180,
+    )  # fmt: skip
+    assert "requests and lost 0" in said
