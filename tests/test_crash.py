@@ -150,3 +150,11 @@ def test_signals_to_the_live_master_lose_nobody(box: Box) -> None:
             assert answer.json()["pid"] != pid
             assert answer.extensions["network_stream"].get_extra_info("client_addr")[1] == port
     assert box.generation("blue").master == master
+
+
+def test_a_hung_worker_is_replaced(box: Box) -> None:
+    """SIGSTOP of the only live worker: the master replaces it, who comes meanwhile waits and is answered."""
+    before = box.generation("blue").living[0].pid
+    os.kill(before, signal.SIGSTOP)
+    wait_for(lambda: before not in {one.pid for one in box.generation("blue").living}, 60)
+    assert box.get("/version").json()["pid"] != before
