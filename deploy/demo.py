@@ -19,6 +19,8 @@ from deploy.sandbox import Sandbox
 
 _WARM = 2.0  # seconds of load before the rollout, so that there are connections to move
 
+_WORDS = 64  # a model that was never trained has nothing to say; on the page this much of it will do
+
 
 class Demo:
     """Plays a rollout under load; every step is a command that a person could type."""
@@ -32,6 +34,7 @@ class Demo:
         for version, seed in (("1.0.0", 1), ("1.1.0", 2)):
             checkpoint = self._scratch / version
             self._do(f"python -m service.tiny {checkpoint} --seed {seed}")
+            (checkpoint / "engine.json").write_text(json.dumps({"max_new_tokens": _WORDS}))
             self._do(f"glmctl release add {checkpoint}")
         self._do("glmctl deploy 1.0.0")
         report = self._scratch / "load.json"

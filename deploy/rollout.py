@@ -68,6 +68,5 @@ def rollback(tools: Tools, plan: Plan) -> Record:
 
 
 def _outcome(error: BaseException) -> str:
-    if isinstance(error, Refused):
-        return "refused"
-    return "not ready" if isinstance(error, NotReady) else "failed"
+    named = {Refused: "refused", NotReady: "not ready", KeyboardInterrupt: "interrupted"}
+    return next((name for kind, name in named.items() if isinstance(error, kind)), "failed")

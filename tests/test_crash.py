@@ -79,7 +79,7 @@ def test_ctrl_c_before_cutover_undoes(box: Box) -> None:
     deploy.send_signal(signal.SIGINT)
     deploy.communicate(timeout=60)
     assert deploy.returncode == 130
-    assert box.json("status")["rollout"]["outcome"] == "failed"
+    assert box.json("status")["rollout"]["outcome"] == "interrupted"
     assert box.show("glm@green.service", "ActiveState") == "inactive"
     assert box.get("/version").json()["version"] == "1.0.0"
 
