@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import subprocess
 import sys
@@ -94,12 +95,19 @@ def picture(colour: str) -> bytes:
 
 def ask(page: Page, text: str, colour: str) -> None:
     """Attach a picture, type a question and send it, as a person does."""
+    from playwright.sync_api import TimeoutError as PlaywrightTimeout
+
     page.locator("[data-testid=stChatInput] input[type=file]").set_input_files(
         {"name": f"{colour}.png", "mimeType": "image/png", "buffer": picture(colour)}
     )
     page.get_by_test_id("stChatInput").get_by_text(f"{colour}.png").wait_for()
     page.get_by_test_id("stChatInputTextArea").fill(text)
-    page.get_by_test_id("stChatInputTextArea").press("Enter")
+    for _ in range(20):  # Enter does nothing while the picture is still on its way up
+        page.get_by_test_id("stChatInputTextArea").press("Enter")
+        with contextlib.suppress(PlaywrightTimeout):
+            page.get_by_test_id("stChatMessage").get_by_text(text).wait_for(timeout=3000)
+            return
+    pytest.fail(f"{text!r} could not be sent")
 
 
 def connected(address: str) -> set[str]:
