@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
+from deploy.journal import Journal
 from tests.box import Box, kill, wait_for
 
 
@@ -70,6 +71,23 @@ def test_a_reload_that_fails_leaves_the_old_generation_serving(box: Box, add_rel
     assert box.slots.version("blue") == "1.0.0"
     assert box.get("/version").json()["version"] == "1.0.0"
     assert box.json("reload")["outcome"] == "done"
+
+
+def test_a_rollback_killed_at_its_rename(box: Box) -> None:
+    """Kill -9 of a warm rollback: one version serves, and the next call ends it on the version it went back to."""
+    told = ""
+    with box.baking("1.1.0"):
+        rollback = box.begin("rollback")
+        wait_for(lambda: any(one.kind == "rollback" for one in Journal(box.host).unfinished()))
+        kill(rollback.pid)
+        rollback.communicate(timeout=60)
+        assert box.get("/version").status_code == 200
+        if box.slots.live == "green":  # it was killed before the rename: the deploy bakes on, and is rolled back now
+            told = box.glmctl("rollback").stderr
+    told += box.glmctl("status").stderr
+    assert "rollback of 1.0.0 was interrupted" in told
+    assert box.get("/version").json()["version"] == "1.0.0"
+    assert all(record["outcome"] for record in box.json("history")["rollouts"])
 
 
 def test_ctrl_c_before_cutover_undoes(box: Box) -> None:

@@ -51,8 +51,12 @@ def test_forty_cutovers_lose_nothing(stocked_box: Box, tmp_path: Path, workers: 
     assert set(report.by_version) == {"1.0.0", "1.1.0"}
 
 
-def test_ten_reloads_in_place_lose_nothing(box: Box, tmp_path: Path) -> None:
+@pytest.mark.parametrize("workers", [1, 2])
+def test_ten_reloads_in_place_lose_nothing(stocked_box: Box, tmp_path: Path, workers: int) -> None:
     """USR2, READY, WINCH, QUIT, ten times in a row under every kind of client: nothing is lost, and stop ends well."""
+    box = stocked_box
+    box.configure(threads=1, workers=workers)
+    box.glmctl("deploy", "1.0.0")
     with box.load(tmp_path) as load:
         for number in range(10):
             record = box.json("reload", ["1.0.0", "1.1.0"][number % 2])
