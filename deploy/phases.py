@@ -6,7 +6,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 
 from deploy.accounts import Generation, current, generations
 from deploy.asking import Door, PublicSocket, data_url
@@ -91,11 +91,11 @@ def start(rollout: Rollout) -> None:
         tools.display.progress("it is still warm")
         return
     known = {one.generation for one in generations(tools.host, rollout.candidate)}
-    job = tools.systemd.starting(rollout.unit)
-    while not job.done:
-        born = [one for one in generations(tools.host, rollout.candidate) if one.generation not in known]
-        tools.display.progress(born[-1].load if born else "starting")
-        time.sleep(_LOOK)
+    with closing(tools.systemd.starting(rollout.unit)) as job:
+        while not job.done:
+            born = [one for one in generations(tools.host, rollout.candidate) if one.generation not in known]
+            tools.display.progress(born[-1].load if born else "starting")
+            time.sleep(_LOOK)
     if not job.succeeded:
         born = [one for one in generations(tools.host, rollout.candidate) if one.generation not in known]
         raise NotReady(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import closing
 
 from deploy.accounts import current, generations
 from deploy.errors import NotReady, Refused
@@ -31,10 +32,10 @@ def reload(tools: Tools, plan: Plan) -> Record:
         rollout.enter("reload", f"{unit}: a new generation of {version}")
         tools.slots.point(live, release_target(version))
         known = {one.generation for one in generations(tools.host, live)}
-        job = tools.systemd.reloading(unit)
-        while not job.done:
-            tools.display.progress(_progress(tools, live, known))
-            time.sleep(_LOOK)
+        with closing(tools.systemd.reloading(unit)) as job:
+            while not job.done:
+                tools.display.progress(_progress(tools, live, known))
+                time.sleep(_LOOK)
         if job.succeeded:
             return rollout.end("done")
         tools.slots.point(live, rollout.entry.record.slot_held)

@@ -105,6 +105,8 @@ class Job:
         """Whether it ended well."""
         return self._process.returncode == 0
 
-    def complaint(self) -> str:
-        """What it said on stderr."""
-        return self._process.stderr.read().strip() if self._process.stderr else ""
+    def close(self) -> None:
+        """See the command off: interrupted, it must not ask for a start after we have undone it."""
+        if not self.done:
+            self._process.terminate()
+        self._process.communicate()
