@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import time
 from collections.abc import Iterator
@@ -54,8 +55,11 @@ def generation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, systemd: Listene
     (tmp_path / "root/blue").symlink_to("releases/1.0.0")
     for name, value in (("GLM_ROOT", tmp_path / "root"), ("GLM_RUNTIME", tmp_path / "run"), ("GLM_SLOT", "blue")):
         monkeypatch.setenv(name, str(value))
+    before = signal.signal(signal.SIGALRM, signal.SIG_IGN)  # a master ticks by this timer; here it is ticked by hand
     one = Generation.begin(SimpleNamespace(master_pid=0))
     yield one
+    one.end()
+    signal.signal(signal.SIGALRM, before)
     one.doors.http.close()
     one.doors.handoff.close()
 
