@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -16,9 +17,6 @@ import pytest
 
 from service.generation import Generation
 from service.process import birth
-
-# sdnotify keeps its socket open as long as a master lives
-pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 
 
 class Listener:
@@ -60,6 +58,7 @@ def generation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, systemd: Listene
     yield one
     one.end()
     signal.signal(signal.SIGALRM, before)
+    one.manager._notifier.socket.close()  # sdnotify keeps it open as long as a master lives
     one.doors.http.close()
     one.doors.handoff.close()
 
@@ -118,6 +117,7 @@ def test_the_watchdog_is_fed_only_while_every_engine_answers(
     assert ("WATCHDOG=1" in systemd.heard()) is well
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # its master ends without a goodbye
 def test_a_slot_without_a_release_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, systemd: Listener) -> None:
     """Nothing to serve: the reason is in STATUS, and the exit status is the one that systemd does not restart after."""
     for name, value in (("GLM_ROOT", tmp_path / "root"), ("GLM_RUNTIME", tmp_path / "run"), ("GLM_SLOT", "blue")):
@@ -126,3 +126,5 @@ def test_a_slot_without_a_release_says_why(tmp_path: Path, monkeypatch: pytest.M
         Generation.begin(SimpleNamespace(master_pid=0))
     assert ended.value.code == 3
     assert any("slot blue holds no release" in word for word in systemd.heard())
+    del ended
+    gc.collect()
