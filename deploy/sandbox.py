@@ -203,12 +203,15 @@ def _remove_cgroup(directory: Path) -> None:
                 os.kill(int(pid), 9)
     deadline = time.monotonic() + 5
     while directory.exists() and time.monotonic() < deadline:
-        for path in sorted((path for path in directory.rglob("*") if path.is_dir()), reverse=True):
-            with contextlib.suppress(OSError):
-                path.rmdir()
-        with contextlib.suppress(OSError):
-            directory.rmdir()
+        _take_away(directory)
         time.sleep(0.01)
+
+
+def _take_away(cgroup: Path) -> None:
+    """Remove a cgroup and those below it, as far as they are empty."""
+    for path in (*sorted((path for path in cgroup.rglob("*") if path.is_dir()), reverse=True), cgroup):
+        with contextlib.suppress(OSError):
+            path.rmdir()
 
 
 def _sweep() -> None:
@@ -218,6 +221,12 @@ def _sweep() -> None:
             with contextlib.suppress(OSError):
                 os.close(_lock(directory))
                 _remove(directory)
+    for cgroup in _CGROUPS.glob(f"*/{_PREFIX}*"):
+        if (Path(tempfile.gettempdir()) / cgroup.name).exists():
+            continue  # its owner lives, and may not have entered it yet
+        with contextlib.suppress(OSError):
+            if not any(procs.read_text() for procs in cgroup.rglob("cgroup.procs")):
+                _take_away(cgroup)
 
 
 def _lock(directory: Path) -> int:
