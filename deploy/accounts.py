@@ -125,6 +125,11 @@ def generations(host: Host, slot: str) -> list[Generation]:
     return sorted((one for one in found if one is not None), key=lambda one: one.generation)
 
 
+def born_since(host: Host, slot: str, known: set[int]) -> list[Generation]:
+    """The generations of `slot` whose numbers are not among the `known`, oldest first."""
+    return [one for one in generations(host, slot) if one.generation not in known]
+
+
 def current(host: Host, slot: str) -> Generation | None:
     """The newest ready generation of `slot` that lives, or else the newest that lives."""
     alive = [one for one in generations(host, slot) if one.lives]

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 
-from deploy.accounts import Generation, current, generations
+from deploy.accounts import Generation, born_since, current, generations
 from deploy.asking import Door, PublicSocket, data_url
 from deploy.errors import DrainCut, GlmError, NotReady, Refused
 from deploy.host import Host
@@ -93,11 +93,11 @@ def start(rollout: Rollout) -> None:
     known = {one.generation for one in generations(tools.host, rollout.candidate)}
     with closing(tools.systemd.starting(rollout.unit)) as job:
         while not job.done:
-            born = [one for one in generations(tools.host, rollout.candidate) if one.generation not in known]
+            born = born_since(tools.host, rollout.candidate, known)
             tools.display.progress(born[-1].load if born else "starting")
             time.sleep(_LOOK)
     if not job.succeeded:
-        born = [one for one in generations(tools.host, rollout.candidate) if one.generation not in known]
+        born = born_since(tools.host, rollout.candidate, known)
         raise NotReady(
             f"{rollout.plan.version} did not become ready: {_why(rollout, born)}",
             hint=f"its log: journalctl {'--user ' if tools.host.user else ''}-u {rollout.unit}",

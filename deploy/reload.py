@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from contextlib import closing
 
-from deploy.accounts import current, generations
+from deploy.accounts import born_since, current, generations
 from deploy.errors import NotReady, Refused
 from deploy.journal import Journal, Record, begin
 from deploy.phases import require_units
@@ -39,7 +39,7 @@ def reload(tools: Tools, plan: Plan) -> Record:
         if job.succeeded:
             return rollout.end("done")
         tools.slots.point(live, rollout.entry.record.slot_held)
-        born = [one for one in generations(tools.host, live) if one.generation not in known]
+        born = born_since(tools.host, live, known)
         why = next((one.error for one in reversed(born) if one.error), None) or tools.systemd.state(unit).status
         rollout.end("not ready", reason=why)
         serving = current(tools.host, live)
@@ -50,7 +50,7 @@ def reload(tools: Tools, plan: Plan) -> Record:
 
 
 def _progress(tools: Tools, slot: str, known: set[int]) -> str:
-    born = [one for one in generations(tools.host, slot) if one.generation not in known]
+    born = born_since(tools.host, slot, known)
     if not born:
         return "starting"
     if not born[-1].ready:

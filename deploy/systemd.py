@@ -14,7 +14,6 @@ class UnitState:
 
     load: str
     active: str
-    sub: str
     result: str
     status: str
     main_pid: int
@@ -62,12 +61,11 @@ class Systemd:
 
     def state(self, unit: str) -> UnitState:
         """What `unit` does now."""
-        names = "LoadState,ActiveState,SubState,Result,StatusText,MainPID"
+        names = "LoadState,ActiveState,Result,StatusText,MainPID"
         shown = self._show(unit, names)
         return UnitState(
             load=shown.get("LoadState", ""),
             active=shown.get("ActiveState", ""),
-            sub=shown.get("SubState", ""),
             result=shown.get("Result", ""),
             status=shown.get("StatusText", ""),
             main_pid=int(shown.get("MainPID") or 0),

@@ -54,7 +54,6 @@ class Generation:
     ready: bool = False
     stopping: bool = False
     _seen: object = None
-    _seen_at: float = field(default_factory=time.monotonic)
 
     @classmethod
     def begin(cls, server: Any) -> Generation:
