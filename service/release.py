@@ -14,13 +14,22 @@ class ReleaseError(Exception):
 
 
 class EngineSettings(BaseModel):
-    """How the engine runs this release; everything has a default that suits the real model."""
+    """How the engine runs this release; everything has a default that suits the real model.
+
+    `rows` are the requests answered at a time, `kv_tokens` the tokens of cache they share (0: as many as the device's
+    memory allows), `prefill_chunk` the prompt tokens that one step takes in beside the running answers,
+    `image_cache_mib` the memory for the features of pictures seen before.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     device: str = "auto"
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     max_new_tokens: int = Field(default=1024, ge=1)
+    rows: int = Field(default=64, ge=1, le=1024)
+    kv_tokens: int = Field(default=0, ge=0)
+    prefill_chunk: int = Field(default=512, ge=16)
+    image_cache_mib: int = Field(default=256, ge=0)
 
 
 class Check(BaseModel):
