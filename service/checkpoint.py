@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from service import weights
 from service.release import EngineSettings, ReleaseError
+from service.weights import Progress
 
 if TYPE_CHECKING:
     from service.processor import Processor
 
 __all__ = ["ARCHITECTURE", "Checkpoint", "Progress", "load"]
 
-Progress = Callable[[str, float], None]
-
 ARCHITECTURE = "Glm4vForConditionalGeneration"
 NEEDED = ("config.json", "tokenizer.json", "tokenizer_config.json", "preprocessor_config.json")
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
-CHUNK = 16 << 20  # bytes between two reports of progress: a hundredth of a second from a fast disk
 
 
 @dataclass(frozen=True)
@@ -41,8 +40,7 @@ def load(path: Path, settings: EngineSettings, progress: Progress) -> Checkpoint
     """
     _check(path)  # before seconds of imports
     progress("importing", 0.0)
-    import torch
-    from transformers import Glm4vConfig, Glm4vForConditionalGeneration
+    from transformers import Glm4vConfig
     from transformers.utils import logging
 
     from service.processor import Processor
@@ -61,14 +59,27 @@ def load(path: Path, settings: EngineSettings, progress: Progress) -> Checkpoint
             f"the tokenizer or the preprocessor in {path} cannot be read: {_first_line(error)}"
         ) from error
     generation, end = _generation(path, config)
-    state = _weights(path, progress)
+    state = weights.read(_shards(path), device, weights.dtype(settings.dtype, config), progress)
     progress("building the model", 0.0)
+    model = _build(path, config, state)
+    progress("building the model", 1.0)
+    return Checkpoint(model, processor, generation, end, config.text_config.max_position_embeddings)
+
+
+def _build(path: Path, config: Any, state: dict[str, Any]) -> Any:
+    """Put the weights where they are into a model that has no memory of its own yet."""
+    try:
+        return weights.assemble(config, state)
+    except weights.OtherNames:
+        pass  # an older layout, which the library knows how to translate, or a wrong one, which it can explain
+    from transformers import Glm4vForConditionalGeneration
+
     try:
         model, report = Glm4vForConditionalGeneration.from_pretrained(
             None,
             config=config,
             state_dict=state,
-            dtype=settings.dtype if settings.dtype == "auto" else getattr(torch, settings.dtype),
+            dtype=next(iter(state.values())).dtype if state else "auto",
             attn_implementation="sdpa",
             ignore_mismatched_sizes=True,  # they are reported below, together with the rest
             output_loading_info=True,
@@ -76,9 +87,7 @@ def load(path: Path, settings: EngineSettings, progress: Progress) -> Checkpoint
     except Exception as error:
         raise ReleaseError(f"the weights in {path} do not make a model: {_first_line(error)}") from error
     _check_weights(path, report)
-    model = model.to(device).eval()
-    progress("building the model", 1.0)
-    return Checkpoint(model, processor, generation, end, config.text_config.max_position_embeddings)
+    return model.to(next(iter(state.values())).device).eval()
 
 
 def _check(path: Path) -> None:
@@ -121,37 +130,6 @@ def _generation(path: Path, config: Any) -> tuple[Any, frozenset[int]]:
     if end is None:
         raise ReleaseError(f"neither generation_config.json nor config.json in {path} names the eos_token_id")
     return generation, frozenset([end] if isinstance(end, int) else end)
-
-
-def _weights(path: Path, progress: Progress) -> dict[str, Any]:
-    """Read every tensor of every shard. On the CPU they stay views of the files, shared by all workers."""
-    from safetensors import SafetensorError, safe_open
-
-    shards = _shards(path)
-    total = sum(shard.stat().st_size for shard in shards) or 1
-    state: dict[str, Any] = {}
-    done = 0
-    for shard in shards:
-        try:
-            done = _read_through(shard, done, total, progress)
-            with safe_open(shard, framework="pt") as tensors:
-                for name in tensors.keys():  # noqa: SIM118  # not a mapping
-                    state[name] = tensors.get_tensor(name)
-        except SafetensorError as error:
-            raise ReleaseError(f"{shard} is damaged or cut short: {_first_line(error)}") from error
-        except OSError as error:
-            raise ReleaseError(f"{shard} cannot be read: {error.strerror or error}") from error
-    return state
-
-
-def _read_through(shard: Path, done: int, total: int, progress: Progress) -> int:
-    """Bring the file into memory, which is where the time goes: mapping it afterwards takes none."""
-    buffer = bytearray(CHUNK)
-    with shard.open("rb", buffering=0) as file:
-        while count := file.readinto(buffer):
-            done += count
-            progress("reading weights", done / total)
-    return done
 
 
 def _shards(path: Path) -> list[Path]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from service.engine.protocol import Delta, TokenLogprob
+
 __all__ = ["Answer", "Detokenizer", "StopStrings"]
 
 # A character is four bytes at most and a token at least one: what is unfinished after four will never be whole.
@@ -63,30 +65,34 @@ class StopStrings:
 
 
 class Answer:
-    """One answer while it is made: its tokens go in, the text to send comes out. `end` are the ids that end it."""
+    """One answer while it is made: its tokens go in, the pieces to send come out. `end` are the ids that end it."""
 
     def __init__(self, detokenizer: Detokenizer, stops: StopStrings, end: frozenset[int]) -> None:
         self._detokenizer = detokenizer
         self._stops = stops
         self._end = end
+        self._reports: list[TokenLogprob] = []  # of tokens whose text is held back
         self.ended = False  # by itself or by a stop string, not by its length
-        self.tokens = 0
 
-    def push(self, token: int) -> str:
-        """Take the next token; the answer is the text that may be sent now."""
-        self.tokens += 1
+    def push(self, token: int, report: TokenLogprob | None = None) -> Delta | None:
+        """Take the next token; the answer is what may be sent now, if anything."""
         if token in self._end:
             self.ended = True
-            return ""
+            return None
+        if report:
+            self._reports.append(report)
         text = self._stops.push(self._detokenizer.push(token))
         self.ended = self._stops.met
-        return text
+        return self._delta(text) if text else None
 
-    def rest(self) -> str:
+    def rest(self) -> Delta | None:
         """Give what was held back, when the answer is over."""
-        if self._stops.met:
-            return ""
-        return self._stops.push(self._detokenizer.rest()) + self._stops.rest()
+        text = "" if self._stops.met else self._stops.push(self._detokenizer.rest()) + self._stops.rest()
+        return self._delta(text) if text or self._reports else None
+
+    def _delta(self, text: str) -> Delta:
+        reports, self._reports = tuple(self._reports), []
+        return Delta(text, reports)
 
 
 def _overlap(text: str, stop: str) -> int:

@@ -8,14 +8,18 @@ there is no CPU build. A constructor that names no video processor is never give
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 from transformers.models.glm46v.processing_glm46v import Glm46VProcessor
 from transformers.processing_utils import ProcessorMixin
 
 __all__ = ["Processor"]
+
+_FRAMES = ("<|begin_of_box|>", "<|end_of_box|>")
+_BYTES = {character: value for value, character in bytes_to_unicode().items()}  # of a byte-level vocabulary
 
 
 class Processor(Glm46VProcessor):  # type: ignore[misc]  # transformers is untyped
@@ -34,6 +38,7 @@ class Processor(Glm46VProcessor):  # type: ignore[misc]  # transformers is untyp
         self.video_token_id = tokenizer.convert_tokens_to_ids(self.video_token)
         self.video_start_id = tokenizer.convert_tokens_to_ids("<|begin_of_video|>")
         self.video_end_id = tokenizer.convert_tokens_to_ids("<|end_of_video|>")
+        self._silent = set(tokenizer.all_special_ids) - set(tokenizer.convert_tokens_to_ids(list(_FRAMES)))
 
     @classmethod
     def read(cls, model: Path) -> Processor:
@@ -46,14 +51,18 @@ class Processor(Glm46VProcessor):  # type: ignore[misc]  # transformers is untyp
         patches = sum(self.image_processor.get_number_of_image_patches(height, width) for width, height in sizes)
         return int(patches) // int(self.image_processor.merge_size) ** 2
 
-    def inputs(self, messages: list[dict[str, Any]], thinking: bool | None) -> Any:
+    def inputs(
+        self, messages: list[dict[str, Any]], thinking: bool | None, tools: Sequence[dict[str, Any]] = ()
+    ) -> Any:
         """Render, tokenize and patch: `input_ids` and `attention_mask` (1, tokens), and for images `pixel_values`.
 
-        Control tokens that a message's text spells out, `<|assistant|>` or `<|image|>`, become plain text.
+        Control tokens that a message's text spells out, `<|assistant|>` or `<|image|>`, become plain text, in the
+        definitions of tools too.
         """
         variables = {} if thinking is None else {"enable_thinking": thinking}
         return self.apply_chat_template(
             messages,
+            tools=list(tools) or None,
             tokenize=True,
             add_generation_prompt=True,
             return_dict=True,
@@ -63,5 +72,13 @@ class Processor(Glm46VProcessor):  # type: ignore[misc]  # transformers is untyp
         )
 
     def text(self, tokens: list[int]) -> str:
-        """Decode tokens, leaving out the special ones."""
-        return str(self.tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+        """Decode tokens, leaving out the special ones but those that frame the answer proper."""
+        kept = [token for token in tokens if token not in self._silent]
+        return str(self.tokenizer.decode(kept, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+    def spell(self, token: int) -> bytes:
+        """Give the bytes of one token, which need not be whole characters."""
+        if token in self.tokenizer.added_tokens_decoder:
+            return str(self.tokenizer.added_tokens_decoder[token].content).encode()
+        text = self.tokenizer.convert_ids_to_tokens(token) or ""  # rows of the head beyond the vocabulary are nothing
+        return bytes(_BYTES[character] for character in text if character in _BYTES)

@@ -19,7 +19,8 @@ from service.account import Account
 from service.app import Identity, create_app
 from service.checks import CheckFailed, run_checks
 from service.connection import Connection
-from service.engine import Engine, ModelEngine
+from service.engine import Engine
+from service.engine.model_engine import Limits, ModelEngine
 from service.generation import NOT_READY, Generation
 from service.release import ReleaseError
 from service.server import SlotServer
@@ -123,8 +124,7 @@ class SlotWorker(UvicornWorker):  # type: ignore[misc]  # Gunicorn's classes car
             ModelEngine.load,
             generation.release,
             threads=settings.threads or max(1, (os.cpu_count() or 1) // settings.workers),
-            stall=settings.stall,
-            max_prompt_tokens=settings.max_prompt_tokens,
+            limits=Limits(settings.max_prompt_tokens, settings.max_wait, settings.max_seconds, settings.stall),
             progress=progress,
         )
         account.phase = "warming up"

@@ -1,135 +1,87 @@
-"""The engine: a conversation goes in, an answer comes out in pieces.
-
-ModelEngine answers one conversation at a time, first come first served, with transformers' own `generate`. It is the
-plain engine: what it says is the measure for any faster one.
-"""
+"""The engine as the service uses it: a thread that steps, threads that prepare, and streams that asyncio reads."""
 
 from __future__ import annotations
 
 import asyncio
-import copy
 import threading
 import time
+from collections import defaultdict
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
-from queue import SimpleQueue
-from typing import Any, Literal, Protocol
+from collections.abc import Sequence as Many
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field
+from queue import Empty, SimpleQueue
+from typing import Any
 
 from service.checkpoint import Checkpoint, Progress
 from service.checkpoint import load as load_checkpoint
 from service.detokenizer import Answer, Detokenizer, StopStrings
-from service.release import Release, ReleaseError
+from service.engine.cache import Budget, SlotCache
+from service.engine.core import Core
+from service.engine.grammar import Grammars
+from service.engine.prompt import Writer
+from service.engine.protocol import Delta, Finish, Priority, Sampling, Usage
+from service.engine.runner import Runner
+from service.engine.sampler import Choice
+from service.engine.sequence import Event, Sequence
+from service.engine.vision import Vision
+from service.release import EngineSettings, Release, ReleaseError
 
-__all__ = ["Delta", "Engine", "Finish", "ModelEngine", "PromptTooLong", "Sampling"]
+__all__ = ["Limits", "ModelEngine"]
 
-
-@dataclass(frozen=True)
-class Sampling:
-    """How to choose the next token; None leaves it to the checkpoint's generation_config or the release."""
-
-    max_tokens: int | None = None
-    temperature: float | None = None  # 0: always the likeliest
-    top_p: float | None = None
-    top_k: int | None = None  # 0 and -1: all
-    seed: int | None = None
-    stop: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Delta:
-    """A piece of the answer: whole characters, never empty."""
-
-    text: str
+PREPARING = 2  # requests whose prompts are written and whose pictures are looked at, at the same time
 
 
 @dataclass(frozen=True)
-class Finish:
-    """The end of an answer. `completion_tokens` counts the one that ended it."""
+class Limits:
+    """What one request may take. Times are in seconds; `stall`: silence after which a busy engine counts as hung."""
 
-    reason: Literal["stop", "length"]
-    prompt_tokens: int
-    completion_tokens: int
-
-
-class PromptTooLong(ValueError):  # says more than an Error at its end would
-    """The conversation, images included, is more than the engine takes; the text gives both numbers, in tokens."""
-
-
-class Engine(Protocol):
-    """What the routes need of an engine."""
-
-    def stream(
-        self, messages: list[dict[str, Any]], sampling: Sampling, *, thinking: bool | None = None
-    ) -> AsyncIterator[Delta | Finish]:
-        """Answer a conversation: Deltas, then one Finish; raises PromptTooLong.
-
-        A message is `{"role", "content"}`; the content a string, or parts `{"type": "text", "text"}` and
-        `{"type": "image", "image": PIL.Image}`. Closing the iterator, or cancelling who awaits it, ends the generation
-        within a step or two.
-        """
-        ...
-
-    def answering(self) -> bool:
-        """Tell whether the engine lives: False when it has work and has given no sign for too long."""
-        ...
-
-    def close(self) -> None:
-        """End all work; streams that are not finished raise RuntimeError."""
-        ...
-
-
-Item = Delta | Finish | BaseException
-
-
-@dataclass(frozen=True)
-class _Job:
-    messages: list[dict[str, Any]]
-    sampling: Sampling
-    thinking: bool | None
-    emit: Callable[[Item], None]
-    cancelled: threading.Event
+    prompt_tokens: int = 32_768
+    wait: float = 60.0
+    seconds: float = 600.0
+    stall: float = 120.0
 
 
 class ModelEngine:
-    """One model, one thread that runs it, one queue before it."""
+    """One model on one device. See Engine for what it does; a request is prepared, waits for a row, and is answered."""
 
-    def __init__(self, checkpoint: Checkpoint, *, max_new_tokens: int, max_prompt_tokens: int, stall: float) -> None:
-        self._checkpoint = checkpoint
-        self._max_new_tokens = max_new_tokens
-        self._max_prompt_tokens = min(max_prompt_tokens, checkpoint.context - 1)
-        self._stall = stall
-        self._longest_token = max(map(len, checkpoint.processor.tokenizer.get_vocab()))
-        self._queue: SimpleQueue[_Job | None] = SimpleQueue()
-        self._lock = threading.Lock()
-        self._jobs = 0  # waiting and running
-        self._closed = threading.Event()
+    def __init__(self, checkpoint: Checkpoint, settings: EngineSettings, limits: Limits) -> None:
+        model, processor = checkpoint.model, checkpoint.processor
+        self._checkpoint, self._settings, self._limits = checkpoint, settings, limits
+        try:
+            budget = Budget.of(model, rows=settings.rows, kv_tokens=settings.kv_tokens, context=checkpoint.context)
+        except ValueError as error:
+            raise ReleaseError(str(error)) from error
+        self.columns = budget.columns
+        self._core = Core(Runner(model, SlotCache(model, budget)), processor.spell, chunk=settings.prefill_chunk)
+        self._writer = Writer(processor, model, min(limits.prompt_tokens, budget.columns - 1))
+        self._vision = Vision(model, cache_bytes=settings.image_cache_mib << 20)
+        self._grammars = Grammars(
+            processor.tokenizer, int(model.get_output_embeddings().weight.shape[0]), checkpoint.end
+        )
+        self._preparing = ThreadPoolExecutor(PREPARING, "prepare")
+        self._inbox: SimpleQueue[Sequence | None] = SimpleQueue()
+        self._outbox = _Outbox()
         self._sign = time.monotonic()
-        # transformers fills what a request's own settings leave open from here: nothing must be left to fill in
-        from transformers import GenerationConfig
-
-        checkpoint.model.generation_config = GenerationConfig(eos_token_id=sorted(checkpoint.end))
+        self._busy = False
+        self._closed = False
+        self._lock = threading.Lock()  # whoever is in the inbox before it closes is answered, if only with an error
         self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
         self._thread.start()
 
     @classmethod
-    def load(
-        cls, release: Release, *, threads: int, stall: float, max_prompt_tokens: int, progress: Progress
-    ) -> ModelEngine:
+    def load(cls, release: Release, *, threads: int, limits: Limits, progress: Progress) -> ModelEngine:
         """Load a release and block until it is in memory; `threads` of 0 leaves their number to torch.
 
-        `stall` is in seconds. Raises ReleaseError.
+        Raises ReleaseError.
         """
         checkpoint = load_checkpoint(release.model, release.engine, progress)
         if threads:
             import torch
 
             torch.set_num_threads(threads)
-        return cls(
-            checkpoint,
-            max_new_tokens=release.engine.max_new_tokens,
-            max_prompt_tokens=max_prompt_tokens,
-            stall=stall,
-        )
+        return cls(checkpoint, release.engine, limits)
 
     def warm_up(self, progress: Progress) -> None:
         """Answer one text and one image, and block until that is done: the first pass is the slow one.
@@ -139,158 +91,150 @@ class ModelEngine:
         from PIL import Image
 
         picture = {"type": "image", "image": Image.new("RGB", (224, 224), "white")}
-        warm: list[Any] = ["Hello", [picture, {"type": "text", "text": "Hello"}]]
-        for count, content in enumerate(warm):
-            progress("warming up", count / len(warm))
-            items: SimpleQueue[Item] = SimpleQueue()
-            self._submit([{"role": "user", "content": content}], Sampling(max_tokens=4, temperature=0), None, items.put)
-            while not isinstance(item := items.get(), Finish):
-                if isinstance(item, BaseException):
-                    reason = " ".join(str(item).split())[:300]
-                    raise ReleaseError(f"the model cannot answer: {type(item).__name__}: {reason}") from item
+        progress("warming up", 0.0)
+        try:
+            self._core.warm_up()
+            warm: list[Any] = ["Hello", [picture, {"type": "text", "text": "Hello"}]]
+            for count, content in enumerate(warm):
+                progress("warming up", count / len(warm))
+                events: SimpleQueue[Event] = SimpleQueue()
+                asked = Sampling(max_tokens=4, temperature=0)
+                self._submit(
+                    self._sequence([{"role": "user", "content": content}], asked, None, (), "batch"), events.put
+                )
+                while not isinstance(event := events.get(), Finish):
+                    if isinstance(event, BaseException):
+                        raise event  # noqa: TRY301
+        except Exception as error:
+            reason = " ".join(str(error).split())[:300]
+            raise ReleaseError(f"the model cannot answer: {type(error).__name__}: {reason}") from error
         progress("warming up", 1.0)
 
     async def stream(
-        self, messages: list[dict[str, Any]], sampling: Sampling, *, thinking: bool | None = None
+        self,
+        messages: list[dict[str, Any]],
+        sampling: Sampling,
+        *,
+        thinking: bool | None = None,
+        tools: Many[dict[str, Any]] = (),
+        priority: Priority = "interactive",
     ) -> AsyncIterator[Delta | Finish]:
         """See Engine."""
+        if self._closed:
+            raise RuntimeError("the engine is closed")  # and so are the threads that prepare
         loop = asyncio.get_running_loop()
-        items: asyncio.Queue[Item] = asyncio.Queue()
-
-        def emit(item: Item) -> None:
-            loop.call_soon_threadsafe(items.put_nowait, item)
-
-        job = self._submit(messages, sampling, thinking, emit)
+        sequence = await loop.run_in_executor(
+            self._preparing, self._sequence, messages, sampling, thinking, tools, priority
+        )
+        events: asyncio.Queue[Event] = asyncio.Queue()
+        self._submit(sequence, self._outbox.to(loop, events))
         try:
             while True:
-                item = await items.get()
-                if isinstance(item, BaseException):
-                    raise item
-                yield item
-                if isinstance(item, Finish):
+                event = await events.get()
+                if isinstance(event, BaseException):
+                    raise event
+                yield event
+                if isinstance(event, Finish):
                     return
         finally:
-            job.cancelled.set()
+            sequence.cancelled = True
+
+    def usage(self) -> Usage:
+        """See Engine."""
+        return self._core.scheduler.usage
 
     def answering(self) -> bool:
         """See Engine."""
         if not self._thread.is_alive():
             return False
-        return not self._jobs or time.monotonic() - self._sign < self._stall
+        return not self._busy or time.monotonic() - self._sign < self._limits.stall
 
     def close(self) -> None:
         """See Engine; blocks until the running step is over, ten seconds at most."""
         with self._lock:
-            self._closed.set()
-            self._queue.put(None)
+            self._closed = True
+        self._preparing.shutdown(wait=False, cancel_futures=True)
+        self._inbox.put(None)
         self._thread.join(timeout=10)
 
-    def _submit(
+    def _sequence(
         self,
         messages: list[dict[str, Any]],
         sampling: Sampling,
         thinking: bool | None,
-        emit: Callable[[Item], None],
-    ) -> _Job:
-        job = _Job(messages, sampling, thinking, emit, threading.Event())
-        with self._lock:
-            if self._closed.is_set():
-                raise RuntimeError("the engine is closed")
-            if not self._jobs:
-                self._sign = time.monotonic()
-            self._jobs += 1
-            self._queue.put(job)
-        return job
-
-    def _work(self) -> None:
-        """Run in the engine's thread: one job after the other until None comes."""
-        while job := self._queue.get():
-            self._sign = time.monotonic()
-            try:
-                if self._closed.is_set():
-                    raise RuntimeError("the engine is closed")  # noqa: TRY301
-                if not job.cancelled.is_set():
-                    self._answer(job)
-            except BaseException as error:
-                self._emit(job, error)
-            finally:
-                with self._lock:
-                    self._jobs -= 1
-
-    def _emit(self, job: _Job, item: Item) -> None:
-        try:
-            job.emit(item)
-        except RuntimeError:  # the loop that asked is closed
-            job.cancelled.set()
-
-    def _answer(self, job: _Job) -> None:
-        import torch
-
-        model, processor = self._checkpoint.model, self._checkpoint.processor
-        inputs = self._inputs(job)
-        prompt = int(inputs["input_ids"].shape[1])
-        limit = min(job.sampling.max_tokens or self._max_new_tokens, self._checkpoint.context - prompt)
-        if job.sampling.seed is None:
-            torch.seed()
-        else:
-            torch.manual_seed(job.sampling.seed)
-        answer = Answer(
-            Detokenizer(processor.text),
-            StopStrings(job.sampling.stop),
-            self._checkpoint.end,
+        tools: Many[dict[str, Any]],
+        priority: Priority,
+    ) -> Sequence:
+        """Prepare a request, in any thread."""
+        prompt = self._writer.write(messages, thinking, tools)
+        constraint = (
+            self._grammars.constraint(sampling.json_schema, thinking=prompt.thinking and thinking is not False)
+            if sampling.json_schema
+            else None
+        )
+        return Sequence(
+            prompt,
+            Choice.of(sampling, self._checkpoint.generation),
+            Answer(Detokenizer(self._checkpoint.processor.text), StopStrings(sampling.stop), self._checkpoint.end),
+            min(sampling.max_tokens or self._settings.max_new_tokens, self.columns - prompt.tokens),
+            features=self._vision.features(prompt.pictures),
+            constraint=constraint,
+            priority=priority,
+            seconds=self._limits.seconds,
+            wait_until=time.monotonic() + self._limits.wait if priority == "interactive" else float("inf"),
         )
 
-        def step(tokens: Any, _scores: Any, **_: Any) -> Any:
-            """Stand in for a StoppingCriteria: called after every token, and True ends it."""
+    def _submit(self, sequence: Sequence, emit: Callable[[Event], None]) -> None:
+        sequence.emit = emit
+        with self._lock:
+            if self._closed:
+                raise RuntimeError("the engine is closed")
+            if not self._busy:
+                self._sign = time.monotonic()
+            self._inbox.put(sequence)
+
+    def _work(self) -> None:
+        """Run in the engine's thread until it is closed: take in who came, step, tell what was said."""
+        scheduler = self._core.scheduler
+        while not self._closed:
+            with suppress(Empty):
+                while came := self._inbox.get(block=not scheduler.busy):
+                    self._busy = True
+                    scheduler.add(came)
+            self._core.step()
             self._sign = time.monotonic()
-            ended = job.cancelled.is_set() or self._closed.is_set()
-            if not ended:
-                if text := answer.push(int(tokens[0, -1])):
-                    self._emit(job, Delta(text))
-                ended = answer.ended
-            return torch.full((tokens.shape[0],), ended, dtype=torch.bool, device=tokens.device)
+            self._busy = scheduler.busy
+            self._outbox.send()
+        self._end()
 
-        with torch.inference_mode():
-            model.generate(**inputs, generation_config=self._generation(job.sampling, limit), stopping_criteria=[step])
-        if self._closed.is_set():
-            raise RuntimeError("the engine was closed")
-        if job.cancelled.is_set():
-            return
-        if text := answer.rest():
-            self._emit(job, Delta(text))
-        self._emit(job, Finish("stop" if answer.ended else "length", prompt, answer.tokens))
-
-    def _inputs(self, job: _Job) -> Any:
-        """Prepare the prompt; whatever is surely too long is refused before the work of preparing it."""
-        parts = [part for message in job.messages for part in _parts(message["content"])]
-        limit, processor = self._max_prompt_tokens, self._checkpoint.processor
-        images = processor.image_tokens(part["image"].size for part in parts if part["type"] == "image")
-        text = sum(len(part["text"]) for part in parts if part["type"] == "text") // self._longest_token
-        if images + text > limit:
-            raise PromptTooLong(f"the conversation has {images + text} tokens or more; at most {limit} are allowed")
-        inputs = processor.inputs(job.messages, job.thinking)
-        prompt = int(inputs["input_ids"].shape[1])
-        if prompt > limit:
-            raise PromptTooLong(f"the conversation has {prompt} tokens, images included; at most {limit} are allowed")
-        return inputs.to(self._checkpoint.model.device)
-
-    def _generation(self, sampling: Sampling, limit: int) -> Any:
-        generation = copy.deepcopy(self._checkpoint.generation)
-        generation.eos_token_id = sorted(self._checkpoint.end)
-        if generation.pad_token_id is None:
-            generation.pad_token_id = generation.eos_token_id[0]
-        generation.max_length, generation.max_new_tokens = None, limit
-        if sampling.temperature is not None:
-            generation.do_sample = sampling.temperature > 0
-            generation.temperature = sampling.temperature
-        if sampling.top_p is not None:
-            generation.top_p = sampling.top_p
-        if sampling.top_k is not None:
-            generation.top_k = max(sampling.top_k, 0)
-        if not generation.do_sample:  # else transformers warns that they have no effect
-            generation.temperature = generation.top_p = generation.top_k = None
-        return generation
+    def _end(self) -> None:
+        with suppress(Empty):
+            while True:
+                if came := self._inbox.get_nowait():
+                    self._core.scheduler.add(came)
+        self._core.fail_all(RuntimeError("the engine was closed"))
+        self._outbox.send()
 
 
-def _parts(content: Any) -> list[dict[str, Any]]:
-    return [{"type": "text", "text": content}] if isinstance(content, str) else content or []
+@dataclass
+class _Outbox:
+    """Events on their way to the streams that wait for them: one call into each event loop a step, not one a token."""
+
+    _events: defaultdict[asyncio.AbstractEventLoop, list[tuple[asyncio.Queue[Event], Event]]] = field(
+        default_factory=lambda: defaultdict(list)
+    )
+
+    def to(self, loop: asyncio.AbstractEventLoop, events: asyncio.Queue[Event]) -> Callable[[Event], None]:
+        """Make the function that leaves an event for `events`; called in the engine's thread alone."""
+        return lambda event: self._events[loop].append((events, event))
+
+    def send(self) -> None:
+        for loop, batch in self._events.items():
+            with suppress(RuntimeError):  # the loop that asked is closed
+                loop.call_soon_threadsafe(_deliver, batch)
+        self._events.clear()
+
+
+def _deliver(batch: list[tuple[asyncio.Queue[Event], Event]]) -> None:
+    for events, event in batch:
+        events.put_nowait(event)

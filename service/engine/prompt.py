@@ -1,0 +1,110 @@
+"""A conversation made ready for the model: rendered, tokenized, its pictures turned into patches."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from service.engine.protocol import PromptTooLong, Refused
+
+if TYPE_CHECKING:
+    from service.processor import Processor
+
+__all__ = ["Picture", "Prompt", "Writer"]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One image of a prompt. Equal pictures have equal digests, whoever sent them."""
+
+    digest: bytes
+    pixels: Any  # float tensor (patches, channels * patch volume), on the CPU
+    grid: Any  # long tensor (1, 3): time, height and width in patches
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What the model is given before its answer begins."""
+
+    ids: Any  # long tensor (tokens,)
+    positions: Any  # long tensor (3, tokens): time, height, width
+    delta: int  # of the position that follows: index + delta, on all three axes
+    is_image: Any  # bool tensor (tokens,)
+    pictures: tuple[Picture, ...]
+    thinking: bool  # whether the answer begins inside or before a thought that may still be thought
+    tokens: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "tokens", int(self.ids.shape[0]))
+
+
+class Writer:
+    """Writes prompts. Its calls are independent of each other and may run in several threads."""
+
+    def __init__(self, processor: Processor, model: Any, max_tokens: int) -> None:
+        self._processor = processor
+        self._rope_index = model.model.get_rope_index
+        self._max_tokens = max_tokens
+        self._longest_token = max(map(len, processor.tokenizer.get_vocab()))
+        self._end_of_thought = processor.tokenizer.convert_tokens_to_ids("</think>")
+
+    def write(
+        self, messages: list[dict[str, Any]], thinking: bool | None, tools: Sequence[dict[str, Any]] = ()
+    ) -> Prompt:
+        """Make the prompt; raises PromptTooLong, early for what is surely too long, and Refused."""
+        self._check_size(messages)
+        try:
+            inputs = self._processor.inputs(messages, thinking, tools)
+        except Exception as error:
+            if type(error).__module__.startswith("jinja2"):  # the template has rules of its own
+                raise Refused(f"the chat template cannot render the conversation: {error}") from error
+            raise
+        ids = inputs["input_ids"]
+        if ids.shape[1] > self._max_tokens:
+            raise self._too_long(int(ids.shape[1]))
+        kinds, grids = inputs["mm_token_type_ids"], inputs.get("image_grid_thw")
+        positions, delta = self._rope_index(ids, kinds, image_grid_thw=grids)
+        last = ids[0, -4:].tolist()
+        return Prompt(
+            ids[0],
+            positions[:, 0],
+            int(delta[0, 0]),
+            kinds[0] == 1,
+            tuple(_pictures(inputs["pixel_values"], grids, self._processor.image_processor.merge_size))
+            if grids is not None
+            else (),
+            thinking=self._end_of_thought not in last,
+        )
+
+    def _check_size(self, messages: list[dict[str, Any]]) -> None:
+        parts = [part for message in messages for part in _parts(message.get("content"))]
+        images = self._processor.image_tokens(part["image"].size for part in parts if part["type"] == "image")
+        text = sum(len(part["text"]) for part in parts if part["type"] == "text") // self._longest_token
+        if images + text > self._max_tokens:
+            raise self._too_long(images + text, " or more")
+
+    def _too_long(self, tokens: int, more: str = "") -> PromptTooLong:
+        return PromptTooLong(
+            f"the conversation has {tokens} tokens{more}, images included; at most {self._max_tokens} are allowed"
+        )
+
+
+def _parts(content: Any) -> list[dict[str, Any]]:
+    return [{"type": "text", "text": content}] if isinstance(content, str) else content or []
+
+
+def _pictures(pixels: Any, grids: Any, merge: int) -> list[Picture]:
+    """Take the patches of all images apart again, so that each is known by itself."""
+    patches = grids.prod(-1).tolist()
+    return [
+        Picture(
+            hashlib.sha256(part.numpy().tobytes() + bytes(str(grid.tolist()), "ascii")).digest(),
+            part,
+            grid[None],
+            count // merge**2,
+        )
+        for part, grid, count in zip(pixels.split(patches), grids, patches, strict=True)
+    ]
