@@ -12,10 +12,12 @@ from starlette.middleware import Middleware
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.chat import Chat
 from service.engine import Engine
 from service.errors import HANDLERS, LastResort
+from service.identity import Identity
 from service.metrics import Measure, Metrics
-from service.routes import Handlers, Identity
+from service.routes import Handlers
 from service.settings import Settings
 
 __all__ = ["Identity", "create_app"]
@@ -23,7 +25,8 @@ __all__ = ["Identity", "create_app"]
 
 def create_app(engine: Engine, identity: Identity, settings: Settings, *, serving: Callable[[], bool]) -> Starlette:
     """Make the ASGI application; `serving` tells whether the gate is open."""
-    handle = Handlers(engine, identity, settings, serving)
+    chat = Chat(engine, identity, settings)
+    handle = Handlers(chat, engine, identity, settings, serving)
     app = Starlette(
         routes=[
             Route("/v1/chat/completions", handle.chat, methods=["POST"]),

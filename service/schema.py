@@ -10,7 +10,7 @@ from pydantic_core import PydanticCustomError
 
 from service.errors import ApiError, invalid
 
-__all__ = ["ChatRequest", "ImagePart", "Message", "TextPart", "parse"]
+__all__ = ["ChatRequest", "ImagePart", "Message", "TextPart", "parse", "validate"]
 
 MAX_TOKENS = 2**31 - 1
 MAX_EXPLANATION = 300  # characters: pydantic quotes what it met, and the client may have sent megabytes
@@ -134,6 +134,11 @@ def parse(body: bytes) -> ChatRequest:
         raise invalid(f"the body is not valid JSON: {str(error)[:MAX_EXPLANATION]}") from error
     if not isinstance(document, dict):
         raise invalid("the body must be a JSON object")
+    return validate(document)
+
+
+def validate(document: dict[str, Any]) -> ChatRequest:
+    """Check a request that was read already; raises ApiError 400 that names the field."""
     try:
         return ChatRequest.model_validate(document)
     except ValidationError as error:

@@ -10,7 +10,7 @@ import os
 import subprocess
 import sys
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from starlette.testclient import TestClient
 from starlette.types import Message
 
 from service.app import Identity, create_app
-from service.engine import Delta, Finish, PromptTooLong, Sampling
+from service.engine import Delta, Finish, Priority, PromptTooLong, Sampling, Usage
 from service.settings import Settings
 
 IDENTITY = Identity("1.2.0", "green", 3)
@@ -43,7 +43,13 @@ class FakeEngine:
     asked: asyncio.Queue[None] = field(default_factory=asyncio.Queue)
 
     async def stream(
-        self, messages: list[dict[str, Any]], sampling: Sampling, *, thinking: bool | None = None
+        self,
+        messages: list[dict[str, Any]],
+        sampling: Sampling,
+        *,
+        thinking: bool | None = None,
+        tools: Sequence[dict[str, Any]] = (),
+        priority: Priority = "interactive",
     ) -> AsyncIterator[Delta | Finish]:
         self.seen.append((messages, sampling, thinking))
         self.asked.put_nowait(None)
@@ -59,6 +65,9 @@ class FakeEngine:
             finished = True
         finally:
             self.cancelled += not finished
+
+    def usage(self) -> Usage:
+        return Usage(1, 2, 30, 400)
 
     def answering(self) -> bool:
         return self.alive
