@@ -35,7 +35,8 @@ lint: $(VENV)/.ready  ## ruff and mypy --strict
 unit: $(VENV)/.ready  ## pytest alone; ARGS='-k cutover' chooses
 	pytest $(ARGS)
 
-bench: $(VENV)/.ready  ## what a handover costs, as ratios from one run
+bench: $(VENV)/.ready  ## the engine beside transformers, then what a handover costs, as ratios; ARGS=--quick is short
+	python -m tests.bench.engine $(ARGS)
 	python -m tests.bench.handover
 
 clean:  ## take away what was made
