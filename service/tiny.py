@@ -8,52 +8,15 @@ another seed answers with other words: enough to tell two releases apart.
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from service import layout
+from service.layout import Size
+
 __all__ = ["SIZES", "Size", "make"]
-
-# Ids follow the words, in the order of the real vocabulary. The plain ones survive skip_special_tokens there too.
-SPECIAL = """
-<|endoftext|> [MASK] [gMASK] [sMASK] <sop> <eop> <|system|> <|user|> <|assistant|> <|observation|>
-<|begin_of_image|> <|end_of_image|> <|begin_of_video|> <|end_of_video|> <|begin_of_box|> <|end_of_box|>
-<|image|> <|video|>
-"""
-PLAIN = "<think> </think> <tool_call> </tool_call> <tool_response> </tool_response> /nothink"
-END_OF_TURN = ("<|endoftext|>", "<|user|>", "<|observation|>")
-
-CHAT_TEMPLATE = """\
-[gMASK]<sop>
-{%- macro said(content) -%}
-  {%- if content is string -%}{{ content }}
-  {%- else -%}
-    {%- for part in content or [] -%}
-      {%- if part.type == 'image' -%}<|begin_of_image|><|image|><|end_of_image|>
-      {%- elif part.type == 'text' -%}{{ part.text }}
-      {%- endif -%}
-    {%- endfor -%}
-  {%- endif -%}
-{%- endmacro -%}
-{%- for message in messages -%}
-  {%- if message.role == 'system' -%}{{ '<|system|>\\n' + said(message.content) }}
-  {%- elif message.role == 'user' -%}
-    {{- '<|user|>\\n' + said(message.content) -}}
-    {%- if enable_thinking is defined and not enable_thinking -%}/nothink{%- endif -%}
-  {%- elif message.role == 'assistant' -%}
-    {{- '<|assistant|>\\n<think></think>\\n' + said(message.content).split('</think>')[-1].strip() -}}
-  {%- elif message.role == 'tool' -%}
-    {{- '<|observation|>\\n<tool_response>\\n' + said(message.content) + '\\n</tool_response>' -}}
-  {%- endif -%}
-{%- endfor -%}
-{%- if add_generation_prompt -%}
-  {{- '<|assistant|>' -}}
-  {%- if enable_thinking is defined and not enable_thinking -%}{{ '\\n<think></think>\\n' }}{%- endif -%}
-{%- endif -%}
-"""
 
 WORDS = """
 a able about above across after again air all almost along also always am among an and animal another answer any apple
@@ -79,19 +42,6 @@ word work world would write year yellow yes yet you young your
 CHINESE = "你好 世界 图片 什么 颜色 红色 蓝色 绿色 黄色 圆形 方形 回答 问题 模型 请问 谢谢"
 
 
-@dataclass(frozen=True)
-class Size:
-    """The numbers of one model; `rotary` splits half a text head's rotated part into time, height and width."""
-
-    hidden: int
-    layers: int
-    inner: int
-    heads: int
-    rotary: tuple[int, int, int]
-    vision_hidden: int
-    vision_layers: int
-
-
 SIZES = {
     "tiny": Size(64, 2, 192, 4, (1, 1, 2), 32, 2),  # 0.36 M parameters
     "small": Size(256, 4, 768, 4, (4, 6, 6), 64, 2),  # 4 M
@@ -107,10 +57,10 @@ def make(
     The same arguments give the same bytes. Returns the number of `parameters` and of `bytes` of all files.
     """
     out.mkdir(parents=True, exist_ok=True)
-    vocabulary = _write_tokenizer(out)
+    vocabulary = layout.write_tokenizer(out, _corpus(), tokens=1500)
     parameters = _write_model(out, vocabulary, SIZES[size], seed, dtype)
-    _write_preprocessors(out)
-    (out / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
+    layout.write_preprocessors(out)
+    layout.write_chat_template(out)
     return {"parameters": parameters, "bytes": sum(file.stat().st_size for file in out.iterdir())}
 
 
@@ -121,100 +71,20 @@ def _corpus() -> Iterator[str]:
     yield from CHINESE.split() * 4
 
 
-def _write_tokenizer(out: Path) -> dict[str, int]:
-    """Train a byte-level BPE and write it; the answer maps every token to its id."""
-    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-
-    tokenizer = Tokenizer(models.BPE())
-    words = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(words), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    trainer = trainers.BpeTrainer(vocab_size=1500, min_frequency=2, initial_alphabet=alphabet, show_progress=False)
-    tokenizer.train_from_iterator(_corpus(), trainer)
-    tokenizer.add_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL.split()])
-    tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in PLAIN.split()])
-    tokenizer.save(str(out / "tokenizer.json"))
-    _write_json(
-        out / "tokenizer_config.json",
-        {
-            "tokenizer_class": "PreTrainedTokenizerFast",
-            "processor_class": "Glm46VProcessor",
-            "eos_token": "<|endoftext|>",
-            "pad_token": "<|endoftext|>",
-            "padding_side": "left",
-            "clean_up_tokenization_spaces": False,
-            "model_max_length": 128_000,
-            "additional_special_tokens": SPECIAL.split(),
-        },
-    )
-    return dict(tokenizer.get_vocab())
-
-
 def _write_model(out: Path, vocabulary: dict[str, int], size: Size, seed: int, dtype: str) -> int:
     import torch
-    from transformers import GenerationConfig, Glm4vConfig, Glm4vForConditionalGeneration
-    from transformers.utils import logging
+    from transformers import GenerationConfig, Glm4vForConditionalGeneration
 
-    logging.disable_progress_bar()
-    rows = -(-len(vocabulary) // 64) * 64
-    end = [vocabulary[token] for token in END_OF_TURN]
-    config = Glm4vConfig(
-        text_config={
-            "vocab_size": rows,
-            "hidden_size": size.hidden,
-            "intermediate_size": size.inner,
-            "num_hidden_layers": size.layers,
-            "num_attention_heads": size.heads,
-            "num_key_value_heads": 2,
-            "max_position_embeddings": 131_072,
-            "attention_bias": True,
-            "rms_norm_eps": 1e-5,
-            "eos_token_id": end,
-            "pad_token_id": end[0],
-            "rope_parameters": {
-                "rope_type": "default",
-                "rope_theta": 500_000.0,
-                "partial_rotary_factor": 0.5,
-                "mrope_section": list(size.rotary),
-            },
-        },
-        vision_config={
-            "depth": size.vision_layers,
-            "hidden_size": size.vision_hidden,
-            "intermediate_size": 3 * size.vision_hidden,
-            "num_heads": 2,
-            "image_size": 336,
-            "patch_size": 14,
-            "temporal_patch_size": 2,
-            "spatial_merge_size": 2,
-            "out_hidden_size": size.hidden,
-            "rms_norm_eps": 1e-5,
-        },
-        image_token_id=vocabulary["<|image|>"],
-        video_token_id=vocabulary["<|video|>"],
-        image_start_token_id=vocabulary["<|begin_of_image|>"],
-        image_end_token_id=vocabulary["<|end_of_image|>"],
-        video_start_token_id=vocabulary["<|begin_of_video|>"],
-        video_end_token_id=vocabulary["<|end_of_video|>"],
-        tie_word_embeddings=False,
-    )
     with torch.device("meta"):
-        model = Glm4vForConditionalGeneration(config)
+        model = Glm4vForConditionalGeneration(layout.config(vocabulary, size))
     model = model.to(getattr(torch, dtype)).to_empty(device="cpu")
     words = {f"\u0120{word}" for word in WORDS.split()}  # as the byte-level alphabet spells a space before a word
     answers = torch.tensor([identity for token, identity in vocabulary.items() if token in words])
     _draw(model, answers, torch.Generator().manual_seed(seed))
     model.generation_config = GenerationConfig(
-        do_sample=True, temperature=0.8, top_p=0.6, top_k=2, eos_token_id=end, pad_token_id=end[0]
+        do_sample=True, temperature=0.8, top_p=0.6, top_k=2, **layout.ends(vocabulary)
     )
-    model.save_pretrained(out)
-    (out / "model.safetensors").chmod(0o644)  # written 0600, and the service has a user of its own
+    layout.write_weights(out, model)
     return sum(parameter.numel() for parameter in model.parameters())
 
 
@@ -239,29 +109,6 @@ def _draw(model: Any, answers: Any, generator: Any) -> None:
             elif "embed_tokens" not in name:
                 noise *= 1.6 * parameter[0].numel() ** -0.5
             parameter.copy_(noise)
-
-
-def _write_preprocessors(out: Path) -> None:
-    shared = {
-        "processor_class": "Glm46VProcessor",
-        "do_rescale": True,
-        "patch_size": 14,
-        "temporal_patch_size": 2,
-        "merge_size": 2,
-        "image_mean": [0.48145466, 0.4578275, 0.40821073],
-        "image_std": [0.26862954, 0.26130258, 0.27577711],
-    }
-    for name, kind, longest in (("", "Image", 9_633_792), ("video_", "Video", 47_040_000)):
-        document = {
-            **shared,
-            "size": {"shortest_edge": 12_544, "longest_edge": longest},
-            f"{kind.lower()}_processor_type": f"Glm46V{kind}Processor",
-        }
-        _write_json(out / f"{name}preprocessor_config.json", document)
-
-
-def _write_json(path: Path, document: dict[str, Any]) -> None:
-    path.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -62,3 +63,64 @@ def test_the_command_makes_one_and_says_what(tmp_path: Path) -> None:
     assert config["dtype"] == "float32"
     helped = subprocess.run([*command, "--help"], capture_output=True, text=True)
     assert "glmctl release add" in helped.stdout
+
+
+def render(made: Path, messages: list[dict[str, Any]], **variables: Any) -> str:
+    from service.processor import Processor
+
+    return str(Processor.read(made).apply_chat_template(messages, tokenize=False, **variables))
+
+
+WEATHER = {"type": "function", "function": {"name": "weather", "description": "Das Wetter für <Ort>", "parameters": {}}}
+
+
+def test_the_template_offers_tools_and_tells_how_to_call_them(made: Path) -> None:
+    """Definitions stand before everything else as unescaped JSON, one a line, with the form of a call after them."""
+    messages = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hi"}]
+    text = render(made, messages, tools=[WEATHER, WEATHER], add_generation_prompt=True)
+    line = json.dumps(WEATHER, ensure_ascii=False) + "\n"
+    assert text.startswith("[gMASK]<sop><|system|>\n# Tools\n")
+    assert f"<tools>\n{line}{line}</tools>" in text
+    assert "<tool_call>{function-name}\n<arg_key>{arg-key-1}</arg_key>\n<arg_value>" in text
+    assert text.endswith("</tool_call><|system|>\nBe kind.<|user|>\nHi<|assistant|>")
+    assert render(made, messages) == "[gMASK]<sop><|system|>\nBe kind.<|user|>\nHi"
+
+
+def test_the_template_tells_of_calls_and_what_they_answered(made: Path) -> None:
+    """Arguments are strings or JSON in their tags, answers share one observation, control tags are single tokens."""
+    calls = [
+        {"id": "1", "type": "function", "function": {"name": "weather", "arguments": {"city": "Köln", "days": [1, 2]}}},
+        {"id": "2", "type": "function", "function": {"name": "clock", "arguments": {}}},
+    ]
+    messages = [
+        {"role": "user", "content": "Will it rain?"},
+        {"role": "assistant", "content": None, "reasoning_content": "Look it up.", "tool_calls": calls},
+        {"role": "tool", "tool_call_id": "1", "content": "Rain"},
+        {"role": "tool", "tool_call_id": "2", "content": [{"type": "text", "text": "Noon"}]},
+    ]
+    text = render(made, messages, add_generation_prompt=True)
+    assert text == (
+        "[gMASK]<sop><|user|>\nWill it rain?<|assistant|>\n<think>Look it up.</think>"
+        "\n<tool_call>weather\n<arg_key>city</arg_key>\n<arg_value>Köln</arg_value>"
+        "\n<arg_key>days</arg_key>\n<arg_value>[1, 2]</arg_value>\n</tool_call>\n<tool_call>clock\n</tool_call>"
+        "<|observation|>\n<tool_response>\nRain\n</tool_response>\n<tool_response>\nNoon\n</tool_response><|assistant|>"
+    )
+    vocabulary = json.loads((made / "tokenizer.json").read_text())["added_tokens"]
+    kinds = {token["content"]: token["special"] for token in vocabulary}
+    for tag in ("<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>", "<tool_call>", "</tool_call>"):
+        assert kinds[tag] is False, tag
+    assert kinds["<|observation|>"] is True
+
+
+def test_the_template_forgets_thoughts_of_turns_before(made: Path) -> None:
+    """A thought stands only after the last user's turn, whether a field or a tag in the text holds it."""
+    messages = [
+        {"role": "user", "content": "One"},
+        {"role": "assistant", "content": "Two", "reasoning_content": "old"},
+        {"role": "user", "content": "Three"},
+        {"role": "assistant", "content": "<think>new</think>\nFour"},
+    ]
+    assert render(made, messages, enable_thinking=False) == (
+        "[gMASK]<sop><|user|>\nOne/nothink<|assistant|>\n<think></think>\nTwo"
+        "<|user|>\nThree/nothink<|assistant|>\n<think>new</think>\nFour"
+    )
