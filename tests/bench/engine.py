@@ -101,10 +101,11 @@ class Bench:
 
 
 @contextmanager
-def our_server(checkpoint: Path) -> Iterator[str]:
+def our_server(checkpoint: Path, threads: int) -> Iterator[str]:
     """The whole server as a host runs it: Gunicorn and SlotWorker under systemd, the checkpoint live."""
     with Sandbox() as sandbox:
         box = Box(sandbox)
+        box.configure(threads=threads)
         box.glmctl("release", "add", str(checkpoint), "--version", "1.0.0")
         box.glmctl("deploy", "1.0.0")
         yield box.listen
@@ -129,6 +130,12 @@ def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.bench.engine", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="1 and 16 clients only, once: a minute")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there, too")
+    parser.add_argument(
+        "--threads",
+        type=int,
+        default=1,
+        help="GLM_THREADS of ours; 0: all cores (default: 1, which leaves one to talk)",
+    )
     asked = parser.parse_args(words)
     console = Console()
     began = time.monotonic()
@@ -139,12 +146,12 @@ def main(words: Sequence[str] | None = None) -> None:
         generate = Generate(scratch / "model", tokens=TOKENS)
         status.update("starting the servers")
         serve = stack.enter_context(TransformersServe(scratch / "model", scratch / "serve.log"))
-        ours = stack.enter_context(our_server(scratch / "model"))
+        ours = stack.enter_context(our_server(scratch / "model", asked.threads))
         bench = Bench(ours, serve.address, generate, status.update)
         measure(bench, quick=asked.quick)
     console.print(
-        f"small model: hidden 256, 4 layers, {made['parameters'] / 1e6:.1f} M parameters, float32; "
-        f"{TOKENS} new tokens, greedy; {time.monotonic() - began:.0f} s in all"
+        f"small model: hidden 256, 4 layers, {made['parameters'] / 1e6:.1f} M parameters, float32; ours with "
+        f"GLM_THREADS={asked.threads}; {TOKENS} new tokens, greedy; {time.monotonic() - began:.0f} s in all"
     )
     for table in tables.all_of(bench.results):
         console.print(table)
