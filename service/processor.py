@@ -38,6 +38,9 @@ class Processor(Glm46VProcessor):  # type: ignore[misc]  # transformers is untyp
         self.video_token_id = tokenizer.convert_tokens_to_ids(self.video_token)
         self.video_start_id = tokenizer.convert_tokens_to_ids("<|begin_of_video|>")
         self.video_end_id = tokenizer.convert_tokens_to_ids("<|end_of_video|>")
+        # By default only what the template spells counts as a control token beside the special ones: one that leaves
+        # <tool_call> to the model would let a user write it.
+        tokenizer.chat_control_tokens = list(tokenizer.get_added_vocab())
         self._silent = set(tokenizer.all_special_ids) - set(tokenizer.convert_tokens_to_ids(list(_FRAMES)))
 
     @classmethod

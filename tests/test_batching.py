@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,7 +16,7 @@ from PIL import Image, ImageDraw
 from service import tiny
 from service.checkpoint import Checkpoint, load
 from service.detokenizer import Answer, Detokenizer, StopStrings
-from service.engine import Delta, Finish, Sampling, WaitedTooLong
+from service.engine import Delta, Finish, Sampling, WaitedTooLong, memory
 from service.engine.cache import Budget, SlotCache
 from service.engine.core import Core
 from service.engine.prompt import Prompt, Writer
@@ -29,9 +28,7 @@ from service.release import EngineSettings
 
 LONGEST = 20  # tokens of an answer
 COLUMNS = 224
-many = partial(
-    settings, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+many = partial(settings, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @dataclass
@@ -74,9 +71,7 @@ class Workshop:
             Sequence(
                 prompt,
                 Choice.of(sampling, self.checkpoint.generation),
-                Answer(
-                    Detokenizer(self.checkpoint.processor.text), StopStrings(sampling.stop), self.checkpoint.end
-                ),
+                Answer(Detokenizer(self.checkpoint.processor.text), StopStrings(sampling.stop), self.checkpoint.end),
                 limit,
                 features=self.vision.features(prompt.pictures),
                 **more,
@@ -93,7 +88,7 @@ class Workshop:
 
 def _contents() -> list[Any]:
     """Questions from a word to a hundred, pictures small, large, wide, several, and the same one twice."""
-    words = "red blue sun moon tree house river stone bird cloud".split()
+    words = ["red", "blue", "sun", "moon", "tree", "house", "river", "stone", "bird", "cloud"]
     texts = [" ".join(words[(7 * n + k) % 10] for k in range(count)) for n, count in enumerate((1, 5, 17, 40, 90))]
     first = _picture((60, 60), "red")
     pictures = [[first], [_picture((180, 70), "blue")], [_picture((90, 140), "green"), first], [first]]
@@ -288,11 +283,11 @@ def test_a_failing_step_takes_one_request_down(workshop: Workshop, monkeypatch: 
     assert [one.tokens for one in asked] == [workshop.answers[0], workshop.answers[5]]
 
 
-def test_a_request_whose_text_fails_takes_only_itself_down(workshop: Workshop) -> None:
+def test_a_request_whose_text_fails_takes_only_itself_down(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
     """A failure while a token becomes text ends that request alone."""
     core = workshop.core()
     good, bad = workshop.ask(0), workshop.ask(1)
-    bad.sequence.answer.push = lambda *_: 1 / 0  # type: ignore[method-assign]
+    monkeypatch.setattr(bad.sequence.answer, "push", lambda *_: 1 / 0)
     for one in (good, bad):
         core.scheduler.add(one.sequence)
     run(core)
@@ -335,8 +330,8 @@ def test_equal_pictures_are_looked_at_once(workshop: Workshop) -> None:
     assert small.computed == 2
 
 
-def test_the_budget_never_promises_more_than_there_is(workshop: Workshop) -> None:
-    """Rows and columns together stay within the tokens of the budget, and too small a one is refused."""
+def test_the_budget_never_promises_more_than_there_is(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows and columns together stay within the budget or the memory that is free; too small a one is refused."""
     model = workshop.checkpoint.model
     for rows, tokens in ((64, 20_000), (8, 1000), (1, 300), (1024, 100_000)):
         budget = Budget.of(model, rows=rows, kv_tokens=tokens, context=131_072)
@@ -345,5 +340,6 @@ def test_the_budget_never_promises_more_than_there_is(workshop: Workshop) -> Non
     assert Budget.of(model, rows=4, kv_tokens=10**9, context=4096) == Budget(4, 4096)
     with pytest.raises(ValueError, match="too few"):
         Budget.of(model, rows=4, kv_tokens=100, context=4096)
-    free = Budget.of(model, rows=4, kv_tokens=0, context=10**9)
-
+    monkeypatch.setattr(memory, "free", lambda _device: 100 << 20)
+    cache = SlotCache(model, Budget.of(model, rows=4, kv_tokens=0, context=10**9))
+    assert 0.9 * 25 < sum(slab.nbytes for slab in [*cache._keys, *cache._values]) / (1 << 20) <= 25

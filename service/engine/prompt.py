@@ -7,12 +7,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from jinja2 import TemplateError, TemplateSyntaxError
+
 from service.engine.protocol import PromptTooLong, Refused
 
 if TYPE_CHECKING:
     from service.processor import Processor
 
 __all__ = ["Picture", "Prompt", "Writer"]
+
+
+class Forged(Refused):
+    """A name in the request spells a control token."""
+
+    def __init__(self, message: str, param: str) -> None:
+        super().__init__(message)
+        self.param = param
 
 
 @dataclass(frozen=True)
@@ -49,6 +59,7 @@ class Writer:
         self._rope_index = model.model.get_rope_index
         self._max_tokens = max_tokens
         self._longest_token = max(map(len, processor.tokenizer.get_vocab()))
+        self._control_tokens = [str(token) for token in processor.tokenizer.get_added_vocab()]
         self._end_of_thought = processor.tokenizer.convert_tokens_to_ids("</think>")
 
     def write(
@@ -56,12 +67,14 @@ class Writer:
     ) -> Prompt:
         """Make the prompt; raises PromptTooLong, early for what is surely too long, and Refused."""
         self._check_size(messages)
+        self._check_names([message.get("tool_calls") for message in messages], "messages")
+        self._check_names(tools, "tools")
         try:
             inputs = self._processor.inputs(messages, thinking, tools)
-        except Exception as error:
-            if type(error).__module__.startswith("jinja2"):  # the template has rules of its own
-                raise Refused(f"the chat template cannot render the conversation: {error}") from error
-            raise
+        except TemplateSyntaxError:
+            raise  # the release's fault
+        except TemplateError as error:  # templates have rules of their own
+            raise Refused(f"the chat template cannot render the conversation: {error}") from error
         ids = inputs["input_ids"]
         if ids.shape[1] > self._max_tokens:
             raise self._too_long(int(ids.shape[1]))
@@ -85,6 +98,16 @@ class Writer:
         text = sum(len(part["text"]) for part in parts if part["type"] == "text") // self._longest_token
         if images + text > self._max_tokens:
             raise self._too_long(images + text, " or more")
+
+    def _check_names(self, value: Any, param: str) -> None:
+        """Refuse names that spell a control token: the template's sanitizer makes text of values alone."""
+        if isinstance(value, dict):
+            for name in value:
+                if any(token in name for token in self._control_tokens):
+                    raise Forged(f"the name {name[:80]!r} spells a control token of the model", param)
+        if isinstance(value, dict | list | tuple):
+            for inner in value.values() if isinstance(value, dict) else value:
+                self._check_names(inner, param)
 
     def _too_long(self, tokens: int, more: str = "") -> PromptTooLong:
         return PromptTooLong(
