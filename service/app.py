@@ -12,6 +12,7 @@ from starlette.middleware import Middleware
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.batches import Office
 from service.chat import Chat
 from service.engine import Engine
 from service.errors import HANDLERS, LastResort
@@ -27,9 +28,11 @@ def create_app(engine: Engine, identity: Identity, settings: Settings, *, servin
     """Make the ASGI application; `serving` tells whether the gate is open."""
     chat = Chat(engine, identity, settings)
     handle = Handlers(chat, engine, identity, settings, serving)
+    office = Office(chat, identity, settings, serving=serving)
     app = Starlette(
         routes=[
             Route("/v1/chat/completions", handle.chat, methods=["POST"]),
+            *office.routes,
             Route("/v1/models", handle.models),
             Route("/v1/models/{id:path}", handle.model),
             Route("/healthz", handle.healthz),
@@ -43,6 +46,7 @@ def create_app(engine: Engine, identity: Identity, settings: Settings, *, servin
             Middleware(LastResort),
         ],
         exception_handlers=HANDLERS,
+        lifespan=office.lifespan,
     )
     app.router.redirect_slashes = False
     return app

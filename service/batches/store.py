@@ -1,0 +1,191 @@
+"""Batches: what clients ask of them, and the steps from one status to the next."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, delete, select, update
+
+from service.batches import lines
+from service.batches.database import Database
+from service.batches.files import Draft, File, Files, Page, find
+from service.batches.tables import ENDED, batches, items
+from service.errors import ApiError, invalid
+from service.settings import Settings
+
+__all__ = ["Batches", "Order"]
+
+WINDOW = 24 * 3600  # seconds of the one completion window there is
+_ROWS = 500  # results read at a time: a file of them may be larger than memory
+_TIMES = ("in_progress_at", "expires_at", "finalizing_at", "completed_at", "failed_at", "expired_at", "cancelling_at",
+          "cancelled_at")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Order:
+    """What a client asks for."""
+
+    input_file_id: str
+    endpoint: str
+    completion_window: str
+    metadata: dict[str, str] | None = None
+    output_seconds: int | None = None
+    """How long output and error file are kept; None: until they are deleted."""
+
+
+class Batches:
+    """What is asked of batches; everything blocks and raises Unavailable, unknown ids ApiError 404."""
+
+    def __init__(self, database: Database, files: Files, settings: Settings) -> None:
+        self.database = database
+        self.files = files
+        self.settings = settings
+
+    def create(self, order: Order) -> dict[str, Any]:
+        """Put a batch into the queue."""
+        now = int(time.time())
+        with self.database.writing() as connection:
+            if find(connection, order.input_file_id).purpose != "batch":
+                raise invalid("the file's purpose is not batch", param="input_file_id")
+            batch_id = f"batch_{uuid.uuid4().hex}"
+            row = order.__dict__ | {"id": batch_id, "status": "validating", "created_at": now}
+            connection.execute(batches.insert().values(row | {"expires_at": now + WINDOW}))
+            return _document(_find(connection, batch_id))
+
+    def get(self, batch_id: str) -> dict[str, Any]:
+        """One batch."""
+        with self.database.reading() as connection:
+            return _document(_find(connection, batch_id))
+
+    def list(self, *, after: str | None, limit: int) -> Page:
+        """Batches, the newest first."""
+        with self.database.reading() as connection:
+            wanted = select(batches).order_by(batches.c.number.desc())
+            if after is not None:
+                last = connection.execute(select(batches.c.number).where(batches.c.id == after)).scalar()
+                if last is None:
+                    raise invalid(f"no such batch: {after[:100]}", param="after")
+                wanted = wanted.where(batches.c.number < last)
+            rows = connection.execute(wanted.limit(limit + 1)).all()
+        return Page([_document(row) for row in rows[:limit]], len(rows) > limit)
+
+    def cancel(self, batch_id: str) -> dict[str, Any]:
+        """End a batch early; what it is doing is broken off, what it has done is kept."""
+        with self.database.writing() as connection:
+            status = _find(connection, batch_id).status
+            if status in ("finalizing", *ENDED):
+                raise invalid(f"a batch that is {status} cannot be cancelled", code="not_cancellable")
+            if status != "cancelling":
+                _set(connection, batch_id, status="cancelling", cancelling_at=int(time.time()))
+            return _document(_find(connection, batch_id))
+
+    def validate(self, batch_id: str, owner: str, go_on: Callable[[], bool]) -> None:
+        """Read the input file, and begin or fail the batch, if `owner` still has it in hand at the end."""
+        with self.database.reading() as connection:
+            batch = _find(connection, batch_id)
+        try:
+            with self.files.read(batch.input_file_id) as file:
+                reading = lines.check(
+                    file, max_lines=self.settings.max_batch_lines, max_length=self.settings.max_body, go_on=go_on
+                )
+        except ApiError as error:
+            if error.status != 404:
+                raise
+            reading = lines.Reading()
+            reading.complain("invalid_file", "the input file is gone", param="input_file_id")
+        if reading is None:
+            return
+        now = int(time.time())
+        with self.database.writing() as connection:
+            if not _in_hand(connection, batch_id, owner, "validating"):
+                return
+            if reading.errors:
+                _set(connection, batch_id, status="failed", failed_at=now, errors=reading.errors, owner=None)
+                return
+            connection.execute(items.insert(), [task.__dict__ | {"batch": batch.number} for task in reading.tasks])
+            _set(connection, batch_id, status="in_progress", in_progress_at=now, total=len(reading.tasks), owner=None)
+
+    def finalise(self, batch_id: str, owner: str) -> None:
+        """Write the output and error files and end the batch, in one step, if `owner` still has it in hand."""
+        with self.database.reading() as connection:
+            batch = _find(connection, batch_id)
+        ends = "completed"
+        if batch.completed + batch.failed < batch.total or batch.status == "cancelling":
+            ends = "expired" if batch.status == "finalizing" else "cancelled"
+        with ExitStack() as drafts:
+            output, errors = (drafts.enter_context(self.files.draft()) for _ in range(2))
+            for state, line in self._results(batch.number, ends):
+                (output if state == "completed" else errors).write(line.encode() + b"\n")
+            now = int(time.time())
+            expires_at = None if batch.output_seconds is None else now + batch.output_seconds
+            with self.database.writing() as connection:
+                if not _in_hand(connection, batch_id, owner, batch.status):
+                    return
+                kept: dict[str, tuple[Draft, File]] = {}
+                for kind, draft in (("output", output), ("error", errors)):
+                    if draft.size:
+                        name = f"{batch_id}_{kind}.jsonl"
+                        kept[f"{kind}_file_id"] = draft, draft.publish(connection, name, "batch_output", expires_at)
+                changes = {column: file.id for column, (_, file) in kept.items()} | {f"{ends}_at": now}
+                _set(connection, batch_id, status=ends, owner=None, **changes)
+                connection.execute(delete(items).where(items.c.batch == batch.number))
+            for draft, _ in kept.values():
+                draft.keep()
+
+    def _results(self, number: int, ends: str) -> Iterator[tuple[str, str]]:
+        """The lines of a batch that ends so, in the order of its input."""
+        last = 0
+        while True:
+            with self.database.reading() as connection:
+                rows = connection.execute(
+                    select(items.c.line, items.c.custom_id, items.c.state, items.c.result)
+                    .where(items.c.batch == number, items.c.line > last)
+                    .order_by(items.c.line)
+                    .limit(_ROWS)
+                ).all()
+            if not rows:
+                return
+            for row in rows:
+                yield row.state, row.result or lines.unexecuted(row.custom_id, ends)
+            last = rows[-1].line
+
+
+def _find(connection: Connection, batch_id: str) -> Any:
+    row = connection.execute(select(batches).where(batches.c.id == batch_id)).first()
+    if row is None:
+        raise ApiError(404, f"no such batch: {batch_id[:100]}", param="batch_id", code="not_found")
+    return row
+
+
+def _set(connection: Connection, batch_id: str, **values: Any) -> None:
+    connection.execute(update(batches).where(batches.c.id == batch_id).values(values))
+
+
+def _in_hand(connection: Connection, batch_id: str, owner: str, status: str) -> bool:
+    """Whether the batch is still the owner's to move on."""
+    mine = batches.c.id == batch_id, batches.c.owner == owner, batches.c.status == status
+    return connection.execute(select(batches.c.number).where(*mine)).first() is not None
+
+
+def _document(row: Any) -> dict[str, Any]:
+    """As OpenAI has it."""
+    return {
+        "id": row.id,
+        "object": "batch",
+        "endpoint": row.endpoint,
+        "errors": {"object": "list", "data": row.errors} if row.errors else None,
+        "input_file_id": row.input_file_id,
+        "completion_window": row.completion_window,
+        "status": row.status,
+        "output_file_id": row.output_file_id,
+        "error_file_id": row.error_file_id,
+        "created_at": row.created_at,
+        **{name: getattr(row, name) for name in _TIMES},
+        "request_counts": {"total": row.total, "completed": row.completed, "failed": row.failed},
+        "metadata": row.metadata,
+    }
