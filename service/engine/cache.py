@@ -66,9 +66,10 @@ class SlotCache:
         self.budget = budget
         shape = (budget.rows, heads, budget.columns, size)
         options = {"dtype": model.dtype, "device": model.device}
-        # Not zeroed: what was never written is masked, and pages that nobody touches take no memory.
-        self._keys = [torch.empty(shape, **options) for _ in range(layers)]
-        self._values = [torch.empty(shape, **options) for _ in range(layers)]
+        # Zeroed, though what was never written is masked: a weight of nought makes no nought of a NaN left in memory.
+        # On the CPU the zeros cost nothing, and pages that nobody touches take no memory.
+        self._keys = [torch.zeros(shape, **options) for _ in range(layers)]
+        self._values = [torch.zeros(shape, **options) for _ in range(layers)]
         self._rows: Any = None
         self._columns: Any = None
 
