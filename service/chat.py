@@ -9,17 +9,20 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any, cast
 
-from service import images, schema
-from service.completion import Head, Item, pieces, whole
+from service import schema
+from service.completion import Completion, Head, Item, pieces, whole
 from service.engine import Engine, Finish, Priority, PromptTooLong, Refused, Sampling, WaitedTooLong
 from service.errors import ApiError, invalid
+from service.fetcher import Fetcher
 from service.identity import Identity
+from service.merge import merged
 from service.metrics import Metrics
+from service.reply import Reader
+from service.schema import ChatRequest
 from service.settings import Settings
+from service.turns import Turns
 
 __all__ = ["Chat"]
-
-DECODING = 4  # requests whose images are decoded at the same time: each may take hundreds of megabytes meanwhile
 
 
 class Chat:
@@ -33,60 +36,82 @@ class Chat:
         self._identity = identity
         self._settings = settings
         self._metrics = Metrics(identity.version, identity.slot)
-        self._decoding = asyncio.Semaphore(DECODING)
-        self._waiting = 0  # interactive requests that the engine has not begun to answer
+        self._fetcher = Fetcher(
+            settings.image_hosts, timeout=settings.image_timeout, max_bytes=settings.max_image_bytes
+        )
+        self._turns = Turns(settings, self._fetcher)
+        self._waiting = 0  # interactive answers that the engine has not begun
 
     async def complete(self, document: dict[str, Any], *, priority: Priority = "interactive") -> dict[str, Any]:
         """Answer the body of a request, as JSON was read, with a whole `chat.completion`."""
         asked = await asyncio.to_thread(schema.validate, document)
         if asked.stream:
             raise invalid("stream must be false here: the answer comes in one piece", param="stream")
-        return await self.answer(asked, priority)
+        return dict(await self.answer(asked, priority))
 
-    async def answer(self, asked: schema.ChatRequest, priority: Priority = "interactive") -> dict[str, Any]:
+    async def answer(self, asked: ChatRequest, priority: Priority = "interactive") -> Completion:
         """Answer with a whole `chat.completion`."""
-        return await whole(self._answer(asked, await self._messages(asked), priority), self._head())
+        streams = await self._streams(asked, priority)
+        return await whole(merged(streams), self._readers(asked), self._head())
 
-    async def events(self, asked: schema.ChatRequest, request_id: str) -> AsyncGenerator[bytes, None]:
+    async def events(self, asked: ChatRequest, request_id: str) -> AsyncGenerator[bytes, None]:
         """Answer as server-sent events; what cannot be answered raises before the first of them."""
-        items = self._answer(asked, await self._messages(asked), "interactive")
-        first = await anext(items)
         usage = bool(asked.stream_options and asked.stream_options.include_usage)
-        async with aclosing(pieces(first, items, self._head(), usage, request_id)) as events:
-            async for event in events:
-                yield event
+        async with aclosing(merged(await self._streams(asked, "interactive"))) as items:
+            first = await anext(items)
+            written = pieces(first, items, self._readers(asked), self._head(), request_id, usage=usage)
+            async with aclosing(written) as events:
+                async for event in events:
+                    yield event
+
+    async def close(self) -> None:
+        """Close what connections are kept to hosts of images."""
+        await self._fetcher.close()
 
     def _head(self) -> Head:
         return Head(
             f"chatcmpl-{uuid.uuid4().hex}", int(time.time()), self._settings.served_model, self._identity.version
         )
 
-    async def _messages(self, asked: schema.ChatRequest) -> list[dict[str, Any]]:
-        if not asked.images:
-            return _messages(asked, self._settings)
-        async with self._decoding:
-            return await asyncio.to_thread(_messages, asked, self._settings)
+    def _readers(self, asked: ChatRequest) -> list[Reader]:
+        thinking, tools = asked.thinking is not False, asked.called_tools
+        return [Reader(thinking=thinking, boxes=self._settings.boxes, tools=tools) for _ in range(asked.n or 1)]
 
-    async def _answer(
-        self, asked: schema.ChatRequest, messages: list[dict[str, Any]], priority: Priority
-    ) -> AsyncGenerator[Item, None]:
-        """Stream from the engine, in its queue first."""
+    async def _streams(self, asked: ChatRequest, priority: Priority) -> list[AsyncGenerator[Item, None]]:
+        """Make one stream for each of `n`; none has begun."""
+        if (asked.n or 1) > self._settings.max_choices:
+            raise invalid(f"n must be at most {self._settings.max_choices}", param="n")
         interactive = priority == "interactive"
-        if interactive and self._waiting >= self._settings.max_queue:
+        if interactive:
+            self._refuse_if_full()  # before anything is fetched or decoded
+        messages = await self._turns.of(asked)
+        if interactive:
+            self._refuse_if_full()
+        return [self._stream(asked, messages, _sampling(asked, number), priority) for number in range(asked.n or 1)]
+
+    def _refuse_if_full(self) -> None:
+        if self._waiting >= self._settings.max_queue:
             raise ApiError(
                 429,
                 f"{self._waiting} requests are waiting already; try again later",
                 code="queue_full",
                 headers={"Retry-After": "1"},
             )
-        thinking = asked.chat_template_kwargs.enable_thinking if asked.chat_template_kwargs else None
+
+    async def _stream(
+        self, asked: ChatRequest, messages: list[dict[str, Any]], sampling: Sampling, priority: Priority
+    ) -> AsyncGenerator[Item, None]:
+        """Stream from the engine, in its queue first."""
+        interactive = priority == "interactive"
         began, waiting = time.monotonic(), True
         self._waiting += interactive
         try:
             # engines are async generators, whatever the least that their Protocol asks for
             stream = cast(
                 "AsyncGenerator[Item, None]",
-                self._engine.stream(messages, _sampling(asked), thinking=thinking, priority=priority),
+                self._engine.stream(
+                    messages, sampling, thinking=asked.thinking, tools=asked.called_tools, priority=priority
+                ),
             )
             async with aclosing(stream):
                 async for item in stream:
@@ -94,6 +119,7 @@ class Chat:
                         waiting = False
                         self._waiting -= interactive
                         self._metrics.first_token(time.monotonic() - began)
+                        self._metrics.engine(self._engine.usage())
                     if isinstance(item, Finish):
                         self._metrics.tokens(item.completion_tokens)
                     yield item
@@ -105,38 +131,23 @@ class Chat:
             raise ApiError(429, str(error), code="queue_timeout", headers={"Retry-After": "5"}) from error
         finally:
             self._waiting -= interactive and waiting
+            self._metrics.engine(self._engine.usage())
 
 
-def _sampling(asked: schema.ChatRequest) -> Sampling:
+def _sampling(asked: ChatRequest, number: int) -> Sampling:
+    """Say how to choose the tokens of one of `n` answers: with a seed, each has one of its own."""
+    seed = asked.seed if asked.seed is None else (asked.seed + number + 2**63) % 2**64 - 2**63
     return Sampling(
         max_tokens=asked.max_completion_tokens or asked.max_tokens,
         temperature=asked.temperature,
         top_p=asked.top_p,
         top_k=asked.top_k,
-        seed=asked.seed,
+        min_p=asked.min_p,
+        repetition_penalty=asked.repetition_penalty,
+        presence_penalty=asked.presence_penalty or 0.0,
+        frequency_penalty=asked.frequency_penalty or 0.0,
+        seed=seed,
         stop=tuple(asked.stop or ()),
+        logprobs=(asked.top_logprobs or 0) if asked.logprobs else None,
+        json_schema=asked.json_schema,
     )
-
-
-def _messages(asked: schema.ChatRequest, settings: Settings) -> list[dict[str, Any]]:
-    """Put the conversation into the engine's shape, images decoded; raises ApiError."""
-    if len(asked.images) > settings.max_images:
-        raise invalid(f"{len(asked.images)} images; at most {settings.max_images} are allowed", param="messages")
-    messages: list[dict[str, Any]] = []
-    for number, message in enumerate(asked.messages):
-        parts: list[dict[str, Any]] = []
-        for place, part in enumerate(message.content or ()):
-            if isinstance(part, schema.TextPart):
-                parts.append({"type": "text", "text": part.text})
-                continue
-            try:
-                image = images.from_data_url(part.image_url.url, max_pixels=settings.max_pixels)
-            except images.ImageError as error:
-                where = f"messages[{number}].content[{place}].image_url"
-                raise invalid(f"{where}: {error}", param=where, code="invalid_image") from error
-            parts.append({"type": "image", "image": image})
-        # Templates differ in which roles may have parts; a string they all take.
-        plain = "".join(part["text"] for part in parts) if all("text" in part for part in parts) else None
-        role = "system" if message.role == "developer" else message.role
-        messages.append({"role": role, "content": parts if plain is None else plain})
-    return messages

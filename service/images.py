@@ -9,7 +9,7 @@ from pathlib import Path
 
 from PIL import Image, ImageOps
 
-__all__ = ["ImageError", "from_bytes", "from_data_url", "from_file"]
+__all__ = ["ImageError", "from_bytes", "from_data_url", "from_file", "is_remote"]
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 # The model's preprocessor refuses sides of 1:200 and beyond, and rounds a little before it looks.
@@ -23,11 +23,18 @@ class ImageError(ValueError):
     """The image cannot be used; the text says why, in words for the client."""
 
 
+def is_remote(url: str) -> bool:
+    """Tell whether an image is to be fetched."""
+    return url[:8].lower().startswith(("http:", "https:"))
+
+
 def from_data_url(url: str, *, max_pixels: int) -> Image.Image:
     """Decode `data:image/…;base64,…` to RGB; raises ImageError, also for any other kind of URL."""
     scheme, _, rest = url.partition(":")
     if scheme.lower() in ("http", "https"):
-        raise ImageError("image URLs are not fetched; send the image itself as a data URL: data:image/png;base64,…")
+        raise ImageError(
+            "image URLs are not fetched here; give the image itself as a data URL: data:image/png;base64,…"
+        )
     head, comma, body = rest.partition(",")
     kind, *parameters = head.lower().split(";")
     if scheme.lower() != "data" or not comma:

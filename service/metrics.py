@@ -27,6 +27,8 @@ from prometheus_client import (
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.engine import Usage
+
 __all__ = ["CONTENT_TYPE", "Measure", "Metrics", "forget", "render", "set_load_seconds"]
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
@@ -39,6 +41,10 @@ _seconds = Histogram("glm_request_seconds", "From head to last byte.", (*WHO, "r
 _first = Histogram("glm_time_to_first_token_seconds", "Until the first text of an answer.", WHO, buckets=SECONDS)
 _in_flight = Gauge("glm_requests_in_flight", "Requests being answered.", WHO, multiprocess_mode="livesum")
 _tokens = Counter("glm_generated_tokens_total", "Tokens of completed answers.", WHO)
+_running = Gauge("glm_engine_running", "Answers being generated.", WHO, multiprocess_mode="livesum")
+_queued = Gauge("glm_engine_waiting", "Answers that wait for a row.", WHO, multiprocess_mode="livesum")
+_kv_used = Gauge("glm_engine_kv_tokens", "Tokens of cache that are promised.", WHO, multiprocess_mode="livesum")
+_kv_all = Gauge("glm_engine_kv_capacity_tokens", "Tokens that the cache holds.", WHO, multiprocess_mode="livesum")
 _load = Gauge("glm_model_load_seconds", "From start to ready.", WHO, multiprocess_mode="livemax")
 
 
@@ -56,6 +62,14 @@ class Metrics:
     def tokens(self, count: int) -> None:
         """Note the tokens of a completed answer."""
         _tokens.labels(self.version, self.slot).inc(count)
+
+    def engine(self, usage: Usage) -> None:
+        """Note what the engine does now. A scrape may be answered by another worker, so nobody is asked then."""
+        who = (self.version, self.slot)
+        _running.labels(*who).set(usage.running)
+        _queued.labels(*who).set(usage.waiting)
+        _kv_used.labels(*who).set(usage.kv_tokens)
+        _kv_all.labels(*who).set(usage.kv_capacity)
 
     def begun(self) -> None:
         """Note a request that is now in flight."""

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from service import reasoning
 from service.marks import BOXES, Eraser
@@ -13,9 +12,8 @@ from service.tool_calls import CallReader, ToolCall
 __all__ = ["Piece", "Reader"]
 
 
-@dataclass(frozen=True)
-class Piece:
-    """A part of a reply, or all of it."""
+class Piece(NamedTuple):
+    """A part of a reply, or all of it; there is one for every token of every stream."""
 
     reasoning: str = ""
     content: str = ""

@@ -290,7 +290,7 @@ WRONG: list[tuple[Any, str | None]] = [
     (field_of({"stop": ["a"] * 5}), "stop"),
     (field_of({"stop": ""}), "stop[0]"),
     (field_of({"stop": ["a", 5]}), "stop[1]"),
-    (field_of({"n": 2}), "n"),
+    (field_of({"n": 9}), "n"),
     (field_of({"n": 0}), "n"),
     (field_of({"user": {}}), "user"),
     (field_of({"chat_template_kwargs": {"enable_thinking": "no"}}), "chat_template_kwargs.enable_thinking"),
