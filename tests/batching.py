@@ -139,6 +139,13 @@ class Desk:
         return found - {one["id"] for one in page.data}
 
 
+async def until(condition: Callable[[], object], seconds: float = 10) -> None:
+    """Wait until `condition` holds."""
+    async with asyncio.timeout(seconds):
+        while not condition():  # noqa: ASYNC110  (a row in a database sets no event)
+            await asyncio.sleep(0.01)
+
+
 @contextmanager
 def process() -> Iterator[tuple[str, Callable[[], object]]]:
     """The name of a process that lives, and what kills it."""
