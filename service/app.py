@@ -18,6 +18,7 @@ from service.engine import Engine
 from service.errors import HANDLERS, LastResort
 from service.identity import Identity
 from service.metrics import Measure, Metrics
+from service.openapi import OpenApi
 from service.routes import Handlers
 from service.settings import Settings
 
@@ -39,6 +40,7 @@ def create_app(engine: Engine, identity: Identity, settings: Settings, *, servin
             Route("/readyz", handle.readyz),
             Route("/version", handle.version),
             Route("/metrics", handle.metrics),
+            Route("/openapi.json", OpenApi(identity.version).serve, name="openapi"),
         ],
         middleware=[
             Middleware(Measure, Metrics(identity.version, identity.slot)),

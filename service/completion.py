@@ -13,7 +13,7 @@ from typing import Any, Literal, NotRequired
 from typing_extensions import TypedDict
 
 from service.engine import Delta, Finish, TokenLogprob
-from service.errors import ApiError, error_object, unexpected
+from service.errors import ApiError, ErrorBody, error_object, unexpected
 from service.reply import Reader
 from service.tool_calls import ToolCall
 
@@ -279,5 +279,5 @@ def _json(document: Any) -> str:
     return json.dumps(document, ensure_ascii=False, separators=(",", ":"))
 
 
-def _event(document: dict[str, Any]) -> bytes:
+def _event(document: ErrorBody) -> bytes:
     return f"data: {_json(document)}\n\n".encode()

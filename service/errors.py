@@ -10,12 +10,28 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from typing_extensions import TypedDict
 
-__all__ = ["HANDLERS", "ApiError", "LastResort", "error_object", "invalid", "unexpected"]
+__all__ = ["HANDLERS", "ApiError", "ErrorBody", "LastResort", "error_object", "invalid", "unexpected"]
 
 log = logging.getLogger("service")
 
 KINDS = {401: "authentication_error", 429: "rate_limit_error"}
+
+
+class Fault(TypedDict):
+    """What is wrong: `param` names the field at fault, `code` is for programs."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorBody(TypedDict):
+    """The body of every answer that is a failure."""
+
+    error: Fault
 
 
 class ApiError(Exception):
@@ -42,13 +58,13 @@ def invalid(message: str, *, param: str | None = None, code: str | None = None) 
     return ApiError(400, message, param=param, code=code)
 
 
-def error_object(status: int, message: str, param: str | None = None, code: str | None = None) -> dict[str, Any]:
+def error_object(status: int, message: str, param: str | None = None, code: str | None = None) -> ErrorBody:
     """Put an error into OpenAI's shape."""
     kind = KINDS.get(status) or ("server_error" if status >= 500 else "invalid_request_error")
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
-def unexpected(request_id: str) -> dict[str, Any]:
+def unexpected(request_id: str) -> ErrorBody:
     """Put into OpenAI's shape what is our fault; the details are in the journal under the request's id."""
     return error_object(500, f"the server failed at this request ({request_id}); its journal says why")
 

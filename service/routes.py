@@ -6,22 +6,58 @@ import asyncio
 import os
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Literal, NotRequired
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
+from typing_extensions import TypedDict
 
 from service import metrics, schema
 from service.chat import Chat
+from service.completion import Completion
 from service.engine import Engine
 from service.errors import ApiError
 from service.event_stream import EventStream, unless_gone
 from service.identity import Identity
+from service.openapi import describes
 from service.settings import Settings
 
 __all__ = ["Handlers", "read_body"]
 
 SMALL = 1 << 16  # bytes of a body that is read faster than a thread is begun
+
+
+class Model(TypedDict):
+    """A model that is served."""
+
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+
+
+class Models(TypedDict):
+    """All models: one."""
+
+    object: Literal["list"]
+    data: list[Model]
+
+
+class Health(TypedDict):
+    """How the process is, and why it is not well."""
+
+    status: Literal["alive", "hung", "ready", "not ready"]
+    why: NotRequired[str]
+
+
+class Who(TypedDict):
+    """Who answers."""
+
+    version: str
+    slot: str
+    generation: int
+    model: str
+    pid: int
 
 
 class Handlers:
@@ -37,6 +73,7 @@ class Handlers:
         self._serving = serving
         self._since = int(time.time())
 
+    @describes(body=schema.ChatRequest, answer=Completion, events=True, errors=(400, 413, 415, 429, 500))
     async def chat(self, request: Request) -> Response:
         """POST /v1/chat/completions, as OpenAI has it."""
         body = await read_body(request, self._settings.max_body)
@@ -48,10 +85,13 @@ class Handlers:
         events = self._chat.events(asked, request.state.request_id)
         return EventStream(await unless_gone(request.receive, anext(events)), events)
 
+    @describes(answer=Models)
     async def models(self, _request: Request) -> Response:
         """GET /v1/models."""
-        return JSONResponse({"object": "list", "data": [self._model()]})
+        models: Models = {"object": "list", "data": [self._model()]}
+        return JSONResponse(models)
 
+    @describes(answer=Model, errors=(404,))
     async def model(self, request: Request) -> Response:
         """GET /v1/models/{id}."""
         name = request.path_params["id"]
@@ -59,42 +99,49 @@ class Handlers:
             raise ApiError(404, f"no such model: {name[:200]}", param="model", code="model_not_found")
         return JSONResponse(self._model())
 
+    @describes(answer=Health, unwell=Health)
     async def healthz(self, _request: Request) -> Response:
         """GET /healthz: whether the process should live."""
         if not self._engine.answering():
-            return JSONResponse({"status": "hung", "why": self._hung()}, 503)
-        return JSONResponse({"status": "alive"})
+            return _health({"status": "hung", "why": self._hung()})
+        return _health({"status": "alive"})
 
+    @describes(answer=Health, unwell=Health)
     async def readyz(self, _request: Request) -> Response:
         """GET /readyz: whether clients should be sent here."""
         if not self._engine.answering():
-            return JSONResponse({"status": "not ready", "why": self._hung()}, 503)
+            return _health({"status": "not ready", "why": self._hung()})
         if not self._serving():
-            return JSONResponse({"status": "not ready", "why": "the gate is closed"}, 503)
-        return JSONResponse({"status": "ready"})
+            return _health({"status": "not ready", "why": "the gate is closed"})
+        return _health({"status": "ready"})
 
+    @describes(answer=Who)
     async def version(self, _request: Request) -> Response:
         """GET /version: who answers."""
         who = self._identity
-        return JSONResponse(
-            {
-                "version": who.version,
-                "slot": who.slot,
-                "generation": who.generation,
-                "model": self._settings.served_model,
-                "pid": os.getpid(),
-            }
-        )
+        document: Who = {
+            "version": who.version,
+            "slot": who.slot,
+            "generation": who.generation,
+            "model": self._settings.served_model,
+            "pid": os.getpid(),
+        }
+        return JSONResponse(document)
 
+    @describes(answer={"type": "string"}, answer_type="text/plain")
     async def metrics(self, _request: Request) -> Response:
         """GET /metrics, for Prometheus."""
         return Response(await asyncio.to_thread(metrics.render), headers={"content-type": metrics.CONTENT_TYPE})
 
-    def _model(self) -> dict[str, Any]:
+    def _model(self) -> Model:
         return {"id": self._settings.served_model, "object": "model", "created": self._since, "owned_by": "zai-org"}
 
     def _hung(self) -> str:
         return f"the engine has work and has given no sign for {self._settings.stall} s"
+
+
+def _health(health: Health) -> Response:
+    return JSONResponse(health, 503 if "why" in health else 200)
 
 
 async def read_body(request: Request, limit: int) -> bytes:

@@ -14,6 +14,7 @@ from service.batches.lines import ENDPOINT
 from service.batches.store import Batches, Order
 from service.batches.upload import Upload
 from service.errors import invalid
+from service.openapi import describes
 from service.routes import read_body
 from service.settings import Settings
 
@@ -60,6 +61,20 @@ class _BatchPages(BaseModel):
     limit: int = Field(default=20, ge=1, le=100)
 
 
+_OBJECT = {"type": "object"}
+_LIST = {"type": "object", "required": ["object", "data", "has_more"]}
+_UPLOAD = {
+    "type": "object",
+    "required": ["file", "purpose"],
+    "properties": {
+        "file": {"type": "string", "contentMediaType": "application/octet-stream"},
+        "purpose": {"const": "batch"},
+        "expires_after[anchor]": {"const": "created_at"},
+        "expires_after[seconds]": {"type": "integer", "minimum": 3600, "maximum": 30 * 24 * 3600},
+    },
+}
+
+
 class BatchRoutes:
     """One method for each route."""
 
@@ -83,6 +98,7 @@ class BatchRoutes:
             Route("/v1/batches/{id}/cancel", self.cancel, methods=["POST"]),
         ]
 
+    @describes(answer=_OBJECT, body=_UPLOAD, body_type="multipart/form-data", errors=(400, 413, 415))
     async def upload(self, request: Request) -> Response:
         """POST /v1/files: multipart, purpose=batch; streamed to the disk, and no file before it is whole."""
         draft = await self._call(self._files.draft)
@@ -97,6 +113,7 @@ class BatchRoutes:
             await self._call(draft.close)
         return JSONResponse(file.document())
 
+    @describes(answer=_LIST, query=_FilePages, errors=(400,))
     async def list_files(self, request: Request) -> Response:
         """GET /v1/files."""
         asked = _read(_FilePages, dict(request.query_params))
@@ -106,16 +123,19 @@ class BatchRoutes:
         )  # fmt: skip
         return JSONResponse(page.document())
 
+    @describes(answer=_OBJECT, errors=(404,))
     async def file(self, request: Request) -> Response:
         """GET /v1/files/{id}."""
         return JSONResponse((await self._call(self._files.get, request.path_params["id"])).document())
 
+    @describes(answer=_OBJECT, errors=(404,))
     async def delete_file(self, request: Request) -> Response:
         """DELETE /v1/files/{id}."""
         file_id = request.path_params["id"]
         await self._call(self._files.delete, file_id)
         return JSONResponse({"id": file_id, "object": "file", "deleted": True})
 
+    @describes(answer={"type": "string"}, answer_type="application/octet-stream", errors=(404,))
     async def content(self, request: Request) -> Response:
         """GET /v1/files/{id}/content."""
         file = await self._call(self._files.get, request.path_params["id"])
@@ -124,6 +144,7 @@ class BatchRoutes:
             _chunks(opened), media_type="application/octet-stream", headers={"content-length": str(file.bytes)}
         )
 
+    @describes(answer=_OBJECT, body=_NewBatch, errors=(400, 413, 415))
     async def create(self, request: Request) -> Response:
         """POST /v1/batches."""
         asked = _read(_NewBatch, await read_body(request, MAX_BODY))
@@ -138,16 +159,19 @@ class BatchRoutes:
         )
         return JSONResponse(await self._call(self._batches.create, order))
 
+    @describes(answer=_LIST, query=_BatchPages, errors=(400,))
     async def list_batches(self, request: Request) -> Response:
         """GET /v1/batches."""
         asked = _read(_BatchPages, dict(request.query_params))
         page = await self._call(self._batches.list, after=asked.after, limit=asked.limit)
         return JSONResponse(page.document())
 
+    @describes(answer=_OBJECT, errors=(404,))
     async def batch(self, request: Request) -> Response:
         """GET /v1/batches/{id}."""
         return JSONResponse(await self._call(self._batches.get, request.path_params["id"]))
 
+    @describes(answer=_OBJECT, errors=(404, 409))
     async def cancel(self, request: Request) -> Response:
         """POST /v1/batches/{id}/cancel."""
         return JSONResponse(await self._call(self._batches.cancel, request.path_params["id"]))

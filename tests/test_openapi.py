@@ -1,0 +1,68 @@
+"""The document that the application serves of itself."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from jsonschema import Draft202012Validator
+from jsonschema.protocols import Validator
+from starlette.routing import Route
+
+from service import schema
+from tests.test_app import CHAT, HELLO, FakeEngine, client
+
+
+@pytest.fixture(scope="module")
+def served() -> dict[str, Any]:
+    document: dict[str, Any] = client().get("/openapi.json").json()
+    return document
+
+
+def _validator(served: dict[str, Any], name: str) -> Validator:
+    return Draft202012Validator({"$ref": f"#/components/schemas/{name}", "components": served["components"]})
+
+
+def test_every_route_is_described(served: dict[str, Any]) -> None:
+    """Each route and method is there, with its answer and its failures; none is that the application lacks."""
+    routes = [route for route in client().app.routes if isinstance(route, Route)]  # type: ignore[attr-defined]
+    wanted = {
+        (route.path.replace(":path", ""), method.lower())
+        for route in routes
+        for method in (route.methods or set()) - {"HEAD"}
+    }
+    found = {(path, method) for path, operations in served["paths"].items() for method in operations}
+    assert found == wanted
+    assert {("/v1/files", "post"), ("/v1/batches/{id}/cancel", "post"), ("/openapi.json", "get")} <= found
+    for operations in served["paths"].values():
+        for operation in operations.values():
+            assert {"200", "default"} <= set(operation["responses"])
+            assert operation["summary"]
+
+
+def test_the_request_is_what_the_code_checks(served: dict[str, Any]) -> None:
+    """The schema has every field of the model that checks, and takes what the service takes."""
+    chat = served["paths"][CHAT]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    assert chat == {"$ref": "#/components/schemas/ChatRequest"}
+    assert set(served["components"]["schemas"]["ChatRequest"]["properties"]) == set(schema.ChatRequest.model_fields)
+    check = _validator(served, "ChatRequest")
+    check.validate({**HELLO, "stop": "x", "modalities": ["text"]})
+    check.validate({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "data:,"}]}]})
+    for wrong in (
+        {"messages": "x"},
+        {**HELLO, "logit_bias": {"1": 2}},
+        {**HELLO, "top_p": 2},
+        {**HELLO, "tools": [{}]},
+    ):
+        assert not check.is_valid(wrong), wrong
+
+
+def test_answers_follow_their_schemas(served: dict[str, Any]) -> None:
+    """What is served is what the document says, fields that are not there included."""
+    http = client(FakeEngine(("<think>a</think>b",)))
+    answer = http.post(CHAT, json=HELLO).json()
+    _validator(served, "Completion").validate(answer)
+    assert not _validator(served, "Completion").is_valid(answer | {"usage": {}})
+    _validator(served, "ErrorBody").validate(http.post(CHAT, json={}).json())
+    _validator(served, "Models").validate(http.get("/v1/models").json())
+    _validator(served, "Who").validate(http.get("/version").json())
