@@ -44,7 +44,7 @@ class Chat:
 
     async def complete(self, document: dict[str, Any], *, priority: Priority = "interactive") -> dict[str, Any]:
         """Answer the body of a request, as JSON was read, with a whole `chat.completion`."""
-        asked = await asyncio.to_thread(schema.validate, document)
+        asked = await asyncio.to_thread(schema.parse_document, document)
         if asked.stream:
             raise invalid("stream must be false here: the answer comes in one piece", param="stream")
         return dict(await self.answer(asked, priority))

@@ -12,7 +12,7 @@ from pydantic_core import PydanticCustomError
 from service.conversation import ImagePart, Message, RequestModel
 from service.errors import ApiError, invalid
 
-__all__ = ["ChatRequest", "explain", "parse", "validate"]
+__all__ = ["ChatRequest", "explain", "parse", "parse_document"]
 
 MAX_TOKENS = 2**31 - 1
 MAX_EXPLANATION = 300  # characters: pydantic quotes what it met, and the client may have sent megabytes
@@ -93,11 +93,10 @@ Format = Annotated[TextFormat | JsonObjectFormat | JsonSchemaFormat, Field(discr
 
 
 def _json_text(value: Any) -> str:
-    """Write as JSON; what came from a Python object need not be writable: lone surrogates, endless nesting."""
+    """Write as JSON what was read as JSON, which may hold 1e999."""
     try:
-        pydantic_core.to_json(value, inf_nan_mode="strings")
         return json.dumps(value, ensure_ascii=False, allow_nan=False)
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise PydanticCustomError("not_json", "cannot be written as JSON") from error
 
 
@@ -213,15 +212,19 @@ def parse(body: bytes) -> ChatRequest:
         raise invalid(f"the body is not valid JSON: {str(error)[:MAX_EXPLANATION]}") from error
     if not isinstance(document, dict):
         raise invalid("the body must be a JSON object")
-    return validate(document)
-
-
-def validate(document: dict[str, Any]) -> ChatRequest:
-    """Check a request that was read already; raises ApiError 400 that names the field."""
     try:
         return ChatRequest.model_validate(document)
     except ValidationError as error:
         raise explain(error, document) from error
+
+
+def parse_document(document: dict[str, Any]) -> ChatRequest:
+    """Read a request that is no text any more, by the same rules; raises ApiError 400 that names the field."""
+    try:
+        body = pydantic_core.to_json(document)
+    except ValueError as error:
+        raise invalid("the request cannot be written as JSON") from error
+    return parse(body)
 
 
 def explain(error: ValidationError, document: Any) -> ApiError:

