@@ -76,7 +76,7 @@ WEATHER = {"type": "function", "function": {"name": "weather", "description": "D
 
 def test_the_template_offers_tools_and_tells_how_to_call_them(made: Path) -> None:
     """Definitions stand before everything else as unescaped JSON, one a line, with the form of a call after them."""
-    messages = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hi"}]
+    messages: list[dict[str, Any]] = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hi"}]
     text = render(made, messages, tools=[WEATHER, WEATHER], add_generation_prompt=True)
     line = json.dumps(WEATHER, ensure_ascii=False) + "\n"
     assert text.startswith("[gMASK]<sop><|system|>\n# Tools\n")
@@ -92,7 +92,7 @@ def test_the_template_tells_of_calls_and_what_they_answered(made: Path) -> None:
         {"id": "1", "type": "function", "function": {"name": "weather", "arguments": {"city": "Köln", "days": [1, 2]}}},
         {"id": "2", "type": "function", "function": {"name": "clock", "arguments": {}}},
     ]
-    messages = [
+    messages: list[dict[str, Any]] = [
         {"role": "user", "content": "Will it rain?"},
         {"role": "assistant", "content": None, "reasoning_content": "Look it up.", "tool_calls": calls},
         {"role": "tool", "tool_call_id": "1", "content": "Rain"},
@@ -114,7 +114,7 @@ def test_the_template_tells_of_calls_and_what_they_answered(made: Path) -> None:
 
 def test_the_template_forgets_thoughts_of_turns_before(made: Path) -> None:
     """A thought stands only after the last user's turn, whether a field or a tag in the text holds it."""
-    messages = [
+    messages: list[dict[str, Any]] = [
         {"role": "user", "content": "One"},
         {"role": "assistant", "content": "Two", "reasoning_content": "old"},
         {"role": "user", "content": "Three"},
