@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import uuid
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 
 from starlette.applications import Starlette
 from starlette.datastructures import Headers, MutableHeaders
@@ -30,6 +31,13 @@ def create_app(engine: Engine, identity: Identity, settings: Settings, *, servin
     chat = Chat(engine, identity, settings)
     handle = Handlers(chat, engine, identity, settings, serving)
     office = Office(chat, identity, settings, serving=serving)
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        async with office.lifespan(app):
+            yield
+        await chat.close()
+
     app = Starlette(
         routes=[
             Route("/v1/chat/completions", handle.chat, methods=["POST"]),
@@ -48,7 +56,7 @@ def create_app(engine: Engine, identity: Identity, settings: Settings, *, servin
             Middleware(LastResort),
         ],
         exception_handlers=HANDLERS,
-        lifespan=office.lifespan,
+        lifespan=lifespan,
     )
     app.router.redirect_slashes = False
     return app

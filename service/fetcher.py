@@ -103,11 +103,11 @@ class Fetcher:
         if length.isdecimal() and int(length[:20]) > self._max_bytes:
             raise self._too_large()
         data = bytearray()
-        async for chunk in answer.aiter_raw(65536):
+        async for chunk in answer.aiter_raw():
             data += chunk
-            budget.take(len(chunk))
             if len(data) > self._max_bytes:
                 raise self._too_large()
+            budget.take(len(chunk))
         return bytes(data)
 
     def _too_large(self) -> ImageError:
