@@ -26,7 +26,7 @@ from service.batches.claims import TRIES, Outcome
 from service.batches.database import BUSY, Database, Unavailable
 from service.batches.owner import myself, owner_lives
 from service.batches.store import Order
-from tests.batching import (
+from tests.office import (
     ENDPOINT,
     IDENTITY,
     Desk,
@@ -137,6 +137,20 @@ def test_what_an_owner_forgot_is_free_again(desk: Desk) -> None:
     me = myself()
     forgotten = claim(desk, me)
     assert [one.key for one in claim(desk, me)] == [one.key for one in forgotten]
+
+
+def test_being_put_back_is_no_failure(desk: Desk) -> None:
+    """A request may be put back by workers that leave, or that have no room, as often as it likes."""
+    begun(desk, requests(1))
+    me = myself()
+    for again in range(TRIES * 2):
+        (one,) = claim(desk, me)
+        assert one.tries == 0
+        outcome = Outcome(one.key, "pending")
+        if again % 2:
+            desk.claims(me).take_turn([outcome], (), room=0, chore=None)
+        else:
+            desk.claims(me).put_back([outcome] if again % 4 else ())
 
 
 def test_an_owner_is_known_by_its_birth_and_boot() -> None:

@@ -24,7 +24,7 @@ from starlette.types import Message
 from service.batches import lines
 from service.batches.office import Office
 from service.errors import HANDLERS
-from tests.batching import (
+from tests.office import (
     ENDPOINT,
     IDENTITY,
     Desk,
@@ -282,6 +282,8 @@ PURPOSE = b'--x\r\nContent-Disposition: form-data; name="purpose"\r\n\r\nbatch\r
         (PURPOSE + FILE + b"--x--\r\n", BOUNDARY, 200),
         (FILE + PURPOSE + b"--x--\r\n", BOUNDARY, 200),
         (FILE + PURPOSE, BOUNDARY, 400),
+        (PURPOSE + FILE, BOUNDARY, 400),
+        (PURPOSE + FILE[:-3], BOUNDARY, 400),
         (FILE + b"--x--\r\n", BOUNDARY, 400),
         (PURPOSE + b"--x--\r\n", BOUNDARY, 400),
         (PURPOSE.replace(b"batch", b"vision") + FILE + b"--x--\r\n", BOUNDARY, 400),

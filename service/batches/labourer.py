@@ -136,12 +136,10 @@ class Labourer:
             self._sweep_at = now + SWEEP
             await self._database.call(self._batches.files.sweep)
         ended = list(self._ended)
-        # what ended and is not written down is held all the same: else it would be taken for forgotten
-        held = {*self._running, *(outcome.key for outcome in ended)}
         room = 0 if now < self._claim_again_at else self._rows - len(self._running)
         chore = self._chore[0].batch_id if self._chore else None
         self._holds = True
-        turn = await self._database.call(self._claims.take_turn, ended, held, room=room, chore=chore)
+        turn = await self._database.call(self._claims.take_turn, ended, set(self._running), room=room, chore=chore)
         del self._ended[: len(ended)]
         self._complained = False
         self._idle = turn.idle
