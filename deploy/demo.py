@@ -1,4 +1,4 @@
-"""The whole thing on this machine, with two tiny models and nothing installed."""
+"""The whole thing on this machine, with two small models that answer truly, and nothing installed."""
 
 from __future__ import annotations
 
@@ -13,13 +13,17 @@ from pathlib import Path
 from typing import Any
 
 import click
+import httpx
 
+from deploy.asking import data_url
 from deploy.errors import GlmError
 from deploy.sandbox import Sandbox
 
 _WARM = 2.0  # seconds of load before the rollout, so that there are connections to move
-
-_WORDS = 64  # a model that was never trained has nothing to say; on the page this much of it will do
+_RELEASES = Path(__file__).resolve().parent.parent / "service" / "shapes" / "releases"
+_BEFORE, _AFTER = "1.0.0", "1.1.0"  # the first knows colours, the second colours and shapes
+_PICTURES = ("red circle", "blue square", "yellow triangle", "green circle")
+_QUESTION = "What is in this picture?"
 
 
 class Demo:
@@ -29,21 +33,27 @@ class Demo:
         self._box = box
         self._scratch = scratch
 
-    def play(self) -> bool:
-        """Go live with 1.0.0, deploy 1.1.0 under load; whether nothing was lost."""
-        for version, seed in (("1.0.0", 1), ("1.1.0", 2)):
-            checkpoint = self._scratch / version
-            self._do(f"python -m service.tiny {checkpoint} --seed {seed}")
-            (checkpoint / "engine.json").write_text(json.dumps({"max_new_tokens": _WORDS}))
-            self._do(f"glmctl release add {checkpoint}")
-        self._do("glmctl deploy 1.0.0")
+    def play(self, *, watched: bool) -> bool:
+        """Go live with 1.0.0, deploy 1.1.0 under load; whether nothing was lost.
+
+        When it is `watched`, the page is up before the upgrade, which then waits for a key.
+        """
+        for version in (_BEFORE, _AFTER):
+            self._do(f"glmctl release add {_RELEASES / version}")
+        self._do(f"glmctl deploy {_BEFORE}")
+        for thing in _PICTURES:
+            self._do(f"python -m service.shapes {_file(thing)} --draw {thing}")
+        self._ask(_PICTURES[0])
+        if watched:
+            self._show_page()
         report = self._scratch / "load.json"
         load = self._begin(
             f"python -m deploy.load {self._box.addresses.listen} --seconds 600 --think 0.05 --json {report}"
         )
         try:
             time.sleep(_WARM)
-            self._do("glmctl deploy 1.1.0 --bake 3s")
+            self._do(f"glmctl deploy {_AFTER} --bake 3s")
+            self._ask(_PICTURES[0])
         finally:
             load.send_signal(signal.SIGTERM)
             load.wait()
@@ -52,13 +62,14 @@ class Demo:
 
     def stay(self) -> None:
         """Keep everything up until Ctrl-C."""
-        self._do("systemctl --user start glm-ui.service")
         address = self._box.addresses
         click.echo(
-            f"\n  service   http://{address.listen}/v1   (OpenAI-compatible)"
+            f"\n  Ask again on the page with {_file(_PICTURES[0])}: now it says the shape too."
+            f"\n\n  service   http://{address.listen}/v1   (OpenAI-compatible)"
             f"\n  page      http://{address.ui}"
+            f"\n  pictures  {self._scratch}"
             f"\n  log       {self._box.log}"
-            "\n  in another terminal:"
+            "\n  in another terminal, to go back to colours alone:"
             f"\n            export XDG_RUNTIME_DIR={self._box.env['XDG_RUNTIME_DIR']}"
             f" XDG_CONFIG_HOME={self._box.env['XDG_CONFIG_HOME']}"
             f" XDG_DATA_HOME={self._box.env['XDG_DATA_HOME']}"
@@ -70,6 +81,33 @@ class Demo:
             signal.pause()
         except KeyboardInterrupt:
             click.echo()
+
+    def _show_page(self) -> None:
+        self._do("systemctl --user start glm-ui.service")
+        click.echo(
+            f"\n  Open      http://{self._box.addresses.ui}"
+            f"\n  upload    {self._scratch / _file(_PICTURES[0])}   (or another from there, or your own)"
+            f"\n  and ask   {_QUESTION}"
+            f"\n\n  {_BEFORE} knows colours alone. Keep the page open and ask again after the upgrade."
+        )
+        click.pause("  Press any key to upgrade under load …")
+
+    def _ask(self, thing: str) -> None:
+        """Show the live version a picture and print what it says of it; raises GlmError."""
+        picture = {"type": "image_url", "image_url": {"url": data_url(self._scratch / _file(thing))}}
+        message = {"role": "user", "content": [picture, {"type": "text", "text": _QUESTION}]}
+        try:
+            response = httpx.post(
+                f"http://{self._box.addresses.listen}/v1/chat/completions",
+                json={"messages": [message], "temperature": 0},
+                timeout=60,
+                trust_env=False,
+            ).raise_for_status()
+        except httpx.HTTPError as error:
+            raise GlmError(f"the live version does not answer: {error}", hint=f"the log: {self._save_log()}") from error
+        said = response.json()["choices"][0]["message"]["content"].strip()
+        click.secho(f"\n{_file(thing)}: {_QUESTION}", bold=True)
+        click.echo(f"{response.headers['x-model-version']} says: {said}")
 
     def _verdict(self, load: dict[str, Any]) -> bool:
         history = subprocess.run(
@@ -93,7 +131,7 @@ class Demo:
             raise GlmError(f"{command} failed", hint=f"the log: {self._save_log()}")
 
     def _begin(self, command: str) -> subprocess.Popen[bytes]:
-        click.secho(f"\n$ {command.replace(str(self._scratch), '.')}", bold=True)
+        click.secho(f"\n$ {command.replace(f'{self._scratch}/', '')}", bold=True)
         argv = shlex.split(command)
         if argv[0] == "python":
             argv[0] = sys.executable
@@ -105,12 +143,16 @@ class Demo:
         return kept
 
 
+def _file(thing: str) -> str:
+    return f"{thing.replace(' ', '-')}.png"
+
+
 def run(*, once: bool) -> bool:
     """Play the demo; whether nothing was lost."""
     click.echo("Starting a private systemd user manager: nothing is installed, and nothing will be left behind.")
     with Sandbox() as box, tempfile.TemporaryDirectory(prefix="glm-demo-") as scratch:
         demo = Demo(box, Path(scratch))
-        good = demo.play()
+        good = demo.play(watched=not once)
         if not once:
             demo.stay()
         return good

@@ -34,20 +34,20 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     skills = SKILLS[asked.version]
     if not asked.prove_only:
-        _train(asked.out, skills)
+        _train(asked.out, asked.version)
     return 0 if not asked.check or _prove(asked.out, skills, asked.check) else 1
 
 
-def _train(out: Path, skills: Skills) -> None:
+def _train(out: Path, version: str) -> None:
     import torch
 
     from service.shapes.proof import write_checks
-    from service.shapes.training import Plan, train
+    from service.shapes.training import PLANS, train
 
     torch.set_num_threads(1)  # sums depend on how they are split; the lessons are made on another core meanwhile
     began = time.perf_counter()
-    train(out, skills, Plan(), _say)
-    write_checks(out, skills)
+    train(out, SKILLS[version], PLANS[version], _say)
+    write_checks(out, SKILLS[version])
     size = sum(file.stat().st_size for file in out.iterdir())
     _say(f"{out}: {size / 1e6:.2f} MB, {time.perf_counter() - began:.0f} s")
 

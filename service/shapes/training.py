@@ -23,7 +23,7 @@ from service.shapes.batches import Batch
 from service.shapes.drawing import COLOURS, SHAPES
 from service.shapes.lessons import Skills, corpus
 
-__all__ = ["SIZE", "Plan", "train"]
+__all__ = ["PLANS", "SIZE", "Plan", "train"]
 
 SIZE = layout.Size(96, 3, 288, 4, (2, 2, 2), 64, 2, rope_theta=10_000.0, image_size=84)  # 0.7 M parameters
 REPORT = 25  # steps from one line to the next
@@ -35,12 +35,15 @@ SHORTEST, LONGEST = 2 * 56 * 56, 2 * 84 * 84
 class Plan:
     """How long and how fast to train, in steps of `batch` conversations or pictures."""
 
-    looking: int = 1200  # steps for the eyes alone
-    talking: int = 400
+    looking: int  # steps for the eyes alone
+    talking: int
     batch: int = 32
     rate: float = 2e-3
     seed: int = 0
-    ahead: bool = True
+    ahead: bool = True  # make the lessons in a process of its own
+
+
+PLANS = {"1.0.0": Plan(looking=0, talking=400), "1.1.0": Plan(looking=1200, talking=700)}  # colours need no practice
 
 
 def train(out: Path, skills: Skills, plan: Plan, report: Callable[[str], None]) -> None:
@@ -55,7 +58,7 @@ def train(out: Path, skills: Skills, plan: Plan, report: Callable[[str], None]) 
     torch.manual_seed(plan.seed)
     model = _new_model(vocabulary)
     model.train()
-    if "shape" in skills:  # colours are seen by untrained eyes
+    if plan.looking:
         _learn_to_look(model, batches.of_pictures(out, size=plan.batch, seed=plan.seed, ahead=plan.ahead), plan, report)
     conversations = batches.of_conversations(out, skills, size=plan.batch, seed=plan.seed, ahead=plan.ahead)
     _fit(
