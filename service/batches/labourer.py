@@ -6,7 +6,7 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any, Protocol
 
@@ -16,7 +16,7 @@ from service.batches.database import Unavailable
 from service.batches.owner import myself
 from service.batches.store import Batches
 from service.engine import Priority
-from service.errors import ApiError, error_object
+from service.errors import ApiError, ErrorBody, error_object
 from service.identity import Identity
 
 __all__ = ["Completes", "Labourer"]
@@ -191,19 +191,18 @@ class Labourer:
             if isinstance(error, Unavailable) or error.status in (429, 503):  # not now
                 self._claim_again_at = time.monotonic() + BREATH
                 return Outcome(claim.key, "pending")
-            document = error_object(error.status, str(error), error.param, error.code)
-            return self._failure(claim, error.status, document)
+            return self._failure(claim, error.status, error_object(error.status, str(error), error.param, error.code))
         except Exception:
             log.exception("request %r of a batch failed", claim.custom_id)
             return self._failure(claim, 500, error_object(500, "the server failed at this request"))
 
-    def _failure(self, claim: Claim, status: int, document: dict[str, Any]) -> Outcome:
+    def _failure(self, claim: Claim, status: int, document: ErrorBody) -> Outcome:
         """The request's own fault is final; ours is tried again, but not for ever."""
         if status >= 500 and claim.tries + 1 < TRIES:
             return Outcome(claim.key, "pending", counts=True)
         return Outcome(claim.key, "failed", self._line(claim, status, document))
 
-    def _line(self, claim: Claim, status: int, body: dict[str, Any]) -> str:
+    def _line(self, claim: Claim, status: int, body: Mapping[str, Any]) -> str:
         who = self._identity
         return lines.answered(claim.custom_id, status, body, version=who.version, slot=who.slot)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
@@ -129,7 +129,7 @@ def _custom_id(line: bytes, whole: bool, max_length: int) -> str:
     return custom_id
 
 
-def answered(custom_id: str, status: int, body: dict[str, Any], *, version: str, slot: str) -> str:
+def answered(custom_id: str, status: int, body: Mapping[str, Any], *, version: str, slot: str) -> str:
     """A line that carries an answer, good or bad, and who gave it."""
     response = {
         "status_code": status,

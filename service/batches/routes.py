@@ -10,6 +10,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from service.batches import documents
 from service.batches.lines import ENDPOINT
 from service.batches.store import Batches, Order
 from service.batches.upload import Upload
@@ -39,7 +40,7 @@ _Note = Annotated[str, StringConstraints(max_length=512)]
 _NoteName = Annotated[str, StringConstraints(max_length=64)]
 
 
-class _NewBatch(BaseModel):
+class NewBatch(BaseModel):
     model_config = _STRICT
 
     input_file_id: str
@@ -99,6 +100,9 @@ class BatchRoutes:
         ]
 
     @describes(answer=_OBJECT, body=_UPLOAD, body_type="multipart/form-data", errors=(400, 413, 415))
+    @describes(
+        body=documents.Form, body_type="multipart/form-data", answer=documents.File, errors=(400, 413, 415, 503, 507)
+    )
     async def upload(self, request: Request) -> Response:
         """POST /v1/files: multipart, purpose=batch; streamed to the disk, and no file before it is whole."""
         draft = await self._call(self._files.draft)
@@ -114,6 +118,7 @@ class BatchRoutes:
         return JSONResponse(file.document())
 
     @describes(answer=_LIST, query=_FilePages, errors=(400,))
+    @describes(query=_FilePages, answer=documents.FilePage, errors=(400, 503))
     async def list_files(self, request: Request) -> Response:
         """GET /v1/files."""
         asked = _read(_FilePages, dict(request.query_params))
@@ -124,11 +129,13 @@ class BatchRoutes:
         return JSONResponse(page.document())
 
     @describes(answer=_OBJECT, errors=(404,))
+    @describes(answer=documents.File, errors=(404, 503))
     async def file(self, request: Request) -> Response:
         """GET /v1/files/{id}."""
         return JSONResponse((await self._call(self._files.get, request.path_params["id"])).document())
 
     @describes(answer=_OBJECT, errors=(404,))
+    @describes(answer=documents.Deleted, errors=(400, 404, 503, 507))
     async def delete_file(self, request: Request) -> Response:
         """DELETE /v1/files/{id}."""
         file_id = request.path_params["id"]
@@ -136,6 +143,7 @@ class BatchRoutes:
         return JSONResponse({"id": file_id, "object": "file", "deleted": True})
 
     @describes(answer={"type": "string"}, answer_type="application/octet-stream", errors=(404,))
+    @describes(answer=documents.Bytes, answer_type="application/octet-stream", errors=(404, 503))
     async def content(self, request: Request) -> Response:
         """GET /v1/files/{id}/content."""
         file = await self._call(self._files.get, request.path_params["id"])
@@ -144,10 +152,11 @@ class BatchRoutes:
             _chunks(opened), media_type="application/octet-stream", headers={"content-length": str(file.bytes)}
         )
 
-    @describes(answer=_OBJECT, body=_NewBatch, errors=(400, 413, 415))
+    @describes(answer=_OBJECT, body=NewBatch, errors=(400, 413, 415))
+    @describes(body=NewBatch, answer=documents.Batch, errors=(400, 404, 413, 415, 503, 507))
     async def create(self, request: Request) -> Response:
         """POST /v1/batches."""
-        asked = _read(_NewBatch, await read_body(request, MAX_BODY))
+        asked = _read(NewBatch, await read_body(request, MAX_BODY))
         if asked.endpoint != ENDPOINT:
             raise invalid(f"endpoint must be {ENDPOINT}: this service has no other for batches", param="endpoint")
         order = Order(
@@ -160,6 +169,7 @@ class BatchRoutes:
         return JSONResponse(await self._call(self._batches.create, order))
 
     @describes(answer=_LIST, query=_BatchPages, errors=(400,))
+    @describes(query=_BatchPages, answer=documents.BatchPage, errors=(400, 503))
     async def list_batches(self, request: Request) -> Response:
         """GET /v1/batches."""
         asked = _read(_BatchPages, dict(request.query_params))
@@ -167,11 +177,13 @@ class BatchRoutes:
         return JSONResponse(page.document())
 
     @describes(answer=_OBJECT, errors=(404,))
+    @describes(answer=documents.Batch, errors=(404, 503))
     async def batch(self, request: Request) -> Response:
         """GET /v1/batches/{id}."""
         return JSONResponse(await self._call(self._batches.get, request.path_params["id"]))
 
     @describes(answer=_OBJECT, errors=(404, 409))
+    @describes(answer=documents.Batch, errors=(400, 404, 503, 507))
     async def cancel(self, request: Request) -> Response:
         """POST /v1/batches/{id}/cancel."""
         return JSONResponse(await self._call(self._batches.cancel, request.path_params["id"]))
