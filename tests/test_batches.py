@@ -18,10 +18,11 @@ from hypothesis import example, given
 from hypothesis import settings as settings_of_hypothesis
 from hypothesis import strategies as st
 from openai import OpenAI
+from pydantic import TypeAdapter
 from starlette.applications import Starlette
 from starlette.types import Message
 
-from service.batches import lines
+from service.batches import documents, lines
 from service.batches.office import Office
 from service.errors import HANDLERS
 from tests.office import (
@@ -99,6 +100,21 @@ def test_a_batch_from_upload_to_output(client: OpenAI, chat: FakeChat) -> None:
     with pytest.raises(openai.NotFoundError):
         client.files.content(file.id)
     assert chat.priorities == {"batch"}
+
+
+def test_answers_are_as_described(client: OpenAI) -> None:
+    """Every answer has the shape that /openapi.json names for it, and no field more."""
+    batch = await_end(client, begin(client, requests(1), metadata={"a": "b"}).id)
+    bad = await_end(client, begin(client, b"{").id)
+    for path, shape in (
+        (f"files/{batch.input_file_id}", documents.File),
+        ("files", documents.FilePage),
+        (f"batches/{batch.id}", documents.Batch),
+        (f"batches/{bad.id}", documents.Batch),
+        ("batches", documents.BatchPage),
+    ):
+        said = httpx.get(f"{client.base_url}{path}", trust_env=False).json()
+        assert TypeAdapter(shape).validate_python(said, strict=True) == said
 
 
 def test_lists_are_paged(client: OpenAI) -> None:

@@ -102,7 +102,7 @@ class BatchPage(TypedDict):
     has_more: bool
 
 
-Bytes = {"type": "string", "format": "binary"}
+Bytes = {"type": "string", "contentMediaType": "application/octet-stream"}
 """The content of a file, as JSON schema."""
 
 Form = {

@@ -11,7 +11,6 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from service.batches import documents
-from service.batches.lines import ENDPOINT
 from service.batches.store import Batches, Order
 from service.batches.upload import Upload
 from service.errors import invalid
@@ -29,7 +28,9 @@ M = TypeVar("M", bound=BaseModel)
 _STRICT = ConfigDict(strict=True, frozen=True, extra="ignore")
 
 
-class _Expiry(BaseModel):
+class Expiry(BaseModel):
+    """How long a file is kept."""
+
     model_config = _STRICT
 
     anchor: Literal["created_at"]
@@ -41,13 +42,15 @@ _NoteName = Annotated[str, StringConstraints(max_length=64)]
 
 
 class NewBatch(BaseModel):
+    """The body of POST /v1/batches."""
+
     model_config = _STRICT
 
     input_file_id: str
-    endpoint: str
+    endpoint: Literal["/v1/chat/completions"]
     completion_window: Literal["24h"]
     metadata: dict[_NoteName, _Note] | None = Field(default=None, max_length=16)
-    output_expires_after: _Expiry | None = None
+    output_expires_after: Expiry | None = None
 
 
 class _FilePages(BaseModel):
@@ -60,20 +63,6 @@ class _FilePages(BaseModel):
 class _BatchPages(BaseModel):
     after: str | None = None
     limit: int = Field(default=20, ge=1, le=100)
-
-
-_OBJECT = {"type": "object"}
-_LIST = {"type": "object", "required": ["object", "data", "has_more"]}
-_UPLOAD = {
-    "type": "object",
-    "required": ["file", "purpose"],
-    "properties": {
-        "file": {"type": "string", "contentMediaType": "application/octet-stream"},
-        "purpose": {"const": "batch"},
-        "expires_after[anchor]": {"const": "created_at"},
-        "expires_after[seconds]": {"type": "integer", "minimum": 3600, "maximum": 30 * 24 * 3600},
-    },
-}
 
 
 class BatchRoutes:
@@ -99,7 +88,6 @@ class BatchRoutes:
             Route("/v1/batches/{id}/cancel", self.cancel, methods=["POST"]),
         ]
 
-    @describes(answer=_OBJECT, body=_UPLOAD, body_type="multipart/form-data", errors=(400, 413, 415))
     @describes(
         body=documents.Form, body_type="multipart/form-data", answer=documents.File, errors=(400, 413, 415, 503, 507)
     )
@@ -117,7 +105,6 @@ class BatchRoutes:
             await self._call(draft.close)
         return JSONResponse(file.document())
 
-    @describes(answer=_LIST, query=_FilePages, errors=(400,))
     @describes(query=_FilePages, answer=documents.FilePage, errors=(400, 503))
     async def list_files(self, request: Request) -> Response:
         """GET /v1/files."""
@@ -128,13 +115,11 @@ class BatchRoutes:
         )  # fmt: skip
         return JSONResponse(page.document())
 
-    @describes(answer=_OBJECT, errors=(404,))
     @describes(answer=documents.File, errors=(404, 503))
     async def file(self, request: Request) -> Response:
         """GET /v1/files/{id}."""
         return JSONResponse((await self._call(self._files.get, request.path_params["id"])).document())
 
-    @describes(answer=_OBJECT, errors=(404,))
     @describes(answer=documents.Deleted, errors=(400, 404, 503, 507))
     async def delete_file(self, request: Request) -> Response:
         """DELETE /v1/files/{id}."""
@@ -142,7 +127,6 @@ class BatchRoutes:
         await self._call(self._files.delete, file_id)
         return JSONResponse({"id": file_id, "object": "file", "deleted": True})
 
-    @describes(answer={"type": "string"}, answer_type="application/octet-stream", errors=(404,))
     @describes(answer=documents.Bytes, answer_type="application/octet-stream", errors=(404, 503))
     async def content(self, request: Request) -> Response:
         """GET /v1/files/{id}/content."""
@@ -152,13 +136,10 @@ class BatchRoutes:
             _chunks(opened), media_type="application/octet-stream", headers={"content-length": str(file.bytes)}
         )
 
-    @describes(answer=_OBJECT, body=NewBatch, errors=(400, 413, 415))
     @describes(body=NewBatch, answer=documents.Batch, errors=(400, 404, 413, 415, 503, 507))
     async def create(self, request: Request) -> Response:
         """POST /v1/batches."""
         asked = _read(NewBatch, await read_body(request, MAX_BODY))
-        if asked.endpoint != ENDPOINT:
-            raise invalid(f"endpoint must be {ENDPOINT}: this service has no other for batches", param="endpoint")
         order = Order(
             asked.input_file_id,
             asked.endpoint,
@@ -168,7 +149,6 @@ class BatchRoutes:
         )
         return JSONResponse(await self._call(self._batches.create, order))
 
-    @describes(answer=_LIST, query=_BatchPages, errors=(400,))
     @describes(query=_BatchPages, answer=documents.BatchPage, errors=(400, 503))
     async def list_batches(self, request: Request) -> Response:
         """GET /v1/batches."""
@@ -176,13 +156,11 @@ class BatchRoutes:
         page = await self._call(self._batches.list, after=asked.after, limit=asked.limit)
         return JSONResponse(page.document())
 
-    @describes(answer=_OBJECT, errors=(404,))
     @describes(answer=documents.Batch, errors=(404, 503))
     async def batch(self, request: Request) -> Response:
         """GET /v1/batches/{id}."""
         return JSONResponse(await self._call(self._batches.get, request.path_params["id"]))
 
-    @describes(answer=_OBJECT, errors=(404, 409))
     @describes(answer=documents.Batch, errors=(400, 404, 503, 507))
     async def cancel(self, request: Request) -> Response:
         """POST /v1/batches/{id}/cancel."""
@@ -206,7 +184,7 @@ def _expiry(fields: dict[str, str]) -> int | None:
     if not given:
         return None
     try:
-        return _Expiry.model_validate(given, strict=False).seconds
+        return Expiry.model_validate(given, strict=False).seconds
     except ValidationError as error:
         finding = error.errors(include_url=False, include_input=False)[0]
         param = f"expires_after[{finding['loc'][0]}]"
