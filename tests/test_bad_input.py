@@ -24,7 +24,7 @@ BODIES = [
     json.dumps(GOOD | {"temperature": "hot"}).encode(),
     json.dumps(GOOD | {"max_tokens": -1}).encode(),
     json.dumps(GOOD | {"max_tokens": 10**30}).encode(),
-    json.dumps(GOOD | {"n": 2}).encode(),
+    json.dumps(GOOD | {"n": 99}).encode(),
     json.dumps(
         {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:,x"}}]}]}
     ).encode(),

@@ -144,10 +144,12 @@ def test_logprobs_have_the_shape_of_openai() -> None:
 
 def test_logprobs_survive_what_is_held_back() -> None:
     """Text that may become a mark waits for its end; the tokens are told at once and none is told twice."""
-    engine = FakeEngine(("<think>", "a</th", "ink>", "b"), logprobs=LOGPROBS)
+    engine = FakeEngine(("<think>", "a</th", "ink>", "b", "c"), logprobs=LOGPROBS)
     chunks = stream(engine, logprobs=True)
     told = [choice["logprobs"]["content"] for chunk in chunks if (choice := chunk["choices"][0])["logprobs"]]
-    assert told == [TOKENS] * 4
+    assert told == [TOKENS] * 5
+    together = stream(FakeEngine(("<think>a</think>b",), logprobs=LOGPROBS), logprobs=True)
+    assert [chunk["choices"][0]["logprobs"] is None for chunk in together] == [True, False, True, True]
 
 
 @pytest.mark.parametrize(
