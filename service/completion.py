@@ -212,7 +212,8 @@ class _Writer:
         before, _, after = head.event("\0", ',"usage":null' if usage else "").partition("\0")
         self._before = f'{before}{{"index":{index},"delta":'
         self._after = f"}}{after}"
-        self._plain = f'}},"logprobs":null,"finish_reason":null{self._after}'
+        self._plain_before = f'{self._before}{{"content":'.encode()
+        self._plain_after = f'}},"logprobs":null,"finish_reason":null{self._after}'.encode()
 
     def begin(self) -> bytes:
         return self._event('{"role":"assistant","content":""}')
@@ -220,7 +221,7 @@ class _Writer:
     def feed(self, delta: Delta) -> bytes:
         thought, content, calls = self._reader.feed(delta.text)
         if content and not (thought or calls or delta.logprobs):
-            return f'{self._before}{{"content":{quoted(content)}{self._plain}'.encode()
+            return self._plain_before + quoted(content).encode() + self._plain_after
         return self._events(thought, content, calls, _tokens(delta.logprobs))
 
     def end(self, reason: Reason) -> bytes:

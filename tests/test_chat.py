@@ -11,12 +11,13 @@ import openai
 import pytest
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from pydantic import TypeAdapter
+from starlette.types import Message
 
 from service.app import create_app
 from service.chat import Chat
 from service.engine import Refused, Sampling, TokenLogprob, WaitedTooLong
 from service.errors import ApiError
-from tests.test_app import CHAT, HELLO, IDENTITY, FakeEngine, client, events, settings
+from tests.test_app import CHAT, HELLO, IDENTITY, FakeEngine, client, events, raw, settings
 
 WEATHER = {
     "type": "function",
@@ -109,6 +110,39 @@ def test_one_of_n_that_fails_ends_all() -> None:
 
     assert ask(Both(), n=3, seed=1, status=500)["error"]["type"] == "server_error"
     assert engine.cancelled == 2
+
+
+def test_cancelling_who_waits_ends_all_n_answers() -> None:
+    """A client that leaves frees every row of its request."""
+
+    async def scenario() -> int:
+        engine = FakeEngine(wait_at=2)
+        task = asyncio.create_task(Chat(engine, IDENTITY, settings()).complete({**HELLO, "n": 3}))
+        for _ in range(3):
+            await engine.asked.get()
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        return engine.cancelled
+
+    assert asyncio.run(scenario()) == 3
+
+
+def test_a_piece_of_the_engine_is_one_send() -> None:
+    """The role comes with the first text, and the end with all that follows it: fewer writes, nothing later."""
+
+    async def scenario() -> list[Message]:
+        body = iter([{"type": "http.request", "body": json.dumps({**HELLO, "stream": True}).encode()}])
+
+        async def receive() -> Message:
+            for message in body:
+                return message
+            await asyncio.Event().wait()
+            raise AssertionError
+
+        return await raw(FakeEngine(), receive)
+
+    [_start, *bodies] = asyncio.run(scenario())
+    assert [message["body"].count(b"data: ") for message in bodies] == [2, 1, 1, 2, 0]
 
 
 def test_more_than_the_limit_of_choices_is_refused() -> None:
