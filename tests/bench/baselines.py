@@ -6,7 +6,6 @@ HTTP, while it runs.
 
 from __future__ import annotations
 
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -25,11 +24,11 @@ __all__ = ["Generate", "queued"]
 
 
 class Generate:
-    """A checkpoint and `generate`, on as many threads as there are cores; answers are `tokens` long, and greedy."""
+    """A checkpoint and `generate`, on so many threads; answers are `tokens` long, and greedy."""
 
-    def __init__(self, model: Path, *, tokens: int) -> None:
+    def __init__(self, model: Path, *, tokens: int, threads: int) -> None:
         logging.disable_progress_bar()
-        torch.set_num_threads(os.cpu_count() or 1)
+        torch.set_num_threads(threads)
         self._tokens = tokens
         self._processor = Processor.read(model)
         self._model = Glm4vForConditionalGeneration.from_pretrained(model, dtype="auto", attn_implementation="sdpa")

@@ -6,6 +6,7 @@ the sake of its video part, so ours, which has none, stands in for it. A real pi
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 import sys
@@ -22,17 +23,18 @@ PATIENCE = 120.0  # seconds to come up in
 class TransformersServe:
     """A running `transformers serve`, as a context manager."""
 
-    def __init__(self, model: Path, log: Path) -> None:
+    def __init__(self, model: Path, log: Path, *, threads: int) -> None:
         with socket.create_server(("127.0.0.1", 0)) as probe:
             self.address = f"127.0.0.1:{probe.getsockname()[1]}"
         host, port = self.address.split(":")
         self._words = [sys.executable, "-m", "tests.bench.serve", str(model), "--host", host, "--port", port]
         self._words += ["--device", "cpu", "--dtype", "auto", "--log-level", "error"]
         self._log = log
+        self._env = os.environ | {"OMP_NUM_THREADS": str(threads)}
 
     def __enter__(self) -> TransformersServe:
         with self._log.open("w") as log:
-            self._process = subprocess.Popen(self._words, stdout=log, stderr=log)
+            self._process = subprocess.Popen(self._words, stdout=log, stderr=log, env=self._env)
         deadline = time.monotonic() + PATIENCE
         while not self._is_up():
             if self._process.poll() is not None or time.monotonic() > deadline:
