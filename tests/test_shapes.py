@@ -32,6 +32,9 @@ RED_CIRCLE = Thing("red", "circle")
 @pytest.fixture(scope="module")
 def speakers() -> dict[str, Speaker]:
     """The committed checkpoints, loaded as the service loads them."""
+    import torch
+
+    torch.set_num_threads(1)  # so small a model is no faster with two, and far slower where others use them
     return {version: Speaker(COMMITTED / version) for version in SKILLS}
 
 
