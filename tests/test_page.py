@@ -8,7 +8,7 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -28,17 +28,19 @@ ENGLISH, CHINESE = LANGUAGES["en"], LANGUAGES["zh"]
 
 
 class Stage:
-    """A service on a real socket. `words` are what it answers with; the rest is what it does wrong."""
+    """A service on a real socket. `thoughts` and then `words` are what it says; the rest is what it does wrong."""
 
     def __init__(self) -> None:
         self.version = "1.0.0"
         self.slot = "blue"
+        self.thoughts: list[str] = []
         self.words = ["Hel", "lo ", "世界\u2028\u0085."]
         self.error: tuple[int, dict[str, Any]] | None = None
         self.error_in_stream = ""
         self.break_after: int | None = None
-        self.hold = threading.Event()  # the answer's second piece waits for it
+        self.hold = threading.Event()  # the piece of number `held` waits for it
         self.hold.set()
+        self.held = 1
         self.asked: list[dict[str, Any]] = []
         self.connections = 0
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
@@ -92,13 +94,15 @@ class Stage:
                 self._head(200, "text/event-stream")
                 self.send_header("Transfer-Encoding", "chunked")
                 self.end_headers()
-                for number, word in enumerate(stage.words):
+                said = [("reasoning_content", text) for text in stage.thoughts]
+                said += [("content", text) for text in stage.words]
+                for number, (kind, text) in enumerate(said):
                     if number == stage.break_after:
                         self.close_connection = True
                         return
-                    if number == 1:
+                    if number == stage.held:
                         stage.hold.wait(PATIENCE)
-                    self._event({"choices": [{"index": 0, "delta": {"content": word}, "finish_reason": None}]})
+                    self._event({"choices": [{"index": 0, "delta": {kind: text}, "finish_reason": None}]})
                 if stage.error_in_stream:
                     self._event({"error": {"message": stage.error_in_stream, "type": "server_error"}})
                 else:
@@ -160,11 +164,15 @@ def ask(page: AppTest, text: str, *pictures: bytes) -> None:
     settle(page)
 
 
-def settle(page: AppTest) -> None:
+def wait_until(come: Callable[[], bool]) -> None:
     deadline = time.monotonic() + PATIENCE
-    while page.session_state["conversation"].running:
-        assert time.monotonic() < deadline, "the answer does not end"
+    while not come():
+        assert time.monotonic() < deadline, "it does not come"
         time.sleep(0.02)
+
+
+def settle(page: AppTest) -> None:
+    wait_until(lambda: not page.session_state["conversation"].running)
     page.run()
     assert not page.exception
 
@@ -180,6 +188,15 @@ def texts(page: AppTest) -> str:
 
 def sidebar(page: AppTest) -> str:
     return "\n".join(str(element.value) for element in (*page.sidebar.markdown, *page.sidebar.caption))
+
+
+def thoughts(page: AppTest) -> list[tuple[str, bool, str]]:
+    """The label, whether it is unfolded, and the text of each thought."""
+    return [
+        (block.label, block.proto.expanded, "\n".join(str(element.value) for element in block.markdown))
+        for message in page.chat_message
+        for block in message.expander
+    ]
 
 
 def labels(page: AppTest) -> list[str]:
@@ -260,14 +277,85 @@ def test_an_answer_can_be_stopped(page: AppTest, stage: Stage) -> None:
     """Stopping keeps what has arrived, says so, and lets the next question go at once."""
     stage.hold.clear()
     page.chat_input[0].set_value("at length").run()
-    while not page.session_state["conversation"].exchanges[-1].reply.text:
-        time.sleep(0.02)
+    wait_until(lambda: bool(page.session_state["conversation"].exchanges[-1].reply.text))
     page.run()
     press(page, ENGLISH.stop)
     assert "Hel" in texts(page)
     assert "Hello" not in texts(page)
     assert f"slot blue · {ENGLISH.stopped}" in texts(page)
     assert not page.chat_input[0].disabled
+
+
+def test_a_thought_is_shown_while_it_comes(page: AppTest, stage: Stage) -> None:
+    """A thought is open while it grows and folded once the answer begins; it stays with its turn."""
+    stage.thoughts = ["Let me ", "see."]
+    stage.hold.clear()
+    page.chat_input[0].set_value("think").run()
+    reply = page.session_state["conversation"].exchanges[0].reply
+    wait_until(lambda: bool(reply.thought))
+    page.run()
+    assert thoughts(page) == [(ENGLISH.thinking, True, "Let me")]
+    assert ENGLISH.waiting not in texts(page)
+    stage.hold.set()
+    settle(page)
+    stage.hold.clear()
+    stage.held = 3
+    page.chat_input[0].set_value("and again").run()
+    reply = page.session_state["conversation"].exchanges[1].reply
+    wait_until(lambda: bool(reply.text))
+    page.run()
+    assert "Hel ▍" in texts(page)
+    assert [rest for _, *rest in thoughts(page)] == [[False, "Let me see."]] * 2
+    stage.hold.set()
+    settle(page)
+    assert [rest for _, *rest in thoughts(page)] == [[False, "Let me see."]] * 2
+    assert all(label.startswith("Thought for ") for label, *_ in thoughts(page))
+    page.segmented_control[0].set_value("zh").run()
+    assert all(label.startswith("已思考") for label, *_ in thoughts(page))
+
+
+def test_the_time_of_a_thought_is_told(page: AppTest, stage: Stage) -> None:
+    """The label counts from the thought's first piece to the answer's, and names no seconds below one."""
+    stage.thoughts = ["Let me see."]
+    ask(page, "briefly")
+    stage.hold.clear()
+    stage.held = 2  # the answer's time is none of the thought's
+    threading.Timer(1.5, stage.hold.set).start()
+    ask(page, "briefly, then at length")
+    stage.hold.clear()
+    stage.held = 1
+    threading.Timer(1.5, stage.hold.set).start()
+    began = time.monotonic()
+    ask(page, "think hard")
+    briefly, briefly_again, long = [label for label, *_ in thoughts(page)]
+    assert briefly == briefly_again == ENGLISH.thought_briefly
+    expected = [ENGLISH.thought.format(seconds=seconds) for seconds in range(1, round(time.monotonic() - began) + 1)]
+    assert long in expected
+
+
+def test_a_thought_is_not_sent_along(page: AppTest, stage: Stage) -> None:
+    """The model reads what it answered, never what it thought."""
+    stage.thoughts = ["A secret."]
+    ask(page, "one")
+    ask(page, "two")
+    assert "secret" not in json.dumps(stage.asked[1])
+    assert stage.asked[1]["messages"][1] == {"role": "assistant", "content": "Hello 世界\u2028\u0085."}
+
+
+def test_a_thought_without_an_answer_stays_open(page: AppTest, stage: Stage) -> None:
+    """A thought that led nowhere is all there is: it stays in sight, and no answer is claimed or sent along."""
+    stage.thoughts, stage.words = ["Hm."], []
+    ask(page, "one")
+    assert [rest for _, *rest in thoughts(page)] == [[True, "Hm."]]
+    assert ENGLISH.unbegun in texts(page)
+    ask(page, "two")
+    assert [message["content"] for message in stage.asked[1]["messages"]] == ["two"]
+
+
+def test_no_thought_no_box(page: AppTest) -> None:
+    """A model that does not think has no empty thought under its name."""
+    ask(page, "hello")
+    assert thoughts(page) == []
 
 
 @pytest.mark.parametrize(
@@ -284,6 +372,27 @@ def test_error_objects_are_put_into_words(page: AppTest, stage: Stage, status: i
     assert "one thing was wrong" in page.warning[0].value
     assert "my question" in texts(page)
     assert ENGLISH.retry in labels(page)
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "fault", "again"),
+    [
+        (429, "queue_full", Fault.BUSY, True),
+        (429, "queue_timeout", Fault.WAITED, True),
+        (400, "context_length_exceeded", Fault.TOO_LONG, False),
+    ],
+)
+def test_codes_are_put_into_words(
+    page: AppTest, stage: Stage, status: int, code: str, fault: Fault, *, again: bool
+) -> None:
+    """Where the service's code says more than its status, so do we; asking again is offered only where it may help."""
+    stage.error = status, {"error": {"message": "one thing was wrong", "type": "x", "param": None, "code": code}}
+    ask(page, "my question")
+    for language in ("en", "zh"):
+        page.segmented_control[0].set_value(language).run()
+        for text in (*LANGUAGES[language].faults[fault], "one thing was wrong"):
+            assert text in page.warning[0].value
+        assert (LANGUAGES[language].retry in labels(page)) is again
 
 
 def test_a_failed_question_can_be_asked_again(page: AppTest, stage: Stage) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import httpx
 
-__all__ = ["Answer", "Fault", "Live", "Service", "ServiceError", "service_address"]
+__all__ = ["Answer", "Fault", "Live", "Piece", "Service", "ServiceError", "service_address"]
 
 # A host whose two copies of the model do not fit lets clients wait in the backlog for as long as a load takes.
 PATIENCE = 600.0
@@ -31,11 +31,17 @@ class Fault(StrEnum):
     SILENT = "silent"
     BROKEN = "broken"
     BUSY = "busy"
+    WAITED = "waited"
     TOO_LARGE = "too_large"
+    TOO_LONG = "too_long"
     REJECTED = "rejected"
     FAILED = "failed"
     STRANGE = "strange"
     PICTURE = "picture"
+
+
+# What the service's own codes say more exactly than the status does.
+CODES = {"queue_full": Fault.BUSY, "queue_timeout": Fault.WAITED, "context_length_exceeded": Fault.TOO_LONG}
 
 
 class ServiceError(Exception):
@@ -55,8 +61,16 @@ class Live:
     slot: str
 
 
+@dataclass(frozen=True)
+class Piece:
+    """A part of an answer, or of the thought before it."""
+
+    text: str
+    thought: bool = False
+
+
 class Answer:
-    """An answer that is on its way: who gives it is known at once, its text comes by iterating.
+    """An answer that is on its way: who gives it is known at once, its pieces come by iterating.
 
     Iterating raises ServiceError, also when the stream ends before the service has said that it is complete.
     """
@@ -66,7 +80,7 @@ class Answer:
         self.live = Live(response.headers.get("x-model-version", ""), response.headers.get("x-slot", ""))
         self.finish = ""  # why it ended, in OpenAI's words: stop, length
 
-    def __iter__(self) -> Iterator[str]:
+    def __iter__(self) -> Iterator[Piece]:
         with _faults():
             lines = _lines(self._response.iter_bytes())
             for line in lines:
@@ -77,21 +91,20 @@ class Answer:
                     with suppress(httpx.TransportError):
                         deque(lines, maxlen=0)  # a response read to its end leaves its connection to the next
                     return
-                text = self._piece(data)
-                if text:
-                    yield text
+                yield from self._pieces(data)
         raise ServiceError(Fault.BROKEN)
 
-    def _piece(self, data: bytes) -> str:
+    def _pieces(self, data: bytes) -> list[Piece]:
         event = _document(data)
         if "error" in event:
-            raise ServiceError(Fault.FAILED, _said(event))
+            raise _objection(event, Fault.FAILED)
         try:
             choice = event["choices"][0] if event["choices"] else {"delta": {}}
             self.finish = choice.get("finish_reason") or self.finish
-            return choice["delta"].get("content") or ""
+            thought, text = choice["delta"].get("reasoning_content"), choice["delta"].get("content")
         except (AttributeError, IndexError, KeyError, TypeError) as error:
             raise ServiceError(Fault.STRANGE) from error
+        return [Piece(thought, thought=True)] * bool(thought) + [Piece(text)] * bool(text)
 
 
 class Service:
@@ -155,17 +168,19 @@ def _must_succeed(response: httpx.Response) -> None:
     status = response.status_code
     if status == 200:
         return
-    try:
-        detail = _said(_document(response.read()))
-    except ServiceError:
-        detail = f"HTTP {status}"
     if status == 413:
-        raise ServiceError(Fault.TOO_LARGE, detail)
-    if status in {429, 503}:
-        raise ServiceError(Fault.BUSY, detail)
-    if 400 <= status < 500:
-        raise ServiceError(Fault.REJECTED, detail)
-    raise ServiceError(Fault.FAILED if status >= 500 else Fault.STRANGE, detail)
+        fault = Fault.TOO_LARGE
+    elif status in {429, 503}:
+        fault = Fault.BUSY
+    elif 400 <= status < 500:
+        fault = Fault.REJECTED
+    else:
+        fault = Fault.FAILED if status >= 500 else Fault.STRANGE
+    try:
+        document = _document(response.read())
+    except ServiceError:
+        raise ServiceError(fault, f"HTTP {status}") from None
+    raise _objection(document, fault)
 
 
 def _document(data: bytes) -> dict[str, Any]:
@@ -178,9 +193,12 @@ def _document(data: bytes) -> dict[str, Any]:
     return document
 
 
-def _said(document: Mapping[str, Any]) -> str:
+def _objection(document: Mapping[str, Any], fault: Fault) -> ServiceError:
+    """Read an error object; `fault` is what it means unless its code says more."""
     error = document.get("error")
-    return str(error.get("message", "")) if isinstance(error, dict) else str(error or "")
+    if not isinstance(error, dict):
+        return ServiceError(fault, str(error or ""))
+    return ServiceError(CODES.get(str(error.get("code")), fault), str(error.get("message", "")))
 
 
 def _lines(chunks: Iterator[bytes]) -> Iterator[bytes]:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ui.client import Fault, Live, Service, ServiceError
+from ui.client import Fault, Live, Piece, Service, ServiceError
 from ui.picture import Picture
 
 __all__ = ["Conversation", "Exchange", "Question", "Reply"]
@@ -42,6 +42,8 @@ class Reply:
 
     def __init__(self) -> None:
         self.text = ""
+        self.thought = ""  # shown, and never sent along: a model reads its answers alone
+        self._thinking: tuple[float, float] | None = None  # from when to when
         self.live: Live | None = None
         self.finish = ""
         self.error: ServiceError | None = None
@@ -68,6 +70,12 @@ class Reply:
         """Whether it belongs to the conversation that is sent along."""
         return self._done.is_set() and self.error is None and bool(self.text)
 
+    @property
+    def thinking_time(self) -> float:
+        """Seconds from the thought's first piece to the answer's; while there is none, to the latest of the thought."""
+        began, ended = self._thinking or (0.0, 0.0)
+        return ended - began
+
     def stop(self) -> None:
         """Take what has arrived for the whole; the service is told when its next piece comes."""
         self.stopped = True
@@ -82,7 +90,7 @@ class Reply:
                     if self.stopped or time.monotonic() - self._looked > UNWATCHED:
                         self.stopped = True
                         return
-                    self.text += piece
+                    self._take(piece)
                 self.finish = answer.finish
         except ServiceError as error:
             if not self.stopped:
@@ -92,6 +100,16 @@ class Reply:
             raise  # into the journal
         finally:
             self._done.set()
+
+    def _take(self, piece: Piece) -> None:
+        now = time.monotonic()
+        if not self.text and (piece.thought or self._thinking):
+            began, _ = self._thinking or (now, now)
+            self._thinking = began, now
+        if piece.thought:
+            self.thought += piece.text
+        else:
+            self.text += piece.text
 
 
 @dataclass

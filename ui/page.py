@@ -17,6 +17,9 @@ LOOK = "1s"  # how often the sidebar asks who is live
 REFRESH = "200ms"  # how often an answer that is on its way is shown anew
 CHANGES = 5  # cutovers that the sidebar remembers
 PICTURE_WIDTH = 200  # pixels
+LONG_THOUGHT = 600  # characters, above which a thought scrolls in a box of THOUGHT_HEIGHT
+THOUGHT_HEIGHT = 220  # pixels
+HOPELESS = {Fault.PICTURE, Fault.TOO_LONG}  # the same question again would meet the same answer
 
 # No more than the little that themes cannot say.
 STYLE = """
@@ -146,9 +149,10 @@ def show(exchange: Exchange, conversation: Conversation, service: Service, words
         if last and exchange.reply.running:
             st.fragment(growing, run_every=REFRESH)(exchange.reply, words)
             return
-        finished(exchange.reply, words)
+        with st.container():  # as a fragment has one: what a person unfolded stays so when the answer ends
+            finished(exchange.reply, words)
         error = exchange.reply.error
-        again = last and error and error.fault is not Fault.PICTURE
+        again = last and error and error.fault not in HOPELESS
         if again and st.button(words.retry, key="retry", icon=":material/refresh:"):
             conversation.retry(service)
             st.rerun()
@@ -158,7 +162,12 @@ def growing(reply: Reply, words: Words) -> None:
     """Show an answer that is on its way."""
     if not reply.running:
         st.rerun()
-    st.markdown(f"{reply.text} ▍" if reply.text else f":gray[{words.waiting}]")
+    text = reply.text  # once: its thread writes on
+    thought(reply, words, ended=bool(text))
+    if text:
+        st.markdown(f"{text} ▍")
+    elif not reply.thought:
+        st.markdown(f":gray[{words.waiting}]")
     origin(reply, words)
     if st.button(words.stop, key="stop", icon=":material/stop_circle:", type="tertiary"):
         reply.stop()
@@ -167,10 +176,11 @@ def growing(reply: Reply, words: Words) -> None:
 
 def finished(reply: Reply, words: Words) -> None:
     """Show an answer that has ended, well or not."""
+    thought(reply, words, ended=True)
     if reply.text:
         st.markdown(reply.text)
     elif reply.error is None:
-        st.markdown(f":gray[{words.empty}]")
+        st.markdown(f":gray[{words.unbegun if reply.thought or reply.stopped else words.empty}]")
     notes = [words.stopped] * reply.stopped + [words.cut] * (reply.finish == "length")
     origin(reply, words, *notes)
     if reply.error:
@@ -179,6 +189,22 @@ def finished(reply: Reply, words: Words) -> None:
         if reply.error.detail and reply.error.fault is not Fault.PICTURE:
             lines.append(words.service_says.format(detail=reply.error.detail))
         st.warning("  \n".join([*lines, todo]), icon=":material/error:")
+
+
+def thought(reply: Reply, words: Words, *, ended: bool) -> None:
+    """Show what the model thinks while it does, and fold it away as soon as there is an answer."""
+    if not reply.thought:
+        return
+    label, icon = words.thinking, "spinner"
+    if ended:
+        seconds, icon = reply.thinking_time, ":material/lightbulb:"
+        label = words.thought.format(seconds=round(seconds)) if seconds >= 1 else words.thought_briefly
+    tall = len(reply.thought) > LONG_THOUGHT
+    with (
+        st.expander(label, expanded=not (ended and reply.text), icon=icon, type="compact"),
+        st.container(height=THOUGHT_HEIGHT if tall else "content", border=False, autoscroll=not ended),
+    ):
+        st.markdown(reply.thought)
 
 
 def origin(reply: Reply, words: Words, *notes: str) -> None:

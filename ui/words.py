@@ -26,10 +26,14 @@ class Words:
     seen: str
     answered_by: str
     waiting: str
+    thinking: str
+    thought: str
+    thought_briefly: str
     stop: str
     stopped: str
     cut: str
     empty: str
+    unbegun: str
     retry: str
     service_says: str
     not_reachable: str
@@ -49,10 +53,14 @@ ENGLISH = Words(
     seen="Changes seen on this page",
     answered_by="Answered by {version} in slot {slot}",
     waiting="waiting for the first words …",
+    thinking="Thinking …",
+    thought="Thought for {seconds} s",
+    thought_briefly="Thought for less than a second",
     stop="Stop",
     stopped="stopped",
     cut="cut at the length limit",
     empty="The answer is empty.",
+    unbegun="It ended before the answer began.",
     retry="Try again",
     service_says="The service says: {detail}",
     not_reachable="The service is not reachable",
@@ -75,9 +83,17 @@ ENGLISH = Words(
             "The service has more questions than it can take right now.",
             "Your question is kept. Try again in a few seconds.",
         ),
+        Fault.WAITED: (
+            "This question waited too long for its turn; the service has more to do than it can keep up with.",
+            "Your question is kept. Try again in a minute.",
+        ),
         Fault.TOO_LARGE: (
             "This conversation has grown too large to be sent.",
             "Pictures take the most room: start a new chat, or send fewer of them.",
+        ),
+        Fault.TOO_LONG: (
+            "This conversation is longer than the model can read.",
+            "Start a new chat, or ask in fewer words; pictures count as well, large ones most.",
         ),
         Fault.REJECTED: (
             "The service could not take this question.",
@@ -109,10 +125,14 @@ CHINESE = Words(
     seen="本页面见到的版本切换",
     answered_by="由 {slot} 槽位的 {version} 版本回答",
     waiting="正在等待回答 …",
+    thinking="思考中 …",
+    thought="已思考 {seconds} 秒",
+    thought_briefly="已思考不到 1 秒",
     stop="停止",
     stopped="已停止",
     cut="已达长度上限，回答被截断",
     empty="回答为空。",
+    unbegun="尚未开始回答就已结束。",
     retry="重试",
     service_says="服务返回：{detail}",
     not_reachable="无法连接到服务",
@@ -135,9 +155,17 @@ CHINESE = Words(
             "服务当前请求过多，暂时无法处理。",
             "问题已保留。请几秒后重试。",
         ),
+        Fault.WAITED: (
+            "排队时间过长，服务当前负载过高，未能处理这个问题。",
+            "问题已保留。请一分钟后重试。",
+        ),
         Fault.TOO_LARGE: (
             "对话内容过大，无法发送。",
             "图片占用空间最多：请开始新对话，或减少图片数量。",
+        ),
+        Fault.TOO_LONG: (
+            "对话长度超出模型能够读取的范围。",
+            "请开始新对话，或缩短问题；图片也占用长度，尺寸越大占用越多。",
         ),
         Fault.REJECTED: (
             "服务无法接受这个问题。",
