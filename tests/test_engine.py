@@ -300,6 +300,19 @@ def test_thinking_reaches_the_template(checkpoint: Path) -> None:
     assert prompts[2].endswith("x/nothink<|assistant|>\n<think></think>\n")
 
 
+def test_a_thought_that_the_template_opens_is_told(checkpoint: Path, tmp_path: Path) -> None:
+    """Where the prompt ends within a thought, the answer begins with the tag that the model will not say."""
+    shutil.copytree(checkpoint / "model", tmp_path / "model")
+    template = tmp_path / "model" / "chat_template.jinja"
+    template.write_text(template.read_text() + "{% if enable_thinking is not defined %}{{ '<think>' }}{% endif %}")
+    engine = load(tmp_path, dtype="float32")
+    try:
+        assert asyncio.run(collect(engine))[0][0] == "<think>"
+        assert asyncio.run(collect(engine, thinking=False))[0][0] != "<think>"
+    finally:
+        engine.close()
+
+
 def test_a_conversation_of_all_roles_is_rendered(checkpoint: Path) -> None:
     """Every role that a client may use finds its place in the prompt."""
     messages = [

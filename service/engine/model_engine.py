@@ -129,6 +129,8 @@ class ModelEngine:
         events: asyncio.Queue[Event] = asyncio.Queue()
         self._submit(sequence, self._outbox.to(loop, events))
         try:
+            if sequence.prompt.opened:
+                yield Delta("<think>")  # the template wrote it, and who reads the answer must know
             while True:
                 event = await events.get()
                 if isinstance(event, BaseException):

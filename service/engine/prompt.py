@@ -44,7 +44,8 @@ class Prompt:
     delta: int  # of the position that follows: index + delta, on all three axes
     is_image: Any  # bool tensor (tokens,)
     pictures: tuple[Picture, ...]
-    thinking: bool  # whether the answer begins inside or before a thought that may still be thought
+    thinking: bool  # whether a thought may still come: it is not closed already
+    opened: bool  # whether it was begun, so that the answer will not say where it begins
     tokens: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -60,6 +61,7 @@ class Writer:
         self._max_tokens = max_tokens
         self._longest_token = max(map(len, processor.tokenizer.get_vocab()))
         self._control_tokens = [str(token) for token in processor.tokenizer.get_added_vocab()]
+        self._thought = processor.tokenizer.convert_tokens_to_ids("<think>")
         self._end_of_thought = processor.tokenizer.convert_tokens_to_ids("</think>")
 
     def write(
@@ -90,6 +92,7 @@ class Writer:
             if grids is not None
             else (),
             thinking=self._end_of_thought not in last,
+            opened=self._thought in last and self._end_of_thought not in last,
         )
 
     def _check_size(self, messages: list[dict[str, Any]]) -> None:

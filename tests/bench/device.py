@@ -126,7 +126,7 @@ def decode(core: Core, default: Any, rows: int) -> float:
     for _ in range(rows):
         positions = torch.arange(PROMPT).expand(3, -1)
         ids = torch.randint(1000, 2000, (PROMPT,))
-        prompt = Prompt(ids, positions, 0, torch.zeros(PROMPT, dtype=torch.bool), (), thinking=False)
+        prompt = Prompt(ids, positions, 0, torch.zeros(PROMPT, dtype=torch.bool), (), thinking=False, opened=False)
         answer = Answer(Detokenizer(lambda ids: " x" * len(ids)), StopStrings(()), frozenset())
         requests.append(Request(prompt, choice, answer, TOKENS))
         core.scheduler.add(requests[-1])
