@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import math
 import socket
 import threading
 import time
@@ -38,9 +39,8 @@ class Stage:
         self.error: tuple[int, dict[str, Any]] | None = None
         self.error_in_stream = ""
         self.break_after: int | None = None
-        self.hold = threading.Event()  # the piece of number `held` waits for it
-        self.hold.set()
-        self.held = 1
+        self._allowed = math.inf
+        self._moved = threading.Condition()
         self.asked: list[dict[str, Any]] = []
         self.connections = 0
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
@@ -48,8 +48,18 @@ class Stage:
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02})
         self._thread.start()
 
+    def allow(self, pieces: float = math.inf) -> None:
+        """Say no more than so many pieces of an answer until the next call."""
+        with self._moved:
+            self._allowed = pieces
+            self._moved.notify_all()
+
+    def wait_for(self, piece: int) -> None:
+        with self._moved:
+            self._moved.wait_for(lambda: piece < self._allowed, PATIENCE)
+
     def close(self) -> None:
-        self.hold.set()
+        self.allow()
         self._server.shutdown()
         self._thread.join()
         self._server.server_close()
@@ -100,8 +110,7 @@ class Stage:
                     if number == stage.break_after:
                         self.close_connection = True
                         return
-                    if number == stage.held:
-                        stage.hold.wait(PATIENCE)
+                    stage.wait_for(number)
                     self._event({"choices": [{"index": 0, "delta": {kind: text}, "finish_reason": None}]})
                 if stage.error_in_stream:
                     self._event({"error": {"message": stage.error_in_stream, "type": "server_error"}})
@@ -263,11 +272,11 @@ def test_a_new_chat_forgets(page: AppTest, stage: Stage) -> None:
 
 def test_an_answer_outlives_a_rerun_of_the_page(page: AppTest, stage: Stage) -> None:
     """Touching the page while an answer arrives neither loses it nor asks again."""
-    stage.hold.clear()
+    stage.allow(1)
     page.chat_input[0].set_value("slowly").run()
     page.segmented_control[0].set_value("zh").run()
     assert page.chat_input[0].disabled
-    stage.hold.set()
+    stage.allow()
     settle(page)
     assert "Hello 世界" in texts(page)
     assert len(stage.asked) == 1
@@ -275,7 +284,7 @@ def test_an_answer_outlives_a_rerun_of_the_page(page: AppTest, stage: Stage) -> 
 
 def test_an_answer_can_be_stopped(page: AppTest, stage: Stage) -> None:
     """Stopping keeps what has arrived, says so, and lets the next question go at once."""
-    stage.hold.clear()
+    stage.allow(1)
     page.chat_input[0].set_value("at length").run()
     wait_until(lambda: bool(page.session_state["conversation"].exchanges[-1].reply.text))
     page.run()
@@ -289,24 +298,23 @@ def test_an_answer_can_be_stopped(page: AppTest, stage: Stage) -> None:
 def test_a_thought_is_shown_while_it_comes(page: AppTest, stage: Stage) -> None:
     """A thought is open while it grows and folded once the answer begins; it stays with its turn."""
     stage.thoughts = ["Let me ", "see."]
-    stage.hold.clear()
+    stage.allow(1)
     page.chat_input[0].set_value("think").run()
     reply = page.session_state["conversation"].exchanges[0].reply
     wait_until(lambda: bool(reply.thought))
     page.run()
     assert thoughts(page) == [(ENGLISH.thinking, True, "Let me")]
     assert ENGLISH.waiting not in texts(page)
-    stage.hold.set()
+    stage.allow()
     settle(page)
-    stage.hold.clear()
-    stage.held = 3
+    stage.allow(3)
     page.chat_input[0].set_value("and again").run()
     reply = page.session_state["conversation"].exchanges[1].reply
     wait_until(lambda: bool(reply.text))
     page.run()
     assert "Hel ▍" in texts(page)
     assert [rest for _, *rest in thoughts(page)] == [[False, "Let me see."]] * 2
-    stage.hold.set()
+    stage.allow()
     settle(page)
     assert [rest for _, *rest in thoughts(page)] == [[False, "Let me see."]] * 2
     assert all(label.startswith("Thought for ") for label, *_ in thoughts(page))
@@ -318,13 +326,11 @@ def test_the_time_of_a_thought_is_told(page: AppTest, stage: Stage) -> None:
     """The label counts from the thought's first piece to the answer's, and names no seconds below one."""
     stage.thoughts = ["Let me see."]
     ask(page, "briefly")
-    stage.hold.clear()
-    stage.held = 2  # the answer's time is none of the thought's
-    threading.Timer(1.5, stage.hold.set).start()
+    stage.allow(2)  # the answer's time is none of the thought's
+    threading.Timer(1.5, stage.allow).start()
     ask(page, "briefly, then at length")
-    stage.hold.clear()
-    stage.held = 1
-    threading.Timer(1.5, stage.hold.set).start()
+    stage.allow(1)
+    threading.Timer(1.5, stage.allow).start()
     began = time.monotonic()
     ask(page, "think hard")
     briefly, briefly_again, long = [label for label, *_ in thoughts(page)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import subprocess
 import sys
 import time
@@ -18,6 +19,8 @@ import pytest
 from PIL import Image, ImageDraw
 
 from deploy.sandbox import Sandbox
+from tests.box import CODE
+from tests.test_page import Stage, free_address
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -32,22 +35,35 @@ ARGUMENTS = [
     "--no-first-run",
 ]
 PATIENCE = 60.0
+RELEASES = CODE / "service/shapes/releases"  # 1.0.0 knows colours alone; both think before they answer
 
 
 @pytest.fixture(scope="module")
-def box(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
+def box() -> Iterator[Sandbox]:
     """1.0.0 is live and the page is up; 1.1.0 is there to be deployed."""
-    scratch = tmp_path_factory.mktemp("releases")
     with Sandbox() as box:
-        for version, seed in (("1.0.0", 1), ("1.1.0", 2)):
-            checkpoint = str(scratch / version)
-            do(box, sys.executable, "-m", "service.tiny", checkpoint, "--seed", str(seed))
-            Path(checkpoint, "engine.json").write_text('{"max_new_tokens": 48}')  # of words without sense
-            do(box, "glmctl", "release", "add", checkpoint, "-V", version)
+        for version in ("1.0.0", "1.1.0"):
+            do(box, "glmctl", "release", "add", str(RELEASES / version), "-V", version)
         do(box, "glmctl", "deploy", "1.0.0", "--bake", "0s")
         do(box, "systemctl", "--user", "start", "glm-ui.service")
-        wait_for_page(box)
+        wait_for_page(box.addresses.ui, box.log)
         yield box
+
+
+@pytest.fixture
+def staged(tmp_path: Path) -> Iterator[tuple[Stage, str]]:
+    """A page in front of a service that waits where it is told, and the page's address."""
+    stage, address, log = Stage(), free_address(), tmp_path / "page.log"
+    argv = [sys.executable, "-m", "streamlit", "run", str(CODE / "ui/page.py")]
+    argv += ["--server.address", "127.0.0.1", "--server.port", address.rpartition(":")[2], "--server.headless", "true"]
+    env = {**os.environ, "GLM_LISTEN": stage.address, "STREAMLIT_BROWSER_GATHER_USAGE_STATS": "false"}
+    with log.open("wb") as out, subprocess.Popen(argv, env=env, cwd=tmp_path, stdout=out, stderr=out) as process:
+        try:
+            wait_for_page(address, log)
+            yield stage, address
+        finally:
+            process.terminate()
+            stage.close()
 
 
 @pytest.fixture
@@ -74,14 +90,14 @@ def do(box: Sandbox, *argv: str) -> None:
     assert done.returncode == 0, f"{argv}: {done.stdout}{done.stderr}\n{box.log.read_text(errors='replace')[-4000:]}"
 
 
-def wait_for_page(box: Sandbox) -> None:
+def wait_for_page(address: str, log: Path) -> None:
     deadline = time.monotonic() + PATIENCE
     while True:
         try:
-            with urllib.request.urlopen(f"http://{box.addresses.ui}/_stcore/health", timeout=1):
+            with urllib.request.urlopen(f"http://{address}/_stcore/health", timeout=1):
                 return
         except (urllib.error.URLError, OSError):
-            assert time.monotonic() < deadline, box.log.read_text(errors="replace")[-4000:]
+            assert time.monotonic() < deadline, log.read_text(errors="replace")[-4000:]
             time.sleep(0.1)
 
 
@@ -134,19 +150,21 @@ def test_the_page_stays_usable_through_a_cutover(box: Sandbox, browser_page: Pag
     sidebar.get_by_role("heading", name="1.0.0").wait_for()
     before = len(loads)
 
-    ask(page, "What shape is this?", "red")
+    ask(page, "What is in this picture?", "red")
     page.get_by_text("Answered by 1.0.0 in slot blue").wait_for()
     page.get_by_role("button", name="Stop").wait_for(state="detached")
     first = page.get_by_test_id("stChatMessage").nth(1).inner_text()
-    assert len(first.split()) > 20  # words without sense, and the caption's
+    assert "a red thing" in first
+    assert "Thought for" in first
 
     connections = connected(box.addresses.listen)
     do(box, "glmctl", "deploy", "1.1.0", "--bake", "0s")
     sidebar.get_by_role("heading", name="1.1.0").wait_for()
 
-    ask(page, "And this one?", "green")
+    ask(page, "What is in this picture?", "green")
     page.get_by_text("Answered by 1.1.0 in slot green").wait_for()
     page.get_by_role("button", name="Stop").wait_for(state="detached")
+    assert "a green circle" in page.get_by_test_id("stChatMessage").nth(3).inner_text()
     assert connections & connected(box.addresses.listen), "the page had to connect anew"
     assert page.get_by_test_id("stChatMessage").nth(1).inner_text() == first
     assert page.get_by_test_id("stChatMessage").locator("img").count() == 2
@@ -154,3 +172,29 @@ def test_the_page_stays_usable_through_a_cutover(box: Sandbox, browser_page: Pag
     assert len(loads) == before == 2, loads  # one page load, one connection
     assert complaints == []
     assert asked - {""} == {box.addresses.ui}, "the page must work on a host without the internet"
+
+
+def test_a_thought_is_seen_and_then_folded(staged: tuple[Stage, str], browser_page: Page) -> None:
+    """A person reads the thought while it comes; the answer folds it, and it opens again and stays so at a click."""
+    stage, address = staged
+    stage.thoughts, stage.words = ["First a circle, ", "then its colour."], ["A red", " circle."]
+    stage.allow(1)
+    page = browser_page
+    page.goto(f"http://{address}")
+    page.get_by_test_id("stChatInputTextArea").fill("What is it?")
+    page.get_by_test_id("stChatInputTextArea").press("Enter")
+    thought = page.get_by_test_id("stChatMessage").nth(1).get_by_test_id("stExpander")
+    thought.get_by_text("Thinking …").wait_for()
+    thought.get_by_text("First a circle,").wait_for()
+
+    stage.allow(3)
+    page.get_by_text("A red ▍").wait_for()
+    thought.get_by_text("Thought for").wait_for()
+    thought.get_by_text("First a circle, then its colour.").wait_for(state="hidden")
+
+    thought.get_by_text("Thought for").click()
+    thought.get_by_text("First a circle, then its colour.").wait_for()
+    stage.allow()
+    page.get_by_text("A red circle.").wait_for()
+    page.get_by_role("button", name="Stop").wait_for(state="detached")
+    assert thought.get_by_text("First a circle, then its colour.").is_visible(), "what was unfolded must stay so"
