@@ -123,7 +123,7 @@ class SlotWorker(UvicornWorker):  # type: ignore[misc]  # Gunicorn's classes car
         engine = await asyncio.to_thread(
             ModelEngine.load,
             generation.release,
-            threads=settings.threads or max(1, (os.cpu_count() or 1) // settings.workers),
+            threads=settings.threads or max(1, (os.cpu_count() or 1) // settings.workers - 1),
             limits=Limits(settings.max_prompt_tokens, settings.max_wait, settings.max_seconds, settings.stall),
             progress=progress,
         )

@@ -17,7 +17,7 @@ LOOK = "1s"  # how often the sidebar asks who is live
 REFRESH = "200ms"  # how often an answer that is on its way is shown anew
 CHANGES = 5  # cutovers that the sidebar remembers
 PICTURE_WIDTH = 200  # pixels
-LONG_THOUGHT = 600  # characters, above which a thought scrolls in a box of THOUGHT_HEIGHT
+LONG_THOUGHT = 600  # characters, above which a thought that grows does so in a box of THOUGHT_HEIGHT
 THOUGHT_HEIGHT = 220  # pixels
 HOPELESS = {Fault.PICTURE, Fault.TOO_LONG}  # the same question again would meet the same answer
 
@@ -29,6 +29,7 @@ STYLE = """
   .stChatMessage { padding-block: .5rem; }
   .stChatMessage pre, .stChatMessage [data-testid="stText"] { white-space: pre-wrap; overflow-wrap: anywhere; }
   .stChatMessage [data-testid="stMarkdownContainer"] { overflow-wrap: anywhere; }
+  .stChatMessage [data-testid="stExpanderDetails"] { border-left: 2px solid #8886; padding-left: .75rem; opacity: .75; }
   .stStatusWidget, [data-testid="stStatusWidget"] { display: none; }
   [data-stale="true"] { opacity: 1 !important; transition: none !important; }
 </style>
@@ -199,7 +200,7 @@ def thought(reply: Reply, words: Words, *, ended: bool) -> None:
     if ended:
         seconds, icon = reply.thinking_time, ":material/lightbulb:"
         label = words.thought.format(seconds=round(seconds)) if seconds >= 1 else words.thought_briefly
-    tall = len(reply.thought) > LONG_THOUGHT
+    tall = not ended and len(reply.thought) > LONG_THOUGHT
     with (
         st.expander(label, expanded=not (ended and reply.text), icon=icon, type="compact"),
         st.container(height=THOUGHT_HEIGHT if tall else "content", border=False, autoscroll=not ended),

@@ -88,9 +88,7 @@ class Writer:
             positions[:, 0],
             int(delta[0, 0]),
             kinds[0] == 1,
-            tuple(_pictures(inputs["pixel_values"], grids, self._processor.image_processor.merge_size))
-            if grids is not None
-            else (),
+            tuple(_pictures(messages, inputs, self._processor.image_processor.merge_size)),
             thinking=self._end_of_thought not in last,
             opened=self._thought in last and self._end_of_thought not in last,
         )
@@ -122,15 +120,17 @@ def _parts(content: Any) -> list[dict[str, Any]]:
     return [{"type": "text", "text": content}] if isinstance(content, str) else content or []
 
 
-def _pictures(pixels: Any, grids: Any, merge: int) -> list[Picture]:
+def _pictures(messages: list[dict[str, Any]], inputs: Any, merge: int) -> list[Picture]:
     """Take the patches of all images apart again, so that each is known by itself."""
+    images = [part["image"] for message in messages for part in _parts(message.get("content")) if "image" in part]
+    if not images:
+        return []
+    grids = inputs["image_grid_thw"]
     patches = grids.prod(-1).tolist()
     return [
+        # of the image rather than of its patches, which are eight times as many bytes
         Picture(
-            hashlib.sha256(part.numpy().tobytes() + bytes(str(grid.tolist()), "ascii")).digest(),
-            part,
-            grid[None],
-            count // merge**2,
+            hashlib.sha256(f"{image.size}".encode() + image.tobytes()).digest(), part, grid[None], count // merge**2
         )
-        for part, grid, count in zip(pixels.split(patches), grids, patches, strict=True)
+        for image, part, grid, count in zip(images, inputs["pixel_values"].split(patches), grids, patches, strict=True)
     ]
