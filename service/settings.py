@@ -19,7 +19,7 @@ class Settings(BaseSettings):
     slot: Literal["blue", "green"]
 
     workers: int = Field(default=1, ge=1)
-    threads: int = Field(default=0, ge=0, description="of torch in a worker; 0: its share of the cores less one for HTTP")
+    threads: int = Field(default=0, ge=0, description="of torch, a worker; 0: its share of the cores less one for HTTP")
     keep_alive: int = Field(default=75, ge=1, description="how long an idle client connection is kept")
     drain: int = Field(default=120, ge=0, description="how long a leaving worker waits for what it began")
     load_stall: int = Field(default=60, ge=1, description="a load that shows no progress for so long is hung")
