@@ -541,6 +541,21 @@ def test_a_device_that_is_not_there_is_refused(checkpoint: Path) -> None:
         load(checkpoint, device="quantum")
 
 
+def test_weights_are_not_copied(checkpoint: Path) -> None:
+    """On the CPU every parameter lies in the pages of the file itself, which all processes of the host share."""
+    from service.checkpoint import load as load_checkpoint
+
+    model = load_checkpoint(checkpoint / "model", EngineSettings(), lambda *_: None).model
+    spans = [
+        [int(bound, 16) for bound in line.split()[0].split("-")]
+        for line in Path("/proc/self/maps").read_text().splitlines()
+        if line.endswith(str(checkpoint / "model" / "model.safetensors"))
+    ]
+    parameters = list(model.parameters())
+    assert len(parameters) > 30
+    assert all(any(low <= one.data_ptr() < high for low, high in spans) for one in parameters)
+
+
 def test_a_checkpoint_in_shards_is_loaded(checkpoint: Path, tmp_path: Path, engine: ModelEngine) -> None:
     """Several safetensors files and their index are one model."""
     from safetensors.torch import load as read

@@ -155,7 +155,7 @@ class ModelEngine:
         """See Engine; blocks until the running step is over, ten seconds at most."""
         with self._lock:
             self._closed = True
-        self._preparing.shutdown(wait=False, cancel_futures=True)
+        self._preparing.shutdown(wait=False)  # who is still in there will find the engine closed
         self._inbox.put(None)
         self._thread.join(timeout=10)
 
