@@ -29,6 +29,7 @@ class Runner:
         self.cache = cache
         self.device = model.device
         self._columns = torch.arange(cache.budget.columns, device=self.device)
+        self._rows = torch.arange(cache.budget.rows, device=self.device)
         self._pad = self.device.type == "cuda" if pad is None else pad
         self._graphs: dict[tuple[int, int], _Graph] = {}
 
@@ -117,7 +118,7 @@ class Runner:
         """Decode from `state` (3, rows) on the device: token, column and position; what a graph captures."""
         tokens, places, positions = state
         mask = (self._columns[:columns] <= places[:, None])[:, None, None]
-        self.cache.place(self._columns.new_tensor(range(rows)) if rows > 1 else self._columns[:1], places)
+        self.cache.place(self._rows[:rows], places)
         hidden = self._run(self._embed(tokens), positions.expand(3, -1), Line(rows, columns, mask))
         return self._head(hidden)
 
@@ -135,7 +136,8 @@ class _Graph:
             runner.decode_padded(self._state, rows, columns)
         torch.cuda.synchronize()
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
+        # thread_local: the vision tower, in another thread, may allocate meanwhile
+        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
             self._logits = runner.decode_padded(self._state, rows, columns)
 
     def replay(self, state: Any) -> Any:
