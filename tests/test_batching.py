@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -343,3 +344,13 @@ def test_the_budget_never_promises_more_than_there_is(workshop: Workshop, monkey
     monkeypatch.setattr(memory, "free", lambda _device: 100 << 20)
     cache = SlotCache(model, Budget.of(model, rows=4, kv_tokens=0, context=10**9))
     assert 0.9 * 25 < sum(slab.nbytes for slab in [*cache._keys, *cache._values]) / (1 << 20) <= 25
+
+
+def test_a_cache_takes_memory_only_as_it_is_used(workshop: Workshop) -> None:
+    """The budget is a promise, not a cost: half a gigabyte of empty rows is not in memory."""
+    process = psutil.Process()
+    before = process.memory_info().rss
+    cache = SlotCache(workshop.checkpoint.model, Budget(64, 16_384))
+    assert sum(slab.nbytes for slab in [*cache._keys, *cache._values]) >= 1 << 29
+    assert process.memory_info().rss - before < 50 << 20
+    assert not cache._keys[0][5, 1, 100:110].any()

@@ -7,6 +7,7 @@ whole; who leaves is replaced by the last.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,16 +61,11 @@ class SlotCache:
     """
 
     def __init__(self, model: Any, budget: Budget) -> None:
-        import torch
-
         layers, heads, size = _shape(model)
         self.budget = budget
         shape = (budget.rows, heads, budget.columns, size)
-        options = {"dtype": model.dtype, "device": model.device}
-        # Zeroed, though what was never written is masked: a weight of nought makes no nought of a NaN left in memory.
-        # On the CPU the zeros cost nothing, and pages that nobody touches take no memory.
-        self._keys = [torch.zeros(shape, **options) for _ in range(layers)]
-        self._values = [torch.zeros(shape, **options) for _ in range(layers)]
+        self._keys = [_zeros(shape, model) for _ in range(layers)]
+        self._values = [_zeros(shape, model) for _ in range(layers)]
         self._rows: Any = None
         self._columns: Any = None
 
@@ -87,3 +83,18 @@ class SlotCache:
         """Copy the first `columns` of one row over another."""
         for slab in (*self._keys, *self._values):
             slab[target, :, :columns] = slab[source, :, :columns]
+
+
+def _zeros(shape: tuple[int, ...], model: Any) -> Any:
+    """Zeros of the model's kind, though what was never written is masked: no weight makes nought of a NaN in memory.
+
+    On the CPU they are pages that the kernel hands out when they are first written. torch.zeros would write them all,
+    and take the whole budget at once.
+    """
+    import numpy as np
+    import torch
+
+    if model.device.type != "cpu":
+        return torch.zeros(shape, dtype=model.dtype, device=model.device)
+    size = math.prod(shape) * model.dtype.itemsize
+    return torch.from_numpy(np.zeros(size, np.uint8)).view(model.dtype).view(shape)
