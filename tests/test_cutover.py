@@ -135,8 +135,8 @@ def test_a_second_rollout_is_refused_while_one_is_under_way(box: Box) -> None:
 
 def test_a_drain_deadline_cuts_and_counts(box: Box) -> None:
     """Answers that outlast --drain are cut, counted as failed and cut, and the exit code says so."""
-    body = {"messages": [{"role": "user", "content": "long"}], "max_tokens": 1024, "temperature": 0, "stream": True}
-    asked = 12  # one after the other they take longer than the candidate's load
+    body = {"messages": [{"role": "user", "content": "long"}], "max_tokens": 50_000, "temperature": 0, "stream": True}
+    asked = 4  # minutes, longer than any candidate's load
     with ThreadPoolExecutor(asked) as pool:
         answers = [pool.submit(_ends_whole, box, body) for _ in range(asked)]
         box.glmctl("deploy", "1.1.0", "--bake", "0", "--drain", "0", expect=6)
