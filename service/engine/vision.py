@@ -61,9 +61,3 @@ class Vision:
         while self._room < 0:  # in the end even the newest, where it alone is too large
             _, oldest = self._known.popitem(last=False)
             self._room += oldest.numel() * oldest.element_size()
-
-    def forget(self) -> None:
-        """Drop all features."""
-        with self._lock:
-            self._room += sum(one.numel() * one.element_size() for one in self._known.values())
-            self._known.clear()
