@@ -77,7 +77,8 @@ class Processor(Glm46VProcessor):  # type: ignore[misc]  # transformers is untyp
     def text(self, tokens: list[int]) -> str:
         """Decode tokens, leaving out the special ones but those that frame the answer proper."""
         kept = [token for token in tokens if token not in self._silent]
-        return str(self.tokenizer.decode(kept, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+        # not the tokenizer's own decode, which takes several times as long to find out what it was given
+        return str(self.tokenizer.backend_tokenizer.decode(kept, skip_special_tokens=False))
 
     def spell(self, token: int) -> bytes:
         """Give the bytes of one token, which need not be whole characters."""
