@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from service.engine import attention, linear
+from service.engine import attention, kernels
 from service.engine.attention import Chunk, Line
 from service.engine.cache import SlotCache
 from service.engine.sequence import Sequence
@@ -23,7 +23,7 @@ class Runner:
 
     def __init__(self, model: Any, cache: SlotCache, *, pad: bool | None = None) -> None:
         attention.install(model)
-        linear.install(model)
+        kernels.install(model)
         self._text = model.model.language_model
         self._embed = model.get_input_embeddings()
         self._head = model.get_output_embeddings()
