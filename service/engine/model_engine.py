@@ -5,12 +5,11 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections import defaultdict
 from collections.abc import AsyncIterator, Callable
 from collections.abc import Sequence as Many
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import Any
 
@@ -20,6 +19,7 @@ from service.detokenizer import Answer, Detokenizer, StopStrings
 from service.engine.cache import Budget, SlotCache
 from service.engine.core import Core
 from service.engine.grammar import Grammars
+from service.engine.outbox import Outbox
 from service.engine.prompt import Writer
 from service.engine.protocol import Delta, Finish, Priority, Sampling, Usage
 from service.engine.runner import Runner
@@ -62,7 +62,7 @@ class ModelEngine:
         )
         self._preparing = ThreadPoolExecutor(PREPARING, "prepare")
         self._inbox: SimpleQueue[Sequence | None] = SimpleQueue()
-        self._outbox = _Outbox()
+        self._outbox = Outbox()
         self._sign = time.monotonic()
         self._busy = False
         self._closed = False
@@ -206,7 +206,7 @@ class ModelEngine:
             self._core.step()
             self._sign = time.monotonic()
             self._busy = scheduler.busy
-            self._outbox.send()
+            self._outbox.send(hurry=not self._busy)
         self._end()
 
     def _end(self) -> None:
@@ -215,28 +215,4 @@ class ModelEngine:
                 if came := self._inbox.get_nowait():
                     self._core.scheduler.add(came)
         self._core.fail_all(RuntimeError("the engine was closed"))
-        self._outbox.send()
-
-
-@dataclass
-class _Outbox:
-    """Events on their way to the streams that wait for them: one call into each event loop a step, not one a token."""
-
-    _events: defaultdict[asyncio.AbstractEventLoop, list[tuple[asyncio.Queue[Event], Event]]] = field(
-        default_factory=lambda: defaultdict(list)
-    )
-
-    def to(self, loop: asyncio.AbstractEventLoop, events: asyncio.Queue[Event]) -> Callable[[Event], None]:
-        """Make the function that leaves an event for `events`; called in the engine's thread alone."""
-        return lambda event: self._events[loop].append((events, event))
-
-    def send(self) -> None:
-        for loop, batch in self._events.items():
-            with suppress(RuntimeError):  # the loop that asked is closed
-                loop.call_soon_threadsafe(_deliver, batch)
-        self._events.clear()
-
-
-def _deliver(batch: list[tuple[asyncio.Queue[Event], Event]]) -> None:
-    for events, event in batch:
-        events.put_nowait(event)
+        self._outbox.send(hurry=True)
