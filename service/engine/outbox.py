@@ -13,7 +13,7 @@ from service.engine.sequence import Event
 
 __all__ = ["Outbox"]
 
-PAUSE = 0.01
+PAUSE = 0.02
 """Seconds between two deliveries, if nobody waits for the first piece or the last. Each wakes another thread, which
 takes the interpreter from the steps: with one client and steps of 1.7 ms, a delivery after every step cost a tenth of
 the speed. Where steps take longer than this, every one is delivered."""

@@ -119,7 +119,7 @@ def measure(bench: Bench, *, quick: bool) -> None:
         for clients in (1, 16) if quick else [number for number, turns in TURNS.items() if turn < turns]:
             for kind in KINDS:
                 bench.throughput(kind, clients)
-    for _ in range(1 if quick else 3):
+    for _ in range(1 if quick else 2):
         for clients in (1, 16):
             bench.streaming(clients)
         for kind in KINDS:
@@ -129,7 +129,7 @@ def measure(bench: Bench, *, quick: bool) -> None:
 def main(words: Sequence[str] | None = None) -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench.engine", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="1 and 16 clients only, once: a minute")
+    parser.add_argument("--quick", action="store_true", help="1 and 16 clients only, twice: a good minute")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there, too")
     parser.add_argument(
         "--threads",
