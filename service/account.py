@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -69,8 +69,7 @@ class Account:
 
         A full disk must not end the service: the failure is logged once and the next change is tried again.
         """
-        document = asdict(self) | {"ledger": asdict(self.ledger)}
-        del document["path"]
+        document = self._document()
         now = time.monotonic()
         if document == self._written and now - self._written_at < at_least_every:
             return
@@ -85,7 +84,14 @@ class Account:
             return
         self._written, self._written_at, self._complained = document, now, False
 
+    def _document(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in _WRITTEN} | {"ledger": dict(vars(self.ledger))}
+
     def set_gate(self, is_open: bool) -> None:
         """Note that the gate was opened or closed, now."""
         self.gate = "open" if is_open else "closed"
         self.gate_changed_at = time.monotonic()
+
+
+# by name and not by asdict, which takes ten times as long and is asked 50 times a second
+_WRITTEN = [one.name for one in fields(Account) if one.name not in ("path", "ledger")]

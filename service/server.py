@@ -100,12 +100,8 @@ class SlotServer(Server):
         """Follow `live` every tick until we are told to leave."""
         ticks = 0
         while not self.should_exit:
-            was_open = self._is_open
             self.follow()
-            keeps_house = ticks % _TICKS_PER_HOUSEKEEPING == 0
-            if keeps_house or not (was_open and self._is_open):  # who waits for us to drain reads every tick
-                self.report()
-            if keeps_house and await self.on_tick(ticks // _TICKS_PER_HOUSEKEEPING):
+            if ticks % _TICKS_PER_HOUSEKEEPING == 0 and await self.on_tick(ticks // _TICKS_PER_HOUSEKEEPING):
                 return
             ticks += 1
             await asyncio.sleep(TICK)
@@ -123,6 +119,7 @@ class SlotServer(Server):
         if not is_open:
             for connection in list(self.guests):
                 self._send_home(connection)
+        self.report()
 
     def report(self) -> None:
         """Bring the state file up to date."""
@@ -135,7 +132,6 @@ class SlotServer(Server):
         self._leaving = True
         self.account.phase = "leaving"
         self.follow()
-        self.report()
         self._taker.stop()
         asyncio.get_running_loop().remove_reader(self._door.fileno())
         deadline = time.monotonic() + self.settings.drain
