@@ -1,9 +1,9 @@
 """The engine as the service uses it: a thread that steps, threads that prepare, and streams that asyncio reads.
 
-A thread and not a process: the worker is what dies, is counted, is watched and is replaced, and an engine in a child of
-its own would be a second such thing. On two cores with a small model, where sharing an interpreter costs most, the child
-gave 1.05 times the tokens to 1 text client, 1.06 to 16 and 1.09 to 16 with pictures (`python -m tests.bench.hosting`); a
-GPU's steps leave the interpreter alone.
+A thread and not a process: the worker is what dies, is counted, is watched and is replaced, and an engine in a child
+of its own would be a second such thing. On two cores with a small model, where sharing an interpreter costs most, the
+child gave 1.05 times the tokens to 1 text client, 1.06 to 16 and 1.09 to 16 with pictures (tests/bench/hosting.py); the
+steps of a GPU leave the interpreter alone.
 """
 
 from __future__ import annotations
