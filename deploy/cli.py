@@ -9,7 +9,7 @@ from types import FrameType
 
 import click
 
-from deploy.commands import demo, deploy, doctor, history, install, release, reload, rollback, sandbox, status
+from deploy.commands import canary, demo, deploy, doctor, history, install, release, reload, rollback, sandbox, status
 from deploy.commands.options import Context, shared
 from deploy.errors import GlmError
 
@@ -38,6 +38,8 @@ def glmctl(context: Context) -> None:
 for verb in (
     release.release,
     deploy.deploy,
+    canary.promote,
+    canary.abort,
     rollback.rollback,
     reload.reload,
     status.status,

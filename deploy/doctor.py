@@ -10,8 +10,8 @@ from deploy.accounts import current
 from deploy.asking import PublicSocket
 from deploy.errors import GlmError
 from deploy.host import SLOTS
-from deploy.phases import require_units
 from deploy.plan import Tools
+from deploy.preflight import require_units
 
 _LOW = 1 << 30  # bytes below which an operator should know
 

@@ -18,8 +18,8 @@ from deploy.host import Host
 from deploy.receipt import Receipt
 
 Kind = Literal["deploy", "rollback", "reload"]
-Phase = Literal["preflight", "prepare", "start", "verify", "cutover", "bake", "retire", "rollback", "reload"]
-BEFORE_CUTOVER: tuple[Phase, ...] = ("preflight", "prepare", "start", "verify")
+Phase = Literal["preflight", "prepare", "start", "verify", "canary", "cutover", "bake", "retire", "rollback", "reload"]
+BEFORE_CUTOVER: tuple[Phase, ...] = ("preflight", "prepare", "start", "verify", "canary")
 
 
 class Step(BaseModel):

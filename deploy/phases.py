@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 
 from deploy.accounts import Generation, born_since, current, generations
 from deploy.asking import Door, PublicSocket, data_url
-from deploy.errors import DrainCut, GlmError, NotReady, Refused
+from deploy.canary import Share
+from deploy.errors import DrainCut, GlmError, NotReady
 from deploy.host import Host
-from deploy.plan import Plan, Rollout, Tools
+from deploy.plan import Rollout, Tools
+from deploy.preflight import preflight as preflight  # a phase too
 from deploy.slots import release_target
 
 _LOOK = 0.05  # seconds between two looks at the state files
 _LOOK_AT_UNIT = 0.5  # seconds between two questions to systemd, which cost a process each
+_LOOK_AT_SHARE = 0.2  # seconds between two looks at the canary's file and unit
 _ASK_AGAIN = 0.002  # seconds between two probes of the public socket
 _SWITCH = 10.0  # seconds within which the gate of the slot that `live` names must be open
-_NEEDED = 16 << 20  # bytes for the journal
 
 
 class Worse(Exception):
@@ -28,47 +28,6 @@ class Worse(Exception):
     def __init__(self, reason: str, *, by_operator: bool = False) -> None:
         super().__init__(reason)
         self.by_operator = by_operator
-
-
-def preflight(rollout: Rollout) -> None:
-    """Refuse what cannot work, before anything is touched."""
-    rollout.enter("preflight", f"release {rollout.plan.version}: digests, disk, units")
-    _require_possible(rollout.tools, rollout.plan)
-
-
-def rehearse(tools: Tools, plan: Plan) -> None:
-    """Preflight without a rollout: refuse what cannot work, write nothing."""
-    tools.display.phase("preflight", f"release {plan.version}: digests, disk, units")
-    _require_possible(tools, plan)
-
-
-def _require_possible(tools: Tools, plan: Plan) -> None:
-    require_units(tools)
-    for path in (tools.host.state, tools.host.root):
-        free = shutil.disk_usage(path).free
-        if free < _NEEDED:
-            raise Refused(f"the disk of {path} is full", hint="`glmctl release prune` makes room")
-    if not os.access(tools.host.root, os.W_OK):
-        raise Refused(f"{tools.host.root} cannot be written to", hint="run it as root, or with --user")
-    size = tools.releases.get(plan.version).manifest.size
-    with tools.display.bytes(f"digests of {plan.version}", size) as advance:
-        tools.releases.verify(plan.version, advance)
-
-
-def require_units(tools: Tools) -> None:
-    """Refuse to go on without our units, or with units that serve another root."""
-    for unit in ("glm.socket", "glm@blue.service", "glm@green.service"):
-        if tools.systemd.state(unit).exists:
-            continue
-        if (tools.host.units / "glm.socket").exists():
-            systemctl = " ".join(tools.systemd.argv("daemon-reload"))
-            raise Refused(f"the service manager does not answer, or knows nothing of {unit}", hint=systemctl)
-        raise Refused(f"{unit} is not installed", hint="`glmctl install` installs our units")
-    root = tools.systemd.environment("glm@blue.service").get("GLM_ROOT")
-    if root != str(tools.host.root):
-        raise Refused(
-            f"the installed units serve {root}, not {tools.host.root}", hint="--root, or `glmctl install --root`"
-        )
 
 
 def prepare(rollout: Rollout) -> None:
@@ -125,11 +84,30 @@ def verify(rollout: Rollout) -> None:
             raise NotReady(f"check {name!r} failed: expected {expected!r} in the answer, got {reply!r}")
 
 
+def canary(rollout: Rollout) -> None:
+    """Let the candidate answer a growing share of the requests; raises Worse when it should answer no more."""
+    tools, plan = rollout.tools, rollout.plan
+    share = Share(tools.host)
+    for number, weight in enumerate(plan.canary if rollout.old else (), start=1):
+        rollout.enter("canary", f"{weight:g} % of the requests to {rollout.candidate}")
+        share.give(rollout.candidate, weight, number)
+        deadline = None if plan.step is None else time.monotonic() + plan.step
+        while not share.promoted and (deadline is None or time.monotonic() < deadline):
+            if share.weight is None:
+                raise Worse("the operator aborted it", by_operator=True)
+            _require_healthy(rollout)
+            left = "`glmctl promote` or `abort`" if deadline is None else f"{deadline - time.monotonic():.0f} s left"
+            one = current(tools.host, rollout.candidate)
+            tools.display.progress(f"{left}, {one.in_flight if one else 0} in flight there")
+            time.sleep(_LOOK_AT_SHARE)
+
+
 def cutover(rollout: Rollout) -> None:
     """One rename. Every worker follows by itself, and so do the connections."""
     tools = rollout.tools
     rollout.enter("cutover", f"live -> {rollout.candidate}")
     switch(rollout, rollout.candidate)
+    Share(tools.host).end()
     if not _wait_for(lambda: _gate_follows(tools.host, rollout.candidate), _SWITCH):
         if rollout.old:
             tools.slots.go_live(rollout.old)
@@ -197,6 +175,7 @@ def drain(rollout: Rollout, slot: str) -> None:
 def undo(rollout: Rollout) -> None:
     """Before cutover is done: stop the candidate and leave the host as it was."""
     tools = rollout.tools
+    Share(tools.host).end()
     if rollout.old and tools.slots.live == rollout.candidate:
         tools.slots.go_live(rollout.old)
     if rollout.entry.record.phase == "preflight":

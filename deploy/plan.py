@@ -41,12 +41,14 @@ class Tools:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is wanted. Times are in seconds."""
+    """What is wanted. Times are in seconds, shares in percent; a `step` of None waits for the operator."""
 
     version: str
     kind: Kind = "deploy"
     bake: float = 60.0
     drain: float = 120.0
+    canary: tuple[float, ...] = ()
+    step: float | None = 60.0
 
 
 @dataclass

@@ -8,8 +8,8 @@ from contextlib import closing
 from deploy.accounts import born_since, current, generations
 from deploy.errors import NotReady, Refused
 from deploy.journal import Journal, Record, begin
-from deploy.phases import require_units
 from deploy.plan import Plan, Rollout, Tools
+from deploy.preflight import require_units
 from deploy.slots import release_target
 
 _LOOK = 0.05

@@ -1,4 +1,4 @@
-"""A rollout: preflight, prepare, start, verify, cutover, bake, retire; and the way back."""
+"""A rollout: preflight, prepare, start, verify, canary, cutover, bake, retire; and the way back."""
 
 from __future__ import annotations
 
@@ -24,7 +24,14 @@ def deploy(tools: Tools, plan: Plan) -> Record:
             phases.prepare(rollout)
             phases.start(rollout)
             phases.verify(rollout)
+            phases.canary(rollout)
             phases.cutover(rollout)
+        except Worse as verdict:
+            phases.undo(rollout)
+            rollout.end("rolled back", reason=str(verdict))
+            raise RolledBack(
+                f"{plan.version} had a share of the requests and has none any more: {verdict}"
+            ) from verdict
         except (GlmError, KeyboardInterrupt) as error:
             phases.undo(rollout)
             rollout.end(_outcome(error), reason=str(error) or "interrupted from the keyboard")

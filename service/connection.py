@@ -12,6 +12,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from service.account import Ledger
+from service.canary import Side
 from service.handoff import Outcome
 
 Message = MutableMapping[str, Any]
@@ -31,10 +32,17 @@ class Owner(Protocol):
     def ledger(self) -> Ledger:
         """Where to count."""
 
+    @property
+    def own_side(self) -> Side:
+        """On which side a connection is that was handed to us."""
+
+    def draw(self) -> Side:
+        """Toss for the side of a connection's next request."""
+
     def keeps(self, connection: Connection) -> bool:
         """Whether the connection's next request is ours to answer."""
 
-    def pass_on(self, client: socket.socket) -> Outcome:
+    def pass_on(self, client: socket.socket, side: Side) -> Outcome:
         """Hand the client's connection to its owner."""
 
 
@@ -53,6 +61,8 @@ class Connection(HttpToolsProtocol):
         self.owner = owner
         self.public = public
         self.adopted = adopted
+        self.side: Side = "live"
+        """Who is to answer the next request. Drawn once for each: who was handed a connection does not toss again."""
         self.begun = self.received = self.answered = 0
         self._status: int | None = None
         self._broken = False
@@ -81,7 +91,7 @@ class Connection(HttpToolsProtocol):
         if not self.is_between_requests:
             return None
         self.transport.pause_reading()
-        outcome = self.owner.pass_on(self.transport.get_extra_info("socket"))
+        outcome = self.owner.pass_on(self.transport.get_extra_info("socket"), self.side)
         if outcome is Outcome.GIVEN:
             if self.public:
                 self.owner.ledger.handed_out += 1
@@ -99,6 +109,9 @@ class Connection(HttpToolsProtocol):
             self.owner.guests.add(self)
         if self.adopted:
             self.owner.ledger.adopted += 1
+            self.side = self.owner.own_side
+        else:
+            self._draw()
         self._start_idle_clock()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -140,7 +153,7 @@ class Connection(HttpToolsProtocol):
         self._count("completed" if self._status is not None and self._status < 500 else "failed")
         self._status = None
         super().on_response_complete()
-        self._consider_moving()
+        self._draw()
 
     def send_400_response(self, msg: str) -> None:
         """Answer what is not HTTP; it was a request as far as the account goes."""
@@ -184,6 +197,11 @@ class Connection(HttpToolsProtocol):
             setattr(ledger, what, getattr(ledger, what) + many)
         elif what == "accepted":
             ledger.door += many
+
+    def _draw(self) -> None:
+        if self.public:
+            self.side = self.owner.draw()
+        self._consider_moving()
 
     def _consider_moving(self) -> None:
         if self.public and not self.owner.keeps(self):

@@ -1,10 +1,14 @@
-"""Who owns the client connections: one look at two paths, and nothing remembered."""
+"""Who owns the client connections: one look at a few paths, and nothing remembered."""
 
 from __future__ import annotations
 
 import os
+import random
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+
+from service.canary import CanaryFile, Side
 
 SLOTS = ("blue", "green")
 
@@ -16,6 +20,9 @@ class Gate:
     `live` names the slot and the slot's `handoff.sock` is always the newest ready generation's, so that one comparison
     of inodes answers for both ways to the next generation: across slots and in place. A generation that is not ready
     has not published its socket, and finds its gate closed.
+
+    While a canary holds, a connection is on one of two sides, drawn anew for every request. What is on the candidate's
+    belongs to the slot that the canary names; without a canary both sides are the live slot's.
     """
 
     root: Path
@@ -23,17 +30,19 @@ class Gate:
     handoff: tuple[int, int]
     """Device and inode of the handoff socket that this generation bound."""
 
-    def owner(self) -> Path | None:
-        """The handoff socket to which every client connection belongs now; None while no slot is live."""
+    def owner(self, side: Side = "live") -> Path | None:
+        """The handoff socket to which connections of a side belong now; None while no slot is live."""
         try:
             slot = os.readlink(self.root / "live")  # noqa: PTH115  (a string is what we want)
         except OSError:
             return None
+        if side == "candidate" and (canary := self._canary.read()):
+            slot = canary.slot
         return self.runtime / slot / "handoff.sock" if slot in SLOTS else None
 
-    def is_open(self) -> bool:
-        """Whether this generation is the owner. Costs two system calls, about 4 µs."""
-        owner = self.owner()
+    def is_open(self, side: Side = "live") -> bool:
+        """Whether this generation is the owner. Costs two or three system calls, about 2 µs each."""
+        owner = self.owner(side)
         if owner is None:
             return False
         try:
@@ -41,3 +50,12 @@ class Gate:
         except OSError:
             return False
         return (status.st_dev, status.st_ino) == self.handoff
+
+    def draw(self) -> Side:
+        """Toss for the owner of a connection's next request."""
+        canary = self._canary.read()
+        return "candidate" if canary and random.random() * 100 < canary.weight else "live"  # noqa: S311  # a share, no secret
+
+    @cached_property
+    def _canary(self) -> CanaryFile:
+        return CanaryFile(self.runtime / "canary")

@@ -14,6 +14,7 @@ from uvicorn.config import Config
 from uvicorn.server import Server
 
 from service.account import Account, Ledger
+from service.canary import Side
 from service.connection import Connection
 from service.gate import Gate
 from service.handoff import Outcome, Taker, give
@@ -73,14 +74,28 @@ class SlotServer(Server):
 
     def keeps(self, connection: Connection) -> bool:
         """Whether the connection's next request is ours: a door's always, a public one's while the gate is open."""
-        return not connection.public or (not self._leaving and self.gate.is_open())
+        return not connection.public or (not self._leaving and self.gate.is_open(connection.side))
 
-    def pass_on(self, client: socket.socket) -> Outcome:
-        """Hand a client's connection to the owner, who may be a sibling of ours if we alone are leaving."""
-        owner = self.gate.owner()
+    @property
+    def own_side(self) -> Side:
+        """On which side a connection is that was handed to us."""
+        return "live" if self.gate.is_open() else "candidate"
+
+    def draw(self) -> Side:
+        """Toss for the side of a connection's next request."""
+        return self.gate.draw() if self.settings.handoff else "live"
+
+    def pass_on(self, client: socket.socket, side: Side) -> Outcome:
+        """Hand a client's connection to its owner; to the live one where the candidate does not take it."""
+        outcome = self._pass_to(client, side)
+        return self._pass_to(client, "live") if side != "live" and outcome is Outcome.NOBODY else outcome
+
+    def _pass_to(self, client: socket.socket, side: Side) -> Outcome:
+        """Pass it to the owner, who may be a sibling of ours if we alone are leaving."""
+        owner = self.gate.owner(side)
         if not self.settings.handoff or owner is None:
             return Outcome.NOBODY
-        if self.gate.is_open() and not (self._leaving and self._has_siblings()):
+        if self.gate.is_open(side) and not (self._leaving and self._has_siblings()):
             return Outcome.NOBODY
         return give(client.fileno(), owner)
 
@@ -107,7 +122,7 @@ class SlotServer(Server):
             await asyncio.sleep(TICK)
 
     def follow(self) -> None:
-        """Open or shut the gate as `live` says; while it is shut, send the connections we hold to their owner."""
+        """Open or shut the gate as `live` says, and send the connections that are not ours to their owner."""
         is_open = self.gate.is_open() and not self._leaving
         if is_open != self._is_open:
             self._is_open = is_open
@@ -116,9 +131,11 @@ class SlotServer(Server):
         accepting = is_open and time.monotonic() >= self._accept_again_at
         if accepting != self._accepting:
             self._set_accepting(accepting)
-        if not is_open:
+        ours: dict[Side, bool] = {"live": is_open, "candidate": not self._leaving and self.gate.is_open("candidate")}
+        if not all(ours.values()):
             for connection in list(self.guests):
-                self._send_home(connection)
+                if not ours[connection.side]:
+                    self._send_home(connection)
         self.report()
 
     def report(self) -> None:

@@ -38,7 +38,7 @@ def test_the_rollout_reads_like_its_sentence() -> None:
     """deploy/rollout.py names the phases in the order in which the design tells them."""
     text = (CODE / "deploy/rollout.py").read_text()
     order = [text.index(f"phases.{name}(rollout)") for name in
-             ("preflight", "prepare", "start", "verify", "cutover", "bake", "retire")]  # fmt: skip
+             ("preflight", "prepare", "start", "verify", "canary", "cutover", "bake", "retire")]  # fmt: skip
     assert order == sorted(order)
 
 

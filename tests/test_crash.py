@@ -12,10 +12,10 @@ from deploy.journal import Journal
 from tests.box import Box, kill, wait_for
 
 
-@pytest.mark.parametrize("phase", ["preflight", "prepare", "start", "verify", "cutover", "bake", "retire"])
+@pytest.mark.parametrize("phase", ["preflight", "prepare", "start", "verify", "canary", "cutover", "bake", "retire"])
 def test_the_controller_killed_in_any_phase(box: Box, phase: str) -> None:
     """Kill -9 of glmctl in each phase: a version serves, and the next call tells and ends what was begun."""
-    deploy = box.begin("deploy", "1.1.0", "--bake", "1s")
+    deploy = box.begin("deploy", "1.1.0", "--canary", "10", "--step", "1s", "--bake", "1s")
     box.await_phase(deploy, phase)
     kill(deploy.pid)
     deploy.communicate(timeout=60)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import click
 
-from deploy import phases, report
-from deploy.commands.options import Context, Duration, shared
+from deploy import preflight, report
+from deploy.commands.options import Context, Duration, Shares, Step, shared
 from deploy.errors import DrainCut, RolledBack
 from deploy.journal import Journal
 from deploy.plan import Plan
@@ -14,18 +14,37 @@ from deploy.rollout import deploy as roll_out
 
 @click.command()
 @click.argument("version")
+@click.option(
+    "--canary",
+    type=Shares(),
+    default="",
+    metavar="PERCENT,…",
+    help="Shares of the requests that it answers before cutover: 10,50.",
+)
+@click.option(
+    "--step", type=Step(), default="60s", show_default=True, help="How long each share holds; `pause`: until promote."
+)
 @click.option("--bake", type=Duration(), default="60s", show_default=True, help="How long the old slot stays warm.")
 @click.option("--drain", type=Duration(), default="120s", show_default=True, help="How long it may finish requests.")
 @click.option(
     "--dry-run", is_flag=True, help="Check everything that can be checked, say what would be done, do nothing."
 )
 @shared
-def deploy(context: Context, version: str, bake: float, drain: float, dry_run: bool) -> None:
+def deploy(
+    context: Context,
+    version: str,
+    canary: tuple[float, ...],
+    step: float | None,
+    bake: float,
+    drain: float,
+    dry_run: bool,
+) -> None:
     """Move every client to VERSION, and lose nothing.
 
-    preflight, prepare, start, verify, cutover, bake, retire: the new version is loaded beside the old one, has to prove
-    itself, gets every client by one rename, and is watched while the old one stays warm. `glmctl rollback`, from
-    another terminal too, goes back at once while it bakes. The receipt at the end accounts for every request.
+    preflight, prepare, start, verify, canary, cutover, bake, retire: the new version is loaded beside the old one, has
+    to prove itself, answers a share of the requests if you say so, gets every client by one rename, and is watched
+    while the old one stays warm. `glmctl promote` and `abort`, from another terminal, end a canary step; `glmctl
+    rollback` goes back at once while it bakes. The receipt at the end accounts for every request.
     """
     context.recover()
     tools = context.tools
@@ -35,9 +54,9 @@ def deploy(context: Context, version: str, bake: float, drain: float, dry_run: b
             {"outcome": "unchanged", "version": version, "live": live}, f"{version} is live already, in {live}"
         )
         return
-    plan = Plan(version, bake=bake, drain=drain)
+    plan = Plan(version, bake=bake, drain=drain, canary=canary, step=step)
     if dry_run:
-        phases.rehearse(tools, plan)
+        preflight.rehearse(tools, plan)
         old = f"; {tools.slots.version(live)} in {live} would stay warm for {bake:g} s" if live else ""
         context.show(
             {"outcome": "dry run", "version": version, "slot": tools.slots.idle, "live": live},

@@ -7,6 +7,7 @@ import json
 import os
 import re
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,34 @@ class Duration(click.ParamType[float]):
         if not match:
             self.fail(f"{value!r} is no duration: write 500ms, 60s, 10m or 2h", param, ctx)
         return float(match[1]) * self._units[match[2]]
+
+
+class Step(click.ParamType["float | None"]):
+    """A duration, or `pause`, which is None."""
+
+    name = "duration"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float | None:
+        """Read it."""
+        return None if value in (None, "pause") else Duration().convert(value, param, ctx)
+
+
+class Shares(click.ParamType[tuple[float, ...]]):
+    """Percents, separated by commas."""
+
+    name = "percents"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
+        """Read them; each is more than 0 and at most 100, and more than the one before."""
+        if isinstance(value, tuple):
+            return value
+        try:
+            shares = tuple(float(part.strip().removesuffix("%")) for part in str(value).split(",") if part.strip())
+        except ValueError:
+            self.fail(f"{value!r} is no list of percents: write 10,50", param, ctx)
+        if not all(before < share <= 100 for before, share in pairwise((0.0, *shares))):  # a NaN is neither
+            self.fail(f"{value!r}: each share is above the one before, from above 0 to 100", param, ctx)
+        return shares
 
 
 class Context:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from deploy import phases, report
+from deploy import phases, preflight, report
 from deploy.commands.options import Context, Duration, shared
 from deploy.errors import Refused
 from deploy.plan import Plan
@@ -30,7 +30,7 @@ def rollback(context: Context, version: str | None, drain: float) -> None:
         context.recover()
     if tools.slots.version(tools.slots.live) == wanted:
         raise Refused(f"{wanted} is live already")
-    phases.require_units(tools)
+    preflight.require_units(tools)
     record = roll_back(tools, Plan(wanted, kind="rollback", bake=0.0, drain=drain))
     context.recover()  # a deploy that was killed while it baked ends here
     context.show(record, report.text(record))

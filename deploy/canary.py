@@ -1,0 +1,65 @@
+"""The canary's file, by which the controller tells the workers what share of the requests the candidate answers."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from deploy.host import Host
+
+
+class Share:
+    """`<runtime>/canary`: there while a canary holds, replaced by rename, gone after a reboot."""
+
+    def __init__(self, host: Host) -> None:
+        self._path = host.runtime / "canary"
+
+    def give(self, slot: str, weight: float, step: int) -> None:
+        """Let `slot` answer `weight` percent of the requests; `step` counts from 1."""
+        self._write({"slot": slot, "weight": weight, "step": step, "promoted": False})
+
+    def promote(self) -> bool:
+        """End the step that is under way; False where there is none."""
+        document = self._read()
+        if document is None:
+            return False
+        self._write(document | {"promoted": True})
+        return True
+
+    def end(self) -> bool:
+        """Let `live` alone rule again, at once; returns whether anything else did."""
+        try:
+            self._path.unlink()
+        except FileNotFoundError:
+            return False
+        return True
+
+    @property
+    def promoted(self) -> bool:
+        """Whether somebody wants the rollout to go on before its time."""
+        document = self._read()
+        return bool(document and document.get("promoted"))
+
+    @property
+    def weight(self) -> float | None:
+        """The candidate's share in percent; None without a canary."""
+        document = self._read()
+        return float(document["weight"]) if document else None
+
+    @property
+    def slot(self) -> str | None:
+        """Whose share it is."""
+        document = self._read()
+        return str(document["slot"]) if document else None
+
+    def _read(self) -> dict[str, Any] | None:
+        try:
+            document: dict[str, Any] = json.loads(self._path.read_bytes())
+        except (OSError, ValueError):
+            return None
+        return document
+
+    def _write(self, document: dict[str, Any]) -> None:
+        temporary = self._path.with_name("canary.new")
+        temporary.write_text(json.dumps(document))
+        temporary.replace(self._path)

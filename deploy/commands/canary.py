@@ -1,0 +1,37 @@
+"""glmctl promote and glmctl abort."""
+
+from __future__ import annotations
+
+import click
+
+from deploy.canary import Share
+from deploy.commands.options import Context, shared
+from deploy.errors import Refused
+
+
+@click.command()
+@shared
+def promote(context: Context) -> None:
+    """End the canary step under way: on to the next share, or to the cutover."""
+    context.recover()
+    share = Share(context.host)
+    weight = share.weight
+    if weight is None or not share.promote():
+        raise _nothing()
+    context.show({"promoted": weight}, f"the step of {weight:g} % is over; the rollout goes on")
+
+
+@click.command()
+@shared
+def abort(context: Context) -> None:
+    """End the canary and its rollout: the live slot answers everything again, at once."""
+    context.recover()
+    share = Share(context.host)
+    weight = share.weight
+    if weight is None or not share.end():
+        raise _nothing()
+    context.show({"aborted": weight}, f"the canary of {weight:g} % is over; live alone answers, the rollout ends")
+
+
+def _nothing() -> Refused:
+    return Refused("no canary is under way", hint="`glmctl deploy V --canary 10,50` begins one")

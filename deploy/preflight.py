@@ -1,0 +1,54 @@
+"""The first phase: refuse what cannot work, before anything is touched."""
+
+from __future__ import annotations
+
+import os
+import shutil
+
+from deploy.errors import Refused
+from deploy.plan import Plan, Rollout, Tools
+
+__all__ = ["preflight", "rehearse", "require_units"]
+
+_NEEDED = 16 << 20  # bytes for the journal
+
+
+def preflight(rollout: Rollout) -> None:
+    """Refuse what cannot work, before anything is touched."""
+    rollout.enter("preflight", f"release {rollout.plan.version}: digests, disk, units")
+    _require_possible(rollout.tools, rollout.plan)
+
+
+def rehearse(tools: Tools, plan: Plan) -> None:
+    """Preflight without a rollout: refuse what cannot work, write nothing."""
+    tools.display.phase("preflight", f"release {plan.version}: digests, disk, units")
+    _require_possible(tools, plan)
+
+
+def _require_possible(tools: Tools, plan: Plan) -> None:
+    require_units(tools)
+    for path in (tools.host.state, tools.host.root):
+        free = shutil.disk_usage(path).free
+        if free < _NEEDED:
+            raise Refused(f"the disk of {path} is full", hint="`glmctl release prune` makes room")
+    if not os.access(tools.host.root, os.W_OK):
+        raise Refused(f"{tools.host.root} cannot be written to", hint="run it as root, or with --user")
+    size = tools.releases.get(plan.version).manifest.size
+    with tools.display.bytes(f"digests of {plan.version}", size) as advance:
+        tools.releases.verify(plan.version, advance)
+
+
+def require_units(tools: Tools) -> None:
+    """Refuse to go on without our units, or with units that serve another root."""
+    for unit in ("glm.socket", "glm@blue.service", "glm@green.service"):
+        if tools.systemd.state(unit).exists:
+            continue
+        if (tools.host.units / "glm.socket").exists():
+            systemctl = " ".join(tools.systemd.argv("daemon-reload"))
+            raise Refused(f"the service manager does not answer, or knows nothing of {unit}", hint=systemctl)
+        raise Refused(f"{unit} is not installed", hint="`glmctl install` installs our units")
+    root = tools.systemd.environment("glm@blue.service").get("GLM_ROOT")
+    if root != str(tools.host.root):
+        raise Refused(
+            f"the installed units serve {root}, not {tools.host.root}", hint="--root, or `glmctl install --root`"
+        )

@@ -1,0 +1,129 @@
+"""The canary: a share of the requests, on connections that nobody closes, until it is promoted, aborted, or over."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from subprocess import Popen
+
+import pytest
+
+from deploy.canary import Share
+from tests.box import Box, kill, wait_for
+
+CONNECTIONS = 50
+REQUESTS = 10_000
+
+
+@contextmanager
+def canary(box: Box, *words: str) -> Iterator[Popen[str]]:
+    """A deploy of 1.1.0 whose canary began; aborted at the end of the block if it still waits."""
+    deploy = box.begin("deploy", "1.1.0", "--bake", "0", *words)
+    try:
+        box.await_phase(deploy, "canary")
+        wait_for(lambda: Share(box.host).weight is not None)
+        yield deploy
+    finally:
+        Share(box.host).end()
+        deploy.communicate(timeout=60)
+
+
+async def ask(box: Box, requests: int) -> Counter[str]:
+    """Ask who answers, on connections that must stay open; returns how often each slot did."""
+    host, port = box.listen.split(":")
+    slots: Counter[str] = Counter()
+
+    async def client() -> None:
+        reader, writer = await asyncio.open_connection(host, int(port))
+        for _ in range(requests // CONNECTIONS):
+            writer.write(b"GET /version HTTP/1.1\r\nHost: x\r\n\r\n")
+            head = (await reader.readuntil(b"\r\n\r\n")).decode().lower().split("\r\n")
+            assert head[0] == "http/1.1 200 ok"
+            headers = dict(line.split(": ", 1) for line in head[1:] if line)
+            assert "connection" not in headers
+            await reader.readexactly(int(headers["content-length"]))
+            slots[headers["x-slot"]] += 1
+        writer.close()
+
+    await asyncio.gather(*(client() for _ in range(CONNECTIONS)))
+    return slots
+
+
+def test_each_request_is_a_toss_of_its_own(box: Box) -> None:
+    """10,000 requests on 50 kept connections at each of 1, 10, 25 and 50 %: the share is as asked, none is lost."""
+    with canary(box, "--canary", "1", "--step", "pause"):
+        for step, weight in enumerate((1, 10, 25, 50), start=2):
+            Share(box.host).give("green", weight, step)
+            slots = asyncio.run(ask(box, REQUESTS))
+            assert slots.total() == REQUESTS
+            share = weight / 100
+            spread = 3.9 * math.sqrt(REQUESTS * share * (1 - share))  # one run in 10,000 lies beyond
+            assert abs(slots["green"] - REQUESTS * share) <= spread, (weight, slots)
+
+
+def test_steps_follow_each_other_and_end_in_the_cutover(box: Box) -> None:
+    """The shares grow as asked, each for its time; the history names them, and the receipt accounts for all."""
+    record = box.json("deploy", "1.1.0", "--canary", "20,60", "--step", "500ms", "--bake", "0")
+    assert [step["phase"] for step in record["steps"]].count("canary") == 2
+    assert record["outcome"] == "done"
+    assert Share(box.host).weight is None
+    assert box.get("/version").json()["version"] == "1.1.0"
+
+
+def test_promote_goes_on_to_the_next_step_and_then_to_the_cutover(box: Box) -> None:
+    """A rollout that waits goes on when it is told to, one step at a time."""
+    with canary(box, "--canary", "10,50", "--step", "pause") as deploy:
+        assert box.json("promote")["promoted"] == 10
+        wait_for(lambda: Share(box.host).weight == 50)
+        box.glmctl("promote")
+        deploy.wait(timeout=60)
+    assert deploy.returncode == 0
+    assert box.get("/version").json()["version"] == "1.1.0"
+
+
+def test_abort_gives_everything_back_to_the_live_slot(box: Box) -> None:
+    """At once: the next 1,000 requests are live's, the candidate's unit is stopped, and the deploy ends with 5."""
+    with canary(box, "--canary", "50", "--step", "pause") as deploy:
+        assert asyncio.run(ask(box, 1000))["green"]
+        box.glmctl("abort")
+        wait_for(lambda: box.generation("green").connections == 0)
+        assert asyncio.run(ask(box, 1000)) == {"blue": 1000}
+        deploy.wait(timeout=60)
+    assert deploy.returncode == 5
+    assert box.show("glm@green.service", "ActiveState") == "inactive"
+    assert box.json("history")["rollouts"][-1]["outcome"] == "rolled back"
+    refused = box.glmctl("promote", expect=3)
+    assert "no canary is under way" in refused.stderr
+
+
+def test_a_candidate_that_dies_ends_its_canary(box: Box) -> None:
+    """Whoever asks meanwhile is answered by the live slot; the rollout ends with 5."""
+    with canary(box, "--canary", "50", "--step", "pause") as deploy:
+        box.drop_in("[Service]\nRestart=no\n")
+        kill(box.generation("green").master)
+        deploy.wait(timeout=60)
+        assert asyncio.run(ask(box, 500)) == {"blue": 500}
+    assert deploy.returncode == 5
+    assert box.get("/version").json()["version"] == "1.0.0"
+
+
+def test_a_canary_whose_controller_was_killed_is_ended_by_the_next_call(box: Box) -> None:
+    """The share holds on without a controller; the next glmctl says so and gives everything back."""
+    with canary(box, "--canary", "50", "--step", "pause") as deploy:
+        kill(deploy.pid)
+        deploy.wait(timeout=60)
+        assert asyncio.run(ask(box, 500))["green"]
+        assert "interrupted in canary" in box.glmctl("status").stderr
+        assert Share(box.host).weight is None
+        assert asyncio.run(ask(box, 500)) == {"blue": 500}
+    box.glmctl("deploy", "1.1.0", "--bake", "0")
+
+
+@pytest.mark.parametrize("shares", ["0", "50,10", "101", "ten", "10,10", "nan"])
+def test_shares_that_make_no_sense_are_refused(box: Box, shares: str) -> None:
+    """Before anything is touched, with words that say what to write."""
+    told = box.glmctl("deploy", "1.1.0", "--canary", shares, expect=2)
+    assert "percents" in told.stderr or "share" in told.stderr
