@@ -88,6 +88,7 @@ def test_abort_gives_everything_back_to_the_live_slot(box: Box) -> None:
     """At once: the next 1,000 requests are live's, the candidate's unit is stopped, and the deploy ends with 5."""
     with canary(box, "--canary", "50", "--step", "pause") as deploy:
         assert asyncio.run(ask(box, 1000))["green"]
+        assert {name: slot["share"] for name, slot in box.json("status")["slots"].items()} == {"blue": 50, "green": 50}
         box.glmctl("abort")
         wait_for(lambda: box.generation("green").connections == 0)
         assert asyncio.run(ask(box, 1000)) == {"blue": 1000}

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from deploy import report
 from deploy.accounts import current
+from deploy.canary import Share
 from deploy.commands.options import Context, shared
 from deploy.host import SLOTS
 from deploy.journal import Journal
@@ -78,12 +79,22 @@ def _slot(tools: Tools, slot: str) -> dict[str, Any]:
         "state": _state(version, unit.active, serves=bool(one and one.serves)),
         "gate": one.gate if one else "closed",
         "generation": one.generation if one else None,
+        "share": _share(tools, slot),
         "in_flight": one.in_flight if one else 0,
         "connections": one.connections if one else 0,
         "workers": len(one.living) if one else 0,
         "memory": sum(worker.memory for worker in one.living) if one else 0,
         "says": unit.status or None,
     }
+
+
+def _share(tools: Tools, slot: str) -> float:
+    """What share of the requests it answers, in percent."""
+    canary, live = Share(tools.host), tools.slots.live
+    given = canary.weight if canary.slot not in {None, live} else None
+    if slot == live:
+        return 100 - (given or 0.0)
+    return given or 0.0
 
 
 def _state(version: str | None, active: str, *, serves: bool) -> str:
@@ -98,7 +109,7 @@ def _render(document: dict[str, Any]) -> RenderableType:
     table = Table(box=None, pad_edge=False, header_style="dim")
     for title in ("slot", "version", "state", "gate"):
         table.add_column(title, no_wrap=True)
-    for title in ("gen", "in flight", "clients", "workers", "memory"):
+    for title in ("share", "gen", "in flight", "clients", "workers", "memory"):
         table.add_column(title, justify="right", no_wrap=True)
     for name, slot in document["slots"].items():
         mark = "[bold green]" if name == document["live"] else ""
@@ -107,6 +118,7 @@ def _render(document: dict[str, Any]) -> RenderableType:
             slot["version"] or "-",
             slot["state"],
             slot["gate"],
+            f"{slot['share']:g} %",
             str(slot["generation"] or "-"),
             str(slot["in_flight"]),
             str(slot["connections"]),
@@ -119,7 +131,8 @@ def _render(document: dict[str, Any]) -> RenderableType:
 
 def _line(document: dict[str, Any]) -> str:
     slots = "; ".join(
-        f"{name} {slot['version'] or '-'} {slot['state']} gate {slot['gate']} {slot['in_flight']} in flight"
+        f"{name} {slot['version'] or '-'} {slot['state']} gate {slot['gate']} {slot['share']:g} % "
+        f"{slot['in_flight']} in flight"
         for name, slot in document["slots"].items()
     )
     return f"live {document['live'] or '-'}; {slots}"
