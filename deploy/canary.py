@@ -14,9 +14,9 @@ class Share:
     def __init__(self, host: Host) -> None:
         self._path = host.runtime / "canary"
 
-    def give(self, slot: str, weight: float, step: int) -> None:
-        """Let `slot` answer `weight` percent of the requests; `step` counts from 1."""
-        self._write({"slot": slot, "weight": weight, "step": step, "promoted": False})
+    def give(self, slot: str, weight: float, step: int, sticky: str | None = None) -> None:
+        """Let `slot` answer `weight` percent of the requests; `step` counts from 1, `sticky` names a header."""
+        self._write({"slot": slot, "weight": weight, "step": step, "sticky": sticky, "promoted": False})
 
     def promote(self) -> bool:
         """End the step that is under way; False where there is none."""

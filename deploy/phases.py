@@ -90,7 +90,7 @@ def canary(rollout: Rollout) -> None:
     share = Share(tools.host)
     for number, weight in enumerate(plan.canary if rollout.old else (), start=1):
         rollout.enter("canary", f"{weight:g} % of the requests to {rollout.candidate}")
-        share.give(rollout.candidate, weight, number)
+        share.give(rollout.candidate, weight, number, plan.sticky)
         deadline = None if plan.step is None else time.monotonic() + plan.step
         while not share.promoted and (deadline is None or time.monotonic() < deadline):
             if share.weight is None:

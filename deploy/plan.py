@@ -49,6 +49,7 @@ class Plan:
     drain: float = 120.0
     canary: tuple[float, ...] = ()
     step: float | None = 60.0
+    sticky: str | None = None
 
 
 @dataclass

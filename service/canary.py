@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
+import random
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
+
+from service.head import header
 
 __all__ = ["Canary", "CanaryFile", "Side"]
 
@@ -14,13 +18,37 @@ logger = logging.getLogger("gunicorn.error")
 
 Side = Literal["live", "candidate"]
 
+PIN = "x-glm-slot"  # the header by which a client chooses a side
+
 
 @dataclass(frozen=True)
 class Canary:
-    """The candidate's slot, and its share of the requests in percent."""
+    """The candidate's slot, and its share of the requests in percent.
+
+    With `sticky`, the name of a header, requests with the same value of it stay on one side for the length of a step.
+    """
 
     slot: str
     weight: float
+    step: int = 0
+    sticky: str | None = None
+
+    def toss(self) -> Side:
+        """Whose a request is."""
+        return "candidate" if random.random() * 100 < self.weight else "live"  # noqa: S311  # a share, no secret
+
+    def side_of(self, head: bytes | bytearray) -> Side | None:
+        """Whose a request is by its head; None where the head does not decide."""
+        pinned = header(head, PIN)
+        if pinned in ("live", "candidate"):
+            return "live" if pinned == "live" else "candidate"
+        if self.sticky is None:
+            return None
+        key = header(head, self.sticky)
+        if key is None:
+            return self.toss()
+        digest = hashlib.blake2b(f"{self.step} {key}".encode(), digest_size=8).digest()
+        return "candidate" if int.from_bytes(digest) * 100 < self.weight * 2**64 else "live"
 
 
 @dataclass
@@ -45,7 +73,13 @@ class CanaryFile:
     def _parse(self) -> Canary | None:
         try:
             document = json.loads(self.path.read_bytes())
-            return Canary(str(document["slot"]), float(document["weight"]))
+            sticky = document.get("sticky")
+            return Canary(
+                str(document["slot"]),
+                float(document["weight"]),
+                int(document.get("step", 0)),
+                str(sticky).lower() if sticky else None,
+            )
         except FileNotFoundError:
             raise
         except (OSError, ValueError, KeyError, TypeError) as error:

@@ -11,9 +11,13 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
+from service import head
 from service.account import Ledger
 from service.canary import Side
+from service.gate import Gate
 from service.handoff import Outcome
+
+_AGAIN = 0.01  # seconds until a full backlog, or a client that reads slowly, is tried again
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -32,18 +36,14 @@ class Owner(Protocol):
     def ledger(self) -> Ledger:
         """Where to count."""
 
-    @property
-    def own_side(self) -> Side:
-        """On which side a connection is that was handed to us."""
-
-    def draw(self) -> Side:
-        """Toss for the side of a connection's next request."""
+    gate: Gate
+    """Whose a connection is, and a request."""
 
     def keeps(self, connection: Connection) -> bool:
         """Whether the connection's next request is ours to answer."""
 
-    def pass_on(self, client: socket.socket, side: Side) -> Outcome:
-        """Hand the client's connection to its owner."""
+    def pass_on(self, client: socket.socket, side: Side, held: bytes = b"") -> Outcome:
+        """Hand the client's connection to its owner, with what was read from it and not answered."""
 
 
 class Connection(HttpToolsProtocol):
@@ -55,7 +55,14 @@ class Connection(HttpToolsProtocol):
     """
 
     def __init__(
-        self, config: Config, server_state: ServerState, owner: Owner, *, public: bool, adopted: bool = False
+        self,
+        config: Config,
+        server_state: ServerState,
+        owner: Owner,
+        *,
+        public: bool,
+        adopted: bool = False,
+        held: bytes = b"",
     ) -> None:
         super().__init__(config, server_state, {})
         self.owner = owner
@@ -63,6 +70,7 @@ class Connection(HttpToolsProtocol):
         self.adopted = adopted
         self.side: Side = "live"
         """Who is to answer the next request. Drawn once for each: who was handed a connection does not toss again."""
+        self._held = bytearray(held)
         self.begun = self.received = self.answered = 0
         self._status: int | None = None
         self._broken = False
@@ -78,7 +86,8 @@ class Connection(HttpToolsProtocol):
     def is_between_requests(self) -> bool:
         """Whether another process could take this connection now and nobody would notice."""
         return (
-            self.begun == self.received == self.answered
+            self._is_idle
+            and not self._held
             and not self.transport.is_closing()
             and self.transport.get_write_buffer_size() == 0
         )
@@ -109,10 +118,12 @@ class Connection(HttpToolsProtocol):
             self.owner.guests.add(self)
         if self.adopted:
             self.owner.ledger.adopted += 1
-            self.side = self.owner.own_side
+            self.side = self.owner.gate.own_side
         else:
             self._draw()
         self._start_idle_clock()
+        if self._held:
+            self._release()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Settle what was begun and will not be answered any more."""
@@ -125,6 +136,56 @@ class Connection(HttpToolsProtocol):
             self._end(self.in_flight)
         self.owner.guests.discard(self)
         super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Read. While a canary holds, the head of a request is looked at before any of it is parsed."""
+        if not (self._held or (self.public and self._is_idle and self.owner.gate.reads_heads)):
+            super().data_received(data)
+            return
+        self._unset_keepalive_if_required()
+        self._held += data
+        if not head.is_whole(self._held):
+            return
+        wanted = self.owner.gate.side_of(self._held)
+        self.side = wanted or self.side
+        if wanted is None or self.owner.keeps(self):
+            self._release()
+        else:
+            self.transport.pause_reading()
+            self._pass_on_held()
+
+    def _pass_on_held(self) -> None:
+        """Hand over the connection together with the request that was read from it; answer it here if nobody does."""
+        if self.transport.is_closing():
+            return
+        client, outcome = self.transport.get_extra_info("socket"), Outcome.TRY_AGAIN
+        if self.transport.get_write_buffer_size() == 0:
+            outcome = self.owner.pass_on(client, self.side, bytes(self._held))
+        if outcome is Outcome.TRY_AGAIN:
+            self.loop.call_later(_AGAIN, self._pass_on_held)
+        elif outcome is Outcome.GIVEN:
+            self.owner.ledger.handed_out += 1
+            self._held.clear()
+            self.transport.close()
+        else:
+            self.transport.resume_reading()
+            self._release()
+
+    def _release(self) -> None:
+        """Parse what was held."""
+        data = bytes(self._held)
+        self._held.clear()
+        super().data_received(data)
+
+    def shutdown(self) -> None:
+        """Close between requests, or say so with the answer to the one that was begun."""
+        if self._held:
+            self._release()
+        super().shutdown()
+
+    @property
+    def _is_idle(self) -> bool:
+        return self.begun == self.received == self.answered
 
     def cut(self) -> None:
         """End the connection with its requests unanswered: the drain deadline has passed."""
@@ -200,7 +261,7 @@ class Connection(HttpToolsProtocol):
 
     def _draw(self) -> None:
         if self.public:
-            self.side = self.owner.draw()
+            self.side = self.owner.gate.draw()
         self._consider_moving()
 
     def _consider_moving(self) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import random
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -51,10 +50,27 @@ class Gate:
             return False
         return (status.st_dev, status.st_ino) == self.handoff
 
+    @property
+    def own_side(self) -> Side:
+        """On which side a connection is that was handed to this generation."""
+        return "live" if self.is_open() else "candidate"
+
     def draw(self) -> Side:
-        """Toss for the owner of a connection's next request."""
+        """Toss for the owner of a connection's next request; where its head will tell, it stays where it is."""
         canary = self._canary.read()
-        return "candidate" if canary and random.random() * 100 < canary.weight else "live"  # noqa: S311  # a share, no secret
+        if canary is None:
+            return "live"
+        return self.own_side if canary.sticky else canary.toss()
+
+    @property
+    def reads_heads(self) -> bool:
+        """Whether a request's head may tell whose it is."""
+        return self._canary.read() is not None
+
+    def side_of(self, head: bytes | bytearray) -> Side | None:
+        """Whose a request is by its head; None where the head does not decide."""
+        canary = self._canary.read()
+        return canary.side_of(head) if canary else None
 
     @cached_property
     def _canary(self) -> CanaryFile:

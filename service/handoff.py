@@ -9,8 +9,10 @@ from __future__ import annotations
 import asyncio
 import enum
 import logging
+import os
 import socket
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 _PASS = b"c"  # a descriptor needs at least one byte to travel with
@@ -28,16 +30,23 @@ class Outcome(enum.Enum):
     NOBODY = enum.auto()
 
 
-def give(descriptor: int, owner: Path) -> Outcome:
+def give(descriptor: int, owner: Path, held: bytes = b"") -> Outcome:
     """Send the open connection `descriptor` to the generation that listens at `owner`.
+
+    `held` is what was read from it and not answered: it travels in a second descriptor, so that no buffer is too small.
 
     On GIVEN the caller closes its copy: no FIN is sent while the other copy is open. On anything else the connection is
     still the caller's. Never blocks.
     """
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as door:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as door, ExitStack() as stack:
         try:
             door.connect(str(owner))
-            socket.send_fds(door, [_PASS], [descriptor])
+            descriptors = [descriptor]
+            if held:
+                file = stack.enter_context(open(os.memfd_create("held"), "wb", buffering=0))  # noqa: PTH123
+                file.write(held)
+                descriptors.append(file.fileno())
+            socket.send_fds(door, [_PASS], descriptors)
         except (FileNotFoundError, ConnectionRefusedError):
             return Outcome.NOBODY
         except OSError:  # backlog full, too many descriptors under way, the taker died between the two calls
@@ -48,7 +57,7 @@ def give(descriptor: int, owner: Path) -> Outcome:
 class Taker:
     """Takes connections from a handoff socket that the generation's workers share."""
 
-    def __init__(self, listener: socket.socket, admit: Callable[[socket.socket], None]) -> None:
+    def __init__(self, listener: socket.socket, admit: Callable[[socket.socket, bytes], None]) -> None:
         self._listener = listener
         self._admit = admit
         self._loop = asyncio.get_running_loop()
@@ -85,18 +94,18 @@ class Taker:
 
     def _receive(self, giver: socket.socket) -> None:
         try:
-            _, descriptors, _, _ = socket.recv_fds(giver, len(_PASS), 1)
+            _, descriptors, _, _ = socket.recv_fds(giver, len(_PASS), 2)
         except BlockingIOError:  # we were faster than the giver
             self._await(giver)
             return
         except OSError:
             descriptors = []
         giver.close()
-        for descriptor in descriptors:
-            client = socket.socket(fileno=descriptor)
+        if descriptors:
+            client = socket.socket(fileno=descriptors[0])
             client.set_inheritable(False)
             client.setblocking(False)
-            self._admit(client)
+            self._admit(client, b"".join(map(_read, descriptors[1:])))
 
     def _await(self, giver: socket.socket) -> None:
         descriptor = giver.fileno()
@@ -115,3 +124,10 @@ class Taker:
 
         self._loop.add_reader(descriptor, arrived)
         deadline = self._loop.call_later(_PATIENCE, gave_up)
+
+
+def _read(descriptor: int) -> bytes:
+    """Read a whole file, wherever its writer stands in it, and close it."""
+    with open(descriptor, "rb") as file:
+        file.seek(0)
+        return file.read()

@@ -76,28 +76,19 @@ class SlotServer(Server):
         """Whether the connection's next request is ours: a door's always, a public one's while the gate is open."""
         return not connection.public or (not self._leaving and self.gate.is_open(connection.side))
 
-    @property
-    def own_side(self) -> Side:
-        """On which side a connection is that was handed to us."""
-        return "live" if self.gate.is_open() else "candidate"
-
-    def draw(self) -> Side:
-        """Toss for the side of a connection's next request."""
-        return self.gate.draw() if self.settings.handoff else "live"
-
-    def pass_on(self, client: socket.socket, side: Side) -> Outcome:
+    def pass_on(self, client: socket.socket, side: Side, held: bytes = b"") -> Outcome:
         """Hand a client's connection to its owner; to the live one where the candidate does not take it."""
-        outcome = self._pass_to(client, side)
-        return self._pass_to(client, "live") if side != "live" and outcome is Outcome.NOBODY else outcome
+        outcome = self._pass_to(client, side, held)
+        return self._pass_to(client, "live", held) if side != "live" and outcome is Outcome.NOBODY else outcome
 
-    def _pass_to(self, client: socket.socket, side: Side) -> Outcome:
+    def _pass_to(self, client: socket.socket, side: Side, held: bytes) -> Outcome:
         """Pass it to the owner, who may be a sibling of ours if we alone are leaving."""
         owner = self.gate.owner(side)
         if not self.settings.handoff or owner is None:
             return Outcome.NOBODY
         if self.gate.is_open(side) and not (self._leaving and self._has_siblings()):
             return Outcome.NOBODY
-        return give(client.fileno(), owner)
+        return give(client.fileno(), owner, held)
 
     # the life of the server
 
@@ -105,7 +96,9 @@ class SlotServer(Server):
         """Watch the door and the handoff socket; the gate is looked at in the main loop."""
         await self.lifespan.startup()
         loop = asyncio.get_running_loop()
-        self._taker = Taker(self._handoff, lambda client: self._admit(client, public=True, adopted=True))
+        self._taker = Taker(
+            self._handoff, lambda client, held: self._admit(client, public=True, adopted=True, held=held)
+        )
         self._taker.start()
         loop.add_reader(self._door.fileno(), self._accept, self._door, False)
         self.servers = []
@@ -195,9 +188,9 @@ class SlotServer(Server):
             client.setblocking(False)
             self._admit(client, public=public)
 
-    def _admit(self, client: socket.socket, *, public: bool, adopted: bool = False) -> None:
+    def _admit(self, client: socket.socket, *, public: bool, adopted: bool = False, held: bytes = b"") -> None:
         def connection() -> Connection:
-            return Connection(self.config, self.server_state, self, public=public, adopted=adopted)
+            return Connection(self.config, self.server_state, self, public=public, adopted=adopted, held=held)
 
         arrival = asyncio.get_running_loop().create_task(self._arrive(connection, client))
         self._arriving.add(arrival)

@@ -7,11 +7,14 @@ import math
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from subprocess import Popen
 
+import httpx
 import pytest
 
 from deploy.canary import Share
+from deploy.sandbox import Sandbox
 from tests.box import Box, kill, wait_for
 
 CONNECTIONS = 50
@@ -121,6 +124,73 @@ def test_a_canary_whose_controller_was_killed_is_ended_by_the_next_call(box: Box
         assert Share(box.host).weight is None
         assert asyncio.run(ask(box, 500)) == {"blue": 500}
     box.glmctl("deploy", "1.1.0", "--bake", "0")
+
+
+async def ask_pinned(box: Box, pins: list[str], *, size: int, pieces: int) -> list[tuple[str, str, int]]:
+    """Post `size` bytes on one kept connection for each pin; returns pin, slot and status of each answer."""
+    host, port = box.listen.split(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    answers = []
+    body = b'{"messages": [{"role": "user", "content": "' + b"a" * size + b'"}], "max_tokens": 1}'
+    for pin in pins:
+        head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nX-GLM-Slot: {pin}\r\n"
+        request = f"{head}Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
+        step = -(-len(request) // pieces)
+        for start in range(0, len(request), step):
+            writer.write(request[start : start + step])
+            await writer.drain()
+            await asyncio.sleep(0.002)
+        lines = (await reader.readuntil(b"\r\n\r\n")).decode().lower().split("\r\n")
+        headers = dict(line.split(": ", 1) for line in lines[1:] if line)
+        await reader.readexactly(int(headers["content-length"]))
+        answers.append((pin, headers["x-slot"], int(lines[0].split()[1])))
+    writer.close()
+    return answers
+
+
+@pytest.mark.parametrize(("size", "pieces"), [(10, 1), (10, 40), (5 << 20, 1), (5 << 20, 200)])
+def test_a_pinned_request_is_answered_where_it_says(canary_box: Box, size: int, pieces: int) -> None:
+    """Always, whatever the toss said, in one piece or many, with a body of megabytes; the connection stays open."""
+
+    async def scenario() -> list[list[tuple[str, str, int]]]:
+        pins = ["candidate", "live", "live", "candidate", "candidate", "live"]
+        return await asyncio.gather(*(ask_pinned(canary_box, pins, size=size, pieces=pieces) for _ in range(4)))
+
+    for answers in asyncio.run(scenario()):
+        for pin, slot, status in answers:
+            assert slot == {"live": "blue", "candidate": "green"}[pin]
+            assert status == (200 if size < 100 else 400)  # more than the model takes
+
+
+@pytest.fixture(scope="module")
+def canary_box(checkpoints: dict[str, Path]) -> Iterator[Box]:
+    """A host on which a canary of 50 % holds."""
+    with Sandbox() as sandbox:
+        box = Box(sandbox)
+        box.configure(threads=1)
+        for version, path in checkpoints.items():
+            box.glmctl("release", "add", str(path), "--version", version)
+        box.glmctl("deploy", "1.0.0")
+        with canary(box, "--canary", "50", "--step", "pause"):
+            yield box
+
+
+def test_a_key_sticks_to_one_side(canary_box: Box) -> None:
+    """With --sticky, requests with one key meet one slot on every connection, and the keys are split by the share."""
+    share = Share(canary_box.host)
+    share.give("green", 30, 2, sticky="authorization")
+    try:
+        met: dict[int, set[str]] = {}
+        with httpx.Client(base_url=f"http://{canary_box.listen}", trust_env=False) as one:
+            for key in range(300):
+                headers = {"Authorization": f"Bearer {key}"}
+                met[key] = {one.get("/version", headers=headers).headers["x-slot"]}
+                if key % 10 == 0:
+                    met[key].add(canary_box.get("/version", headers=headers).headers["x-slot"])
+    finally:
+        share.give("green", 50, 3)
+    assert all(len(slots) == 1 for slots in met.values())
+    assert 45 <= sum(slots == {"green"} for slots in met.values()) <= 135  # of 300; beyond: one run in 10^8
 
 
 @pytest.mark.parametrize("shares", ["0", "50,10", "101", "ten", "10,10", "nan"])

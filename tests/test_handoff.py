@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from service import handoff
@@ -79,17 +80,45 @@ def pairs() -> Iterator[Callable[[], tuple[socket.socket, socket.socket]]]:
 Pairs = Callable[[], tuple[socket.socket, socket.socket]]
 
 
+def to(admitted: list[socket.socket], held: list[bytes] | None = None) -> Callable[[socket.socket, bytes], None]:
+    """Make what a taker calls: it keeps the connection, and the bytes that came with it."""
+
+    def admit(client: socket.socket, data: bytes) -> None:
+        admitted.append(client)
+        if held is not None:
+            held.append(data)
+
+    return admit
+
+
 async def until(condition: Callable[[], object]) -> None:
     async with asyncio.timeout(PATIENCE):
         while not condition():  # noqa: ASYNC110  (what is waited for sends no signal)
             await asyncio.sleep(0.002)
 
 
+@pytest.mark.parametrize("size", [0, 1, 5 << 20])
+async def test_what_was_read_travels_with_the_connection(
+    path: Path, listener: socket.socket, admitted: list[socket.socket], pairs: Pairs, size: int
+) -> None:
+    """To the byte, however much it is, and the giver does not wait for the taker."""
+    data, came = bytes(range(256)) * (size // 256) + b"x" * (size % 256), list[bytes]()
+    client, held = pairs()
+    assert give(held.fileno(), path, data) is Outcome.GIVEN
+    held.close()
+    before = psutil.Process().num_fds()
+    Taker(listener, to(admitted, came)).take()
+    assert came == [data]
+    assert psutil.Process().num_fds() == before + 1  # the client's
+    admitted[0].send(b"hello")
+    assert client.recv(100) == b"hello"
+
+
 async def test_conversation_goes_on_in_the_taker(
     path: Path, listener: socket.socket, admitted: list[socket.socket], pairs: Pairs
 ) -> None:
     """A connection that was given still talks both ways, and the giver closing its copy is no end to the client."""
-    taker = Taker(listener, admitted.append)
+    taker = Taker(listener, to(admitted))
     taker.start()
     client, held = pairs()
     assert give(held.fileno(), path) is Outcome.GIVEN
@@ -116,7 +145,7 @@ async def test_bytes_that_nobody_read_travel_with_the_connection(
     client.send(b"during ")
     held.close()
     client.send(b"after")
-    taker = Taker(listener, admitted.append)
+    taker = Taker(listener, to(admitted))
     assert taker.take() == 1
     client.shutdown(socket.SHUT_WR)
     loop, read = asyncio.get_running_loop(), b""
@@ -130,7 +159,7 @@ async def test_no_child_inherits_what_was_taken(
 ) -> None:
     """A program that a worker starts holds no client connection open behind our back."""
     assert give(pairs()[1].fileno(), path) is Outcome.GIVEN
-    Taker(listener, admitted.append).take()
+    Taker(listener, to(admitted)).take()
     assert not os.get_inheritable(admitted[0].fileno())
 
 
@@ -161,7 +190,7 @@ async def test_full_backlog_never_blocks(
     given = outcomes.count(Outcome.GIVEN)
     assert given == BACKLOG + 1  # Linux: a queue may exceed its length by one
     assert outcomes == [Outcome.GIVEN] * given + [Outcome.TRY_AGAIN] * (len(connections) - given)
-    taker = Taker(listener, admitted.append)
+    taker = Taker(listener, to(admitted))
     assert taker.take() == given
     assert give(connections[-1][1].fileno(), path) is Outcome.GIVEN
     assert taker.take() == 1
@@ -175,7 +204,7 @@ async def test_silent_giver_does_not_hold_the_others(
     path: Path, listener: socket.socket, admitted: list[socket.socket], pairs: Pairs
 ) -> None:
     """A giver that connects and says nothing keeps neither the loop nor the giver behind it waiting."""
-    taker = Taker(listener, admitted.append)
+    taker = Taker(listener, to(admitted))
     taker.start()
     with socket.socket(socket.AF_UNIX) as silent:
         silent.connect(str(path))
@@ -198,7 +227,7 @@ async def test_silent_giver_is_dropped(
 ) -> None:
     """After its patience the taker closes on a giver that said nothing, and admits nobody."""
     monkeypatch.setattr(handoff, "_PATIENCE", 0.02)
-    taker = Taker(listener, admitted.append)
+    taker = Taker(listener, to(admitted))
     taker.start()
     with socket.socket(socket.AF_UNIX) as silent:
         silent.setblocking(False)
@@ -214,7 +243,7 @@ async def test_giver_that_gives_nothing_admits_nobody(
     path: Path, listener: socket.socket, admitted: list[socket.socket], pairs: Pairs, words: bytes
 ) -> None:
     """Whoever connects without a descriptor (a dead giver, a stray client) is let go, and the next one is served."""
-    taker = Taker(listener, admitted.append)
+    taker = Taker(listener, to(admitted))
     with socket.socket(socket.AF_UNIX) as stray:
         stray.connect(str(path))
         stray.send(words)
@@ -242,7 +271,7 @@ async def test_gift_outlives_its_giver(
     )  # fmt: skip
     assert giver.returncode == -9
     held.close()
-    assert Taker(listener, admitted.append).take() == 1
+    assert Taker(listener, to(admitted)).take() == 1
     admitted[0].send(b"alive")
     assert client.recv(5) == b"alive"
 
@@ -251,7 +280,7 @@ async def test_stopping_takes_what_already_waits(
     path: Path, listener: socket.socket, admitted: list[socket.socket], pairs: Pairs
 ) -> None:
     """A taker that leaves admits every connection that was given before, and none after."""
-    taker = Taker(listener, admitted.append)
+    taker = Taker(listener, to(admitted))
     taker.start()
     given = [pairs() for _ in range(BACKLOG)]
     assert {give(held.fileno(), path) for _, held in given} == {Outcome.GIVEN}
@@ -268,7 +297,7 @@ async def test_siblings_share_one_socket(
     path: Path, listener: socket.socket, admitted: list[socket.socket], pairs: Pairs
 ) -> None:
     """Two workers that watch the same socket take each connection once between them."""
-    takers = [Taker(listener, admitted.append), Taker(listener.dup(), admitted.append)]
+    takers = [Taker(listener, to(admitted)), Taker(listener.dup(), to(admitted))]
     for taker in takers:
         taker.start()
     given = [pairs() for _ in range(BACKLOG)]
@@ -289,7 +318,7 @@ async def test_running_out_of_descriptors_is_survived(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """A taker that cannot accept says so and leaves the connection in the backlog, where it can be taken later."""
-    taker = Taker(listener, admitted.append)
+    taker = Taker(listener, to(admitted))
     client, held = pairs()
     assert give(held.fileno(), path) is Outcome.GIVEN
 

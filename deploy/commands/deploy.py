@@ -24,6 +24,13 @@ from deploy.rollout import deploy as roll_out
 @click.option(
     "--step", type=Step(), default="60s", show_default=True, help="How long each share holds; `pause`: until promote."
 )
+@click.option(
+    "--sticky",
+    is_flag=False,
+    flag_value="authorization",
+    metavar="[HEADER]",
+    help="Requests with the same value of this header (Authorization) stay on one side for a step.",
+)
 @click.option("--bake", type=Duration(), default="60s", show_default=True, help="How long the old slot stays warm.")
 @click.option("--drain", type=Duration(), default="120s", show_default=True, help="How long it may finish requests.")
 @click.option(
@@ -35,6 +42,7 @@ def deploy(
     version: str,
     canary: tuple[float, ...],
     step: float | None,
+    sticky: str | None,
     bake: float,
     drain: float,
     dry_run: bool,
@@ -54,7 +62,7 @@ def deploy(
             {"outcome": "unchanged", "version": version, "live": live}, f"{version} is live already, in {live}"
         )
         return
-    plan = Plan(version, bake=bake, drain=drain, canary=canary, step=step)
+    plan = Plan(version, bake=bake, drain=drain, canary=canary, step=step, sticky=sticky)
     if dry_run:
         preflight.rehearse(tools, plan)
         old = f"; {tools.slots.version(live)} in {live} would stay warm for {bake:g} s" if live else ""
