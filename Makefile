@@ -35,9 +35,10 @@ lint: $(VENV)/.ready  ## ruff and mypy --strict
 unit: $(VENV)/.ready  ## pytest alone; ARGS='-k cutover' chooses
 	pytest $(ARGS)
 
-bench: $(VENV)/.ready  ## the engine beside transformers, then what a handover costs, as ratios; ARGS=--quick is short
+bench: $(VENV)/.ready  ## the engine beside transformers, then what a handover and a canary cost, as ratios; ARGS=--quick is short
 	python -m tests.bench.engine $(ARGS)
 	python -m tests.bench.handover
+	python -m tests.bench.canary
 
 clean:  ## take away what was made
 	rm -rf $(VENV) .wheelhouse .mypy_cache .pytest_cache .ruff_cache *.egg-info

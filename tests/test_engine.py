@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import io
+import itertools
 import json
 import os
 import shutil
@@ -86,28 +87,27 @@ def ask(engine: ModelEngine, *arguments: Any, **options: Any) -> tuple[str, Fini
 def test_an_answer_streams_and_ends_with_its_counts(engine: ModelEngine) -> None:
     """The text comes in pieces, and the Finish counts prompt and answer."""
     texts, finish = asyncio.run(collect(engine))
-    assert 2 <= len(texts) <= 12
+    assert len(texts) == 12
     assert all(texts)
     assert finish == Finish("length", 8, 12)
 
 
-@pytest.mark.parametrize("pause", [0.0, 60.0])
 def test_pieces_between_the_first_and_the_last_may_travel_together(
-    engine: ModelEngine, monkeypatch: pytest.MonkeyPatch, pause: float
+    engine: ModelEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without a pause every token's text comes by itself; with one the first is not held up, nor is the end."""
-    whole, _ = ask(engine)
-    monkeypatch.setattr(outbox, "PAUSE", pause)
-    for content in ("Hello", "Hello"):  # the pause is the engine's, not a request's
-        texts, _ = asyncio.run(collect(engine, content))
-        assert "".join(texts) == whole
-        assert len(texts) == (2 if pause else 12)
+    """The first is not held up, and the end is not; what comes between them waits for a common delivery."""
+    monkeypatch.setattr(outbox, "PAUSE", 60.0)
 
+    async def arrivals() -> list[float]:
+        clock = asyncio.get_running_loop().time
+        asked = Sampling(max_tokens=200, temperature=0)
+        return [clock() async for item in engine.stream(user("Hello"), asked) if isinstance(item, Delta)]
 
-@pytest.fixture
-def token_by_token(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let no two tokens travel together."""
-    monkeypatch.setattr(outbox, "PAUSE", 0.0)
+    times = asyncio.run(arrivals())
+    assert len(times) == 200
+    waits = [after - before for before, after in itertools.pairwise(times)]
+    assert max(waits) == waits[0]  # for the rest of the answer
+    assert sum(waits[1:]) < waits[0]
 
 
 def test_greedy_answers_repeat_and_depend_on_text_image_and_seed(engine: ModelEngine, tmp_path: Path) -> None:
@@ -163,7 +163,6 @@ def test_the_checkpoint_and_the_release_fill_in_what_is_not_asked(engine: ModelE
     assert 1 <= len(nucleus) <= 2, "top_k is 2 there"
 
 
-@pytest.mark.usefixtures("token_by_token")
 def test_penalties_keep_the_answer_from_repeating_itself(engine: ModelEngine) -> None:
     """A heavy penalty forbids what was said: presence and frequency in the answer, repetition in the prompt too."""
     plain = asyncio.run(deltas(engine, "Hello", Sampling(max_tokens=60, temperature=0)))
@@ -253,7 +252,6 @@ def test_a_stop_string_ends_the_answer_and_is_not_sent(engine: ModelEngine, cut:
     assert finish.completion_tokens < 12
 
 
-@pytest.mark.usefixtures("token_by_token")
 def test_an_end_token_ends_the_answer(checkpoint: Path, tmp_path: Path) -> None:
     """The ids of generation_config.json end an answer with the reason `stop`, and are counted but not sent."""
     processor = Processor.read(checkpoint / "model")

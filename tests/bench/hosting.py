@@ -105,9 +105,9 @@ class ChildEngine:
             assert self._loop
             self._loop.call_soon_threadsafe(self._deliver, batch)
 
-    def _deliver(self, batch: list[tuple[int, list[Any]]]) -> None:
-        for number, events in batch:
-            for event in events if number in self._waiting else ():
+    def _deliver(self, batch: list[tuple[int, Any]]) -> None:
+        for number, event in batch:
+            if number in self._waiting:
                 self._waiting[number].put_nowait(event)
 
 
@@ -117,7 +117,7 @@ class _Wire:
     def __init__(self, pipe: Connection) -> None:
         self._pipe = pipe
 
-    def call_soon_threadsafe(self, _deliver: Any, batch: list[tuple[int, list[Any]]]) -> None:
+    def call_soon_threadsafe(self, _deliver: Any, batch: list[tuple[int, Any]]) -> None:
         self._pipe.send(batch)
 
 
