@@ -52,6 +52,11 @@ class Host:
         """Where the releases lie."""
         return self.root / "releases"
 
+    @property
+    def policy(self) -> Path:
+        """What the operator has decided for all rollouts; need not be there."""
+        return self.settings.with_name("glm.toml")
+
     def door(self, slot: str) -> Path:
         """The Unix socket that speaks plain HTTP to `slot` alone."""
         return self.runtime / slot / "http.sock"

@@ -29,6 +29,21 @@ class Step(BaseModel):
     at: str
 
 
+class HookRun(BaseModel):
+    """One command of the operator's that was run; `code` is None when its time was over."""
+
+    when: str
+    command: str
+    code: int | None
+    seconds: float
+    said: str
+
+    @property
+    def how(self) -> str:
+        """How it ended, in words."""
+        return f"ended with {self.code}" if self.code is not None else f"was killed after {self.seconds:.0f} s"
+
+
 class Record(BaseModel):
     """One rollout, as `history` tells it. `outcome` is None until it has ended."""
 
@@ -49,6 +64,7 @@ class Record(BaseModel):
     reason: str | None = None
     switch_ms: float | None = None
     """From the rename of `live` to the first answer of the slot it names, asked through the public socket."""
+    hooks: list[HookRun] = Field(default_factory=list)
     receipt: Receipt | None = None
 
     @property

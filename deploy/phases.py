@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 
+from deploy import hooks
 from deploy.accounts import Generation, born_since, current, generations
 from deploy.asking import Door, PublicSocket, data_url
 from deploy.canary import Share
@@ -106,12 +107,14 @@ def cutover(rollout: Rollout) -> None:
     """One rename. Every worker follows by itself, and so do the connections."""
     tools = rollout.tools
     rollout.enter("cutover", f"live -> {rollout.candidate}")
+    hooks.run(rollout, "pre_cutover")
     switch(rollout, rollout.candidate)
     Share(tools.host).end()
     if not _wait_for(lambda: _gate_follows(tools.host, rollout.candidate), _SWITCH):
         if rollout.old:
             tools.slots.go_live(rollout.old)
         raise NotReady(f"{rollout.candidate} did not open its gate within {_SWITCH:.0f} s")
+    hooks.run(rollout, "post_cutover")
 
 
 def bake(rollout: Rollout) -> None:

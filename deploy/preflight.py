@@ -7,6 +7,7 @@ import shutil
 
 from deploy.errors import Refused
 from deploy.plan import Plan, Rollout, Tools
+from deploy.policy import Policy
 
 __all__ = ["preflight", "rehearse", "require_units"]
 
@@ -27,6 +28,7 @@ def rehearse(tools: Tools, plan: Plan) -> None:
 
 def _require_possible(tools: Tools, plan: Plan) -> None:
     require_units(tools)
+    Policy.of(tools.host)
     for path in (tools.host.state, tools.host.root):
         free = shutil.disk_usage(path).free
         if free < _NEEDED:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext, suppress
 
-from deploy import phases
+from deploy import hooks, phases
 from deploy.errors import DrainCut, GlmError, NotReady, Refused, RolledBack
 from deploy.journal import Journal, Record, begin
 from deploy.phases import Worse
@@ -28,6 +28,7 @@ def deploy(tools: Tools, plan: Plan) -> Record:
             phases.cutover(rollout)
         except Worse as verdict:
             phases.undo(rollout)
+            hooks.run(rollout, "on_rollback")
             rollout.end("rolled back", reason=str(verdict))
             raise RolledBack(
                 f"{plan.version} had a share of the requests and has none any more: {verdict}"
@@ -42,6 +43,7 @@ def deploy(tools: Tools, plan: Plan) -> Record:
         except Worse as verdict:
             if not verdict.by_operator:
                 go_back(rollout)
+                hooks.run(rollout, "on_rollback")
             rollout.end("rolled back", reason=str(verdict))
             raise RolledBack(f"{plan.version} was live and is so no more: {verdict}") from verdict
         except DrainCut as cut:
@@ -71,6 +73,7 @@ def rollback(tools: Tools, plan: Plan) -> Record:
         with nullcontext() if baking else journal.lock():
             back = Rollout.begin(tools, plan, begin(journal, "rollback", plan.version, tools.slots.idle))
             phases.switch_back(back)
+            hooks.run(back, "on_rollback")
             return back.end("done")
 
 
