@@ -18,7 +18,6 @@ from deploy.slots import release_target
 
 _LOOK = 0.05  # seconds between two looks at the state files
 _LOOK_AT_UNIT = 0.5  # seconds between two questions to systemd, which cost a process each
-_LOOK_AT_SHARE = 0.2  # seconds between two looks at the canary's file and unit
 _ASK_AGAIN = 0.002  # seconds between two probes of the public socket
 _SWITCH = 10.0  # seconds within which the gate of the slot that `live` names must be open
 
@@ -100,7 +99,7 @@ def canary(rollout: Rollout) -> None:
             left = "`glmctl promote` or `abort`" if deadline is None else f"{deadline - time.monotonic():.0f} s left"
             one = current(tools.host, rollout.candidate)
             tools.display.progress(f"{left}, {one.in_flight if one else 0} in flight there")
-            time.sleep(_LOOK_AT_SHARE)
+            time.sleep(_LOOK_AT_UNIT)
 
 
 def cutover(rollout: Rollout) -> None:

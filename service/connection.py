@@ -138,7 +138,10 @@ class Connection(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Read. While a canary holds, the head of a request is looked at before any of it is parsed."""
+        """Read. While a canary holds, the head of a request is looked at before any of it is parsed.
+
+        One that was sent before the last was answered goes where that one went.
+        """
         if not (self._held or (self.public and self._is_idle and self.owner.gate.reads_heads)):
             super().data_received(data)
             return
