@@ -7,14 +7,12 @@ import math
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from subprocess import Popen
 
 import httpx
 import pytest
 
 from deploy.canary import Share
-from deploy.sandbox import Sandbox
 from tests.box import Box, kill, wait_for
 
 CONNECTIONS = 50
@@ -163,16 +161,10 @@ def test_a_pinned_request_is_answered_where_it_says(canary_box: Box, size: int, 
 
 
 @pytest.fixture(scope="module")
-def canary_box(checkpoints: dict[str, Path]) -> Iterator[Box]:
+def canary_box(stocked_live: Box) -> Iterator[Box]:
     """A host on which a canary of 50 % holds."""
-    with Sandbox() as sandbox:
-        box = Box(sandbox)
-        box.configure(threads=1)
-        for version, path in checkpoints.items():
-            box.glmctl("release", "add", str(path), "--version", version)
-        box.glmctl("deploy", "1.0.0")
-        with canary(box, "--canary", "50", "--step", "pause"):
-            yield box
+    with canary(stocked_live, "--canary", "50", "--step", "pause"):
+        yield stocked_live
 
 
 def test_a_key_sticks_to_one_side(canary_box: Box) -> None:
