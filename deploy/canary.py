@@ -18,21 +18,19 @@ class Share:
         """Let `slot` answer `weight` percent of the requests; `step` counts from 1, `sticky` names a header."""
         self._write({"slot": slot, "weight": weight, "step": step, "sticky": sticky, "promoted": False})
 
-    def promote(self) -> bool:
-        """End the step that is under way; False where there is none."""
+    def promote(self) -> float | None:
+        """End the step that is under way; returns its weight, None where there is none."""
         document = self._read()
         if document is None:
-            return False
+            return None
         self._write(document | {"promoted": True})
-        return True
+        return float(document["weight"])
 
-    def end(self) -> bool:
-        """Let `live` alone rule again, at once; returns whether anything else did."""
-        try:
-            self._path.unlink()
-        except FileNotFoundError:
-            return False
-        return True
+    def end(self) -> float | None:
+        """Let `live` alone rule again, at once; returns the weight that ended, None where there was none."""
+        weight = self.weight
+        self._path.unlink(missing_ok=True)
+        return weight
 
     @property
     def promoted(self) -> bool:

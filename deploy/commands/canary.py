@@ -14,10 +14,7 @@ from deploy.errors import Refused
 def promote(context: Context) -> None:
     """End the canary step under way: on to the next share, or to the cutover."""
     context.recover()
-    share = Share(context.host)
-    weight = share.weight
-    if weight is None or not share.promote():
-        raise _nothing()
+    weight = _held(Share(context.host).promote())
     context.show({"promoted": weight}, f"the step of {weight:g} % is over; the rollout goes on")
 
 
@@ -26,12 +23,11 @@ def promote(context: Context) -> None:
 def abort(context: Context) -> None:
     """End the canary and its rollout: the live slot answers everything again, at once."""
     context.recover()
-    share = Share(context.host)
-    weight = share.weight
-    if weight is None or not share.end():
-        raise _nothing()
+    weight = _held(Share(context.host).end())
     context.show({"aborted": weight}, f"the canary of {weight:g} % is over; live alone answers, the rollout ends")
 
 
-def _nothing() -> Refused:
-    return Refused("no canary is under way", hint="`glmctl deploy V --canary 10,50` begins one")
+def _held(weight: float | None) -> float:
+    if weight is None:
+        raise Refused("no canary is under way", hint="`glmctl deploy V --canary 10,50` begins one")
+    return weight
