@@ -18,8 +18,11 @@ from deploy.host import Host
 from deploy.receipt import Receipt
 
 Kind = Literal["deploy", "rollback", "reload"]
-Phase = Literal["preflight", "prepare", "start", "verify", "canary", "cutover", "bake", "retire", "rollback", "reload"]
-BEFORE_CUTOVER: tuple[Phase, ...] = ("preflight", "prepare", "start", "verify", "canary")
+Strategy = Literal["overlap", "swap", "weights"]
+Phase = Literal[
+    "preflight", "prepare", "vacate", "start", "verify", "canary", "cutover", "bake", "retire", "rollback", "reload"
+]
+BEFORE_CUTOVER: tuple[Phase, ...] = ("preflight", "prepare", "vacate", "start", "verify", "canary")
 
 
 class Step(BaseModel):
@@ -49,6 +52,7 @@ class Record(BaseModel):
 
     id: str
     kind: Kind
+    strategy: Strategy = "overlap"
     version: str
     slot: str
     previous: str | None = None
@@ -196,6 +200,7 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
-def begin(journal: Journal, kind: Kind, version: str, slot: str, **more: str | None) -> Entry:
+def begin(journal: Journal, kind: Kind, version: str, slot: str, strategy: Strategy = "overlap") -> Entry:
     """A new entry; it is written with its first phase."""
-    return Entry(journal, Record(id=journal.new_id(), kind=kind, version=version, slot=slot, started_at=now(), **more))
+    record = Record(id=journal.new_id(), kind=kind, strategy=strategy, version=version, slot=slot, started_at=now())
+    return Entry(journal, record)

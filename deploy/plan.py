@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from deploy import receipt as receipts
 from deploy.display import Display
 from deploy.host import Host
-from deploy.journal import Entry, Kind, Phase, Record
+from deploy.journal import Entry, Kind, Phase, Record, Strategy
 from deploy.releases import Releases
 from deploy.slots import Slots
 from deploy.systemd import Systemd
@@ -45,6 +45,7 @@ class Plan:
 
     version: str
     kind: Kind = "deploy"
+    strategy: Strategy = "overlap"
     bake: float = 60.0
     drain: float = 120.0
     canary: tuple[float, ...] = ()

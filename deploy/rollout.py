@@ -18,7 +18,7 @@ def deploy(tools: Tools, plan: Plan) -> Record:
     """
     journal = Journal(tools.host)
     with journal.lock():
-        rollout = Rollout.begin(tools, plan, begin(journal, plan.kind, plan.version, tools.slots.idle))
+        rollout = Rollout.begin(tools, plan, begin(journal, plan.kind, plan.version, tools.slots.idle, plan.strategy))
         try:
             phases.preflight(rollout)
             phases.prepare(rollout)

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import click
 
 from deploy import preflight, report
 from deploy.commands.options import Context, Duration, Shares, Step, shared
 from deploy.errors import DrainCut, RolledBack
-from deploy.journal import Journal
+from deploy.journal import Journal, Strategy
 from deploy.plan import Plan
 from deploy.rollout import deploy as roll_out
 
 
 @click.command()
 @click.argument("version")
+@click.option(
+    "--strategy",
+    type=click.Choice(get_args(Strategy)),
+    default="overlap",
+    show_default=True,
+    help="overlap: beside the old version. swap: after it left, where two do not fit; clients wait meanwhile. weights: "
+    "new weights into the running model, for a release of the same architecture.",
+)
 @click.option(
     "--canary",
     type=Shares(),
@@ -40,6 +50,7 @@ from deploy.rollout import deploy as roll_out
 def deploy(
     context: Context,
     version: str,
+    strategy: Strategy,
     canary: tuple[float, ...],
     step: float | None,
     sticky: str | None,
@@ -62,7 +73,7 @@ def deploy(
             {"outcome": "unchanged", "version": version, "live": live}, f"{version} is live already, in {live}"
         )
         return
-    plan = Plan(version, bake=bake, drain=drain, canary=canary, step=step, sticky=sticky)
+    plan = Plan(version, strategy=strategy, bake=bake, drain=drain, canary=canary, step=step, sticky=sticky)
     if dry_run:
         preflight.rehearse(tools, plan)
         old = f"; {tools.slots.version(live)} in {live} would stay warm for {bake:g} s" if live else ""
