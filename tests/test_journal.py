@@ -119,7 +119,7 @@ def test_switching_excludes_another_process(journal: Journal, state: Path) -> No
 def test_phase_is_on_disk_before_it_acts(journal: Journal, state: Path) -> None:
     """When a phase begins, a fresh reader finds it written: a crash in the middle of it can be told from one before."""
     with journal.lock():
-        entry = begin(journal, "deploy", "1.0.0", "blue", previous="0.9.0")
+        entry = begin(journal, "deploy", "1.0.0", "blue")
         assert journal.records() == []
         for number, phase in enumerate(("preflight", "prepare", "start"), start=1):
             entry.enter(phase)  # type: ignore[arg-type]
