@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any, Protocol
+from typing import Protocol
 
 from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -16,12 +15,9 @@ from service.account import Ledger
 from service.canary import Side
 from service.gate import Gate
 from service.handoff import Outcome
+from service.samples import Message, Receive, Samples, Send, Stopwatch
 
 _AGAIN = 0.01  # seconds until a full backlog, or a client that reads slowly, is tried again
-
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
 
 
 class Owner(Protocol):
@@ -38,6 +34,8 @@ class Owner(Protocol):
 
     gate: Gate
     """Whose a connection is, and a request."""
+    samples: Samples
+    """Where to note how an answer went."""
 
     def keeps(self, connection: Connection) -> bool:
         """Whether the connection's next request is ours to answer."""
@@ -72,8 +70,8 @@ class Connection(HttpToolsProtocol):
         """Who is to answer the next request. Drawn once for each: who was handed a connection does not toss again."""
         self._held = bytearray(held)
         self.begun = self.received = self.answered = 0
-        self._status: int | None = None
-        self._broken = False
+        self._answering: Stopwatch | None = None
+        self._broken = self._gone = False
         self._serve = self.app
         self.app = self._answer
 
@@ -128,6 +126,7 @@ class Connection(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Settle what was begun and will not be answered any more."""
         self._unset_keepalive_if_required()
+        self._gone = True
         if self.in_flight:
             if self._broken:
                 self._count("failed", self.in_flight)
@@ -214,8 +213,9 @@ class Connection(HttpToolsProtocol):
         if self.transport.is_closing() and not self.in_flight:
             return  # what it answers was settled: its body turned out to be no HTTP, and got a 400
         self._end(1)
-        self._count("completed" if self._status is not None and self._status < 500 else "failed")
-        self._status = None
+        status = self._answering.status if self._answering else None
+        self._count("completed" if status is not None and status < 500 else "failed")
+        self._answering = None
         super().on_response_complete()
         self._draw()
 
@@ -228,21 +228,14 @@ class Connection(HttpToolsProtocol):
         super().send_400_response(msg)
 
     async def _answer(self, scope: Message, receive: Receive, send: Send) -> None:
-        """Run the application; remember the status it answers with, and whether it broke off in mid-response."""
-        complete = False
-
-        async def noting(message: Message) -> None:
-            nonlocal complete
-            if message["type"] == "http.response.start":
-                self._status = message["status"]
-            else:
-                complete = not message.get("more_body", False)
-            await send(message)
-
+        """Run the application; remember how it answers, and whether it broke off in mid-response."""
+        self._answering = watch = Stopwatch(scope, receive, send)
         try:
-            await self._serve(scope, receive, noting)
+            await self._serve(scope, watch.receive, watch.send)
         finally:
-            self._broken = self._broken or not complete
+            self._broken = self._broken or not watch.complete
+            if self.public:
+                self.owner.samples.add(watch.sample(client_gone=self._gone))
 
     def _begin(self) -> None:
         self.begun += 1

@@ -18,6 +18,7 @@ from service.canary import Side
 from service.connection import Connection
 from service.gate import Gate
 from service.handoff import Outcome, Taker, give
+from service.samples import Samples
 from service.settings import Settings
 
 TICK = 0.02  # seconds: how soon a worker follows `live`; a look costs 4 µs, and unlike inotify it cannot miss one
@@ -47,6 +48,7 @@ class SlotServer(Server):
         self.settings = settings
         self.gate = gate
         self.account = account
+        self.samples = Samples(account.path.with_suffix(".samples"))
         self._public = public
         self._door = door
         self._handoff = handoff
