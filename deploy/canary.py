@@ -14,9 +14,13 @@ class Share:
     def __init__(self, host: Host) -> None:
         self._path = host.runtime / "canary"
 
-    def give(self, slot: str, weight: float, step: int, sticky: str | None = None) -> None:
-        """Let `slot` answer `weight` percent of the requests; `step` counts from 1, `sticky` names a header."""
-        self._write({"slot": slot, "weight": weight, "step": step, "sticky": sticky, "promoted": False})
+    def give(self, slot: str, weight: float, step: int, sticky: str | None = None, mirror: float = 0.0) -> None:
+        """Let `slot` answer `weight` percent of the requests, and be asked `mirror` percent of the others' too.
+
+        `step` counts from 1, `sticky` names a header.
+        """
+        named = {"slot": slot, "weight": weight, "step": step, "sticky": sticky, "mirror": mirror}
+        self._write(named | {"promoted": False})
 
     def promote(self) -> float | None:
         """End the step that is under way; returns its weight, None where there is none."""

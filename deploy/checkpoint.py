@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -37,10 +38,10 @@ def checkpoint_files(source: Path) -> Iterator[tuple[Path, str]]:
     names = {word for _, word in found}
     if "config.json" not in names:
         raise Refused(f"{source} is no checkpoint: config.json is missing")
-    tensors = [(path, word) for path, word in found if word.endswith(".safetensors")]
-    if not tensors:
+    shards = [(path, word) for path, word in found if word.endswith(".safetensors")]
+    if not shards:
         raise Refused(f"{source} is no checkpoint: it has no .safetensors file")
-    for path, word in tensors:
+    for path, word in shards:
         _check_tensors(path, word)
     _check_index(source, names)
     yield from found
@@ -49,6 +50,8 @@ def checkpoint_files(source: Path) -> Iterator[tuple[Path, str]]:
 class _Tensor(BaseModel):
     model_config = ConfigDict(strict=True)
 
+    dtype: str = ""
+    shape: tuple[NonNegativeInt, ...] = ()
     data_offsets: tuple[NonNegativeInt, NonNegativeInt]
 
 
@@ -62,16 +65,26 @@ _HEAD = TypeAdapter(dict[str, _Tensor | dict[str, str]])
 def _check_tensors(path: Path, name: str) -> None:
     """See that the file is as long as its own header says (8 bytes of length, JSON, then the tensors' bytes)."""
     size = path.stat().st_size
+    length, found = _read_head(path, name)
+    whole = 8 + length + max((tensor.data_offsets[1] for tensor in found), default=0)
+    if whole != size:
+        raise Refused(f"{name} is truncated: {size} bytes instead of {whole}", hint="download it again")
+
+
+def _read_head(path: Path, name: str) -> tuple[int, list[_Tensor]]:
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         head = file.read(min(length, _LONGEST_HEAD))
     try:
-        tensors = [entry for entry in _HEAD.validate_json(head).values() if isinstance(entry, _Tensor)]
+        return length, [entry for entry in _HEAD.validate_json(head).values() if isinstance(entry, _Tensor)]
     except ValidationError as error:
         raise Refused(f"{name} is no safetensors file, or its head is damaged") from error
-    whole = 8 + length + max((tensor.data_offsets[1] for tensor in tensors), default=0)
-    if whole != size:
-        raise Refused(f"{name} is truncated: {size} bytes instead of {whole}", hint="download it again")
+
+
+def tensors(path: Path) -> Iterator[tuple[str, int, int]]:
+    """The tensors of a safetensors file by its header: dtype as the format names it, elements, bytes."""
+    for tensor in _read_head(path, path.name)[1]:
+        yield tensor.dtype, math.prod(tensor.shape), tensor.data_offsets[1] - tensor.data_offsets[0]
 
 
 def _check_index(source: Path, names: set[str]) -> None:

@@ -36,8 +36,24 @@ class DrainCut(GlmError):
 
     exit_code = 6
 
+    @classmethod
+    def of(cls, in_flight: int, slot: str, drain: float) -> DrainCut:
+        """So many requests of `slot` were still running after `drain` seconds."""
+        return cls(
+            f"the drain deadline of {drain:g} s cut {in_flight} request(s) of {slot}",
+            hint="--drain gives long answers more time",
+        )
+
 
 class Locked(GlmError):
     """Another rollout is under way."""
 
     exit_code = 7
+
+
+class Worse(Exception):
+    """The candidate has requests and should have them no more, or has none any more. The rollout turns it to 5."""
+
+    def __init__(self, reason: str, *, by_operator: bool = False) -> None:
+        super().__init__(reason)
+        self.by_operator = by_operator

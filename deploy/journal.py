@@ -13,6 +13,7 @@ from typing import Literal
 
 from pydantic import BaseModel, Field, ValidationError
 
+from deploy.analysis import Verdict
 from deploy.errors import GlmError, Locked
 from deploy.host import Host
 from deploy.receipt import Receipt
@@ -68,6 +69,10 @@ class Record(BaseModel):
     reason: str | None = None
     switch_ms: float | None = None
     """From the rename of `live` to the first answer of the slot it names, asked through the public socket."""
+    pause_ms: float | None = None
+    """The longest that a client was seen to wait for a small answer while the socket changed hands."""
+    analysis: list[Verdict] = Field(default_factory=list)
+    """How the candidate was judged, a canary step at a time and while it baked."""
     hooks: list[HookRun] = Field(default_factory=list)
     receipt: Receipt | None = None
 
@@ -97,6 +102,10 @@ class Journal:
                 found.append(Record.model_validate_json(path.read_bytes()))
         return found
 
+    def find(self, identifier: str) -> Record | None:
+        """The rollout of that id."""
+        return next((one for one in self.records() if one.id == identifier), None)
+
     def last(self) -> Record | None:
         """The newest rollout."""
         records = self.records()
@@ -105,6 +114,18 @@ class Journal:
     def last_of(self, kind: Kind, version: str) -> Record | None:
         """The newest rollout of this kind and version."""
         return next((one for one in reversed(self.records()) if one.kind == kind and one.version == version), None)
+
+    def last_load(self) -> float | None:
+        """How long the newest rollout that loaded a model waited for it, in seconds."""
+        for record in reversed(self.records()):
+            steps = {step.phase: datetime.fromisoformat(step.at) for step in record.steps}
+            if (
+                "start" in steps
+                and "verify" in steps
+                and (took := steps["verify"] - steps["start"]).total_seconds() > 1
+            ):
+                return took.total_seconds()
+        return None
 
     def unfinished(self) -> list[Record]:
         """The rollouts that have begun and not ended, oldest first; dead ones if the lock is free."""
@@ -144,6 +165,15 @@ class Journal:
                     f"another rollout holds the lock ({what})", hint="`glmctl status --watch` shows it"
                 ) from error
             yield
+
+    @property
+    def is_locked(self) -> bool:
+        """Whether a rollout is under way."""
+        try:
+            with self.lock():
+                return False
+        except Locked:
+            return True
 
     @contextlib.contextmanager
     def switching(self) -> Iterator[None]:

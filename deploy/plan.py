@@ -7,8 +7,11 @@ from dataclasses import dataclass
 
 from deploy import receipt as receipts
 from deploy.display import Display
+from deploy.errors import DrainCut
 from deploy.host import Host
 from deploy.journal import Entry, Kind, Phase, Record, Strategy
+from deploy.policy import Limits
+from deploy.probe import Probe
 from deploy.releases import Releases
 from deploy.slots import Slots
 from deploy.systemd import Systemd
@@ -51,6 +54,12 @@ class Plan:
     canary: tuple[float, ...] = ()
     step: float | None = 60.0
     sticky: str | None = None
+    mirror: float = 0.0
+    """Share of the live slot's requests that are asked of the candidate too."""
+    deadline: float = 600.0
+    """How long clients may wait for the candidate of a swap to load."""
+    analysis: Limits | None = None
+    """By what the candidate is judged; None: by whether it lives."""
 
 
 @dataclass
@@ -64,6 +73,19 @@ class Rollout:
     old: str | None
     before: receipts.Snapshot
     probes: int = 0
+    was_cut: DrainCut | None = None
+
+    def __post_init__(self) -> None:
+        self.probe = Probe(self.tools.systemd.listen)
+
+    @property
+    def swaps(self) -> bool:
+        """Whether the old version leaves before the candidate loads."""
+        return self.plan.strategy == "swap"
+
+    def cut(self, in_flight: int, slot: str) -> None:
+        """Note that a deadline cut requests; told at the end, for the rollout goes on."""
+        self.was_cut = DrainCut.of(in_flight, slot, self.plan.drain)
 
     @classmethod
     def begin(cls, tools: Tools, plan: Plan, entry: Entry) -> Rollout:
@@ -88,8 +110,12 @@ class Rollout:
 
     def end(self, outcome: str, *, reason: str | None = None) -> Record:
         """Draw up the receipt and close the record."""
+        self.probe.end()
+        self.entry.record.pause_ms = self.probe.longest_ms
         time.sleep(_SETTLE)
-        account = receipts.draw_up(self.before, receipts.snapshot(self.tools.host), probes=self.probes)
+        account = receipts.draw_up(
+            self.before, receipts.snapshot(self.tools.host), probes=self.probes + self.probe.asked
+        )
         self.entry.end(outcome, reason=reason, receipt=account)
         return self.entry.record
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import tomllib
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ByteSize, ConfigDict, Field, ValidationError, field_validator
 
 from deploy.errors import Refused
 from deploy.host import Host
 
-__all__ = ["Hooks", "Policy"]
+__all__ = ["Hooks", "Limits", "Memory", "Policy"]
 
 
 class Hooks(BaseModel):
@@ -34,12 +34,50 @@ class Hooks(BaseModel):
         return commands
 
 
+class Limits(BaseModel):
+    """When a candidate that has requests is worse than the live slot, and when it is too bad by itself.
+
+    Worse takes two things: a difference beyond the margin, and one that chance would show in fewer than `false_alarms`
+    of the rollouts of an equal version. Times are in seconds, shares from 0 to 1.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    enabled: bool = True
+    false_alarms: float = Field(default=0.01, gt=0, lt=0.5)
+    min_requests: int = Field(default=50, ge=10)
+    """Answers of the candidate before anything is concluded from times; a fifth of them for errors."""
+    error_margin: float = Field(default=0.01, ge=0, lt=1)
+    """By how much its share of errors may be above the live slot's."""
+    p95_margin: float = Field(default=0.2, ge=0)
+    """By what part of the live slot's p95 (until the answer, and until its first token) its own may be longer."""
+    min_difference: float = Field(default=0.02, ge=0)
+    """A difference between two times that no client would notice."""
+    max_error_rate: float | None = Field(default=None, gt=0, le=1)
+    max_p95: float | None = Field(default=None, gt=0)
+    max_ttft_p95: float | None = Field(default=None, gt=0)
+    min_agreement: float | None = Field(default=None, gt=0, le=1)
+    """Share of the mirrored greedy answers that must equal the live slot's; a new version may well answer otherwise."""
+    checks_every: float = Field(default=10.0, gt=0)
+    """Seconds after which the release's checks are asked again."""
+
+
+class Memory(BaseModel):
+    """What both slots together may take of the device, in bytes; None: what is free."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    limit: ByteSize | None = None
+
+
 class Policy(BaseModel):
     """All of it; a host without the file has the defaults."""
 
     model_config = ConfigDict(extra="forbid")
 
     hooks: Hooks = Hooks()
+    analysis: Limits = Limits()
+    memory: Memory = Memory()
 
     @classmethod
     def of(cls, host: Host) -> Policy:

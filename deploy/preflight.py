@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
+from pathlib import Path
 
+from deploy import memory
 from deploy.errors import Refused
+from deploy.journal import Journal
 from deploy.plan import Plan, Rollout, Tools
 from deploy.policy import Policy
+from deploy.warmth import is_warm
 
 __all__ = ["preflight", "rehearse", "require_units"]
 
@@ -36,8 +40,30 @@ def _require_possible(tools: Tools, plan: Plan) -> None:
     if not os.access(tools.host.root, os.W_OK):
         raise Refused(f"{tools.host.root} cannot be written to", hint="run it as root, or with --user")
     size = tools.releases.get(plan.version).manifest.size
+    _require_memory(tools, plan)
     with tools.display.bytes(f"digests of {plan.version}", size) as advance:
         tools.releases.verify(plan.version, advance)
+
+
+def _require_memory(tools: Tools, plan: Plan) -> None:
+    if is_warm(tools, tools.slots.idle, plan.version):
+        return
+    wanted = memory.require(tools, plan)
+    if plan.strategy == "swap" and (live := tools.slots.live):
+        _tell_of_the_wait(tools, plan, live, wanted)
+
+
+def _tell_of_the_wait(tools: Tools, plan: Plan, live: str, wanted: memory.Need) -> None:
+    """What a swap means for clients, before it begins."""
+    seconds = Journal(tools.host).last_load()
+    wait = f"about {seconds:.0f} s, as the last load took" if seconds else "as long as the load takes, unknown so far"
+    somaxconn = int(Path("/proc/sys/net/core/somaxconn").read_text())
+    backlog = min(tools.systemd.backlog(), somaxconn)
+    tools.display.line(
+        f"{'':10}{plan.version} needs {wanted}; {live} leaves first, and clients wait {wait}, at most "
+        f"{plan.deadline:g} s. Up to {backlog} new connections wait in the socket's backlog, and as many kept ones in "
+        f"{live}'s; who has a shorter time-out of his own gives up."
+    )
 
 
 def require_units(tools: Tools) -> None:

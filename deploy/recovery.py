@@ -28,7 +28,8 @@ def recover(tools: Tools) -> list[str]:
 
 def _end(tools: Tools, journal: Journal, record: Record) -> str:
     began = f"the {record.kind} of {record.version} was interrupted in {record.phase}"
-    rollout = Rollout.resume(tools, Plan(record.version, kind=record.kind), Entry(journal, record))
+    plan = Plan(record.version, kind=record.kind, strategy=record.strategy)
+    rollout = Rollout.resume(tools, plan, Entry(journal, record))
     outcome, what = _finish(rollout)
     rollout.end(outcome, reason=f"interrupted in {record.phase}: {what}")
     return f"{began}: {what}"
@@ -45,11 +46,15 @@ def _finish(rollout: Rollout) -> tuple[str, str]:
         return "interrupted", f"{record.slot} was stopped, {serving}"
     if record.phase == "rollback":
         target = record.slot if record.kind == "rollback" else record.previous_slot
+        if target and rollout.swaps:
+            phases.revive(rollout, target)
         if target and live != target:
             tools.slots.go_live(target)
         return "rolled back", f"{tools.slots.version(target) if target else 'nothing'} serves"
     if live != record.slot:
         return "rolled back", f"{tools.slots.version(live) if live else 'nothing'} serves"
+    if _is_dead(rollout) and record.previous_slot and rollout.swaps:
+        phases.revive(rollout, record.previous_slot)
     if _is_dead(rollout) and record.previous_slot and tools.host.door(record.previous_slot).exists():
         previous = current(tools.host, record.previous_slot)
         if previous is not None and previous.serves:

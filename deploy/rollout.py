@@ -5,10 +5,11 @@ from __future__ import annotations
 from contextlib import nullcontext, suppress
 
 from deploy import hooks, phases
-from deploy.errors import DrainCut, GlmError, NotReady, Refused, RolledBack
+from deploy.errors import DrainCut, GlmError, NotReady, Refused, RolledBack, Worse
 from deploy.journal import Journal, Record, begin
-from deploy.phases import Worse
 from deploy.plan import Plan, Rollout, Tools
+from deploy.warmth import is_warm
+from deploy.wish import Wish
 
 
 def deploy(tools: Tools, plan: Plan) -> Record:
@@ -22,6 +23,7 @@ def deploy(tools: Tools, plan: Plan) -> Record:
         try:
             phases.preflight(rollout)
             phases.prepare(rollout)
+            phases.vacate(rollout)
             phases.start(rollout)
             phases.verify(rollout)
             phases.canary(rollout)
@@ -65,9 +67,12 @@ def rollback(tools: Tools, plan: Plan) -> Record:
 
     A deploy that bakes meanwhile, in another terminal, ends with it. Raises Refused, NotReady, Locked.
     """
-    if not phases.is_warm(tools, tools.slots.idle, plan.version):
-        return deploy(tools, plan)
     journal = Journal(tools.host)
+    if not is_warm(tools, tools.slots.idle, plan.version):
+        swapped = next(
+            (one for one in journal.unfinished() if one.phase == "bake" and one.previous == plan.version), None
+        )
+        return Wish(tools, swapped).come_true() if swapped and journal.is_locked else deploy(tools, plan)
     with journal.switching():
         baking = any(one.phase == "bake" and one.slot == tools.slots.live for one in journal.unfinished())
         with nullcontext() if baking else journal.lock():

@@ -38,6 +38,10 @@ class Systemd:
         """Start `unit` and wait until it is up."""
         run(self.argv("start", unit))
 
+    def start_later(self, unit: str) -> None:
+        """Start `unit` and do not wait for it."""
+        run(self.argv("start", "--no-block", unit), check=False)
+
     def starting(self, unit: str) -> Job:
         """Start `unit`; the job tells when that ended and how."""
         return Job(self.argv("start", unit))
@@ -71,10 +75,20 @@ class Systemd:
             main_pid=int(shown.get("MainPID") or 0),
         )
 
+    def memory_max(self, unit: str) -> int | None:
+        """The bytes that `unit` may take; None without a limit."""
+        said = self._show(unit, "MemoryMax").get("MemoryMax", "")
+        return int(said) if said.isdigit() else None
+
     def environment(self, unit: str) -> dict[str, str]:
         """The Environment= of `unit`."""
         words = self._show(unit, "Environment").get("Environment", "").split()
         return dict(word.split("=", 1) for word in words if "=" in word)
+
+    def backlog(self) -> int:
+        """How many connections may wait at the public socket, as its unit says."""
+        said = self._show("glm.socket", "Backlog").get("Backlog", "")
+        return int(said) if said.isdigit() else 0
 
     def listen(self) -> str | None:
         """The host:port of the public socket; None when the unit is not installed."""

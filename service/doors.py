@@ -7,6 +7,8 @@ import socket
 from dataclasses import dataclass
 from pathlib import Path
 
+from service.handoff import Outcome, give, receive
+
 _BACKLOG = 4096
 
 
@@ -43,6 +45,28 @@ class Doors:
             return _inode(self.slot_directory / "handoff.sock") == self.handoff_inode
         except OSError:
             return False
+
+    def forward(self, owner: Path) -> None:
+        """Pass on the connections that wait at our handoff socket, when nobody of ours is there to take them.
+
+        While a slot has no workers they stand in the socket's backlog, in the kernel: what their clients send waits
+        with them. Stops where the owner takes no more for now; the one in hand then waits at our own socket again.
+        """
+        while True:
+            try:
+                giver, _ = self.handoff.accept()
+            except OSError:
+                return
+            with giver:
+                giver.setblocking(False)
+                held = receive(giver)
+            if held is None:
+                continue
+            client, sent = held
+            with client:
+                if give(client.fileno(), owner, sent) is not Outcome.GIVEN:
+                    give(client.fileno(), self.slot_directory / "handoff.sock", sent)
+                    return
 
     def withdraw(self) -> None:
         """Take the slot's paths away where they still lead to us: nobody shall hand anything to a leaving master."""

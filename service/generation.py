@@ -33,6 +33,7 @@ NOT_READY = 3
 
 _TICK_LOADING = 0.1
 _TICK_READY = 1.0
+_TICK_VACATED = 0.02
 _FRESH = 5.0  # seconds after which a ready worker's silence counts; it writes every second
 _KEPT = 16  # accounts of past generations of a slot that are kept for receipts
 
@@ -88,7 +89,7 @@ class Generation:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
             signal.signal(number, lambda sig, frame: self._stop(server, sig, frame))
         signal.signal(signal.SIGALRM, lambda *_: self._tick(server))
-        signal.setitimer(signal.ITIMER_REAL, _TICK_LOADING, _TICK_LOADING)
+        signal.setitimer(signal.ITIMER_REAL, *[_TICK_READY if self.ready else _TICK_LOADING] * 2)
 
     def end(self) -> None:
         """Say why, if this was not asked for, and leave the slot's paths to others."""
@@ -138,6 +139,8 @@ class Generation:
             os._exit(0)
         if not self.stopping:
             self.stopping = True
+            if self.ready:
+                self._forward(server)
             if self.doors.are_published:  # else an heir serves the slot, and the unit is not stopping at all
                 self.manager.stopping()
             self.doors.withdraw()
@@ -149,6 +152,8 @@ class Generation:
             return
         try:
             accounts = self._accounts(set(server.WORKERS))
+            if self.ready and not accounts:
+                self._forward(server)
             if self.ready and not self.stopping and not self.doors.are_published:
                 return  # an heir speaks for the unit now
             if self.stopping:
@@ -159,6 +164,14 @@ class Generation:
                 self._show_loading(accounts, server.num_workers)
         except Exception:  # nothing that goes wrong in here may reach the arbiter's loop, wherever it stands now
             logger.exception("the master's tick failed")
+
+    def _forward(self, server: Any) -> None:
+        """Without workers (WINCH): pass the clients that wait at our door on, as soon as another slot is live."""
+        vacated = not server.WORKERS and server.num_workers == 0
+        signal.setitimer(signal.ITIMER_REAL, *[_TICK_VACATED if vacated else _TICK_READY] * 2)
+        owner = self.gate.owner()
+        if vacated and owner and not self.gate.is_open():
+            self.doors.forward(owner)
 
     def _show_loading(self, accounts: list[dict[str, Any]], workers: int) -> None:
         if len(accounts) >= workers > 0 and all(account["phase"] == "ready" for account in accounts):

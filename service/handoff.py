@@ -54,6 +54,25 @@ def give(descriptor: int, owner: Path, held: bytes = b"") -> Outcome:
     return Outcome.GIVEN
 
 
+def receive(giver: socket.socket) -> tuple[socket.socket, bytes] | None:
+    """Take what a giver sent: a client's connection and what was read from it; None when it left without a word.
+
+    Raises BlockingIOError when it has not sent yet.
+    """
+    try:
+        _, descriptors, _, _ = socket.recv_fds(giver, len(_PASS), 2)
+    except BlockingIOError:
+        raise
+    except OSError:
+        return None
+    if not descriptors:
+        return None
+    client = socket.socket(fileno=descriptors[0])
+    client.set_inheritable(False)
+    client.setblocking(False)
+    return client, b"".join(map(_read, descriptors[1:]))
+
+
 class Taker:
     """Takes connections from a handoff socket that the generation's workers share."""
 
@@ -94,18 +113,13 @@ class Taker:
 
     def _receive(self, giver: socket.socket) -> None:
         try:
-            _, descriptors, _, _ = socket.recv_fds(giver, len(_PASS), 2)
+            taken = receive(giver)
         except BlockingIOError:  # we were faster than the giver
             self._await(giver)
             return
-        except OSError:
-            descriptors = []
         giver.close()
-        if descriptors:
-            client = socket.socket(fileno=descriptors[0])
-            client.set_inheritable(False)
-            client.setblocking(False)
-            self._admit(client, b"".join(map(_read, descriptors[1:])))
+        if taken:
+            self._admit(*taken)
 
     def _await(self, giver: socket.socket) -> None:
         descriptor = giver.fileno()

@@ -143,8 +143,8 @@ class SlotServer(Server):
         """Leave: give idle connections away, finish what was begun, cut what outlives the drain time."""
         self._leaving = True
         self.account.phase = "leaving"
-        self.follow()
         self._taker.stop()
+        self.follow()
         asyncio.get_running_loop().remove_reader(self._door.fileno())
         deadline = time.monotonic() + self.settings.drain
         while self._taker.expects or self._arriving or self.server_state.connections:
@@ -153,6 +153,8 @@ class SlotServer(Server):
             for connection in self._connections():
                 self._send_home(connection)
             self.report()
+            if self.config.callback_notify:
+                await self.config.callback_notify()  # a worker that drains for long is not a hung one
             await asyncio.sleep(TICK)
         await self.lifespan.shutdown()
         self.account.phase = "gone"

@@ -7,6 +7,7 @@ import click
 from deploy.canary import Share
 from deploy.commands.options import Context, shared
 from deploy.errors import Refused
+from deploy.journal import Journal
 
 
 @click.command()
@@ -14,7 +15,8 @@ from deploy.errors import Refused
 def promote(context: Context) -> None:
     """End the canary step under way: on to the next share, or to the cutover."""
     context.recover()
-    weight = _held(Share(context.host).promote())
+    with Journal(context.host).switching():
+        weight = _held(Share(context.host).promote())
     context.show({"promoted": weight}, f"the step of {weight:g} % is over; the rollout goes on")
 
 
@@ -23,7 +25,8 @@ def promote(context: Context) -> None:
 def abort(context: Context) -> None:
     """End the canary and its rollout: the live slot answers everything again, at once."""
     context.recover()
-    weight = _held(Share(context.host).end())
+    with Journal(context.host).switching():  # not while `live` is renamed: then it is the cutover's, and over
+        weight = _held(Share(context.host).end())
     context.show({"aborted": weight}, f"the canary of {weight:g} % is over; live alone answers, the rollout ends")
 
 

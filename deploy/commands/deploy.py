@@ -11,6 +11,7 @@ from deploy.commands.options import Context, Duration, Shares, Step, shared
 from deploy.errors import DrainCut, RolledBack
 from deploy.journal import Journal, Strategy
 from deploy.plan import Plan
+from deploy.policy import Policy
 from deploy.rollout import deploy as roll_out
 
 
@@ -41,8 +42,30 @@ from deploy.rollout import deploy as roll_out
     metavar="[HEADER]",
     help="Requests with the same value of this header (Authorization) stay on one side for a step.",
 )
+@click.option(
+    "--mirror",
+    type=click.FloatRange(0, 100),
+    default=0,
+    metavar="PERCENT",
+    help="Ask the candidate this share of the live slot's requests too, compare the answers, throw them away.",
+)
+@click.option(
+    "--analysis/--no-analysis",
+    default=True,
+    help="Compare its errors and times with the live slot's, and roll back if they are worse; limits: glm.toml.",
+)
+@click.option("--max-error-rate", type=click.FloatRange(0, 100), metavar="PERCENT", help="Roll back above this.")
+@click.option("--max-p95", type=Duration(), help="Roll back when its slowest twentieth takes longer than this.")
+@click.option("--max-ttft-p95", type=Duration(), help="The same, until the first token.")
 @click.option("--bake", type=Duration(), default="60s", show_default=True, help="How long the old slot stays warm.")
 @click.option("--drain", type=Duration(), default="120s", show_default=True, help="How long it may finish requests.")
+@click.option(
+    "--deadline",
+    type=Duration(),
+    default="10m",
+    show_default=True,
+    help="swap: how long the new version may load before the old one is brought back.",
+)
 @click.option(
     "--dry-run", is_flag=True, help="Check everything that can be checked, say what would be done, do nothing."
 )
@@ -54,8 +77,14 @@ def deploy(
     canary: tuple[float, ...],
     step: float | None,
     sticky: str | None,
+    mirror: float,
+    analysis: bool,
+    max_error_rate: float | None,
+    max_p95: float | None,
+    max_ttft_p95: float | None,
     bake: float,
     drain: float,
+    deadline: float,
     dry_run: bool,
 ) -> None:
     """Move every client to VERSION, and lose nothing.
@@ -73,7 +102,27 @@ def deploy(
             {"outcome": "unchanged", "version": version, "live": live}, f"{version} is live already, in {live}"
         )
         return
-    plan = Plan(version, strategy=strategy, bake=bake, drain=drain, canary=canary, step=step, sticky=sticky)
+    if strategy != "overlap" and (canary or mirror):
+        raise click.UsageError(f"--strategy {strategy} has no second copy that could answer a share of the requests")
+    given = {
+        "enabled": None if analysis else False,
+        "max_error_rate": max_error_rate / 100 if max_error_rate else None,
+        "max_p95": max_p95,
+        "max_ttft_p95": max_ttft_p95,
+    }
+    limits = Policy.of(context.host).analysis
+    plan = Plan(
+        version,
+        strategy=strategy,
+        bake=bake,
+        drain=drain,
+        canary=canary,
+        step=step,
+        sticky=sticky,
+        mirror=mirror,
+        deadline=deadline,
+        analysis=limits.model_copy(update={name: value for name, value in given.items() if value is not None}),
+    )
     if dry_run:
         preflight.rehearse(tools, plan)
         old = f"; {tools.slots.version(live)} in {live} would stay warm for {bake:g} s" if live else ""

@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import click
 
-from deploy import phases, preflight, report
+from deploy import preflight, report
 from deploy.commands.options import Context, Duration, shared
 from deploy.errors import Refused
+from deploy.journal import Strategy
 from deploy.plan import Plan
 from deploy.rollout import rollback as roll_back
+from deploy.warmth import is_warm
 
 
 @click.command()
 @click.argument("version", required=False)
+@click.option(
+    "--strategy",
+    type=click.Choice(get_args(Strategy)),
+    default="overlap",
+    show_default=True,
+    help="As in deploy, for a cold rollback.",
+)
 @click.option("--drain", type=Duration(), default="120s", show_default=True, help="As in deploy, for a cold rollback.")
 @shared
-def rollback(context: Context, version: str | None, drain: float) -> None:
+def rollback(context: Context, version: str | None, strategy: Strategy, drain: float) -> None:
     """Go back to the slot that served before, or to VERSION.
 
     While that slot is warm this is the cutover's rename backwards and takes milliseconds; a deploy that bakes, in
@@ -26,11 +37,11 @@ def rollback(context: Context, version: str | None, drain: float) -> None:
     wanted = version or tools.slots.version(tools.slots.idle)
     if tools.slots.live is None or wanted is None:
         raise Refused("there is nothing to go back to", hint="`glmctl status` shows both slots")
-    if not phases.is_warm(tools, tools.slots.idle, wanted):
+    if not is_warm(tools, tools.slots.idle, wanted):
         context.recover()
     if tools.slots.version(tools.slots.live) == wanted:
         raise Refused(f"{wanted} is live already")
     preflight.require_units(tools)
-    record = roll_back(tools, Plan(wanted, kind="rollback", bake=0.0, drain=drain))
+    record = roll_back(tools, Plan(wanted, kind="rollback", strategy=strategy, bake=0.0, drain=drain))
     context.recover()  # a deploy that was killed while it baked ends here
     context.show(record, report.text(record))

@@ -1,0 +1,189 @@
+"""Is the candidate worse than the live slot? What is compared, and when a difference is no chance.
+
+Both questions that matter, "does it fail more often" and "is its slowest twentieth slower", are the same one: of two
+groups of answers, does one hold more than its share of the marked ones (failed; beyond the 95th percentile of both
+together)? Fisher's exact test answers it for any sizes and any distribution of times. Times are skewed and of several
+kinds of requests at once, so that a test which assumes a shape, or compares means, would be wrong; and it stays exact
+where a candidate has had twenty requests.
+
+A rollout looks again and again, which would make chance win in the end: the k-th look may only spend 1 / k(k+1) of the
+false alarms that are allowed, and looks are taken when a third more answers have come, not when time has passed.
+Answers of one second share its hiccups and are no independent draws: a candidate must be slower in each third of its
+answers too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Literal
+
+from pydantic import BaseModel, Field
+
+from deploy.policy import Limits
+from deploy.samples import Sample
+
+__all__ = ["Group", "Looks", "Metric", "Name", "Verdict", "agreement", "errors", "times"]
+
+Name = Literal["errors", "p95", "ttft p95", "agreement"]
+
+_GROWTH = 1.3  # of the candidate's answers between two looks
+_THIRDS = 3
+_SLOWEST = 0.95
+
+
+class Metric(BaseModel):
+    """One comparison: shares from 0 to 1, times in seconds; None where there was nothing to measure."""
+
+    name: Name
+    candidate: float | None = None
+    live: float | None = None
+    candidate_requests: int = 0
+    live_requests: int = 0
+    p_value: float | None = None
+    """How often chance alone would show such a difference; None when it was too small to ask, or answers too few."""
+    worse: bool = False
+    why: str | None = None
+
+
+class Verdict(BaseModel):
+    """What was found in one window: a canary step, or the bake."""
+
+    window: str
+    at: str = ""
+    seconds: float = 0.0
+    metrics: list[Metric] = Field(default_factory=list)
+    outcome: Literal["not worse", "worse", "too few requests"] = "too few requests"
+    reason: str | None = None
+
+
+@dataclass
+class Group:
+    """The answers of one side in one window."""
+
+    samples: list[Sample] = field(default_factory=list)
+
+    @property
+    def errors(self) -> int:
+        """How many clients were not served."""
+        return sum(one.is_error for one in self.samples)
+
+    def times(self, name: Name) -> list[float]:
+        """Seconds of the model's answers, in the order in which they ended."""
+        answers = sorted((one for one in self.samples if one.is_answer and one.status == 200), key=lambda one: one.at)
+        if name == "ttft p95":
+            return [one.first for one in answers if one.first is not None]
+        return [one.seconds for one in answers]
+
+
+@dataclass
+class Looks:
+    """When to look at one metric, and how much of the allowed false alarms that look may spend."""
+
+    first: int
+    """Answers of the candidate at the first look."""
+    allowed: float
+    """The share of equal versions that may be called worse by all looks together."""
+    _taken: int = 0
+
+    def take(self, answers: int, *, last: bool = False) -> float | None:
+        """Return the level of the look that is due with so many answers; None when none is."""
+        due = self.first * _GROWTH**self._taken
+        if answers < (self.first if last else due):
+            return None
+        self._taken += 1
+        return self.allowed / (self._taken * (self._taken + 1))
+
+
+def errors(candidate: Group, live: Group, before: Group, limits: Limits, level: float | None) -> Metric:
+    """Compare the shares of requests that were not served.
+
+    Chance is judged beside what the live slot did in the window and before it, for an error is no matter of the
+    machine's mood; the margin beside the window alone, so that what befalls both sides is nobody's fault.
+    """
+    failed, count = candidate.errors, len(candidate.samples)
+    share = failed / count if count else None
+    beside = live.errors / len(live.samples) if live.samples else None
+    metric = Metric(
+        name="errors", candidate=share, live=beside, candidate_requests=count, live_requests=len(live.samples)
+    )
+    if level is None or share is None:
+        return metric
+    if limits.max_error_rate is not None and share > limits.max_error_rate and failed > 1:
+        return _worse(metric, f"{share:.1%} of its requests failed, the limit is {limits.max_error_rate:.1%}")
+    reference = [*before.samples, *live.samples]
+    if not reference or share - (beside or 0.0) <= limits.error_margin:
+        return metric
+    metric.p_value = chance(failed, count, sum(one.is_error for one in reference), len(reference))
+    if metric.p_value < level:
+        beside_text = f"{beside:.1%} of the live slot's" if beside is not None else "those of the live slot before"
+        return _worse(metric, f"{share:.1%} of its {count} requests failed, {beside_text}")
+    return metric
+
+
+def times(name: Name, candidate: Group, live: Group, limits: Limits, level: float | None) -> Metric:
+    """Compare the 95th percentiles of times."""
+    ours, theirs = candidate.times(name), live.times(name)
+    metric = Metric(
+        name=name,
+        candidate=percentile(ours),
+        live=percentile(theirs),
+        candidate_requests=len(ours),
+        live_requests=len(theirs),
+    )
+    if level is None or metric.candidate is None:
+        return metric
+    limit = limits.max_p95 if name == "p95" else limits.max_ttft_p95
+    if limit is not None and metric.candidate > limit:
+        return _worse(metric, f"its {name} is {metric.candidate:.3g} s, the limit is {limit:g} s")
+    if metric.live is None or len(theirs) < limits.min_requests:
+        return metric
+    most = max(metric.live * (1 + limits.p95_margin), metric.live + limits.min_difference)
+    if metric.candidate <= most or any((percentile(third) or 0) <= most for third in _thirds(ours)):
+        return metric
+    line = percentile([*ours, *theirs]) or 0.0
+    above = [sum(one > line for one in group) for group in (ours, theirs)]
+    metric.p_value = chance(above[0], len(ours), above[1], len(theirs))
+    if metric.p_value < level:
+        return _worse(metric, f"its {name} is {metric.candidate:.3g} s, the live slot's {metric.live:.3g} s")
+    return metric
+
+
+def agreement(equal: int, asked: int, limits: Limits, level: float | None) -> Metric:
+    """Judge how many of the mirrored greedy answers were the same, where the operator asks for that."""
+    metric = Metric(name="agreement", candidate=equal / asked if asked else None, candidate_requests=asked)
+    least = limits.min_agreement
+    if level is None or least is None or metric.candidate is None or metric.candidate >= least:
+        return metric
+    from scipy.stats import binom
+
+    metric.p_value = float(binom.cdf(equal, asked, least))
+    if metric.p_value < level:
+        return _worse(metric, f"{metric.candidate:.1%} of its mirrored answers equal the live slot's, not {least:.1%}")
+    return metric
+
+
+def chance(marked: int, count: int, marked_live: int, count_live: int) -> float:
+    """Fisher's exact test, one-sided: how likely so many of the marked fall to a group of `count` by chance."""
+    from scipy.stats import hypergeom  # half a second to import, and only who judges needs it
+
+    return float(hypergeom.sf(marked - 1, count + count_live, marked + marked_live, count))
+
+
+def percentile(values: Sequence[float]) -> float | None:
+    """The 95th percentile: the smallest value that 95 % do not exceed."""
+    if not values:
+        return None
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(_SLOWEST * len(ordered)))]
+
+
+def _thirds(values: Sequence[float]) -> list[Sequence[float]]:
+    cuts = [len(values) * part // _THIRDS for part in range(_THIRDS + 1)]
+    return [values[begin:end] for begin, end in pairwise(cuts)]
+
+
+def _worse(metric: Metric, why: str) -> Metric:
+    metric.worse, metric.why = True, why
+    return metric
