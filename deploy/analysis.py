@@ -24,13 +24,16 @@ from pydantic import BaseModel, Field
 from deploy.policy import Limits
 from deploy.samples import Sample
 
-__all__ = ["Group", "Looks", "Metric", "Name", "Verdict", "agreement", "errors", "times"]
+__all__ = ["Comparison", "Group", "Looks", "Metric", "Name", "Verdict", "agreement", "errors", "times"]
 
 Name = Literal["errors", "p95", "ttft p95", "agreement"]
 
 _GROWTH = 1.3  # of the candidate's answers between two looks
 _THIRDS = 3
 _SLOWEST = 0.95
+_KEPT = 20_000  # answers of one group; older ones are forgotten
+_ERRORS_EARLIER = 5  # the part of the answers that times need with which errors are looked at first
+_TIMES: tuple[Name, ...] = ("p95", "ttft p95")
 
 
 class Metric(BaseModel):
@@ -96,6 +99,56 @@ class Looks:
         return self.allowed / (self._taken * (self._taken + 1))
 
 
+class Comparison:
+    """One window's groups, fed as answers come, and what was found in them at each look.
+
+    `windows`: how many the rollout has; each may spend its part of the false alarms, and each metric a part of that.
+    """
+
+    def __init__(self, limits: Limits, *, windows: int) -> None:
+        self.limits = limits
+        self.candidate, self.live, self.before = Group(), Group(), Group()
+        self.metrics: list[Metric] = []
+        asked = 3 if limits.min_agreement is None else 4
+        share, least = limits.false_alarms / windows / asked, limits.min_requests
+        self._looks: dict[Name, Looks] = {
+            "errors": Looks(max(1, least // _ERRORS_EARLIER), share),
+            "p95": Looks(least, share),
+            "ttft p95": Looks(least, share),
+            "agreement": Looks(least, share),
+        }
+
+    def look(self, *, last: bool = False, at_times: bool = True) -> str | None:
+        """Compare what is there, where a look is due; returns why the candidate is worse, None when it is not."""
+        ours, theirs, limits = self.candidate, self.live, self.limits
+        for group in (ours, theirs, self.before):
+            del group.samples[:-_KEPT]
+        level = self._looks["errors"].take(len(ours.samples), last=last)
+        metrics = [errors(ours, theirs, self.before, limits, level)]
+        for name in _TIMES:
+            level = self._looks[name].take(len(ours.times(name)), last=last) if at_times else None
+            metrics.append(times(name, ours, theirs, limits, level))
+        greedy = [one.agrees for one in ours.samples if one.agrees is not None]
+        level = self._looks["agreement"].take(len(greedy), last=last)
+        metrics.append(agreement(sum(greedy), len(greedy), limits, level))
+        self.metrics = [_with_p_of(one, self.metrics) for one in metrics if one.candidate_requests]
+        return next((one.why for one in metrics if one.worse), None)
+
+    @property
+    def suffices(self) -> bool:
+        """Whether there was enough of anything to conclude something."""
+        return any(one.candidate_requests >= self._looks[one.name].first for one in self.metrics)
+
+    def __str__(self) -> str:
+        words = [f"{len(self.candidate.samples)} answers, {self.candidate.errors} failed"]
+        words += [
+            f"{one.name} {one.candidate:.3g} s beside {one.live:.3g} s"
+            for one in self.metrics
+            if one.name in _TIMES and one.candidate is not None and one.live is not None
+        ]
+        return ", ".join(words)
+
+
 def errors(candidate: Group, live: Group, before: Group, limits: Limits, level: float | None) -> Metric:
     """Compare the shares of requests that were not served.
 
@@ -140,7 +193,7 @@ def times(name: Name, candidate: Group, live: Group, limits: Limits, level: floa
     if metric.live is None or len(theirs) < limits.min_requests:
         return metric
     most = max(metric.live * (1 + limits.p95_margin), metric.live + limits.min_difference)
-    if metric.candidate <= most or any((percentile(third) or 0) <= most for third in _thirds(ours)):
+    if metric.candidate <= most or any((percentile(third) or 0) <= metric.live for third in _thirds(ours)):
         return metric
     line = percentile([*ours, *theirs]) or 0.0
     above = [sum(one > line for one in group) for group in (ours, theirs)]
@@ -182,6 +235,13 @@ def percentile(values: Sequence[float]) -> float | None:
 def _thirds(values: Sequence[float]) -> list[Sequence[float]]:
     cuts = [len(values) * part // _THIRDS for part in range(_THIRDS + 1)]
     return [values[begin:end] for begin, end in pairwise(cuts)]
+
+
+def _with_p_of(metric: Metric, before: list[Metric]) -> Metric:
+    """Let a metric that was not looked at now show what the last look found."""
+    if metric.p_value is None:
+        metric.p_value = next((one.p_value for one in before if one.name == metric.name), None)
+    return metric
 
 
 def _worse(metric: Metric, why: str) -> Metric:

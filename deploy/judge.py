@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
-from typing import Any
+from typing import Literal
 
-from deploy import analysis
-from deploy.analysis import Group, Looks, Metric, Name, Verdict
+from deploy.analysis import Comparison, Verdict
 from deploy.checks import ask_checks
 from deploy.errors import NotReady, Worse
 from deploy.journal import now
@@ -17,12 +15,10 @@ from deploy.samples import Sample, Samples
 
 __all__ = ["Judge"]
 
-_KEPT = 20_000  # answers of one side; older ones are forgotten
 _BEFORE = 600.0  # seconds before a window in which the live slot's answers still tell how it does
 _SETTLE = {"overlap": 2.0, "swap": 10.0, "weights": 2.0}
 """Seconds after a cutover that do not count: caches are cold, and after a swap everybody who waited comes at once."""
 _LEAST = 5.0  # seconds that a comparison of times spans where the two sides are not asked at the same time
-_ERRORS_EARLIER = 5  # the part of the answers that times need with which errors are looked at first
 _CHECKED = 1.0  # seconds in which a check that was passed need not be asked again
 
 
@@ -34,83 +30,52 @@ class Judge:
     """
 
     def __init__(self, rollout: Rollout, window: str) -> None:
-        self._rollout = rollout
-        self._limits = rollout.plan.analysis or Limits(enabled=False)
+        limits = rollout.plan.analysis or Limits(enabled=False)
+        self._rollout, self._limits = rollout, limits
         self._began = self._checked = time.monotonic()
-        self._verdict = Verdict(window=window, at=now())
         self._is_bake = window == "bake"
         self._counts_from = self._began + (_SETTLE[rollout.plan.strategy] if self._is_bake else 0.0)
+        self._verdict = Verdict(window=window, at=now())
+        self._comparison = Comparison(limits, windows=len(rollout.plan.canary) + 1)
         record = rollout.entry.record
         self._ours = Samples(rollout.tools.host, rollout.candidate, record.version)
         self._theirs = Samples(rollout.tools.host, rollout.old or "", record.previous or "")
-        self._candidate, self._live, self._before = Group(), Group(), Group()
-        share = self._limits.false_alarms / (len(rollout.plan.canary) + 1) / 4
-        least = self._limits.min_requests
-        self._looks: dict[Name, Looks] = {
-            "errors": Looks(max(1, least // _ERRORS_EARLIER), share),
-            "p95": Looks(least, share),
-            "ttft p95": Looks(least, share),
-            "agreement": Looks(least, share),
-        }
 
     def look(self) -> None:
         """Compare what has come so far, ask the checks when it is time; raises Worse."""
-        if self._limits.enabled:
-            self._compare(last=False)
+        self._compare()
         if time.monotonic() - self._checked >= self._limits.checks_every:
             self._ask_checks()
 
     def conclude(self) -> None:
         """Compare once more, ask the checks once more, and write the verdict down; raises Worse."""
-        if self._limits.enabled:
-            self._compare(last=True)
+        self._compare(last=True)
         if time.monotonic() - self._checked >= _CHECKED:
             self._ask_checks()
-        looked = [one for one in self._verdict.metrics if one.candidate_requests >= self._looks[one.name].first]
-        self._end("not worse" if looked else "too few requests")
+        self._end("not worse" if self._comparison.suffices else "too few requests")
 
     def __str__(self) -> str:
-        found = {one.name: one for one in self._verdict.metrics}
-        words = [f"{len(self._candidate.samples)} answers, {self._candidate.errors} failed"]
-        for name in ("p95", "ttft p95"):
-            one = found.get(name)
-            if one and one.candidate is not None and one.live is not None:
-                words.append(f"{name} {one.candidate:.3g} s beside {one.live:.3g} s")
-        return ", ".join(words)
+        return str(self._comparison)
 
-    def _compare(self, *, last: bool) -> None:
+    def _compare(self, *, last: bool = False) -> None:
+        if not self._limits.enabled:
+            return
         self._read()
-        limits, ours, theirs = self._limits, self._candidate, self._live
         spans = not self._is_bake or time.monotonic() - self._counts_from >= _LEAST
-        metrics = [
-            analysis.errors(ours, theirs, self._before, limits, self._level("errors", len(ours.samples), last)),
-        ]
-        for name in ("p95", "ttft p95"):
-            level = self._level(name, len(ours.times(name)), last) if spans else None
-            metrics.append(analysis.times(name, ours, theirs, limits, level))
-        greedy = [one.agrees for one in ours.samples if one.agrees is not None]
-        level = self._level("agreement", len(greedy), last)
-        metrics.append(analysis.agreement(sum(greedy), len(greedy), limits, level))
-        self._verdict.metrics = [_keeping_p(one, self._verdict.metrics) for one in metrics if one.candidate_requests]
-        if worse := next((one.why for one in metrics if one.worse), None):
+        if worse := self._comparison.look(last=last, at_times=spans):
             self._end("worse", worse)
             raise Worse(worse)
 
-    def _level(self, name: Name, answers: int, last: bool) -> float | None:
-        return self._looks[name].take(answers, last=last)
-
     def _read(self) -> None:
-        earliest = self._began - _BEFORE
-        mirrored: list[Sample] = []
+        """Sort what has come: mirrored answers are the candidate's, though the live slot's workers note them."""
+        ours: list[Sample] = self._ours.new()
         for one in self._theirs.new():
             if one.is_mirrored:
-                mirrored.append(one)
-            elif one.at >= earliest:
+                ours.append(one)
+            elif one.at >= self._began - _BEFORE:
                 is_beside = (one.at < self._began) == self._is_bake
-                (self._live if is_beside else self._before).samples.append(one)
-        self._candidate.samples += _since(self._counts_from, [*self._ours.new(), *mirrored])
-        for group in (self._candidate, self._live, self._before):
-            del group.samples[:-_KEPT]
+                (self._comparison.live if is_beside else self._comparison.before).samples.append(one)
+        self._comparison.candidate.samples += [one for one in ours if one.at >= self._counts_from]
 
     def _ask_checks(self) -> None:
         tools = self._rollout.tools
@@ -122,18 +87,8 @@ class Judge:
             raise Worse(reason) from error
         self._checked = time.monotonic()
 
-    def _end(self, outcome: Any, reason: str | None = None) -> None:
-        self._verdict.outcome, self._verdict.reason = outcome, reason
-        self._verdict.seconds = round(time.monotonic() - self._began, 3)
-        self._rollout.entry.record.analysis.append(self._verdict)
-
-
-def _since(moment: float, samples: Iterable[Sample]) -> list[Sample]:
-    return [one for one in samples if one.at >= moment]
-
-
-def _keeping_p(metric: Metric, before: list[Metric]) -> Metric:
-    """Let a metric that was not looked at now show what the last look found."""
-    if metric.p_value is None:
-        metric.p_value = next((one.p_value for one in before if one.name == metric.name), None)
-    return metric
+    def _end(self, outcome: Literal["not worse", "worse", "too few requests"], reason: str | None = None) -> None:
+        verdict = self._verdict
+        verdict.outcome, verdict.reason, verdict.metrics = outcome, reason, self._comparison.metrics
+        verdict.seconds = round(time.monotonic() - self._began, 3)
+        self._rollout.entry.record.analysis.append(verdict)

@@ -197,7 +197,8 @@ def test_a_candidate_that_dies_while_it_bakes_is_swapped_back(small_box: Box) ->
 def test_what_outlasts_the_drain_deadline_is_cut_and_counted(small_box: Box) -> None:
     """The swap goes on, the receipt counts it, and the exit code is 6."""
     body = SHORT | {"max_tokens": 50_000, "stream": True}
-    client = socket.create_connection(tuple(small_box.listen.split(":")), timeout=60)
+    host, port = small_box.listen.split(":")
+    client = socket.create_connection((host, int(port)), timeout=60)
     written = json.dumps(body)
     client.sendall(f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {len(written)}\r\n\r\n".encode())
     client.sendall(written.encode())
