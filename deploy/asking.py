@@ -28,11 +28,16 @@ class Door:
         return str(self._ask("GET", "/version")["version"])
 
     def answer(self, question: str, image: str | None, max_tokens: int) -> str:
-        """Ask the model, greedily."""
+        """Ask the model, greedily and without thinking, as the worker did before it was ready."""
         content: list[dict[str, Any]] = [{"type": "text", "text": question}]
         if image is not None:
             content.insert(0, {"type": "image_url", "image_url": {"url": image}})
-        body = {"messages": [{"role": "user", "content": content}], "temperature": 0, "max_tokens": max_tokens}
+        body = {
+            "messages": [{"role": "user", "content": content}],
+            "temperature": 0,
+            "max_tokens": max_tokens,
+            "chat_template_kwargs": {"enable_thinking": False},
+        }
         return str(self._ask("POST", "/v1/chat/completions", body)["choices"][0]["message"]["content"])
 
     def _ask(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:

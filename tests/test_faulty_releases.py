@@ -1,0 +1,155 @@
+"""Releases that load well, pass their checks, and then are slow, fail, or answer wrong: rolled back by themselves."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.box import Box
+
+ASK = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 8, "temperature": 0, "stream": True}
+
+FAULT = """
+import asyncio, os, random
+from service import chat
+
+answers, streams = chat.Chat.answer, chat.Chat._stream
+
+async def answer(self, asked, priority="interactive"):
+    reply = await answers(self, asked, priority)
+    if os.path.exists({flag!r}) and {fault!r} == "wrong":
+        reply["choices"][0]["message"]["content"] = "nonsense"
+    return reply
+
+async def stream(self, *args):
+    if os.path.exists({flag!r}) and {fault!r} == "slow":
+        await asyncio.sleep(0.15)
+    if os.path.exists({flag!r}) and {fault!r} == "fails" and random.random() < 0.05:
+        raise RuntimeError("on purpose")
+    async for item in streams(self, *args):
+        yield item
+
+chat.Chat.answer, chat.Chat._stream = answer, stream
+"""
+
+
+@contextmanager
+def traffic(box: Box) -> Iterator[None]:
+    """Four clients that ask the model all the time."""
+    over = threading.Event()
+
+    def ask() -> None:
+        with httpx.Client(base_url=f"http://{box.listen}", timeout=60, trust_env=False) as client:
+            while not over.is_set():
+                client.post("/v1/chat/completions", json=ASK)
+
+    clients = [threading.Thread(target=ask) for _ in range(4)]
+    for client in clients:
+        client.start()
+    try:
+        yield
+    finally:
+        over.set()
+        for client in clients:
+            client.join()
+
+
+@pytest.fixture
+def flag(tmp_path: Path) -> Path:
+    """The fault begins when this file is there."""
+    return tmp_path / "begin"
+
+
+def make_faulty(box: Box, tmp_path: Path, flag: Path, fault: str) -> None:
+    """Let what green serves have a fault."""
+    code = tmp_path / "fault"
+    code.mkdir()
+    (code / "sitecustomize.py").write_text(FAULT.format(flag=str(flag), fault=fault))
+    drop_in = box.host.units / "glm@green.service.d/fault.conf"
+    drop_in.parent.mkdir()
+    drop_in.write_text(f"[Service]\nEnvironment=PYTHONPATH={code}\n")
+    box.systemctl("daemon-reload")
+
+
+def rolled_back(box: Box, flag: Path, *words: str) -> dict[str, Any]:
+    """Deploy under traffic, with the fault beginning in the phase after the checks; returns the last verdict."""
+    with traffic(box):
+        deploy = box.begin("deploy", "1.1.0", *words)
+        box.await_phase(deploy, "canary" if "--canary" in words else "bake")
+        flag.touch()
+        out, _ = deploy.communicate(timeout=120)
+        assert deploy.returncode == 5, out
+        assert box.get("/version").json()["version"] == "1.0.0"
+    record = box.json("history")["rollouts"][-1]
+    assert record["outcome"] == "rolled back"
+    assert record["analysis"][-1]["outcome"] == "worse"
+    assert record["analysis"][-1]["reason"] in record["reason"]
+    assert box.show("glm@green.service", "ActiveState") == "inactive"
+    return dict(record["analysis"][-1])
+
+
+@pytest.mark.parametrize("words", [("--canary", "50", "--step", "60s"), ("--bake", "60s")])
+def test_a_slow_release(box: Box, tmp_path: Path, flag: Path, words: tuple[str, ...]) -> None:
+    """In its canary beside the live slot, and in its bake beside what the old slot did before."""
+    make_faulty(box, tmp_path, flag, "slow")
+    if "--bake" in words:
+        with traffic(box):
+            for _ in range(200):
+                box.get("/version")
+    verdict = rolled_back(box, flag, *words)
+    found = {metric["name"]: metric for metric in verdict["metrics"]}
+    slow = [one for one in found.values() if one["worse"]]
+    assert {one["name"] for one in slow} <= {"p95", "ttft p95"}
+    assert all(one["candidate"] > one["live"] and one["p_value"] < 0.01 for one in slow)
+
+
+@pytest.mark.parametrize("words", [("--canary", "50", "--step", "60s"), ("--bake", "60s")])
+def test_a_release_that_fails(box: Box, tmp_path: Path, flag: Path, words: tuple[str, ...]) -> None:
+    """One in twenty of its answers is an error."""
+    make_faulty(box, tmp_path, flag, "fails")
+    with traffic(box):
+        for _ in range(200):
+            box.get("/version")
+    verdict = rolled_back(box, flag, *words)
+    assert "of its" in verdict["reason"]
+    assert "requests failed" in verdict["reason"]
+
+
+def test_a_release_that_answers_wrong(box: Box, checkpoints: dict[str, Path], tmp_path: Path, flag: Path) -> None:
+    """Its own checks, asked again while it answers clients."""
+    body = {
+        "messages": [{"role": "user", "content": "Hello"}],
+        "max_tokens": 32,
+        "temperature": 0,
+        "chat_template_kwargs": {"enable_thinking": False},
+    }
+    right = httpx.post(f"http://{box.listen}/v1/chat/completions", json=body, timeout=60, trust_env=False).json()
+    copy = tmp_path / "copy"
+    shutil.copytree(checkpoints["1.0.0"], copy)
+    check = {"question": "Hello", "answer": right["choices"][0]["message"]["content"].strip(), "name": "greeting"}
+    (copy / "checks.json").write_text(json.dumps([check]))
+    box.glmctl("release", "remove", "1.1.0")
+    box.glmctl("release", "add", str(copy), "--version", "1.1.0")
+    box.host.policy.write_text("[analysis]\nchecks_every = 1\n")
+    make_faulty(box, tmp_path, flag, "wrong")
+    verdict = rolled_back(box, flag, "--canary", "50", "--step", "60s")
+    assert "check 'greeting' failed" in verdict["reason"]
+
+
+def test_without_analysis_only_death_is_a_reason(box: Box, tmp_path: Path, flag: Path) -> None:
+    """--no-analysis: the same release that fails goes through."""
+    make_faulty(box, tmp_path, flag, "fails")
+    with traffic(box):
+        deploy = box.begin("deploy", "1.1.0", "--no-analysis", "--canary", "50", "--step", "8s", "--bake", "0")
+        box.await_phase(deploy, "canary")
+        flag.touch()
+        out, _ = deploy.communicate(timeout=120)
+    assert deploy.returncode == 0, out
