@@ -9,7 +9,20 @@ from types import FrameType
 
 import click
 
-from deploy.commands import canary, demo, deploy, doctor, history, install, release, reload, rollback, sandbox, status
+from deploy.commands import (
+    canary,
+    demo,
+    deploy,
+    doctor,
+    history,
+    install,
+    release,
+    reload,
+    retire,
+    rollback,
+    sandbox,
+    status,
+)
 from deploy.commands.options import Context, shared
 from deploy.errors import GlmError
 
@@ -42,6 +55,7 @@ for verb in (
     canary.abort,
     rollback.rollback,
     reload.reload,
+    retire.retire,
     status.status,
     history.history,
     doctor.doctor,

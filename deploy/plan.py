@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from deploy import receipt as receipts
 from deploy.display import Display
+from deploy.errands import Errands
 from deploy.errors import DrainCut
 from deploy.host import Host
 from deploy.journal import Entry, Kind, Phase, Record, Strategy
@@ -37,6 +38,11 @@ class Tools:
         return Systemd(self.host.user)
 
     @property
+    def errands(self) -> Errands:
+        """What is to be done later."""
+        return Errands(self.host)
+
+    @property
     def releases(self) -> Releases:
         """The releases."""
         return Releases(self.host)
@@ -51,6 +57,7 @@ class Plan:
     strategy: Strategy = "overlap"
     bake: float = 60.0
     drain: float = 120.0
+    keep_warm: float = 0.0
     canary: tuple[float, ...] = ()
     step: float | None = 60.0
     sticky: str | None = None
@@ -111,6 +118,8 @@ class Rollout:
     def end(self, outcome: str, *, reason: str | None = None) -> Record:
         """Draw up the receipt and close the record."""
         self.probe.end()
+        if self.swaps:
+            self.tools.errands.unguard()
         self.entry.record.pause_ms = self.probe.longest_ms
         time.sleep(_SETTLE)
         account = receipts.draw_up(

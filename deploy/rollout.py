@@ -58,8 +58,7 @@ def go_back(rollout: Rollout) -> None:
     """The candidate turned out worse: the cutover backwards, and the candidate's end."""
     phases.rollback(rollout)
     with suppress(DrainCut):
-        phases.drain(rollout, rollout.candidate)
-    rollout.tools.systemd.stop(rollout.unit)
+        phases.see_off(rollout.tools, rollout.candidate, rollout.plan.drain)
 
 
 def rollback(tools: Tools, plan: Plan) -> Record:

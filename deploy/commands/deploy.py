@@ -58,6 +58,13 @@ from deploy.rollout import deploy as roll_out
 @click.option("--max-p95", type=Duration(), help="Roll back when its slowest twentieth takes longer than this.")
 @click.option("--max-ttft-p95", type=Duration(), help="The same, until the first token.")
 @click.option("--bake", type=Duration(), default="60s", show_default=True, help="How long the old slot stays warm.")
+@click.option(
+    "--keep-warm",
+    type=Duration(),
+    default="0s",
+    show_default=True,
+    help="How long the old slot stays warm after that, unwatched, so that `rollback` is the rename.",
+)
 @click.option("--drain", type=Duration(), default="120s", show_default=True, help="How long it may finish requests.")
 @click.option(
     "--deadline",
@@ -83,6 +90,7 @@ def deploy(
     max_p95: float | None,
     max_ttft_p95: float | None,
     bake: float,
+    keep_warm: float,
     drain: float,
     deadline: float,
     dry_run: bool,
@@ -115,6 +123,7 @@ def deploy(
         version,
         strategy=strategy,
         bake=bake,
+        keep_warm=keep_warm,
         drain=drain,
         canary=canary,
         step=step,

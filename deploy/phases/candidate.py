@@ -21,6 +21,7 @@ def prepare(rollout: Rollout) -> None:
     """Let the idle slot lead to the release, with nobody serving from it but that release itself."""
     tools, version = rollout.tools, rollout.plan.version
     rollout.enter("prepare", f"{rollout.candidate} -> {version}")
+    tools.errands.warm_no_longer()
     if tools.systemd.state("glm.socket").active != "active":
         tools.systemd.start("glm.socket")
     if is_warm(tools, rollout.candidate, version):
