@@ -79,6 +79,20 @@ class Sandbox:
             os.close(lock)
             _remove(directory)
 
+    def lose_power(self) -> None:
+        """End every process of this host at once and forget what lay in memory; `boot` begins again."""
+        self.manager.kill()
+        self.manager.wait()
+        self._empty_cgroup()
+        for path in self._runtime.iterdir():
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+    def boot(self) -> None:
+        """Start the manager and what a host's boot starts of ours, the page left out."""
+        self._boot()
+        run(["systemctl", "--user", "start", "glm.socket"], env=self.env)
+        run(["systemctl", "--user", "start", "--no-block", "glm-live.service"], env=self.env)
+
     @property
     def log(self) -> Path:
         """What the manager and all units wrote."""
@@ -122,7 +136,7 @@ class Sandbox:
         if program is None:
             raise GlmError("systemd is not installed", hint="its binaries are enough; PID 1 may be something else")
         configuration = self.directory / "config/systemd/user.conf"
-        configuration.parent.mkdir()
+        configuration.parent.mkdir(exist_ok=True)
         configuration.write_text("[Manager]\nDefaultStandardOutput=inherit\nDefaultStandardError=inherit\n")
         unshare = ["unshare", "--mount", "--propagation=private"]
         if os.getuid() != 0:

@@ -107,7 +107,7 @@ class Box:
     def await_phase(self, command: subprocess.Popen[str], phase: str, seconds: float = 60) -> None:
         """Wait until the rollout under way has journalled `phase`; it looks every 2 ms, for some phases are short."""
         deadline = time.monotonic() + seconds
-        while not any(one.phase == phase for one in Journal(self.host).unfinished()):
+        while not ((one := Journal(self.host).last()) and one.phase == phase and one.outcome is None):
             assert command.poll() is None, f"it ended before {phase}: {command.communicate()[0]}"
             assert time.monotonic() < deadline, f"no {phase} within {seconds} s\n{self.log()}"
             time.sleep(0.002)

@@ -75,3 +75,21 @@ def add_release(checkpoints: dict[str, Path], tmp_path: Path) -> Callable[..., N
         box.glmctl("release", "add", str(copy), "--version", version, *words)
 
     return add
+
+
+CRASHES: dict[tuple[str, str, str], str] = {}
+"""What the crash matrix found, by strategy, victim and phase."""
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print the crash matrix: which version served in the end, and how many requests went with the killed process."""
+    for strategy in dict.fromkeys(cell[0] for cell in CRASHES):
+        cells = {cell[1:]: found for cell, found in CRASHES.items() if cell[0] == strategy}
+        phases = list(dict.fromkeys(phase for _, phase in cells))
+        terminalreporter.section(f"kill -9 in a rollout by {strategy}: who serves in the end, -N: lost with the killed")
+        victims = dict.fromkeys(victim for victim, _ in cells)
+        rows = [[victim, *(cells.get((victim, phase), "") for phase in phases)] for victim in victims]
+        for row in [["", *phases], *rows]:
+            terminalreporter.write_line(
+                "".join(f"{word:<18}" if not n else f"{word:<11}" for n, word in enumerate(row))
+            )
