@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help setup demo test lint unit bench clean
+.PHONY: help setup demo test lint unit bench soak clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,6 +39,10 @@ bench: $(VENV)/.ready  ## the engine beside transformers, then what a handover a
 	python -m tests.bench.engine $(ARGS)
 	python -m tests.bench.handover
 	python -m tests.bench.canary
+	python -m tests.bench.swap
+
+soak: $(VENV)/.ready  ## a thousand cutovers under load: nothing lost, nothing left behind; for the night; ARGS=--cutovers=200
+	python -m tests.bench.soak $(ARGS)
 
 clean:  ## take away what was made
 	rm -rf $(VENV) .wheelhouse .mypy_cache .pytest_cache .ruff_cache *.egg-info
