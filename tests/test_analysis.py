@@ -152,6 +152,17 @@ def test_what_befalls_both_sides_is_nobodys_fault() -> None:
     assert "failed" in (comparison.look(last=True) or "")
 
 
+def test_what_the_live_slot_did_before_tells_errors_from_chance() -> None:
+    """Five failures of a hundred beside none of sixty may be chance; beside none of two thousand they are not."""
+    for history, expected in ((0, None), (2000, "5.0% of its 100 requests failed")):
+        comparison = Comparison(Limits(), windows=1)
+        comparison.before.samples += [answer() for _ in range(history)]
+        comparison.live.samples += [answer() for _ in range(60)]
+        comparison.candidate.samples += [answer(status=500 if number < 5 else 200) for number in range(100)]
+        why = comparison.look()
+        assert (why is None) if expected is None else expected in (why or "")
+
+
 def test_too_few_are_no_verdict() -> None:
     """Below the minimum nothing is concluded, however bad it looks."""
     comparison = Comparison(Limits(min_requests=50), windows=1)

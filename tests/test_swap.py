@@ -213,3 +213,16 @@ def test_what_outlasts_the_drain_deadline_is_cut_and_counted(small_box: Box) -> 
 def test_a_canary_needs_a_second_copy(small_box: Box) -> None:
     """A usage error, before anything is looked at."""
     small_box.glmctl("deploy", "1.1.0", "--strategy", "swap", "--canary", "10", expect=2)
+
+
+def test_a_controller_that_dies_while_nobody_serves_needs_no_operator(small_box: Box) -> None:
+    """Kill -9 of glmctl in the load: a timer ends the rollout, the old version is back, and nobody typed anything."""
+    with crowd(small_box, "1.0.0"):
+        deploy = small_box.begin("deploy", "1.1.0", "--strategy", "swap")
+        small_box.await_phase(deploy, "start")
+        kill(deploy.pid)
+        deploy.communicate(timeout=60)
+        wait_for(lambda: small_box.generation("blue").serves, 90, "the guard")
+    wait_for(lambda: "glm-guard" not in small_box.systemctl("list-timers", "--all", "glm-guard*").stdout)
+    record = small_box.json("history")["rollouts"][-1]
+    assert (record["outcome"], record["reason"].split(":")[0]) == ("interrupted", "interrupted in start")
