@@ -54,6 +54,10 @@ class Verdict(BaseModel):
     at: str = ""
     seconds: float = 0.0
     metrics: list[Metric] = Field(default_factory=list)
+    mirrored: int = 0
+    """Of the candidate's answers: those to requests that the live slot answered, thrown away."""
+    length_ratio: float | None = None
+    """The length of those answers as a part of the live slot's, in the median."""
     outcome: Literal["not worse", "worse", "too few requests"] = "too few requests"
     reason: str | None = None
 

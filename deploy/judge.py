@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
+from statistics import median
 from typing import Any
 
 from deploy import analysis
@@ -76,6 +77,11 @@ class Judge:
             one = found.get(name)
             if one and one.candidate is not None and one.live is not None:
                 words.append(f"{name} {one.candidate:.3g} s beside {one.live:.3g} s")
+        if self._verdict.mirrored:
+            words.append(f"{self._verdict.mirrored} of them mirrored")
+        one = found.get("agreement")
+        if one and one.candidate is not None:
+            words.append(f"{one.candidate:.0%} of {one.candidate_requests} equal the live slot's")
         return ", ".join(words)
 
     def _compare(self, *, last: bool) -> None:
@@ -92,6 +98,10 @@ class Judge:
         level = self._level("agreement", len(greedy), last)
         metrics.append(analysis.agreement(sum(greedy), len(greedy), limits, level))
         self._verdict.metrics = [_keeping_p(one, self._verdict.metrics) for one in metrics if one.candidate_requests]
+        copies = [one for one in ours.samples if one.is_mirrored]
+        ratios = [one.ratio for one in copies if one.ratio is not None]
+        self._verdict.mirrored = len(copies)
+        self._verdict.length_ratio = round(median(ratios), 3) if ratios else None
         if worse := next((one.why for one in metrics if one.worse), None):
             self._end("worse", worse)
             raise Worse(worse)
