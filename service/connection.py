@@ -232,6 +232,7 @@ class Connection(HttpToolsProtocol):
 
     async def _answer(self, scope: Message, receive: Receive, send: Send) -> None:
         """Run the application; remember how it answers, and whether it broke off in mid-response."""
+        scope["state"]["door"] = not self.public
         self._answering = watch = Stopwatch(scope, receive, send)
         tape = self.owner.mirror.tape(scope, watch) if self.public else None
         around = tape or watch

@@ -88,7 +88,10 @@ class Metrics:
 
 
 class Measure:
-    """ASGI middleware: counts and times every request under its route's template, never under its path."""
+    """ASGI middleware: counts and times every request under its route's template, never under its path.
+
+    What came through the slot's own door (checks, mirrored requests) is no client's and has `door` for its route.
+    """
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self.app = app
@@ -117,7 +120,7 @@ class Measure:
             raise
         finally:
             outcome = "500" if failed else str(status) if complete else CLIENT_GONE
-            route = getattr(scope.get("route"), "path", "other")
+            route = "door" if scope.get("state", {}).get("door") else getattr(scope.get("route"), "path", "other")
             self.metrics.ended(route, outcome, time.monotonic() - began)
 
 

@@ -8,6 +8,7 @@ import math
 import os
 import re
 import signal
+import socket
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from typing import Any
 
 import httpx
 import pytest
+from prometheus_client import REGISTRY
 
 from deploy.canary import Share
 from deploy.journal import Journal
@@ -106,10 +108,14 @@ class Pair:
 
 def counted(outcome: str) -> float:
     """How often the mirror of this process says that came out."""
-    from prometheus_client import REGISTRY
-
     labels = {"version": "1.0.0", "slot": "blue", "outcome": outcome}
     return REGISTRY.get_sample_value("glm_mirrored_total", labels) or 0.0
+
+
+def answered(slot: str, route: str = CHAT) -> float:
+    """How many requests the metrics say were answered there."""
+    labels = {"version": "1.0.0", "slot": slot, "route": route, "status": "200"}
+    return REGISTRY.get_sample_value("glm_requests_total", labels) or 0.0
 
 
 def request(body: dict[str, Any], *headers: str) -> bytes:
@@ -171,8 +177,9 @@ async def test_a_request_is_asked_again_when_its_answer_was_sent(
 
 @pytest.mark.anyio
 async def test_no_account_knows_of_it(pair: Pair) -> None:
-    """The live one counts its own request once, the candidate only at its door."""
+    """The live one counts its own request once, the candidate only at its door; the metrics say the same."""
     pair.give(100)
+    before = answered("blue"), answered("green"), answered("green", "door"), counted("equal")
     client = await pair.client()
     for _ in range(3):
         assert (await client.ask(request(GREEDY))).status == 200
@@ -180,6 +187,8 @@ async def test_no_account_knows_of_it(pair: Pair) -> None:
     assert pair.blue.ledger == Ledger(accepted=3, completed=3)
     assert pair.green.ledger == Ledger(door=3)
     assert [one.kind for one in _Ring(pair.host.runtime / "green/1/1.samples").new()] == []
+    after = answered("blue"), answered("green"), answered("green", "door"), counted("equal")
+    assert [now - then for now, then in zip(after, before, strict=True)] == [3, 0, 3, 3]
 
 
 @pytest.mark.anyio
@@ -239,6 +248,24 @@ async def test_a_worker_that_leaves_waits_for_no_mirrored_answer(pair: Pair) -> 
     await until(lambda: pair.oracle("green").engine.seen, "the mirrored request")
     await pair.blue.leave()
     assert pair.blue.ledger == Ledger(accepted=1, completed=1, handed_out=pair.blue.ledger.handed_out)
+    assert pair.samples() == []
+
+
+@pytest.mark.anyio
+async def test_nor_for_a_candidate_that_reads_nothing(pair: Pair, tmp_path: Path) -> None:
+    """Megabytes that nobody takes are let go; the client's next requests are answered meanwhile."""
+    pair.give(100)
+    with socket.socket(socket.AF_UNIX) as deaf:
+        deaf.bind(str(tmp_path / "deaf"))
+        deaf.listen(8)
+        (tmp_path / "deaf").rename(pair.host.runtime / "green/http.sock")
+        client = await pair.client()
+        large = {"messages": [{"role": "user", "content": "a" * (4 << 20)}], "temperature": 0}
+        for body in (large, large, GREEDY, GREEDY):
+            assert (await client.ask(request(body))).slot == "blue"
+        await until(lambda: len(pair.blue.server.mirror._asking) == mirrors.AT_ONCE, "the mirrored requests")
+        await pair.blue.leave()
+    assert pair.blue.server.mirror.kept == 0
     assert pair.samples() == []
 
 
