@@ -10,7 +10,7 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
-from service import head
+from service import echo, head
 from service.account import Ledger
 from service.canary import Side
 from service.gate import Gate
@@ -235,7 +235,8 @@ class Connection(HttpToolsProtocol):
         scope["state"]["door"] = not self.public
         self._answering = watch = Stopwatch(scope, receive, send)
         tape = self.owner.mirror.tape(scope, watch) if self.public else None
-        around = tape or watch
+        is_mirrored = not self.public and any(name == echo.HEADER for name, _ in scope["headers"])
+        around = tape or (echo.Echo(watch) if is_mirrored else watch)
         try:
             await self._serve(scope, around.receive, around.send)
         finally:

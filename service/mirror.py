@@ -17,7 +17,7 @@ from typing import Literal
 
 import httpx
 
-from service import answer
+from service import answer, echo
 from service.gate import Gate
 from service.samples import ANSWER, BROKEN_OFF, DIFFERENT, EQUAL, MIRRORED, Message, Samples, Stopwatch, pack
 
@@ -35,7 +35,7 @@ _OK, _FULL, _REFUSED, _FAILED = 200, 429, 400, 500
 _OWN = frozenset(
     b"connection content-length expect host keep-alive proxy-connection te trailer transfer-encoding upgrade "
     b"x-glm-slot".split()
-)
+) | {echo.HEADER}
 
 Outcome = Literal["equal", "different", "not comparable", "failed", "dropped"]
 _OUTCOMES: dict[int, Outcome] = {MIRRORED: "not comparable", EQUAL: "equal", DIFFERENT: "different"}
@@ -110,8 +110,8 @@ class Tape:
 
     @property
     def headers(self) -> list[tuple[bytes, bytes]]:
-        """The request's, without what belongs to the connection."""
-        return [(name, value) for name, value in self._scope["headers"] if name not in _OWN]
+        """The request's, without what belongs to the connection, and the one that says what this is."""
+        return [*((name, value) for name, value in self._scope["headers"] if name not in _OWN), (echo.HEADER, b"1")]
 
     @property
     def is_greedy(self) -> bool:
@@ -179,7 +179,7 @@ class Mirror:
             logger.error("a mirrored request failed here, which its client does not notice", exc_info=error)
 
     async def _ask(self, tape: Tape, door: Path) -> None:
-        status, first, said = BROKEN_OFF, -1.0, bytearray()
+        status, said = BROKEN_OFF, bytearray()
         patience = _PATIENCE + _SLOWER * tape.seconds
         began = time.monotonic()
         try:
@@ -188,21 +188,19 @@ class Mirror:
                     asyncio.timeout(patience),
                     self._to(door).stream("POST", ANSWER, content=tape.body, headers=tape.headers) as response,
                 ):
-                    in_pieces = response.headers.get("content-type", "").startswith("text/event-stream")
                     async for piece in response.aiter_raw():
-                        if in_pieces and first < 0:
-                            first = time.monotonic() - began
                         said += piece
                         if len(said) > LONGEST_ANSWER:
                             self.note("dropped")
                             return
                     status = response.status_code
             ended = time.monotonic()
+            text, times = echo.split(said)
             # megabytes take a while to read, and meanwhile clients are to be answered
-            status, kind, ratio = await asyncio.to_thread(_compare, tape, status, said)
+            status, kind, ratio = await asyncio.to_thread(_compare, tape, status, text)
         finally:
             tape.stop()
-        self._samples.add(pack(ended, ended - began, first, status, kind, ratio))
+        self._samples.add(pack(ended, *(times or (ended - began, -1.0)), status, kind, ratio))
         self.note("failed" if _is_failure(status) else _OUTCOMES[kind])
 
     def _to(self, door: Path) -> httpx.AsyncClient:
@@ -219,7 +217,7 @@ class Mirror:
         return self._client
 
 
-def _compare(tape: Tape, status: int, said: bytearray) -> tuple[int, int, float]:
+def _compare(tape: Tape, status: int, said: bytes) -> tuple[int, int, float]:
     """Tell the candidate's status, of what kind its sample is, and its length as a part of the live answer's (0: none).
 
     Texts are compared where both had no choice. A request that was answered and is refused by the candidate differs

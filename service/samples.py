@@ -70,14 +70,16 @@ class Stopwatch:
                 self._first = time.monotonic()
         await self._send(message)
 
+    def times(self) -> tuple[float, float]:
+        """Give the seconds until now and until the first piece, or -1: only an answer that came in pieces has one."""
+        return time.monotonic() - self._began, self._first - self._began if self._first is not None else -1.0
+
     def sample(self, *, client_gone: bool) -> bytes:
-        """Pack how it went. Only an answer that came in pieces has a time to its first piece."""
-        now = time.monotonic()
+        """Pack how it went."""
         status = self.status or 500
         if not self.complete:
             status = CLIENT_GONE if client_gone else BROKEN_OFF
-        first = self._first - self._began if self._first is not None else -1.0
-        return pack(now, now - self._began, first, status, int(self._is_answer))
+        return pack(time.monotonic(), *self.times(), status, int(self._is_answer))
 
 
 class Samples:
