@@ -26,7 +26,7 @@ from deploy.samples import Sample
 
 __all__ = ["Group", "Looks", "Metric", "Name", "Verdict", "agreement", "errors", "times"]
 
-Name = Literal["errors", "p95", "ttft p95", "agreement"]
+Name = Literal["errors", "p95", "ttft p95", "mirrored p95", "mirrored ttft p95", "agreement"]
 
 _GROWTH = 1.3  # of the candidate's answers between two looks
 _THIRDS = 3

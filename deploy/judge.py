@@ -18,6 +18,8 @@ from deploy.samples import Sample, Samples
 
 __all__ = ["Judge"]
 
+_MIRRORED: dict[Name, Name] = {"p95": "mirrored p95", "ttft p95": "mirrored ttft p95"}
+
 _KEPT = 20_000  # answers of one side; older ones are forgotten
 _BEFORE = 600.0  # seconds before a window in which the live slot's answers still tell how it does
 _SETTLE = {"overlap": 2.0, "swap": 10.0, "weights": 2.0}
@@ -32,6 +34,9 @@ class Judge:
 
     In a canary both sides are asked at the same time, and which of them is a toss. In the bake the old slot is asked
     nothing any more: the new one is compared with what the old one did before the cutover.
+
+    The times of mirrored answers stand in the verdict and are held to the operator's own limits, not to the live
+    slot's: each of them ran beside the live slot's work on the same device, and most of the live ones beside none.
     """
 
     def __init__(self, rollout: Rollout, window: str) -> None:
@@ -52,6 +57,7 @@ class Judge:
             "p95": Looks(least, share),
             "ttft p95": Looks(least, share),
             "agreement": Looks(least, share),
+            **{name: Looks(least, share) for name in _MIRRORED.values()},
         }
 
     def look(self) -> None:
@@ -91,20 +97,30 @@ class Judge:
         metrics = [
             analysis.errors(ours, theirs, self._before, limits, self._level("errors", len(ours.samples), last)),
         ]
-        for name in ("p95", "ttft p95"):
-            level = self._level(name, len(ours.times(name)), last) if spans else None
-            metrics.append(analysis.times(name, ours, theirs, limits, level))
+        served = Group([one for one in ours.samples if not one.is_mirrored])
+        copies = Group([one for one in ours.samples if one.is_mirrored])
+        for name in _MIRRORED:
+            level = self._level(name, len(served.times(name)), last) if spans else None
+            metrics.append(analysis.times(name, served, theirs, limits, level))
+            metrics.append(self._times_alone(name, copies, last))
         greedy = [one.agrees for one in ours.samples if one.agrees is not None]
         level = self._level("agreement", len(greedy), last)
         metrics.append(analysis.agreement(sum(greedy), len(greedy), limits, level))
         self._verdict.metrics = [_keeping_p(one, self._verdict.metrics) for one in metrics if one.candidate_requests]
-        copies = [one for one in ours.samples if one.is_mirrored]
-        ratios = [one.ratio for one in copies if one.ratio is not None]
-        self._verdict.mirrored = len(copies)
+        ratios = [one.ratio for one in copies.samples if one.ratio is not None]
+        self._verdict.mirrored = len(copies.samples)
         self._verdict.length_ratio = round(median(ratios), 3) if ratios else None
         if worse := next((one.why for one in metrics if one.worse), None):
             self._end("worse", worse)
             raise Worse(worse)
+
+    def _times_alone(self, name: Name, copies: Group, last: bool) -> Metric:
+        """Hold the times of mirrored answers to the limits, and put the live slot's beside them."""
+        level = self._level(_MIRRORED[name], len(copies.times(name)), last)
+        metric = analysis.times(name, copies, Group(), self._limits, level)
+        theirs = self._live.times(name)
+        metric.name, metric.live, metric.live_requests = _MIRRORED[name], analysis.percentile(theirs), len(theirs)
+        return metric
 
     def _level(self, name: Name, answers: int, last: bool) -> float | None:
         return self._looks[name].take(answers, last=last)

@@ -479,7 +479,7 @@ def clients(box: Box) -> Iterator[list[int]]:
 def test_the_verdict_tells_how_many_answers_were_equal(box: Box, checkpoints: dict[str, Path]) -> None:
     """All of an equal release's, which goes live; few of another's, which does not where the operator asks for more."""
     box.glmctl("release", "add", str(checkpoints["1.0.0"]), "--version", "1.0.1")
-    box.host.policy.write_text("[analysis]\nmin_agreement = 0.9\nmin_requests = 20\np95_margin = 9\n")
+    box.host.policy.write_text("[analysis]\nmin_agreement = 0.9\nmin_requests = 20\n")
     words = ("--mirror", "100", "--step", "4s", "--bake", "0")
     with clients(box) as statuses:
         record = box.json("deploy", "1.0.1", *words)
@@ -487,6 +487,10 @@ def test_the_verdict_tells_how_many_answers_were_equal(box: Box, checkpoints: di
         [equal] = [one for one in verdict["metrics"] if one["name"] == "agreement"]
         assert (verdict["outcome"], equal["candidate"], verdict["length_ratio"]) == ("not worse", 1.0, 1.0)
         assert verdict["mirrored"] == equal["candidate_requests"] >= 20
+        names = [one["name"] for one in verdict["metrics"]]
+        assert names == ["errors", "mirrored p95", "mirrored ttft p95", "agreement"]
+        told = box.glmctl("deploy", "1.0.0", *words, "--max-p95", "1ms", expect=5)
+        assert "p95 is" in told.stderr
         told = box.glmctl("deploy", "1.1.0", *words, expect=5)
         assert "equal the live slot's" in told.stderr
     assert set(statuses) == {200}
