@@ -27,6 +27,7 @@ from service import mirror as mirrors
 from service.account import Ledger
 from service.answer import length, read
 from service.app import create_app
+from service.canary import Canary
 from service.identity import Identity
 from service.settings import Settings
 from tests import test_connection
@@ -204,6 +205,14 @@ async def test_nothing_is_mirrored_without_a_mirror(pair: Pair, given: dict[str,
     assert pair.events == ["blue begins", "blue ends"] * 20
 
 
+@pytest.mark.parametrize("share", [0, 1, 20, 100])
+def test_each_request_is_a_toss_of_its_own(share: float) -> None:
+    """Of 20,000, as many as the file says."""
+    tossed = sum(Canary("green", 0, mirror=share).toss_mirror() for _ in range(20_000))
+    spread = 3.9 * math.sqrt(20_000 * share / 100 * (1 - share / 100))  # one run in 10,000 lies beyond
+    assert abs(tossed - 200 * share) <= spread
+
+
 @pytest.mark.anyio
 async def test_only_clients_of_the_live_slot_are_mirrored(pair: Pair) -> None:
     """What the candidate answers is not asked again, nor what came through a door, nor another route."""
@@ -221,7 +230,8 @@ async def test_only_clients_of_the_live_slot_are_mirrored(pair: Pair) -> None:
 
 
 @pytest.mark.anyio
-async def test_a_candidate_that_hangs_is_asked_two_things_at_most(pair: Pair) -> None:
+@pytest.mark.parametrize("end", ["no file", "no share", "cutover"])
+async def test_a_candidate_that_hangs_is_asked_two_things_at_most(pair: Pair, end: str) -> None:
     """The others are dropped and counted; the end of the mirror ends what is under way, and leaves no sample."""
     pair.give(100)
     green = pair.oracle("green").engine
@@ -232,10 +242,15 @@ async def test_a_candidate_that_hangs_is_asked_two_things_at_most(pair: Pair) ->
         assert (await client.ask(request(GREEDY | {"stream": number % 2 == 0}))).status == 200
     await until(lambda: len(green.seen) == 2, "the mirrored requests")
     assert pair.dropped() == before + 5
-    pair.path.unlink()
+    if end == "no file":
+        pair.path.unlink()
+    elif end == "no share":
+        pair.give(0)
+    else:
+        pair.host.go_live("green")
     await until(lambda: green.cancelled == 2, "the end of both")
     assert await pair.settled() == []
-    assert pair.blue.ledger == Ledger(accepted=7, completed=7)
+    assert (pair.blue.ledger.accepted, pair.blue.ledger.completed) == (7, 7)
 
 
 @pytest.mark.anyio
