@@ -26,14 +26,14 @@ from deploy.samples import Sample
 
 __all__ = ["Comparison", "Group", "Looks", "Metric", "Name", "Verdict", "agreement", "errors", "times"]
 
-Name = Literal["errors", "p95", "ttft p95", "agreement"]
+Name = Literal["errors", "p95", "ttft p95", "mirrored p95", "mirrored ttft p95", "agreement"]
 
 _GROWTH = 1.3  # of the candidate's answers between two looks
 _THIRDS = 3
 _SLOWEST = 0.95
 _KEPT = 20_000  # answers of one group; older ones are forgotten
 _ERRORS_EARLIER = 5  # the part of the answers that times need with which errors are looked at first
-_TIMES: tuple[Name, ...] = ("p95", "ttft p95")
+_TIMES: dict[Name, Name] = {"p95": "mirrored p95", "ttft p95": "mirrored ttft p95"}
 
 
 class Metric(BaseModel):
@@ -57,6 +57,10 @@ class Verdict(BaseModel):
     at: str = ""
     seconds: float = 0.0
     metrics: list[Metric] = Field(default_factory=list)
+    mirrored: int = 0
+    """Of the candidate's answers: those to requests that the live slot answered, thrown away."""
+    length_ratio: float | None = None
+    """The length of those answers as a part of the live slot's, in the median."""
     outcome: Literal["not worse", "worse", "too few requests"] = "too few requests"
     reason: str | None = None
 
@@ -72,10 +76,14 @@ class Group:
         """How many clients were not served."""
         return sum(one.is_error for one in self.samples)
 
+    def part(self, *, mirrored: bool) -> Group:
+        """Those that clients got, or the mirrored ones, which nobody did."""
+        return Group([one for one in self.samples if one.is_mirrored == mirrored])
+
     def times(self, name: Name) -> list[float]:
         """Seconds of the model's answers, in the order in which they ended."""
         answers = sorted((one for one in self.samples if one.is_answer and one.status == 200), key=lambda one: one.at)
-        if name == "ttft p95":
+        if "ttft" in name:
             return [one.first for one in answers if one.first is not None]
         return [one.seconds for one in answers]
 
@@ -115,6 +123,8 @@ class Comparison:
             "errors": Looks(max(1, least // _ERRORS_EARLIER), share),
             "p95": Looks(least, share),
             "ttft p95": Looks(least, share),
+            "mirrored p95": Looks(least, share),
+            "mirrored ttft p95": Looks(least, share),
             "agreement": Looks(least, share),
         }
 
@@ -125,9 +135,12 @@ class Comparison:
             del group.samples[:-_KEPT]
         level = self._looks["errors"].take(len(ours.samples), last=last)
         metrics = [errors(ours, theirs, self.before, limits, level)]
-        for name in _TIMES:
-            level = self._looks[name].take(len(ours.times(name)), last=last) if at_times else None
-            metrics.append(times(name, ours, theirs, limits, level))
+        served, copies = ours.part(mirrored=False), ours.part(mirrored=True)
+        for name, mirrored in _TIMES.items():
+            level = self._looks[name].take(len(served.times(name)), last=last) if at_times else None
+            metrics.append(times(name, served, theirs, limits, level))
+            level = self._looks[mirrored].take(len(copies.times(name)), last=last)
+            metrics.append(times(mirrored, copies, theirs, limits, level))
         greedy = [one.agrees for one in ours.samples if one.agrees is not None]
         level = self._looks["agreement"].take(len(greedy), last=last)
         metrics.append(agreement(sum(greedy), len(greedy), limits, level))
@@ -145,6 +158,11 @@ class Comparison:
             f"{one.name} {one.candidate:.3g} s beside {one.live:.3g} s"
             for one in self.metrics
             if one.name in _TIMES and one.candidate is not None and one.live is not None
+        ]
+        words += [
+            f"{one.candidate:.0%} of {one.candidate_requests} mirrored ones equal"
+            for one in self.metrics
+            if one.name == "agreement" and one.candidate is not None
         ]
         return ", ".join(words)
 
@@ -176,7 +194,11 @@ def errors(candidate: Group, live: Group, before: Group, limits: Limits, level: 
 
 
 def times(name: Name, candidate: Group, live: Group, limits: Limits, level: float | None) -> Metric:
-    """Compare the 95th percentiles of times."""
+    """Compare the 95th percentiles of times.
+
+    Those of mirrored answers are held to the operator's own limits alone: each of them ran beside the live slot's work
+    on the same device, and most of the live ones beside none.
+    """
     ours, theirs = candidate.times(name), live.times(name)
     metric = Metric(
         name=name,
@@ -187,10 +209,10 @@ def times(name: Name, candidate: Group, live: Group, limits: Limits, level: floa
     )
     if level is None or metric.candidate is None:
         return metric
-    limit = limits.max_p95 if name == "p95" else limits.max_ttft_p95
+    limit = limits.max_ttft_p95 if "ttft" in name else limits.max_p95
     if limit is not None and metric.candidate > limit:
         return _worse(metric, f"its {name} is {metric.candidate:.3g} s, the limit is {limit:g} s")
-    if metric.live is None or len(theirs) < limits.min_requests:
+    if metric.live is None or len(theirs) < limits.min_requests or name not in _TIMES:
         return metric
     most = max(metric.live * (1 + limits.p95_margin), metric.live + limits.min_difference)
     if metric.candidate <= most or any((percentile(third) or 0) <= metric.live for third in _thirds(ours)):

@@ -49,6 +49,12 @@ class Share:
         return float(document["weight"]) if document else None
 
     @property
+    def mirror(self) -> float:
+        """Of the live slot's requests, the share in percent that the candidate is asked too."""
+        document = self._read()
+        return float(document.get("mirror", 0)) if document else 0.0
+
+    @property
     def slot(self) -> str | None:
         """Whose share it is."""
         document = self._read()

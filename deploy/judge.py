@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from statistics import median
 from typing import Literal
 
 from deploy.analysis import Comparison, Verdict
@@ -27,6 +28,9 @@ class Judge:
 
     In a canary both sides are asked at the same time, and which of them is a toss. In the bake the old slot is asked
     nothing any more: the new one is compared with what the old one did before the cutover.
+
+    The times of mirrored answers stand in the verdict and are held to the operator's own limits, not to the live
+    slot's: each of them ran beside the live slot's work on the same device, and most of the live ones beside none.
     """
 
     def __init__(self, rollout: Rollout, window: str) -> None:
@@ -90,5 +94,9 @@ class Judge:
     def _end(self, outcome: Literal["not worse", "worse", "too few requests"], reason: str | None = None) -> None:
         verdict = self._verdict
         verdict.outcome, verdict.reason, verdict.metrics = outcome, reason, self._comparison.metrics
+        mirrored = self._comparison.candidate.part(mirrored=True).samples
+        ratios = [one.ratio for one in mirrored if one.ratio is not None]
+        verdict.mirrored = len(mirrored)
+        verdict.length_ratio = round(median(ratios), 3) if ratios else None
         verdict.seconds = round(time.monotonic() - self._began, 3)
         self._rollout.entry.record.analysis.append(verdict)

@@ -12,11 +12,11 @@ from deploy.host import Host
 __all__ = ["Sample", "Samples"]
 
 _HEAD = struct.Struct("<8sQ")
-_SAMPLE = struct.Struct("<dffHH4x")
+_SAMPLE = struct.Struct("<dffHHf")
 _MAGIC = b"glmring1"
-_CLIENT_GONE = 499
+_OK, _CLIENT_GONE = 200, 499
 
-MIRRORED = 2
+MIRRORED, EQUAL, DIFFERENT = 2, 3, 4
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,8 @@ class Sample:
     status: int
     kind: int = 1
     """0: the model was not asked; 1: it was; from 2: the live slot asked the candidate what it had answered itself."""
+    ratio: float | None = None
+    """The length of a mirrored answer as a part of the live slot's."""
 
     @property
     def is_answer(self) -> bool:
@@ -43,13 +45,16 @@ class Sample:
 
     @property
     def agrees(self) -> bool | None:
-        """Whether a mirrored answer says the same; None where it need not, because tokens were drawn."""
-        return {3: True, 4: False}.get(self.kind)
+        """Whether a mirrored answer says the same; None where it need not, for tokens were drawn, or says nothing."""
+        return {EQUAL: True, DIFFERENT: False}.get(self.kind) if self.status == _OK else None
 
     @property
     def is_error(self) -> bool:
-        """Whether the client was not served: an error of ours, an answer broken off, or no place in the queue."""
-        return self.status >= 500 or self.status == 429
+        """Whether the client was not served, or would not have been, by a fault of ours.
+
+        An error, an answer broken off, no place in the queue, or a refusal of what the live slot answered.
+        """
+        return self.status >= 500 or self.status == 429 or (self.kind == DIFFERENT and self.status != _OK)
 
 
 @dataclass
@@ -71,8 +76,8 @@ class _Ring:
         return [self._at(data, number % kept) for number in range(begin, count)]
 
     def _at(self, data: bytes, place: int) -> Sample:
-        at, seconds, first, status, kind = _SAMPLE.unpack_from(data, _HEAD.size + place * _SAMPLE.size)
-        return Sample(at, seconds, first if first >= 0 else None, status, kind)
+        at, seconds, first, status, kind, ratio = _SAMPLE.unpack_from(data, _HEAD.size + place * _SAMPLE.size)
+        return Sample(at, seconds, first if first >= 0 else None, status, kind, ratio or None)
 
 
 @dataclass

@@ -32,10 +32,16 @@ class Canary:
     weight: float
     step: int = 0
     sticky: str | None = None
+    mirror: float = 0.0
+    """Of the requests that the live slot answers, the share in percent that the candidate is asked too."""
 
     def toss(self) -> Side:
         """Whose a request is."""
         return "candidate" if random.random() * 100 < self.weight else "live"  # noqa: S311  # a share, no secret
+
+    def toss_mirror(self) -> bool:
+        """Whether the candidate is to be asked too."""
+        return random.random() * 100 < self.mirror  # noqa: S311
 
     def side_of(self, head: bytes | bytearray) -> Side | None:
         """Whose a request is by its head; None where the head does not decide."""
@@ -79,6 +85,7 @@ class CanaryFile:
                 float(document["weight"]),
                 int(document.get("step", 0)),
                 str(sticky).lower() if sticky else None,
+                float(document.get("mirror", 0)),
             )
         except FileNotFoundError:
             raise

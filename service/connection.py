@@ -10,11 +10,12 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
-from service import head
+from service import echo, head
 from service.account import Ledger
 from service.canary import Side
 from service.gate import Gate
 from service.handoff import Outcome
+from service.mirror import Mirror
 from service.samples import Message, Receive, Samples, Send, Stopwatch
 
 _AGAIN = 0.01  # seconds until a full backlog, or a client that reads slowly, is tried again
@@ -36,6 +37,8 @@ class Owner(Protocol):
     """Whose a connection is, and a request."""
     samples: Samples
     """Where to note how an answer went."""
+    mirror: Mirror
+    """Which asks the candidate too."""
 
     def keeps(self, connection: Connection) -> bool:
         """Whether the connection's next request is ours to answer."""
@@ -229,13 +232,19 @@ class Connection(HttpToolsProtocol):
 
     async def _answer(self, scope: Message, receive: Receive, send: Send) -> None:
         """Run the application; remember how it answers, and whether it broke off in mid-response."""
+        scope["state"]["door"] = not self.public
         self._answering = watch = Stopwatch(scope, receive, send)
+        tape = self.owner.mirror.tape(scope, watch) if self.public else None
+        is_mirrored = not self.public and any(name == echo.HEADER for name, _ in scope["headers"])
+        around = tape or (echo.Echo(watch) if is_mirrored else watch)
         try:
-            await self._serve(scope, watch.receive, watch.send)
+            await self._serve(scope, around.receive, around.send)
         finally:
             self._broken = self._broken or not watch.complete
             if self.public:
                 self.owner.samples.add(watch.sample(client_gone=self._gone))
+            if tape:
+                self.owner.mirror.play(tape)
 
     def _begin(self) -> None:
         self.begun += 1

@@ -72,6 +72,21 @@ class Gate:
         canary = self._canary.read()
         return canary.side_of(head) if canary else None
 
+    def toss_mirror(self) -> bool:
+        """Whether a request is one of those that the candidate is asked too, if it is ours; costs a look at a path."""
+        canary = self._canary.read()
+        return canary is not None and canary.toss_mirror()
+
+    @property
+    def mirror(self) -> Path | None:
+        """The candidate's door, while what we answer as the live one is to be asked of it too."""
+        canary = self._canary.read()
+        if canary is None or not canary.mirror or canary.slot not in SLOTS:
+            return None
+        if not self.is_open() or self.is_open("candidate"):
+            return None
+        return self.runtime / canary.slot / "http.sock"
+
     @cached_property
     def _canary(self) -> CanaryFile:
         return CanaryFile(self.runtime / "canary")

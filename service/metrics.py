@@ -45,6 +45,7 @@ _running = Gauge("glm_engine_running", "Answers being generated.", WHO, multipro
 _queued = Gauge("glm_engine_waiting", "Answers that wait for a row.", WHO, multiprocess_mode="livesum")
 _kv_used = Gauge("glm_engine_kv_tokens", "Tokens of cache that are promised.", WHO, multiprocess_mode="livesum")
 _kv_all = Gauge("glm_engine_kv_capacity_tokens", "Tokens that the cache holds.", WHO, multiprocess_mode="livesum")
+_mirrored = Counter("glm_mirrored_total", "Requests asked of the candidate too.", (*WHO, "outcome"))
 _load = Gauge("glm_model_load_seconds", "From start to ready.", WHO, multiprocess_mode="livemax")
 
 
@@ -71,6 +72,10 @@ class Metrics:
         _kv_used.labels(*who).set(usage.kv_tokens)
         _kv_all.labels(*who).set(usage.kv_capacity)
 
+    def mirrored(self, outcome: str) -> None:
+        """Note what became of a request that the candidate was to be asked too."""
+        _mirrored.labels(self.version, self.slot, outcome).inc()
+
     def begun(self) -> None:
         """Note a request that is now in flight."""
         _in_flight.labels(self.version, self.slot).inc()
@@ -83,7 +88,10 @@ class Metrics:
 
 
 class Measure:
-    """ASGI middleware: counts and times every request under its route's template, never under its path."""
+    """ASGI middleware: counts and times every request under its route's template, never under its path.
+
+    What came through the slot's own door (checks, mirrored requests) is no client's and has `door` for its route.
+    """
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self.app = app
@@ -112,7 +120,7 @@ class Measure:
             raise
         finally:
             outcome = "500" if failed else str(status) if complete else CLIENT_GONE
-            route = getattr(scope.get("route"), "path", "other")
+            route = "door" if scope.get("state", {}).get("door") else getattr(scope.get("route"), "path", "other")
             self.metrics.ended(route, outcome, time.monotonic() - began)
 
 

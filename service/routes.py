@@ -79,6 +79,7 @@ class Handlers:
         body = await read_body(request, self._settings.max_body)
         # megabytes take a while, and meanwhile others are to be answered
         asked = await asyncio.to_thread(schema.parse, body) if len(body) > SMALL else schema.parse(body)
+        request.state.greedy = asked.temperature == 0  # for the mirror: whether the same model says the same
         if not asked.stream:
             return JSONResponse(await unless_gone(request.receive, self._chat.answer(asked)))
         # The first piece is awaited before the status is sent, so that what cannot be answered gets an error's status.

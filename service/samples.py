@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["CLIENT_GONE", "Samples", "Stopwatch"]
+__all__ = ["ANSWER", "BROKEN_OFF", "CLIENT_GONE", "DIFFERENT", "EQUAL", "MIRRORED", "Samples", "Stopwatch", "pack"]
 
 logger = logging.getLogger("gunicorn.error")
 
@@ -20,13 +20,22 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
 CLIENT_GONE = 499  # nginx's number for a client that left before its answer was complete
-BROKEN_OFF = 599  # an answer that began well and did not end
+BROKEN_OFF = 599  # an answer that began well and did not end; of the candidate, when mirrored, also none at all
 
 _HEAD = struct.Struct("<8sQ")  # magic, samples ever written
-_SAMPLE = struct.Struct("<dffHH4x")  # ended at, seconds, to the first piece, status, kind
+_SAMPLE = struct.Struct("<dffHHf")  # ended at, seconds, to the first piece, status, kind, length beside the live one's
 _MAGIC = b"glmring1"
 _KEPT = 8192  # 192 KiB a worker
-_ANSWER = "/v1/chat/completions"
+ANSWER = "/v1/chat/completions"
+
+MIRRORED, EQUAL, DIFFERENT = 2, 3, 4
+"""Kinds of samples beside 0 (the model was not asked) and 1 (it was): the candidate's answer to what the live slot
+answered too, not comparable, or the same, or another."""
+
+
+def pack(at: float, seconds: float, first: float, status: int, kind: int, ratio: float = 0.0) -> bytes:
+    """Make one sample. `first` is -1 and `ratio` 0 where there is none."""
+    return _SAMPLE.pack(at, seconds, first, status, kind, ratio)
 
 
 class Stopwatch:
@@ -37,7 +46,7 @@ class Stopwatch:
     """
 
     def __init__(self, scope: Message, receive: Receive, send: Send) -> None:
-        self._is_answer = scope.get("path") == _ANSWER
+        self._is_answer = scope.get("path") == ANSWER
         self._receive, self._send = receive, send
         self._began = time.monotonic()
         self._first: float | None = None
@@ -61,14 +70,16 @@ class Stopwatch:
                 self._first = time.monotonic()
         await self._send(message)
 
+    def times(self) -> tuple[float, float]:
+        """Give the seconds until now and until the first piece, or -1: only an answer that came in pieces has one."""
+        return time.monotonic() - self._began, self._first - self._began if self._first is not None else -1.0
+
     def sample(self, *, client_gone: bool) -> bytes:
-        """Pack how it went. Only an answer that came in pieces has a time to its first piece."""
-        now = time.monotonic()
+        """Pack how it went."""
         status = self.status or 500
         if not self.complete:
             status = CLIENT_GONE if client_gone else BROKEN_OFF
-        first = self._first - self._began if self._first is not None else -1.0
-        return _SAMPLE.pack(now, now - self._began, first, status, int(self._is_answer))
+        return pack(time.monotonic(), *self.times(), status, int(self._is_answer))
 
 
 class Samples:

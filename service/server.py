@@ -18,6 +18,8 @@ from service.canary import Side
 from service.connection import Connection
 from service.gate import Gate
 from service.handoff import Outcome, Taker, give
+from service.metrics import Metrics
+from service.mirror import Mirror
 from service.samples import Samples
 from service.settings import Settings
 
@@ -49,6 +51,7 @@ class SlotServer(Server):
         self.gate = gate
         self.account = account
         self.samples = Samples(account.path.with_suffix(".samples"))
+        self.mirror = Mirror(gate, self.samples, Metrics(account.version, account.slot).mirrored)
         self._public = public
         self._door = door
         self._handoff = handoff
@@ -131,6 +134,7 @@ class SlotServer(Server):
             for connection in list(self.guests):
                 if not ours[connection.side]:
                     self._send_home(connection)
+        self.mirror.follow()
         self.report()
 
     def report(self) -> None:
@@ -144,6 +148,7 @@ class SlotServer(Server):
         self._leaving = True
         self.account.phase = "leaving"
         self._taker.stop()
+        await self.mirror.close()
         self.follow()
         asyncio.get_running_loop().remove_reader(self._door.fileno())
         deadline = time.monotonic() + self.settings.drain

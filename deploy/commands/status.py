@@ -80,6 +80,7 @@ def _slot(tools: Tools, slot: str) -> dict[str, Any]:
         "gate": one.gate if one else "closed",
         "generation": one.generation if one else None,
         "share": _share(tools, slot),
+        "mirror": _mirror(tools, slot),
         "in_flight": one.in_flight if one else 0,
         "connections": one.connections if one else 0,
         "workers": len(one.living) if one else 0,
@@ -95,6 +96,12 @@ def _share(tools: Tools, slot: str) -> float:
     if slot == live:
         return 100 - (given or 0.0)
     return given or 0.0
+
+
+def _mirror(tools: Tools, slot: str) -> float:
+    """What share of the live slot's requests it is asked too, in percent."""
+    canary = Share(tools.host)
+    return canary.mirror if canary.slot == slot != tools.slots.live else 0.0
 
 
 def _state(version: str | None, active: str, *, serves: bool) -> str:
@@ -118,7 +125,7 @@ def _render(document: dict[str, Any]) -> RenderableType:
             slot["version"] or "-",
             slot["state"],
             slot["gate"],
-            f"{slot['share']:g} %",
+            f"{slot['share']:g} %" + (f" and {slot['mirror']:g} % mirrored" if slot["mirror"] else ""),
             str(slot["generation"] or "-"),
             str(slot["in_flight"]),
             str(slot["connections"]),

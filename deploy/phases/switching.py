@@ -23,7 +23,7 @@ def cutover(rollout: Rollout) -> None:
     rollout.probe.begin()
     with rollout.entry.journal.switching():
         share = Share(rollout.tools.host)
-        if rollout.plan.canary and rollout.old and share.weight is None:
+        if (rollout.plan.canary or rollout.plan.mirror) and rollout.old and share.weight is None:
             raise Worse("the operator aborted it", by_operator=True)
         _go(rollout, rollout.candidate)
         share.end()
