@@ -12,7 +12,7 @@ import pytest
 from deploy.host import Host
 from deploy.receipt import Count, Line, Snapshot, draw_up, snapshot
 
-COLUMNS = ("accepted", "completed", "failed", "client_aborted", "cut", "handed_out", "adopted")
+COLUMNS = ("accepted", "completed", "failed", "client_aborted", "drained", "cut", "handed_out", "adopted")
 
 
 def count(slot: str = "blue", generation: int = 1, *, in_flight: int = 0, died: bool = False, **numbers: int) -> Count:
