@@ -58,8 +58,8 @@ class Dashboard:
         rows.add_row("p95", span(slot["p95"]), Text(f"ttft {span(slot['ttft_p95'])}", "dim"))
         rows.add_row("clients", str(slot["connections"]))
         rows.add_row("memory", _size(slot["memory"]), Text(_count(slot["workers"], "worker"), "dim"))
-        number = f"#{slot['generation']} " if slot["generation"] else ""
-        title = Text.assemble((f" {name} ", f"bold {color}"), (number + ("live " if is_live else ""), color))
+        number = f" #{slot['generation']}" if slot["generation"] else ""
+        title = Text.assemble((name, f"bold {color}"), (number + (" live" if is_live else ""), color))
         return Panel(Group(_state(slot), rows), title=title, title_align="left", border_style=color)
 
 
@@ -125,8 +125,8 @@ def _rollout(view: View, width: int, room: int) -> RenderableType:
         )
     under_way = record.outcome is None
     came = f" (before: {record.previous})" if record.previous else ""
-    name = f"{record.id} " if width >= _SIDE_BY_SIDE else ""
-    title = Text.assemble((f" {record.kind} ", "bold"), f"{record.version}{came} ", (name, "dim"))
+    name = f" {record.id}" if width >= _SIDE_BY_SIDE else ""
+    title = Text.assemble((record.kind, "bold"), f" {record.version}{came}", (name, "dim"))
     outcome = Text("" if under_way else str(view.document["summary"]), _tone(record))
     return Panel(
         rows if under_way else Group(rows, outcome),

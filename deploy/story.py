@@ -22,7 +22,7 @@ def tell(record: Record) -> str:
         share = f"answered {_many(answered, 'request')} of its share and" if answered else "answered no request and"
         return f"{record.version} {share} never went live; {serves}."
     wait = _wait(record)
-    return f"{record.version} answered {_many(answered, 'request')}{_for(record)}; {serves}{wait and f'; {wait}'}."
+    return f"{record.version} was live{_for(record)} and answered {_many(answered, 'request')}; {serves}{wait and f'; {wait}'}."
 
 
 def _took_over(record: Record, receipt: Receipt) -> str:
@@ -60,7 +60,7 @@ def _for(record: Record) -> str:
     began = next((step.at for step in record.steps if step.phase == "cutover"), None)
     ended = next((step.at for step in record.steps if step.phase == "rollback"), record.ended_at)
     seconds = seconds_between(began, ended) if began and ended else None
-    return f" while it was live, {span(seconds)} long" if seconds else ""
+    return f" for {span(seconds)}" if seconds else ""
 
 
 def _wait(record: Record) -> str:
