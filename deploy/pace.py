@@ -23,19 +23,17 @@ class Pace:
         self._samples = Samples(host, slot, version)
         self._answers: deque[Sample] = deque(maxlen=_KEPT)
         self._mirrored: deque[Sample] = deque(maxlen=_KEPT)
-        self._first = float("inf")
 
     def look(self) -> None:
         """Read what has come since the last look."""
         for one in sorted(self._samples.new(), key=lambda one: one.at):
             (self._mirrored if one.is_mirrored else self._answers).append(one)
-            self._first = min(self._first, one.at)
 
     @property
     def requests_per_s(self) -> float:
-        """Answers in a second, over half a minute, or over as long as there have been any."""
+        """Answers in a second, over half a minute, or over as long as there have been any and all are still known."""
         now = time.monotonic()
-        span = min(_WINDOW, max(1.0, now - self._first))
+        span = min(_WINDOW, max(1.0, now - self._answers[0].at)) if self._answers else _WINDOW
         return round(len(self.between(now - span).samples) / span, 2)
 
     @property

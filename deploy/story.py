@@ -21,8 +21,12 @@ def tell(record: Record) -> str:
     if not went_live:
         share = f"answered {_many(answered, 'request')} of its share and" if answered else "answered no request and"
         return f"{record.version} {share} never went live; {serves}."
-    wait = _wait(record)
-    return f"{record.version} was live{_for(record)} and answered {_many(answered, 'request')}; {serves}{wait and f'; {wait}'}."
+    facts = [
+        f"{record.version} was live{_for(record)} and answered {_many(answered, 'request')}",
+        serves,
+        _wait(record),
+    ]
+    return f"{'; '.join(fact for fact in facts if fact)}."
 
 
 def _took_over(record: Record, receipt: Receipt) -> str:

@@ -12,6 +12,7 @@ import struct
 import subprocess
 import termios
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,6 +23,9 @@ from typing import Any
 import httpx
 import pytest
 
+from deploy.host import Host
+from deploy.pace import Pace
+from deploy.samples import Sample, Samples
 from deploy.sandbox import Sandbox
 from tests.box import Box, kill, wait_for
 
@@ -249,6 +253,47 @@ def test_in_json_it_is_a_document_a_line(watched: Watched) -> None:
         assert 0 < slot["ttft_p95"] <= slot["p95"] < 30
     phases = [one["rollout"]["phase"] for one in documents if one["rollout"]["version"] == "1.1.0"]
     assert [phase for phase in ("start", "canary", "bake") if phase in phases] == ["start", "canary", "bake"]
+
+
+@pytest.mark.parametrize(
+    ("ats", "expected"),
+    [
+        ([], 0.0),
+        ([999.0] * 4, 4.0),
+        ([990.0] * 5 + [995.0] * 5, 1.0),
+        ([900.0] * 50 + [980.0] * 60, 2.0),
+        ([1000 - number / 2500 for number in range(25_000, 0, -1)], 2500.0),
+    ],
+    ids=["none", "since a second", "since ten", "of half a minute", "more than are kept"],
+)
+def test_requests_per_second(
+    box_host: Host, monkeypatch: pytest.MonkeyPatch, ats: list[float], expected: float
+) -> None:
+    """Over half a minute, or as long as there were any; a slot that was just brought up is not shown too slow."""
+    monkeypatch.setattr(time, "monotonic", lambda: 1000.0)
+    monkeypatch.setattr(Samples, "new", lambda _: [Sample(at, 0.5, 0.1, 200) for at in ats])
+    pace = Pace(box_host, "blue", "1.0.0")
+    pace.look()
+    assert pace.requests_per_s == pytest.approx(expected, rel=0.01)
+    assert pace.p95 == (0.5 if ats else None)
+    assert pace.ttft_p95 == (0.1 if ats else None)
+
+
+def test_mirrored_answers_are_not_the_live_slots_own(box_host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the candidate was asked too stands in the live slot's rings, and is none of its requests or times."""
+    monkeypatch.setattr(time, "monotonic", lambda: 1000.0)
+    own, mirrored = Sample(999.0, 0.2, None, 200), Sample(999.5, 9.0, None, 200, kind=3)
+    monkeypatch.setattr(Samples, "new", lambda _: [mirrored, own])
+    pace = Pace(box_host, "blue", "1.0.0")
+    pace.look()
+    assert (pace.requests_per_s, pace.p95) == (1.0, 0.2)
+    assert pace.between(0, mirrored=True).samples == [mirrored]
+
+
+@pytest.fixture
+def box_host(tmp_path: Path) -> Host:
+    """Where nothing is."""
+    return Host(True, tmp_path, tmp_path, tmp_path, tmp_path, tmp_path)
 
 
 def test_a_slot_whose_workers_a_swap_sent_home_is_vacant(box: Box) -> None:
