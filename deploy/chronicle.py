@@ -13,7 +13,7 @@ from rich.text import Text
 from deploy import report, story
 from deploy.analysis import Metric, Verdict
 from deploy.journal import HookRun, Record
-from deploy.report import WIDTH, span
+from deploy.report import WIDTH, clock, span
 from deploy.timeline import stages
 
 __all__ = ["listing", "text"]
@@ -74,9 +74,8 @@ def _phases(record: Record) -> Table:
     table.add_column("")
     for stage in stages(record):
         if stage.at is not None:
-            clock = f"{datetime.fromisoformat(stage.at).astimezone():%H:%M:%S}"
             note = {"failed": "it ended here", "running": "under way"}.get(stage.state, "")
-            table.add_row(stage.name, clock, "" if stage.seconds is None else f"{stage.seconds:.2f}", note)
+            table.add_row(stage.name, clock(stage.at), "" if stage.seconds is None else f"{stage.seconds:.2f}", note)
     return table
 
 

@@ -14,7 +14,7 @@ from rich.text import Text
 from deploy.analysis import Metric, Verdict
 from deploy.journal import Record
 from deploy.overview import View
-from deploy.report import span
+from deploy.report import clock, span
 from deploy.timeline import Stage, stages
 
 __all__ = ["Dashboard"]
@@ -119,7 +119,7 @@ def _rollout(view: View, width: int, room: int) -> RenderableType:
         rows.add_row(
             Text(mark, color),
             Text(stage.name, "bold" if stage.state == "running" else dim),
-            Text(_clock(stage.at), "dim"),
+            Text(clock(stage.at), "dim"),
             Text(_took(stage), dim),
             _found(stage, verdict, width),
         )
@@ -174,13 +174,6 @@ def _took(stage: Stage) -> str:
     if stage.state == "to come":
         return f"{stage.planned:g} s" if stage.planned is not None else ""
     return "" if stage.seconds is None else f"{stage.seconds:.1f} s"
-
-
-def _clock(at: str | None) -> str:
-    try:
-        return f"{datetime.fromisoformat(at or '').astimezone():%H:%M:%S}"
-    except ValueError:
-        return ""
 
 
 def _tone(record: Record) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
+from datetime import datetime
 
 from rich.console import Console
 from rich.markup import escape
@@ -68,6 +69,14 @@ def span(seconds: float | None) -> str:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} m {rest:02} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02} m"
+
+
+def clock(at: str | None) -> str:
+    """A time of a journal as a clock on this host shows it."""
+    try:
+        return f"{datetime.fromisoformat(at or '').astimezone():%H:%M:%S}"
+    except ValueError:
+        return ""
 
 
 def _print(console: Console, record: Record) -> None:

@@ -40,7 +40,7 @@ def stages(record: Record) -> list[Stage]:
     verdicts["bake"] = [one for one in record.analysis if one.window == "bake"]
     ends = [*(step.at for step in record.steps[1:]), record.ended_at or now()]
     counted: Counter[Phase] = Counter()
-    for step, end in zip(record.steps, ends, strict=True):
+    for step, end in zip(record.steps, ends, strict=False):
         number = counted[step.phase]
         counted[step.phase] += 1
         judged = verdicts.get(step.phase, [])
