@@ -36,7 +36,7 @@ CTRL_C = b"\x03"
 class Terminal:
     """A terminal of one size in which a person watches, until Ctrl-C."""
 
-    def __init__(self, box: Box, width: int, height: int) -> None:
+    def __init__(self, box: Box, width: int, height: int, *words: str) -> None:
         self.width, self.height = width, height
         self._ours, theirs = pty.openpty()
         fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", height, width, 0, 0))
@@ -44,7 +44,7 @@ class Terminal:
         self._theirs = theirs
         env = {name: value for name, value in box.env.items() if name not in {"COLUMNS", "LINES", "NO_COLOR"}}
         self._process = subprocess.Popen(
-            ["setsid", "--ctty", "glmctl", "status", "--watch"],
+            ["setsid", "--ctty", "glmctl", *(words or ("status", "--watch"))],
             env=env | {"TERM": "xterm-256color"},
             stdin=theirs,
             stdout=theirs,
@@ -78,13 +78,18 @@ class Terminal:
     def press_ctrl_c(self) -> tuple[int, bool]:
         """End it; returns the exit code, and whether the terminal's own settings are as they were."""
         os.write(self._ours, CTRL_C)
-        code = self._process.wait(20)
+        self.wait()
+        return self._process.returncode, self._same
+
+    def wait(self) -> str:
+        """Wait until it has ended; returns all that it wrote."""
+        self._process.wait(30)
         os.write(self._theirs, b"the end")
         self._reader.join(10)
-        same = termios.tcgetattr(self._theirs) == self._attributes
+        self._same = termios.tcgetattr(self._theirs) == self._attributes
         os.close(self._theirs)
         os.close(self._ours)
-        return code, same
+        return self.raw
 
 
 def _plain(text: str) -> str:
@@ -102,6 +107,8 @@ class Watched:
     lines: list[str] = field(default_factory=list)
     documents: list[str] = field(default_factory=list)
     codes: list[int] = field(default_factory=list)
+    once: str = ""
+    table: str = ""
 
 
 @contextmanager
@@ -150,6 +157,9 @@ def watched(checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFacto
             keep("end", "✓ rollback", "1.0.0 is live in blue")
             for one in terminals:
                 seen.ends[one.width] = (*one.press_ctrl_c(), one.raw)
+        looking = Terminal(box, 80, 24, "status")
+        seen.once = looking.wait()
+        seen.table = box.glmctl("status").stdout
         seen.codes = [plain.returncode, in_json.returncode]
         seen.lines = (directory / "lines").read_text().splitlines()
         seen.documents = (directory / "documents").read_text().splitlines()
@@ -216,6 +226,18 @@ def test_ctrl_c_leaves_the_terminal_as_it_was(watched: Watched, width: int) -> N
     after = raw[raw.rindex(LEFT) + len(LEFT) :]
     assert _plain(after).removesuffix("the end") == ""
     assert raw.rindex(CURSOR) > raw.rindex("\x1b[?25l")
+
+
+def test_without_watch_the_picture_is_printed_once(watched: Watched) -> None:
+    """On a terminal `status` is the same picture, left where it was printed; elsewhere a table."""
+    once = _plain(watched.once)
+    assert "\x1b[?1049h" not in watched.once
+    assert re.search(r"╭─ blue #1 live ─.*╭─ green", once)
+    assert "✓ rollback" in once
+    head, blue, *_ = watched.table.splitlines()
+    assert head.split()[:6] == ["slot", "version", "state", "gate", "share", "gen"]
+    assert head.split()[-2:] == ["memory", "p95"]
+    assert re.match(r"blue \(live\) +1\.0\.0 +ready +open +100 % ", blue)
 
 
 def test_without_a_terminal_it_is_a_line_a_change(watched: Watched) -> None:

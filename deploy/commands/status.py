@@ -9,7 +9,7 @@ from contextlib import suppress
 from typing import Any
 
 import click
-from rich.console import Group, RenderableType
+from rich.console import Console, ConsoleDimensions, Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 
@@ -19,7 +19,7 @@ from deploy.dashboard import Dashboard
 from deploy.overview import Overview
 
 _EVERY = 0.5
-_WIDE = 100
+_AS_LONG_AS_IT_GETS = 1000  # lines
 
 
 @click.command()
@@ -29,26 +29,29 @@ def status(context: Context, watch: bool) -> None:
     """Show slots, versions, gates, requests in flight, memory and the last rollout."""
     context.recover()
     overview = Overview(context.tools)
+    console = report.stdout()
+    is_screen = console.is_terminal and not console.is_dumb_terminal
     if not watch:
-        document = overview.look().document
+        view = overview.look()
         if context.json:
-            context.show(document)
+            context.show(view.document)
         else:
-            report.stdout().print(_table(document, wide=report.stdout().width >= _WIDE))
+            once = ConsoleDimensions(console.width, _AS_LONG_AS_IT_GETS)
+            console.print(Dashboard().draw(view, once) if is_screen else _table(view.document))
         return
     context.display.close()
     with suppress(KeyboardInterrupt):
         if context.json:
             _tell(lambda: json.dumps(overview.look().document))
-        elif report.stdout().is_terminal and not report.stdout().is_dumb_terminal:
-            _draw(overview)
+        elif is_screen:
+            _draw(console, overview)
         else:
             _tell(lambda: _line(overview.look().document))
 
 
-def _draw(overview: Overview) -> None:
+def _draw(console: Console, overview: Overview) -> None:
     """A picture on a screen of its own, which is gone when it ends."""
-    console, dashboard = report.stdout(), Dashboard()
+    dashboard = Dashboard()
     first = dashboard.draw(overview.look(), console.size)
     with Live(first, console=console, screen=True, auto_refresh=False) as live:
         while True:
@@ -66,13 +69,11 @@ def _tell(look: Callable[[], str]) -> None:
         time.sleep(_EVERY)
 
 
-def _table(document: dict[str, Any], *, wide: bool) -> RenderableType:
+def _table(document: dict[str, Any]) -> RenderableType:
     table = Table(box=None, pad_edge=False, header_style="dim")
     for title in ("slot", "version", "state", "gate"):
         table.add_column(title, no_wrap=True)
-    for title in ("share", *(["gen"] if wide else []), "in flight", "clients", *(["workers"] if wide else [])):
-        table.add_column(title, justify="right", no_wrap=True)
-    for title in ("memory", "p95"):
+    for title in ("share", "gen", "in flight", "clients", "workers", "memory", "p95"):
         table.add_column(title, justify="right", no_wrap=True)
     for name, slot in document["slots"].items():
         mark = "[bold green]" if name == document["live"] else ""
@@ -82,10 +83,10 @@ def _table(document: dict[str, Any], *, wide: bool) -> RenderableType:
             slot["state"],
             slot["gate"],
             f"{slot['share']:g} %",
-            *([str(slot["generation"] or "-")] if wide else []),
+            str(slot["generation"] or "-"),
             str(slot["in_flight"]),
             str(slot["connections"]),
-            *([str(slot["workers"])] if wide else []),
+            str(slot["workers"]),
             f"{slot['memory'] / (1 << 20):.0f} MiB",
             report.span(slot["p95"]),
         )
