@@ -103,20 +103,15 @@ class Journal:
 
     def records(self) -> list[Record]:
         """All rollouts, oldest first."""
-        found = []
-        for path in sorted(self._directory.glob("[0-9]*.json")):
-            with contextlib.suppress(OSError, ValidationError):
-                found.append(Record.model_validate_json(path.read_bytes()))
-        return found
+        return list(self._read(sorted(self._directory.glob("[0-9]*.json"))))
 
     def find(self, identifier: str) -> Record | None:
         """The rollout of that id."""
         return next((one for one in self.records() if one.id == identifier), None)
 
     def last(self) -> Record | None:
-        """The newest rollout."""
-        records = self.records()
-        return records[-1] if records else None
+        """The newest rollout; no other is read, for whoever watches asks twice a second."""
+        return next(self._read(sorted(self._directory.glob("[0-9]*.json"), reverse=True)), None)
 
     def last_of(self, kind: Kind, version: str) -> Record | None:
         """The newest rollout of this kind and version."""
@@ -160,6 +155,11 @@ class Journal:
     def forget_before(self, identifier: str) -> None:
         """It has ended, and its receipt is in its record."""
         (self._directory / f"{identifier}{_BEFORE}").unlink(missing_ok=True)
+
+    def _read(self, paths: list[Path]) -> Iterator[Record]:
+        for path in paths:
+            with contextlib.suppress(OSError, ValidationError):
+                yield Record.model_validate_json(path.read_bytes())
 
     def _write(self, name: str, text: str) -> None:
         path = self._directory / name
