@@ -23,6 +23,7 @@ class Ledger(BaseModel):
     completed: int = 0
     failed: int = 0
     client_aborted: int = 0
+    drained: int = 0
     cut: int = 0
     handed_out: int = 0
     adopted: int = 0

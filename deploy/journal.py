@@ -16,13 +16,14 @@ from pydantic import BaseModel, Field, ValidationError
 from deploy.analysis import Verdict
 from deploy.errors import GlmError, Locked
 from deploy.host import Host
-from deploy.receipt import Receipt
+from deploy.receipt import Receipt, Snapshot, dump, load
 
 Kind = Literal["deploy", "rollback", "reload"]
 Strategy = Literal["overlap", "swap", "weights"]
 Phase = Literal[
     "preflight", "prepare", "vacate", "start", "verify", "canary", "cutover", "bake", "retire", "rollback", "reload"
 ]
+_BEFORE = ".before"
 BEFORE_CUTOVER: tuple[Phase, ...] = ("preflight", "prepare", "vacate", "start", "verify", "canary")
 
 
@@ -71,6 +72,12 @@ class Record(BaseModel):
     """From the rename of `live` to the first answer of the slot it names, asked through the public socket."""
     pause_ms: float | None = None
     """The longest that a client was seen to wait for a small answer while the socket changed hands."""
+    canary: list[float] = Field(default_factory=list)
+    """The shares of its canary steps, in percent, as they were planned."""
+    step: float | None = None
+    """Seconds that each step holds; None: until it is promoted."""
+    bake: float | None = None
+    """Seconds of bake that were planned; None where there is none."""
     analysis: list[Verdict] = Field(default_factory=list)
     """How the candidate was judged, a canary step at a time and while it baked."""
     hooks: list[HookRun] = Field(default_factory=list)
@@ -96,22 +103,15 @@ class Journal:
 
     def records(self) -> list[Record]:
         """All rollouts, oldest first."""
-        found = []
-        for path in sorted(self._directory.glob("[0-9]*.json")):
-            with contextlib.suppress(OSError, ValidationError):
-                found.append(Record.model_validate_json(path.read_bytes()))
-        return found
+        return list(self._read(sorted(self._directory.glob("[0-9]*.json"))))
 
     def find(self, identifier: str) -> Record | None:
         """The rollout of that id."""
         return next((one for one in self.records() if one.id == identifier), None)
 
     def last(self) -> Record | None:
-        """The newest rollout, without a look at the others."""
-        for path in sorted(self._directory.glob("[0-9]*.json"), reverse=True):
-            with contextlib.suppress(OSError, ValidationError):
-                return Record.model_validate_json(path.read_bytes())
-        return None
+        """The newest rollout; no other is read, for whoever watches asks twice a second."""
+        return next(self._read(sorted(self._directory.glob("[0-9]*.json"), reverse=True)), None)
 
     def last_of(self, kind: Kind, version: str) -> Record | None:
         """The newest rollout of this kind and version."""
@@ -135,11 +135,38 @@ class Journal:
 
     def write(self, record: Record) -> None:
         """Put `record` on disk, durably, before what it announces is done."""
-        path = self._directory / f"{record.id}.json"
+        self._write(f"{record.id}.json", record.model_dump_json(indent=2))
+
+    def keep_before(self, identifier: str, before: Snapshot) -> None:
+        """Keep on disk, until a rollout ends, what was counted before it; forget that of rollouts that never began."""
+        wanted = {one.id for one in self.unfinished()}
+        for path in self._directory.glob(f"*{_BEFORE}"):
+            if path.stem not in wanted:
+                path.unlink(missing_ok=True)
+        self._write(f"{identifier}{_BEFORE}", dump(before))
+
+    def before(self, identifier: str) -> Snapshot | None:
+        """What was counted before that rollout; None where it was not kept."""
+        try:
+            return load((self._directory / f"{identifier}{_BEFORE}").read_bytes())
+        except (OSError, ValidationError):
+            return None
+
+    def forget_before(self, identifier: str) -> None:
+        """It has ended, and its receipt is in its record."""
+        (self._directory / f"{identifier}{_BEFORE}").unlink(missing_ok=True)
+
+    def _read(self, paths: list[Path]) -> Iterator[Record]:
+        for path in paths:
+            with contextlib.suppress(OSError, ValidationError):
+                yield Record.model_validate_json(path.read_bytes())
+
+    def _write(self, name: str, text: str) -> None:
+        path = self._directory / name
         temporary = path.with_suffix(".new")
         try:
             with temporary.open("w") as file:
-                file.write(record.model_dump_json(indent=2))
+                file.write(text)
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(path)
@@ -201,7 +228,7 @@ class Entry:
     def __init__(self, journal: Journal, record: Record) -> None:
         self.journal = journal
         self.record = record
-        self._began = time.monotonic()
+        self._began = time.monotonic() - (seconds_between(record.started_at, now()) or 0.0)
 
     def enter(self, phase: Phase) -> None:
         """Note that `phase` begins."""
@@ -216,6 +243,7 @@ class Entry:
         self.record.ended_at = now()
         self.record.seconds = round(time.monotonic() - self._began, 3)
         self.journal.write(self.record)
+        self.journal.forget_before(self.record.id)
 
 
 def sync_directory(path: Path) -> None:
@@ -230,6 +258,14 @@ def sync_directory(path: Path) -> None:
 def now() -> str:
     """The time of day, UTC, as journals write it."""
     return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def seconds_between(begin: str, end: str) -> float | None:
+    """Seconds from one time of a journal to another, not below 0; None where one of them is no time."""
+    try:
+        return max(0.0, (datetime.fromisoformat(end) - datetime.fromisoformat(begin)).total_seconds())
+    except (ValueError, TypeError):
+        return None
 
 
 def begin(journal: Journal, kind: Kind, version: str, slot: str, strategy: Strategy = "overlap") -> Entry:

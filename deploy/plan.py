@@ -68,6 +68,11 @@ class Plan:
     analysis: Limits | None = None
     """By what the candidate is judged; None: by whether it lives."""
 
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """The canary's steps; a mirror without a canary is a step in which no request is the candidate's."""
+        return self.canary or ((0.0,) if self.mirror else ())
+
 
 @dataclass
 class Rollout:
@@ -102,13 +107,21 @@ class Rollout:
         entry.record.previous_slot = old
         entry.record.previous = tools.slots.version(old) if old else None
         entry.record.slot_held = tools.slots.target(candidate)
-        return cls(tools, plan, entry, candidate, old, receipts.snapshot(tools.host))
+        entry.record.canary = list(plan.shares) if old and plan.kind == "deploy" else []
+        entry.record.step = plan.step if entry.record.canary else None
+        entry.record.bake = plan.bake if old and plan.kind == "deploy" else None
+        before = receipts.snapshot(tools.host)
+        entry.journal.keep_before(entry.record.id, before)
+        return cls(tools, plan, entry, candidate, old, before)
 
     @classmethod
     def resume(cls, tools: Tools, plan: Plan, entry: Entry) -> Rollout:
-        """Take up what a controller that died has written down; its receipt begins where ours does."""
+        """Take up what a controller that died has written down; the receipt covers what it did, too."""
         record = entry.record
-        return cls(tools, plan, entry, record.slot, record.previous_slot, receipts.snapshot(tools.host))
+        before = entry.journal.before(record.id)
+        if before is None:
+            before = receipts.snapshot(tools.host)
+        return cls(tools, plan, entry, record.slot, record.previous_slot, before)
 
     def enter(self, phase: Phase, text: str) -> None:
         """Write down that `phase` begins, then tell whoever watches."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from pydantic import BaseModel, Field, computed_field
 
 from deploy.accounts import everything
 from deploy.host import Host
 
-_COUNTED = ("accepted", "completed", "failed", "client_aborted", "cut", "handed_out", "adopted")
+_COUNTED = ("accepted", "completed", "failed", "client_aborted", "drained", "cut", "handed_out", "adopted")
 
 
 class Sums(BaseModel):
@@ -19,6 +21,8 @@ class Sums(BaseModel):
     """5xx answers, answers broken off, and whatever a worker that was killed had in hand."""
     client_aborted: int = 0
     in_flight: int = 0
+    drained: int = 0
+    """Of the completed: in flight when their generation stopped taking requests, and finished afterwards."""
     cut: int = 0
     """Of the failed: ended by the drain deadline."""
     handed_out: int = 0
@@ -49,7 +53,7 @@ class Receipt(Sums):
     """The sums over all generations, and each generation's line."""
 
     probes: int = 0
-    """Requests among the accepted that the controller itself sent to the public socket."""
+    """Requests among the accepted that the controller itself sent to the public socket; not those of one that died."""
     lines: list[Line] = Field(default_factory=list)
 
     @computed_field  # type: ignore[prop-decorator]
@@ -71,6 +75,24 @@ class Count(BaseModel):
 
 
 Snapshot = dict[tuple[str, int, int], Count]
+
+
+class _Kept(BaseModel):
+    """A snapshot as it is kept on disk. Generations and processes are numbered anew with every boot."""
+
+    boot: str
+    counts: list[tuple[tuple[str, int, int], Count]]
+
+
+def dump(counts: Snapshot) -> str:
+    """A snapshot as JSON."""
+    return _Kept(boot=_boot(), counts=list(counts.items())).model_dump_json()
+
+
+def load(text: bytes) -> Snapshot:
+    """Read a snapshot; after a reboot, where all counts begin at 0, it is an empty one. Raises ValidationError."""
+    kept = _Kept.model_validate_json(text)
+    return dict(kept.counts) if kept.boot == _boot() else {}
 
 
 def snapshot(host: Host) -> Snapshot:
@@ -98,7 +120,7 @@ def draw_up(before: Snapshot, after: Snapshot, *, probes: int = 0) -> Receipt:
             continue  # it was dead before we began
         line = lines.setdefault(key[:2], Line(slot=count.slot, generation=count.generation, version=count.version))
         for name in _COUNTED:
-            was = earlier.numbers[name] if earlier else 0
+            was = earlier.numbers.get(name, 0) if earlier else 0
             setattr(line, name, getattr(line, name) + count.numbers[name] - was)
         line.accepted += earlier.in_flight if earlier else 0
         if count.died:
@@ -111,3 +133,7 @@ def draw_up(before: Snapshot, after: Snapshot, *, probes: int = 0) -> Receipt:
         for name in (*_COUNTED, "in_flight"):
             setattr(receipt, name, getattr(receipt, name) + getattr(line, name))
     return receipt
+
+
+def _boot() -> str:
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()

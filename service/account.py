@@ -23,13 +23,15 @@ class Ledger:
 
     A request is accepted with its first byte. It is completed when it was answered (a 4xx is an answer), failed when we
     answered 5xx or broke off, client-aborted when the client left first. `cut` says how many of the failed ones were
-    ended by a drain deadline. Requests that came in through the slot's own door count under `door` alone.
+    ended by a drain deadline; `drained` how many of the completed ones were in flight when the generation stopped
+    taking requests. Requests that came in through the slot's own door count under `door` alone.
     """
 
     accepted: int = 0
     completed: int = 0
     failed: int = 0
     client_aborted: int = 0
+    drained: int = 0
     cut: int = 0
     handed_out: int = 0
     adopted: int = 0

@@ -73,6 +73,7 @@ class Connection(HttpToolsProtocol):
         """Who is to answer the next request. Drawn once for each: who was handed a connection does not toss again."""
         self._held = bytearray(held)
         self.begun = self.received = self.answered = 0
+        self._to_drain = 0
         self._answering: Stopwatch | None = None
         self._broken = self._gone = False
         self._serve = self.app
@@ -92,6 +93,10 @@ class Connection(HttpToolsProtocol):
             and not self.transport.is_closing()
             and self.transport.get_write_buffer_size() == 0
         )
+
+    def note_gate_shut(self) -> None:
+        """What is in flight now is finished by a generation that begins nothing more."""
+        self._to_drain = self.in_flight
 
     def move(self) -> Outcome | None:
         """Hand the connection to its owner if it is between requests; None when it is not.
@@ -131,11 +136,7 @@ class Connection(HttpToolsProtocol):
         self._unset_keepalive_if_required()
         self._gone = True
         if self.in_flight:
-            if self._broken:
-                self._count("failed", self.in_flight)
-            else:
-                self._count("client_aborted", self.in_flight)
-            self._end(self.in_flight)
+            self._end("failed" if self._broken else "client_aborted", self.in_flight)
         self.owner.guests.discard(self)
         super().connection_lost(exc)
 
@@ -195,9 +196,8 @@ class Connection(HttpToolsProtocol):
     def cut(self) -> None:
         """End the connection with its requests unanswered: the drain deadline has passed."""
         if self.in_flight:
-            self._count("failed", self.in_flight)
             self._count("cut", self.in_flight)
-            self._end(self.in_flight)
+            self._end("failed", self.in_flight)
         self.transport.abort()
 
     def on_message_begin(self) -> None:
@@ -215,9 +215,8 @@ class Connection(HttpToolsProtocol):
         """Count an answer, then let the connection go to its owner if that is another."""
         if self.transport.is_closing() and not self.in_flight:
             return  # what it answers was settled: its body turned out to be no HTTP, and got a 400
-        self._end(1)
         status = self._answering.status if self._answering else None
-        self._count("completed" if status is not None and status < 500 else "failed")
+        self._end("completed" if status is not None and status < 500 else "failed")
         self._answering = None
         super().on_response_complete()
         self._draw()
@@ -226,8 +225,7 @@ class Connection(HttpToolsProtocol):
         """Answer what is not HTTP; it was a request as far as the account goes."""
         if not self.in_flight:
             self._begin()
-        self._end(1)
-        self._count("completed")
+        self._end("completed")
         super().send_400_response(msg)
 
     async def _answer(self, scope: Message, receive: Receive, send: Send) -> None:
@@ -252,7 +250,13 @@ class Connection(HttpToolsProtocol):
         if self.public:
             self.owner.busy.add(self)
 
-    def _end(self, requests: int) -> None:
+    def _end(self, how: str, requests: int = 1) -> None:
+        """Settle the oldest of the requests in flight, for they end in the order in which they began."""
+        self._count(how, requests)
+        drained = min(requests, self._to_drain)
+        self._to_drain -= drained
+        if how == "completed":
+            self._count("drained", drained)
         self.answered += requests
         if not self.in_flight:
             self.owner.busy.discard(self)

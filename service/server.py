@@ -58,7 +58,7 @@ class SlotServer(Server):
         self._has_siblings = has_siblings
         self.guests: set[Connection] = set()
         self.busy: set[Connection] = set()
-        self._is_open = False
+        self._is_open = self._takes = False
         self._accepting = False
         self._accept_again_at = 0.0
         self._leaving = False
@@ -130,6 +130,11 @@ class SlotServer(Server):
         if accepting != self._accepting:
             self._set_accepting(accepting)
         ours: dict[Side, bool] = {"live": is_open, "candidate": not self._leaving and self.gate.is_open("candidate")}
+        takes = any(ours.values())
+        if self._takes and not takes:
+            for connection in self.busy:
+                connection.note_gate_shut()
+        self._takes = takes
         if not all(ours.values()):
             for connection in list(self.guests):
                 if not ours[connection.side]:

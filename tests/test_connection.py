@@ -366,7 +366,29 @@ async def test_pipelined_requests_are_all_answered_in_order(host: Host) -> None:
     assert [reply.body for reply in replies] == [b"/slow", b"/hello", b"/hello"]
     assert {reply.slot for reply in replies} == {"blue"}
     assert (await client.ask()).slot == "green"
-    assert host.blue.ledger == Ledger(accepted=3, completed=3, handed_out=1)
+    assert host.blue.ledger == Ledger(accepted=3, completed=3, drained=3, handed_out=1)
+
+
+async def test_drained_are_those_in_flight_when_the_gate_shut_and_completed_afterwards(host: Host) -> None:
+    """Not what was answered before, not what was begun after on a busy connection, not what failed or was left."""
+    before, under_way, failing, leaving = [await host.client() for _ in range(4)]
+    await before.ask()
+    under_way.send(SLOW)
+    failing.send(b"GET /raise-midway HTTP/1.1\r\nHost: x\r\n\r\n")
+    leaving.send(SLOW)
+    await until(lambda: host.blue.app.running == 3, "the requests")
+    host.switch()
+    under_way.send(SLOW)
+    await until(lambda: host.blue.ledger.accepted == 5, "the one behind")
+    leaving.abort()
+    await until(lambda: host.blue.ledger.client_aborted == 1, "the leaving")
+    assert host.blue.ledger.drained == 0
+    host.blue.app.proceed.set()
+    for _ in range(2):
+        assert (await under_way.reply()).slot == "blue"
+    await until(lambda: host.blue.ledger.failed == 1, "the failure")
+    assert (host.blue.ledger.completed, host.blue.ledger.drained) == (3, 1)
+    assert host.green.ledger.drained == 0
 
 
 async def test_long_pipeline_crosses_a_cutover(host: Host) -> None:
@@ -641,7 +663,7 @@ async def test_leaving_server_finishes_then_hands_over(host: Host) -> None:
     await leaving
     assert host.blue.account.phase == "gone"
     assert (await busy.ask()).slot == "green"
-    assert host.blue.ledger == Ledger(accepted=1, completed=1, handed_out=2)
+    assert host.blue.ledger == Ledger(accepted=1, completed=1, drained=1, handed_out=2)
 
 
 @pytest.mark.parametrize("how", ["deadline", "signal"])
@@ -682,7 +704,7 @@ async def test_without_handoff_idle_connections_are_closed(host: Host) -> None:
     host.blue.app.proceed.set()
     assert (await busy.reply()).slot == "blue"
     assert await busy.rest() == b""
-    assert host.blue.ledger == Ledger(accepted=2, completed=2)
+    assert host.blue.ledger == Ledger(accepted=2, completed=2, drained=1)
     assert host.green.ledger == Ledger()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable
+from datetime import datetime
 
 import pytest
 
@@ -48,6 +49,31 @@ def test_a_rollback_ends_a_deploy_that_was_killed_while_it_baked(box: Box) -> No
     assert box.get("/version").json()["version"] == "1.0.0"
     rollouts = box.json("history")["rollouts"]
     assert [one["outcome"] for one in rollouts[-2:]] == ["rolled back", "done"]
+
+
+def test_the_receipt_of_a_killed_controller_covers_what_came_before_it_died(box: Box) -> None:
+    """Kill -9 in bake: who was answered by the old version, and the whole time, stand in the record all the same."""
+    deploy = box.begin("deploy", "1.1.0", "--canary", "0.001", "--step", "pause", "--bake", "600s")
+    box.await_phase(deploy, "canary")
+    for _ in range(7):
+        assert box.get("/version").headers["x-slot"] == "blue"
+    box.glmctl("promote")
+    box.await_phase(deploy, "bake")
+    for _ in range(3):
+        assert box.get("/version").headers["x-slot"] == "green"
+    kill(deploy.pid)
+    deploy.communicate(timeout=60)
+    (kept,) = (box.host.state / "history").glob("*.before")
+    box.glmctl("status")
+    record = box.json("history")["rollouts"][-1]
+    by_slot = {line["slot"]: line for line in record["receipt"]["lines"]}
+    assert record["reason"].startswith("interrupted in bake")
+    assert by_slot["blue"]["completed"] >= 7
+    assert by_slot["green"]["completed"] >= 3
+    assert (record["receipt"]["adds_up"], record["receipt"]["lost"]) == (True, 0)
+    steps = [datetime.fromisoformat(step["at"]) for step in record["steps"]]
+    assert record["seconds"] >= (steps[-1] - steps[0]).total_seconds()
+    assert not kept.exists()
 
 
 def test_the_controller_killed_while_it_reloads(box: Box) -> None:

@@ -8,7 +8,7 @@ import statistics
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +67,42 @@ def test_an_answer_under_way_is_finished_by_the_version_that_began_it(warm_box: 
             rest = "\n".join([first, *lines])
         assert _text(rest) == whole
         assert client.get("/version").headers["x-slot"] != began
+
+
+def test_an_answer_that_outlasts_the_cutover_is_counted_as_drained(warm_box: Box) -> None:
+    """Exactly the streams that were under way: neither the idle clients nor those who asked before or after."""
+    box = warm_box
+    body = {"messages": [{"role": "user", "content": "count"}], "max_tokens": 400, "temperature": 0, "stream": True}
+    old, new = box.slots.live or "", box.slots.idle
+    before = _drained(box, old), _drained(box, new)
+    with ExitStack() as stack:
+        clients = [
+            stack.enter_context(httpx.Client(base_url=f"http://{box.listen}", trust_env=False, timeout=60))
+            for _ in range(5)
+        ]
+        for client in clients:
+            assert client.get("/version").headers["x-slot"] == old
+        streams = [
+            stack.enter_context(client.stream("POST", "/v1/chat/completions", json=body)) for client in clients[:3]
+        ]
+        lines = [stream.iter_lines() for stream in streams]
+        for each in lines:
+            next(each)
+        box.slots.go_live(new)
+        wait_for(lambda: box.generation(old).gate == "closed")
+        assert (_drained(box, old), _drained(box, new)) == before
+        for stream, each in zip(streams, lines, strict=True):
+            assert stream.headers["x-slot"] == old
+            assert "[DONE]" in "\n".join(each)
+        for client in clients:
+            assert client.get("/version").headers["x-slot"] == new
+        wait_for(lambda: box.generation(old).in_flight == 0)
+        wait_for(lambda: _drained(box, old) == before[0] + 3)
+    assert _drained(box, new) == before[1]
+
+
+def _drained(box: Box, slot: str) -> int:
+    return sum(worker.ledger.drained for one in box.generations(slot) for worker in one.workers)
 
 
 def test_the_openai_package_works_unchanged_across_a_cutover(warm_box: Box, tmp_path: Path) -> None:

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from deploy.host import Host
-from deploy.receipt import Count, Line, Snapshot, draw_up, snapshot
+from deploy.journal import Journal, begin
+from deploy.receipt import Count, Line, Snapshot, draw_up, dump, load, snapshot
 
-COLUMNS = ("accepted", "completed", "failed", "client_aborted", "cut", "handed_out", "adopted")
+COLUMNS = ("accepted", "completed", "failed", "client_aborted", "drained", "cut", "handed_out", "adopted")
 
 
 def count(slot: str = "blue", generation: int = 1, *, in_flight: int = 0, died: bool = False, **numbers: int) -> Count:
@@ -75,6 +76,11 @@ CASES: dict[str, tuple[Snapshot, Snapshot, dict[str, int]]] = {
         taken(count(accepted=10, completed=7, in_flight=3, died=True), count(accepted=2, completed=2)),
         {"accepted": 2, "completed": 2},
     ),
+    "finished after the gate had shut": (
+        taken(count(accepted=10, completed=8, in_flight=2, drained=4)),
+        taken(count(accepted=10, completed=10, drained=6)),
+        {"accepted": 2, "completed": 2, "drained": 2},
+    ),
     "cut by the deadline": (
         taken(count(accepted=4, completed=2, in_flight=2)),
         taken(count(accepted=4, completed=2, failed=2, cut=2)),
@@ -124,6 +130,31 @@ def test_what_does_not_add_up_is_said() -> None:
     receipt = draw_up(NOTHING, taken(count("blue", accepted=3, completed=2), count("green", accepted=3, completed=4)))
     assert receipt.accepted == receipt.completed
     assert not receipt.adds_up
+
+
+def test_a_snapshot_is_kept_until_the_rollout_ends(tmp_path: Path) -> None:
+    """What was counted before is read again by whoever takes the rollout up, and is no rollout in the history."""
+    host = Host(True, tmp_path, tmp_path, tmp_path, tmp_path, tmp_path)
+    journal, before = Journal(host), taken(count(accepted=10, completed=8, in_flight=2), count("green", adopted=3))
+    with journal.lock():
+        journal.keep_before("20260101-000000-01", {})  # of one that was killed before it was written down
+        entry = begin(journal, "deploy", "1.1.0", "green")
+        journal.keep_before(entry.record.id, before)
+        entry.enter("preflight")
+    assert journal.before(entry.record.id) == before
+    assert journal.before("20260101-000000-01") is None
+    assert [one.id for one in journal.records()] == [entry.record.id]
+    entry.end("done")
+    assert journal.before(entry.record.id) is None
+    assert [path.name for path in (tmp_path / "history").iterdir()] == [f"{entry.record.id}.json"]
+
+
+def test_a_snapshot_of_another_boot_counts_nothing(tmp_path: Path) -> None:
+    """Generations are numbered anew: what was counted before a reboot is not taken off what came after."""
+    kept = dump(taken(count(accepted=10, completed=10)))
+    assert load(kept.encode()) == taken(count(accepted=10, completed=10))
+    other = json.loads(kept) | {"boot": "another"}
+    assert load(json.dumps(other).encode()) == {}
 
 
 def test_snapshot_reads_what_workers_wrote(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from deploy import report
+from deploy import chronicle
 from deploy.commands.options import Context, shared
 from deploy.errors import Refused
 from deploy.journal import Journal
@@ -14,15 +14,14 @@ from deploy.journal import Journal
 @click.argument("identifier", metavar="[ID]", required=False)
 @shared
 def history(context: Context, identifier: str | None) -> None:
-    """List past rollouts, or show one with its phases and its receipt."""
+    """List past rollouts, or show one: its phases, how it was judged, and the account of its requests."""
     context.recover()
     records = Journal(context.host).records()
     if identifier is None:
-        lines = [f"{record.id}  {report.summary(record)}" for record in records]
-        context.show({"rollouts": [record.model_dump() for record in records]}, "\n".join(lines) or "no rollout yet")
+        text = chronicle.listing(records) if records else "no rollout yet"
+        context.show({"rollouts": [record.model_dump() for record in records]}, text)
         return
     found = [record for record in records if record.id == identifier]
     if not found:
         raise Refused(f"there is no rollout {identifier}", hint="`glmctl history` lists them")
-    steps = "\n".join(f"  {step.at}  {step.phase}" for step in found[0].steps)
-    context.show(found[0], f"{report.text(found[0])}\n{steps}")
+    context.show(found[0], chronicle.text(found[0]))

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import click
-from rich.console import Group, RenderableType
+from rich.console import Console, ConsoleDimensions, Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 
 from deploy import report
-from deploy.accounts import current
-from deploy.canary import Share
 from deploy.commands.options import Context, shared
-from deploy.host import SLOTS
-from deploy.journal import Journal
-from deploy.plan import Tools
+from deploy.dashboard import Dashboard
+from deploy.overview import Overview
 
 _EVERY = 0.5
+_AS_LONG_AS_IT_GETS = 1000  # lines
 
 
 @click.command()
@@ -27,96 +28,52 @@ _EVERY = 0.5
 def status(context: Context, watch: bool) -> None:
     """Show slots, versions, gates, requests in flight, memory and the last rollout."""
     context.recover()
-    if not watch:
-        document = _document(context.tools)
-        if context.json:
-            context.show(document)
-        else:
-            report.stdout().print(_render(document))
-        return
-    _watch(context)
-
-
-def _watch(context: Context) -> None:
+    overview = Overview(context.tools)
     console = report.stdout()
-    try:
-        if not console.is_terminal or context.json:
-            shown = None
-            while True:
-                document = _document(context.tools)
-                line = str(document) if context.json else _line(document)
-                if line != shown:
-                    shown = line
-                    context.show(document) if context.json else click.echo(line)
-                time.sleep(_EVERY)
-        with Live(_render(_document(context.tools)), console=console, auto_refresh=False) as live:
-            while True:
-                live.update(_render(_document(context.tools)), refresh=True)
-                time.sleep(_EVERY)
-    except KeyboardInterrupt:
+    is_screen = console.is_terminal and not console.is_dumb_terminal
+    if not watch:
+        view = overview.look()
+        if context.json:
+            context.show(view.document)
+        else:
+            once = ConsoleDimensions(console.width, _AS_LONG_AS_IT_GETS)
+            console.print(Dashboard().draw(view, once) if is_screen else _table(view.document))
         return
+    context.display.close()
+    with suppress(KeyboardInterrupt):
+        if context.json:
+            _tell(lambda: json.dumps(overview.look().document))
+        elif is_screen:
+            _draw(console, overview)
+        else:
+            _tell(lambda: _line(overview.look().document))
 
 
-def _document(tools: Tools) -> dict[str, Any]:
-    live = tools.slots.live
-    last = Journal(tools.host).last()
-    rollout = last.model_dump(exclude={"receipt"}) | {"phase": last.phase} if last else None
-    return {
-        "live": live,
-        "listen": tools.systemd.listen(),
-        "slots": {slot: _slot(tools, slot) for slot in SLOTS},
-        "rollout": rollout,
-        "summary": report.summary(last) if last else None,
-    }
+def _draw(console: Console, overview: Overview) -> None:
+    """A picture on a screen of its own, which is gone when it ends."""
+    dashboard = Dashboard()
+    first = dashboard.draw(overview.look(), console.size)
+    with Live(first, console=console, screen=True, auto_refresh=False) as live:
+        while True:
+            live.update(dashboard.draw(overview.look(), console.size), refresh=True)
+            time.sleep(_EVERY)
 
 
-def _slot(tools: Tools, slot: str) -> dict[str, Any]:
-    one = current(tools.host, slot)
-    unit = tools.systemd.state(tools.host.unit(slot))
-    version = tools.slots.version(slot)
-    return {
-        "version": one.version if one and one.ready else version,
-        "state": _state(version, unit.active, serves=bool(one and one.serves)),
-        "gate": one.gate if one else "closed",
-        "generation": one.generation if one else None,
-        "share": _share(tools, slot),
-        "mirror": _mirror(tools, slot),
-        "in_flight": one.in_flight if one else 0,
-        "connections": one.connections if one else 0,
-        "workers": len(one.living) if one else 0,
-        "memory": sum(worker.memory for worker in one.living) if one else 0,
-        "says": unit.status or None,
-    }
+def _tell(look: Callable[[], str]) -> None:
+    """A line whenever there is something new."""
+    shown = None
+    while True:
+        if (line := look()) != shown:
+            shown = line
+            click.echo(line)
+        time.sleep(_EVERY)
 
 
-def _share(tools: Tools, slot: str) -> float:
-    """What share of the requests it answers, in percent."""
-    canary, live = Share(tools.host), tools.slots.live
-    given = canary.weight if canary.slot not in {None, live} else None
-    if slot == live:
-        return 100 - (given or 0.0)
-    return given or 0.0
-
-
-def _mirror(tools: Tools, slot: str) -> float:
-    """What share of the live slot's requests it is asked too, in percent."""
-    canary = Share(tools.host)
-    return canary.mirror if canary.slot == slot != tools.slots.live else 0.0
-
-
-def _state(version: str | None, active: str, *, serves: bool) -> str:
-    if active in {"active", "reloading"}:
-        return "ready" if serves else "starting"
-    if version is None:
-        return "empty"
-    return {"activating": "starting", "deactivating": "stopping", "failed": "failed"}.get(active, "stopped")
-
-
-def _render(document: dict[str, Any]) -> RenderableType:
+def _table(document: dict[str, Any]) -> RenderableType:
     table = Table(box=None, pad_edge=False, header_style="dim")
     for title in ("slot", "version", "state", "gate"):
         table.add_column(title, no_wrap=True)
-    for title in ("share", "gen", "in flight", "clients", "workers", "memory"):
+    for title in ("share", "gen", "in flight", "clients", "workers", "memory", "p95"):
         table.add_column(title, justify="right", no_wrap=True)
     for name, slot in document["slots"].items():
         mark = "[bold green]" if name == document["live"] else ""
@@ -131,6 +88,7 @@ def _render(document: dict[str, Any]) -> RenderableType:
             str(slot["connections"]),
             str(slot["workers"]),
             f"{slot['memory'] / (1 << 20):.0f} MiB",
+            report.span(slot["p95"]),
         )
     foot = f"listening on {document['listen'] or 'nothing: `glmctl install`'}"
     return Group(table, "", foot, *([document["summary"]] if document["summary"] else []))
@@ -142,4 +100,6 @@ def _line(document: dict[str, Any]) -> str:
         f"{slot['in_flight']} in flight"
         for name, slot in document["slots"].items()
     )
-    return f"live {document['live'] or '-'}; {slots}"
+    rollout = document["rollout"]
+    under_way = f"; {rollout['kind']} of {rollout['version']} in {rollout['phase']}" if rollout else ""
+    return f"live {document['live'] or '-'}; {slots}{under_way if rollout and not rollout['outcome'] else ''}"

@@ -16,8 +16,7 @@ def canary(rollout: Rollout) -> None:
     plan, share = rollout.plan, Share(rollout.tools.host)
     if rollout.old is None:
         return
-    steps = plan.canary or ((0.0,) if plan.mirror else ())
-    for number, weight in enumerate(steps, start=1):
+    for number, weight in enumerate(plan.shares, start=1):
         what = f"{weight:g} % of the requests to {rollout.candidate}"
         rollout.enter("canary", what + (f", {plan.mirror:g} % asked of it too" if plan.mirror else ""))
         judge = Judge(rollout, f"{weight:g} %")

@@ -20,7 +20,8 @@ def cutover(rollout: Rollout) -> None:
     """One rename. Every worker follows by itself, and so do the connections."""
     rollout.enter("cutover", f"live -> {rollout.candidate}")
     hooks.run(rollout, "pre_cutover")
-    rollout.probe.begin()
+    if rollout.old:
+        rollout.probe.begin()
     with rollout.entry.journal.switching():
         share = Share(rollout.tools.host)
         if (rollout.plan.canary or rollout.plan.mirror) and rollout.old and share.weight is None:

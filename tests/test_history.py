@@ -1,0 +1,201 @@
+"""`glmctl history`: what happened, in words for a person and as JSON whose fields others rely on."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from deploy import chronicle
+from deploy.analysis import Metric, Verdict
+from deploy.journal import HookRun, Record, Step
+from deploy.receipt import Line, Receipt
+from deploy.sandbox import Sandbox
+from tests.box import CODE, Box, wait_for
+
+SUMS = {
+    "accepted", "completed", "failed", "client_aborted", "in_flight", "drained", "cut", "handed_out", "adopted",
+    "adds_up", "lost",
+}  # fmt: skip
+FIELDS = {
+    "record": {
+        "id", "kind", "strategy", "version", "slot", "previous", "previous_slot", "slot_held", "started_at", "ended_at",
+        "seconds", "steps", "outcome", "reason", "switch_ms", "pause_ms", "canary", "step", "bake", "analysis", "hooks",
+        "receipt",
+    },
+    "step": {"phase", "at"},
+    "verdict": {"window", "at", "seconds", "metrics", "outcome", "reason"},
+    "metric": {"name", "candidate", "live", "candidate_requests", "live_requests", "p_value", "worse", "why"},
+    "hook": {"when", "command", "code", "seconds", "said"},
+    "receipt": SUMS | {"probes", "lines"},
+    "line": SUMS | {"slot", "generation", "version"},
+}  # fmt: skip
+
+
+@dataclass
+class Told:
+    """What glmctl told of one real deploy."""
+
+    record: dict[str, Any]
+    listed: dict[str, Any]
+    text: str
+    list: str
+
+
+@pytest.fixture(scope="module")
+def told(checkpoints: dict[str, Path]) -> Iterator[Told]:
+    """A deploy with a canary step that is promoted, a bake, and a hook."""
+    with Sandbox() as sandbox:
+        box = Box(sandbox)
+        box.configure(threads=1)
+        box.host.policy.parent.mkdir(parents=True, exist_ok=True)
+        box.host.policy.write_text('[hooks]\npost_cutover = ["echo [all] is well"]\n[analysis]\nmin_requests = 10\n')
+        for version, path in checkpoints.items():
+            box.glmctl("release", "add", str(path), "--version", version)
+        box.glmctl("deploy", "1.0.0")
+        deploy = box.begin("deploy", "1.1.0", "--canary", "50", "--step", "pause", "--bake", "1s")
+        box.await_phase(deploy, "canary")
+        with httpx.Client(base_url=f"http://{box.listen}", trust_env=False, timeout=60) as client:
+            body = {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 2, "stream": True}
+            for _ in range(60):
+                assert client.post("/v1/chat/completions", json=body).status_code == 200
+            wait_for(lambda: box.json("status")["slots"]["green"]["p95"])
+            box.glmctl("promote")
+            out, _ = deploy.communicate(timeout=60)
+            assert deploy.returncode == 0, out
+        listed = box.json("history")
+        record = box.json("history", listed["rollouts"][-1]["id"])
+        yield Told(record, listed, box.glmctl("history", record["id"]).stdout, box.glmctl("history").stdout)
+
+
+def test_the_fields_are_those_that_are_documented(told: Told) -> None:
+    """No field more or less than CONTRIBUTING.md names, at any depth; a change of the format is a change of both."""
+    record = told.record
+    found = {
+        "record": [record],
+        "step": record["steps"],
+        "verdict": record["analysis"],
+        "metric": [metric for one in record["analysis"] for metric in one["metrics"]],
+        "hook": record["hooks"],
+        "receipt": [record["receipt"]],
+        "line": record["receipt"]["lines"],
+    }
+    for name, ones in found.items():
+        assert ones, name
+        assert {frozenset(one) for one in ones} == {frozenset(FIELDS[name])}, name
+    assert record == told.listed["rollouts"][-1]
+    contract = (CODE / "CONTRIBUTING.md").read_text()
+    contract = contract[contract.index("**`$STATE/history/<id>.json`**") : contract.index("**`$STATE/lock`**")]
+    missing = {field for fields in FIELDS.values() for field in fields if f"`{field}`" not in contract}
+    assert missing == set()
+
+
+def test_one_rollout_is_told_in_full(told: Told) -> None:
+    """Summary, phases with their times, analysis, hooks, receipt, and what it meant; at most 110 columns."""
+    text, record = told.text, told.record
+    assert max(map(len, text.splitlines())) <= 110
+    assert text.startswith(f"{record['id']}  1.1.0 is live in green (before: 1.0.0): deploy done in")
+    for name in ("preflight", "prepare", "start", "verify", "canary 50 %", "cutover", "bake", "retire"):
+        assert re.search(rf"^{name} +\d\d:\d\d:\d\d +\d+\.\d\d$", text, re.MULTILINE), name
+    errors = next(one for one in record["analysis"][0]["metrics"] if one["name"] == "errors")
+    requests = f"{errors['candidate_requests']} +{errors['live_requests']}"
+    assert re.search(rf"^50 % +errors +0\.0% +0\.0% +{requests} +- +not worse$", text, re.MULTILINE)
+    assert re.search(r"^ +p95 +[\d.]+ m?s +[\d.]+ m?s +\d+ +\d+ ", text, re.MULTILINE)
+    assert re.search(r"^post_cutover +echo \[all\] is well +0 +\d\.\d\d +\[all\] is well$", text, re.MULTILINE)
+    flat = re.sub(r"\s+", " ", text)
+    assert re.search(r"accepted completed failed aborted flight over adopted drained cut", flat)
+    for line in record["receipt"]["lines"]:
+        columns = ("accepted", "completed", "failed", "client_aborted", "in_flight", "handed_out", "adopted", "drained")
+        counts = " ".join(str(line[name]) for name in (*columns, "cut"))
+        assert f"{line['slot']} #{line['generation']} {line['version']} {counts}" in flat
+    assert "1.1.0 took over from 1.0.0 in green: client connections changed hands" in flat
+    assert "no request was cut" in flat
+    assert re.search(r"the longest wait that a client saw was [\d.]+ m?s\.", flat)
+
+
+def test_all_rollouts_are_listed_newest_last(told: Told) -> None:
+    """Id, kind, version, outcome, duration and longest pause; at most 110 columns."""
+    head, *lines = told.list.splitlines()
+    assert head.split() == ["rollout", "what", "version", "before", "outcome", "took", "longest", "pause", "lost"]
+    assert [line.split()[0] for line in lines] == [one["id"] for one in told.listed["rollouts"]]
+    assert re.search(r"deploy +1\.1\.0 +1\.0\.0 +done +[\d.]+ m?s +[\d.]+ m?s +0$", lines[-1])
+    assert max(map(len, told.list.splitlines())) <= 110
+
+
+def rollout(**more: Any) -> Record:
+    """A deploy of 1.1.0 over 1.0.0."""
+    plain: dict[str, Any] = {
+        "id": "20260101-000000-01", "kind": "deploy", "version": "1.1.0", "slot": "green", "previous": "1.0.0",
+        "previous_slot": "blue", "started_at": "2026-01-01T00:00:00.000+00:00",
+        "ended_at": "2026-01-01T00:01:00.000+00:00", "seconds": 60.0, "outcome": "done",
+        "steps": [Step(phase=name, at=f"2026-01-01T00:00:{at:02}.000+00:00") for at, name in
+                  enumerate(("preflight", "prepare", "start", "verify", "cutover", "bake", "retire"))],
+    }  # fmt: skip
+    return Record(**plain | more)
+
+
+def account(**more: int) -> Receipt:
+    """What blue and green counted."""
+    lines = [
+        Line(slot="blue", generation=1, version="1.0.0", accepted=9, completed=9, handed_out=7, drained=3),
+        Line(slot="green", generation=1, version="1.1.0", accepted=5, completed=5, adopted=7, drained=1),
+    ]
+    return Receipt(lines=lines, accepted=14, completed=14, handed_out=7, adopted=7, drained=4, **more)
+
+
+STORIES: dict[str, tuple[Record, str]] = {
+    "done": (
+        rollout(receipt=account(), pause_ms=14.0),
+        "1.1.0 took over from 1.0.0 in green: client connections changed hands 7 times, no request was cut, 3 requests "
+        "were finished by the old version after the cutover, the longest wait that a client saw was 14 ms.",
+    ),
+    "cut": (rollout(receipt=account(cut=1)), "1 request was cut by the drain deadline"),
+    "the first": (
+        rollout(previous=None, previous_slot=None, receipt=Receipt()),
+        "1.1.0 went live in green, with nothing live before.",
+    ),
+    "rolled back in canary": (
+        rollout(outcome="rolled back", reason="it failed", steps=rollout().steps[:4], receipt=account()),
+        "1.1.0 answered 5 requests of its share and never went live; 1.0.0 serves as before.",
+    ),
+    "rolled back in bake": (
+        rollout(outcome="rolled back", reason="slow", receipt=account()),
+        "1.1.0 was live for 56.0 s and answered 5 requests; 1.0.0 serves as before.",
+    ),
+    "not ready": (
+        rollout(outcome="not ready", steps=rollout().steps[:3], receipt=Receipt()),
+        "1.1.0 answered no request and never went live; 1.0.0 serves as before.",
+    ),
+}
+
+
+@pytest.mark.parametrize(("record", "words"), STORIES.values(), ids=STORIES.keys())
+def test_what_it_meant_is_said_in_words(record: Record, words: str) -> None:
+    """The last sentence, for each way in which a rollout may end."""
+    assert words in re.sub(r"\s+", " ", chronicle.text(record))
+
+
+def test_words_of_others_are_printed_as_they_are() -> None:
+    """Brackets in a reason, a command or what it said are no markup, and nothing is wider than 110 columns."""
+    errors = Metric(name="errors", candidate=0.5, live=0.0, candidate_requests=9, p_value=0.001, worse=True)
+    record = rollout(
+        outcome="rolled back",
+        reason="[/nonsense] " * 30,
+        hooks=[HookRun(when="on_rollback", command="say [/x] " * 20, code=None, seconds=30.0, said="[/y]\nmore")],
+        analysis=[
+            Verdict(window="bake", outcome="worse", reason="[/z] failed", metrics=[errors]),
+        ],
+    )
+    text = chronicle.text(record)
+    assert max(map(len, text.splitlines())) <= 110
+    assert "[/nonsense] [/nonsense]" in text
+    assert re.search(r"on_rollback +say \[/x\] .* killed +30\.00 +\[/y\]$", text, re.MULTILINE)
+    assert re.search(r"bake +errors +50\.0% +0\.0% +9 +0 +0\.001 +worse$", text, re.MULTILINE)
+    assert "bake: worse, [/z] failed" in text
+    assert json.loads(record.model_dump_json())["hooks"][0]["said"] == "[/y]\nmore"
