@@ -77,14 +77,20 @@ def add_release(checkpoints: dict[str, Path], tmp_path: Path) -> Callable[..., N
     return add
 
 
-CRASHES: dict[tuple[str, str, str], str] = {}
-"""What the crash matrix found, by strategy, victim and phase."""
+CRASHES = pytest.StashKey[dict[tuple[str, str, str], str]]()
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+@pytest.fixture(scope="session")
+def crashes(pytestconfig: pytest.Config) -> dict[tuple[str, str, str], str]:
+    """What the crash matrix finds, by strategy, victim and phase."""
+    return pytestconfig.stash.setdefault(CRASHES, {})
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     """Print the crash matrix: which version served in the end, and how many requests went with the killed process."""
-    for strategy in dict.fromkeys(cell[0] for cell in CRASHES):
-        cells = {cell[1:]: found for cell, found in CRASHES.items() if cell[0] == strategy}
+    crashes = config.stash.get(CRASHES, {})
+    for strategy in dict.fromkeys(cell[0] for cell in crashes):
+        cells = {cell[1:]: found for cell, found in crashes.items() if cell[0] == strategy}
         phases = list(dict.fromkeys(phase for _, phase in cells))
         terminalreporter.section(f"kill -9 in a rollout by {strategy}: who serves in the end, -N: lost with the killed")
         victims = dict.fromkeys(victim for victim, _ in cells)

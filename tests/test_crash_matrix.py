@@ -21,7 +21,6 @@ from deploy.accounts import current
 from deploy.journal import Journal
 from deploy.sandbox import Sandbox
 from tests.box import Box, kill, wait_for
-from tests.conftest import CRASHES
 
 PHASES = {
     "overlap": ("preflight", "prepare", "start", "verify", "canary", "cutover", "bake", "retire"),
@@ -140,10 +139,12 @@ def strike(box: Box, victim: str, candidate: str, deploy: Popen[str]) -> bool:
 
 
 @pytest.mark.parametrize(("strategy", "victim", "phase"), list(cells()))
-def test_one_version_serves_whatever_is_killed(host: Box, strategy: str, victim: str, phase: str) -> None:
+def test_one_version_serves_whatever_is_killed(
+    host: Box, crashes: dict[tuple[str, str, str], str], strategy: str, victim: str, phase: str
+) -> None:
     """Afterwards: one version answers all, the next command is clean, and only the killed process lost anything."""
     box, cell = host, (strategy, victim, phase)
-    CRASHES[cell] = "FAILED"
+    crashes[cell] = "FAILED"
     live = box.slots.live
     assert live is not None
     version = {"1.0.0": "1.1.0", "1.1.0": "1.0.0"}[box.slots.version(live) or ""]
@@ -174,7 +175,7 @@ def test_one_version_serves_whatever_is_killed(host: Box, strategy: str, victim:
         assert "interrupted in" in told.stderr + (record["reason"] or "") or record["outcome"] == "done"
     lost = sum(crowd.broken.values())
     serves = "new" if now_live == candidate else "old"
-    CRASHES[cell] = (serves if struck else f"{serves}*") + (f" -{lost}" if lost else "")
+    crashes[cell] = (serves if struck else f"{serves}*") + (f" -{lost}" if lost else "")
 
 
 def allowed(victim: str, phase: str) -> int:

@@ -30,7 +30,7 @@ FIELDS = {
         "receipt",
     },
     "step": {"phase", "at"},
-    "verdict": {"window", "at", "seconds", "metrics", "outcome", "reason"},
+    "verdict": {"window", "at", "seconds", "metrics", "mirrored", "length_ratio", "outcome", "reason"},
     "metric": {"name", "candidate", "live", "candidate_requests", "live_requests", "p_value", "worse", "why"},
     "hook": {"when", "command", "code", "seconds", "said"},
     "receipt": SUMS | {"probes", "lines"},

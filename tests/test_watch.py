@@ -263,8 +263,8 @@ def test_in_json_it_is_a_document_a_line(watched: Watched) -> None:
         assert set(one) == {"live", "listen", "slots", "rollout", "summary"}
         for slot in one["slots"].values():
             assert set(slot) == {
-                "version", "state", "gate", "generation", "share", "in_flight", "connections", "workers", "memory",
-                "requests_per_s", "p95", "ttft_p95", "says",
+                "version", "state", "gate", "generation", "share", "mirror", "in_flight", "connections", "workers",
+                "memory", "requests_per_s", "p95", "ttft_p95", "says",
             }  # fmt: skip
     first, busy = documents[0], [one for one in documents if one["slots"]["green"]["p95"]]
     assert [first["slots"]["green"][name] for name in ("requests_per_s", "p95", "ttft_p95")] == [None] * 3
