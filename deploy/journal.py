@@ -68,6 +68,8 @@ class Record(BaseModel):
     reason: str | None = None
     switch_ms: float | None = None
     """From the rename of `live` to the first answer of the slot it names, asked through the public socket."""
+    pause_ms: float | None = None
+    """The longest for which a worker let requests wait while its model was given other weights."""
     hooks: list[HookRun] = Field(default_factory=list)
     receipt: Receipt | None = None
 

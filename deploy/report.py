@@ -35,6 +35,8 @@ def summary(record: Record) -> str:
     """What happened, in one sentence."""
     seconds = f" in {record.seconds:.1f} s" if record.seconds is not None else ""
     switched = f"; it answered {record.switch_ms:.0f} ms after the rename" if record.switch_ms else ""
+    if record.pause_ms is not None:
+        switched += f"; requests waited for the weights, at most {record.pause_ms:.0f} ms"
     came = f" (before: {record.previous})" if record.previous else ""
     match record.outcome:
         case "done":

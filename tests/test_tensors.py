@@ -69,7 +69,7 @@ def exactly(said: list[list[Delta]]) -> list[list[Any]]:
     """Tokens of those asked alone with their probabilities, and of the others without: sums depend on the batch."""
     alone, together = said[: len(QUESTIONS)], said[len(QUESTIONS) :]
     numbers = [[(token.data, token.logprob, token.top) for delta in one for token in delta.logprobs] for one in alone]
-    return [*numbers, *map(text, together)]
+    return [*numbers, *([text(one)] for one in together)]
 
 
 def fresh(path: Path) -> list[list[Delta]]:
@@ -150,7 +150,12 @@ def test_the_tower_is_left_alone_while_it_looks(
 
     real = tensors.put
     monkeypatch.setattr(vision, "_encode", slowly)
-    monkeypatch.setattr(tensors, "put", lambda *both: (events.append("put"), real(*both)))
+
+    def noted(model: Any, state: Any) -> None:
+        events.append("put")
+        real(model, state)
+
+    monkeypatch.setattr(tensors, "put", noted)
     state = first.read(release(paths[1]), lambda *_: None)
 
     async def scenario() -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import click
 
-from deploy import phases, preflight, report
+from deploy import inplace, phases, preflight, report
 from deploy.commands.options import Context, Duration, shared
 from deploy.errors import Refused
+from deploy.journal import Strategy
 from deploy.plan import Plan
 from deploy.rollout import rollback as roll_back
 
@@ -20,10 +21,12 @@ def rollback(context: Context, version: str | None, drain: float) -> None:
 
     While that slot is warm this is the cutover's rename backwards and takes milliseconds; a deploy that bakes, in
     another terminal too, ends with it. Both slots stay warm then, so that a second rollback takes the first one back.
-    When it is cold it has to load first, like a deploy.
+    When it is cold it has to load first, like a deploy. What went live by its weights alone goes back by them: the
+    model in the live slot is given those that it held before.
     """
     tools = context.tools
-    wanted = version or tools.slots.version(tools.slots.idle)
+    before = inplace.way_back(tools)
+    wanted = version or before or tools.slots.version(tools.slots.idle)
     if tools.slots.live is None or wanted is None:
         raise Refused("there is nothing to go back to", hint="`glmctl status` shows both slots")
     if not phases.is_warm(tools, tools.slots.idle, wanted):
@@ -31,6 +34,7 @@ def rollback(context: Context, version: str | None, drain: float) -> None:
     if tools.slots.version(tools.slots.live) == wanted:
         raise Refused(f"{wanted} is live already")
     preflight.require_units(tools)
-    record = roll_back(tools, Plan(wanted, kind="rollback", bake=0.0, drain=drain))
+    strategy: Strategy = "weights" if wanted == before else "overlap"  # where no slot has it warm
+    record = roll_back(tools, Plan(wanted, kind="rollback", strategy=strategy, bake=0.0, drain=drain))
     context.recover()  # a deploy that was killed while it baked ends here
     context.show(record, report.text(record))
