@@ -186,12 +186,10 @@ class Change:
         return [one for one in found if one is not None and one.id == self.order.id]
 
     def _is_done(self) -> bool:
-        """Whether every worker that was ordered and lives serves the new version, and the generation says so too."""
-        one = current(self.rollout.tools.host, self.slot)
+        """Whether all that serves is of the new version, and the pause is over."""
         self._note_pause()
-        return (one is None or one.generation != self.generation or one.version == self.order.after) and all(
-            worker.version == self.order.after and worker.change and worker.change.state == "done"
-            for worker in self._living()
+        return _serves(current(self.rollout.tools.host, self.slot), self.order.after) and all(
+            one.state == "done" for one in self._reports()
         )
 
     def _note_pause(self) -> None:
@@ -221,12 +219,20 @@ def require_possible(tools: Tools, plan: Plan) -> Generation:
     return one
 
 
+def _serves(one: Generation | None, version: str | None) -> bool:
+    """Whether all that serves is of that version, and says so."""
+    return one is None or not one.ready or all(each.version == version for each in (one, *one.living))
+
+
 def finish(rollout: Rollout) -> tuple[str, str]:
     """End what a controller that died had begun: the slot's symlink says how far it had come."""
     tools, record = rollout.tools, rollout.entry.record
     held = tools.slots.version(record.slot)
     decided = held == record.version
     settle(tools.host, record.slot, record.id, "done" if decided else "back")
+    deadline = time.monotonic() + _PATIENCE
+    while not _serves(current(tools.host, record.slot), held) and time.monotonic() < deadline:
+        time.sleep(_LOOK)
     return ("done", f"{held} serves") if decided else ("interrupted", f"{held or 'nothing'} serves as before")
 
 

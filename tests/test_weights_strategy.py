@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import random
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -396,6 +397,31 @@ def test_the_controller_killed_while_all_wait(box: Box) -> None:
         deploy.communicate(timeout=60)
     assert whole[0].header == "1.0.0"
     assert Journal(box.host).unfinished()
+
+
+def test_ctrl_c_while_all_wait(box: Box) -> None:
+    """The change is called off at once, and who waited is answered."""
+    with _endless(box) as whole:
+        deploy = box.begin("deploy", "1.1.0", *WEIGHTS)
+        box.await_phase(deploy, "vacate")
+        deploy.send_signal(signal.SIGINT)
+        out, _ = deploy.communicate(timeout=60)
+        assert _ask(box, QUESTIONS[0]).header == "1.0.0"
+        assert not whole
+    assert deploy.returncode == 130, out
+    assert _last(box)["outcome"] == "interrupted"
+    assert box.json("deploy", "1.1.0", *WEIGHTS)["outcome"] == "done"
+
+
+def test_a_rollback_ends_what_a_killed_controller_left(box: Box) -> None:
+    """Kill -9 once the symlink was renamed, then `rollback`: it goes back to what was before, by weights."""
+    deploy = box.begin("deploy", "1.1.0", *WEIGHTS)
+    wait_for(lambda: box.slots.version("blue") == "1.1.0")
+    kill(deploy.pid)
+    deploy.communicate(timeout=60)
+    record = box.json("rollback")
+    assert (record["version"], record["strategy"], record["outcome"]) == ("1.0.0", "weights", "done")
+    assert _ask(box, QUESTIONS[0]).header == "1.0.0"
 
 
 def test_metrics_count_for_the_version_that_answered(box: Box) -> None:

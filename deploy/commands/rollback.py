@@ -25,12 +25,13 @@ def rollback(context: Context, version: str | None, drain: float) -> None:
     model in the live slot is given those that it held before.
     """
     tools = context.tools
+    idle = tools.slots.version(tools.slots.idle)
+    if not phases.is_warm(tools, tools.slots.idle, version or idle or ""):
+        context.recover()
     before = inplace.way_back(tools)
-    wanted = version or before or tools.slots.version(tools.slots.idle)
+    wanted = version or before or idle
     if tools.slots.live is None or wanted is None:
         raise Refused("there is nothing to go back to", hint="`glmctl status` shows both slots")
-    if not phases.is_warm(tools, tools.slots.idle, wanted):
-        context.recover()
     if tools.slots.version(tools.slots.live) == wanted:
         raise Refused(f"{wanted} is live already")
     preflight.require_units(tools)
