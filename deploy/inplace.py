@@ -221,7 +221,9 @@ def require_possible(tools: Tools, plan: Plan) -> Generation:
 
 def _serves(one: Generation | None, version: str | None) -> bool:
     """Whether all that serves is of that version, and says so."""
-    return one is None or not one.ready or all(each.version == version for each in (one, *one.living))
+    if one is None or not one.ready:
+        return True
+    return {one.version, *(worker.version for worker in one.living)} == {version}
 
 
 def finish(rollout: Rollout) -> tuple[str, str]:
