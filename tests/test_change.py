@@ -7,17 +7,21 @@ import json
 import os
 import subprocess
 import time
+import uuid
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from starlette.testclient import TestClient
 
 from service import tiny
 from service.account import Account
+from service.app import create_app
 from service.change import Changes
 from service.chat import Chat
+from service.engine import Delta, Finish
 from service.engine.model_engine import Limits, ModelEngine
 from service.errors import ApiError
 from service.identity import Identity
@@ -27,7 +31,7 @@ from service.release import Release
 from service.schema import parse_document
 from service.settings import Settings
 from service.turnstile import Turnstile
-from tests.test_app import picture
+from tests.test_app import FakeEngine, picture
 
 OLD, NEW = "1.0.0", "1.1.0"
 SHORT = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 8, "temperature": 0}
@@ -390,3 +394,30 @@ def test_a_request_that_fails_leaves_the_turnstile(run: Callable[..., None]) -> 
         assert (await worker.ask(SHORT))[0] == NEW
 
     run(scenario)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_response_names_the_weights_that_answered(stream: bool) -> None:
+    """Header, body and metrics say the version that the request met at the turnstile, whatever came meanwhile."""
+    who = Identity(f"old-{uuid.uuid4().hex}", "green", 1)
+    met, later = who.version, f"new-{uuid.uuid4().hex}"
+
+    class Turning(FakeEngine):
+        async def stream(self, *args: Any, **options: Any) -> AsyncIterator[Delta | Finish]:
+            who.version = later
+            async for item in super().stream(*args, **options):
+                yield item
+
+    http = TestClient(create_app(Turning(), who, Settings(slot="green"), serving=lambda: True))
+    answer = http.post("/v1/chat/completions", json=SHORT | {"stream": stream})
+    assert answer.headers["x-model-version"] == met
+    assert answer.text.count(f'"system_fingerprint":"{met}"') == (5 if stream else 1)
+    assert later not in answer.text
+    assert http.get("/version").headers["x-model-version"] == http.get("/version").json()["version"] == later
+    assert http.get("/openapi.json").json()["info"]["version"] == later
+    text = http.get("/metrics").text
+    counted = 'glm_requests_total{route="/v1/chat/completions",slot="green",status="200",version='
+    assert f'{counted}"{met}"}} 1.0' in text
+    assert f'{counted}"{later}"}}' not in text
+    assert f'glm_requests_in_flight{{slot="green",version="{met}"}} 0.0' in text
+    assert f'glm_generated_tokens_total{{slot="green",version="{met}"}} 3.0' in text
