@@ -175,7 +175,7 @@ def test_a_change_step_by_step(run: Callable[..., None]) -> None:
     run(scenario)
 
 
-def test_nobody_is_answered_by_two_models(run: Callable[..., None]) -> None:
+def test_nobody_is_answered_by_two_models(run: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever passed before is answered by the old weights, whole: in the queue too, with pictures, all of `n`."""
 
     async def scenario(worker: Worker) -> None:
@@ -183,12 +183,20 @@ def test_nobody_is_answered_by_two_models(run: Callable[..., None]) -> None:
         old = await _alone(worker, *asked)
         worker.order("prepare")
         await worker.until("prepared")
+        write = worker.engine._writer.write
+
+        def slowly(*arguments: Any) -> Any:
+            time.sleep(0.1)
+            return write(*arguments)
+
+        monkeypatch.setattr(worker.engine._writer, "write", slowly)
         early = [asyncio.create_task(worker.ask(document)) for document in asked]  # two rows for six answers
         early.append(asyncio.create_task(worker.ask(LONG, "batch")))
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(0.25)  # the first of them are being answered, the last are not yet known to the engine
         worker.order("vacate")
         while worker.turnstile._is_open:  # noqa: ASYNC110
             await asyncio.sleep(0.001)
+        assert worker.turnstile.under_way
         assert not any(one.done() for one in [early[0], early[3]])
         late = [asyncio.create_task(worker.ask(document)) for document in asked]
         await worker.until("vacated")
