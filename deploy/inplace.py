@@ -50,6 +50,7 @@ def deploy(tools: Tools, plan: Plan) -> Record:
             if change is None:
                 rollout.end("refused" if isinstance(error, Refused) else "failed", reason=why)
             elif change.is_decided:
+                change.order.give("done")  # the symlink may lead elsewhere one day
                 rollout.end("done", reason=why)
             else:
                 change.call_off()
