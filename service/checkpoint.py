@@ -63,13 +63,20 @@ def load(path: Path, settings: EngineSettings, progress: Progress) -> Checkpoint
 
 
 def tensors(path: Path, settings: EngineSettings, progress: Progress) -> dict[str, Any]:
-    """Read the weights alone, to the CPU, under the names that the model has for them; raises ReleaseError."""
+    """Read the weights alone, to the CPU, under the names that the model has for them; raises ReleaseError.
+
+    It may run beside a model that answers. An older layout is refused: to translate one, the library changes the
+    default dtype of the whole process for a while.
+    """
     import torch
 
     _check(path)
     config = _config(path)
     state = weights.read(_shards(path), torch.device("cpu"), weights.dtype(settings.dtype, config), progress)
-    return dict(_build(path, config, state).state_dict())
+    try:
+        return dict(weights.assemble(config, state).state_dict())
+    except weights.OtherNames as error:
+        raise ReleaseError(f"the weights in {path} have not the names that the model has for them") from error
 
 
 def _config(path: Path) -> Any:

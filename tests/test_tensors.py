@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from service import tiny
@@ -215,6 +217,16 @@ def test_what_does_not_fit_is_refused(
             engine.read(release(paths[1]), lambda *_: None)
     finally:
         engine.close()
+
+
+def test_an_older_layout_is_refused(first: ModelEngine, paths: list[Path], tmp_path: Path) -> None:
+    """Names that the library would have to translate: it does that for the whole process, in which a model answers."""
+    shutil.copytree(paths[1], tmp_path / "old")
+    file = tmp_path / "old/model/model.safetensors"
+    state = {name.replace("model.visual.", "visual."): tensor for name, tensor in load_file(file).items()}
+    save_file(state, file, metadata={"format": "pt"})
+    with pytest.raises(ReleaseError, match="have not the names"):
+        first.read(release(tmp_path / "old"), lambda *_: None)
 
 
 def test_a_closed_engine_refuses(first: ModelEngine, paths: list[Path]) -> None:
