@@ -290,6 +290,18 @@ def test_checks_that_fail_change_nothing(box: Box, add_release: Callable[..., No
     assert box.json("deploy", "1.1.0", *WEIGHTS)["outcome"] == "done"
 
 
+def test_what_a_hook_refuses_makes_nobody_wait(box: Box) -> None:
+    """`pre_cutover` is asked once the weights were read, and before any request has to wait."""
+    box.host.policy.write_text('[hooks]\npre_cutover = ["/bin/false"]\n')
+    assert "/bin/false" in box.glmctl("deploy", "1.1.0", *WEIGHTS, expect=4).stderr
+    record = _last(box)
+    assert (record["outcome"], record["pause_ms"]) == ("not ready", None)
+    assert [step["phase"] for step in record["steps"]] == ["preflight", "prepare"]
+    assert _ask(box, QUESTIONS[0]).header == "1.0.0"
+    box.host.policy.write_text('[hooks]\npost_cutover = ["/bin/true"]\n')
+    assert [run["code"] for run in box.json("deploy", "1.1.0", *WEIGHTS)["hooks"]] == [0]
+
+
 def test_answers_that_take_too_long_are_not_cut(box: Box) -> None:
     """Beyond --drain the change is called off: the stream ends whole, who waited is answered, exit code 4."""
     with _endless(box) as whole:
