@@ -79,6 +79,7 @@ class Worker:
             self.engine, self.turnstile, self.identity, self.account, Orders(root, "blue", self.path)
         )
         self.given: dict[str, Any] = {}
+        self.passed: list[str] = []  # the versions that requests were told
 
     def order(self, step: str, **more: Any) -> None:
         """As the controller, which is this process unless it is said otherwise."""
@@ -114,7 +115,7 @@ class Worker:
 
     async def ask(self, document: dict[str, Any], priority: Any = "interactive") -> tuple[str, str]:
         """The version that answered, and all that it said."""
-        answer = await self.chat.answer(parse_document(document), priority)
+        answer = await self.chat.answer(parse_document(document), priority, self.passed.append)
         return answer["system_fingerprint"], " | ".join(str(one["message"]["content"]) for one in answer["choices"])
 
     async def change(self) -> None:
@@ -151,6 +152,13 @@ def run(releases: Path, tmp_path: Path) -> Callable[..., None]:
         asyncio.run(whole())
 
     return run
+
+
+async def _until(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.001)
 
 
 async def _alone(worker: Worker, *documents: dict[str, Any]) -> list[str]:
@@ -192,10 +200,10 @@ def test_nobody_is_answered_by_two_models(run: Callable[..., None], monkeypatch:
         monkeypatch.setattr(worker.engine._writer, "write", slowly)
         early = [asyncio.create_task(worker.ask(document)) for document in asked]  # two rows for six answers
         early.append(asyncio.create_task(worker.ask(LONG, "batch")))
-        await asyncio.sleep(0.25)  # the first of them are being answered, the last are not yet known to the engine
+        had = len(worker.passed)
+        await _until(lambda: len(worker.passed) == had + len(early))  # some are not yet known to the engine
         worker.order("vacate")
-        while worker.turnstile._is_open:  # noqa: ASYNC110
-            await asyncio.sleep(0.001)
+        await _until(lambda: not worker.turnstile._is_open)
         assert worker.turnstile.under_way
         assert not any(one.done() for one in [early[0], early[3]])
         late = [asyncio.create_task(worker.ask(document)) for document in asked]
@@ -229,6 +237,8 @@ def test_before_the_rename_it_goes_back(run: Callable[..., None], state: str, ho
             if reached == state:
                 break
         waiting = asyncio.create_task(worker.ask(SHORT))
+        if state == "prepared":
+            await waiting
         await asyncio.sleep(0.05)
         assert waiting.done() == (state == "prepared")
         if how == "the controller says so":
@@ -320,10 +330,7 @@ def test_an_order_is_for_those_it_names(run: Callable[..., None]) -> None:
         assert worker.account.change is None
         assert (await worker.ask(SHORT))[0] == OLD
         worker.go_live()
-        deadline = time.monotonic() + 20
-        while worker.identity.version != NEW:
-            assert time.monotonic() < deadline
-            await asyncio.sleep(0.01)
+        await _until(lambda: worker.identity.version == NEW)
         followed = await worker.ask(SHORT)
         assert followed[0] == NEW
         worker.order("back", id="2", before=NEW, after=OLD)  # called off: nothing happens
@@ -353,14 +360,13 @@ def test_who_waits_counts_against_the_queue_and_may_leave(run: Callable[..., Non
     async def scenario(worker: Worker) -> None:
         worker.turnstile.shut()
         waiting = [asyncio.create_task(worker.ask(SHORT)) for _ in range(2)]
-        await asyncio.sleep(0.1)
+        await _until(lambda: worker.turnstile.waiting == 2)
         with pytest.raises(ApiError, match="waiting already"):
             await worker.ask(SHORT)
         waiting[0].cancel()
-        await asyncio.sleep(0.05)
+        await _until(lambda: worker.turnstile.waiting == 1)
         last = asyncio.create_task(worker.ask(SHORT))
-        await asyncio.sleep(0.05)
-        assert worker.turnstile.waiting == 2
+        await _until(lambda: worker.turnstile.waiting == 2)
         worker.turnstile.open()
         assert (await waiting[1])[0] == (await last)[0] == OLD
         assert worker.turnstile.under_way == 0
