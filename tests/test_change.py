@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import subprocess
+import threading
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -187,26 +188,31 @@ def test_nobody_is_answered_by_two_models(run: Callable[..., None], monkeypatch:
     """Whoever passed before is answered by the old weights, whole: in the queue too, with pictures, all of `n`."""
 
     async def scenario(worker: Worker) -> None:
-        asked = [LONG, SHORT, SEES, LONG | {"n": 3}]
+        slow, go_on = SHORT | {"messages": [{"role": "user", "content": "slow"}]}, threading.Event()
+        asked = [LONG, SHORT, SEES, LONG | {"n": 3}, slow]
         old = await _alone(worker, *asked)
         worker.order("prepare")
         await worker.until("prepared")
         write = worker.engine._writer.write
 
-        def slowly(*arguments: Any) -> Any:
-            time.sleep(0.1)
-            return write(*arguments)
+        def slowly(messages: Any, *more: Any) -> Any:
+            assert "slow" not in str(messages) or go_on.wait(30)
+            return write(messages, *more)
 
         monkeypatch.setattr(worker.engine._writer, "write", slowly)
-        early = [asyncio.create_task(worker.ask(document)) for document in asked]  # two rows for six answers
+        early = [asyncio.create_task(worker.ask(document)) for document in asked]  # two rows for seven answers
         early.append(asyncio.create_task(worker.ask(LONG, "batch")))
         had = len(worker.passed)
-        await _until(lambda: len(worker.passed) == had + len(early))  # some are not yet known to the engine
+        await _until(lambda: len(worker.passed) == had + len(early))
         worker.order("vacate")
         await _until(lambda: not worker.turnstile._is_open)
-        assert worker.turnstile.under_way
-        assert not any(one.done() for one in [early[0], early[3]])
         late = [asyncio.create_task(worker.ask(document)) for document in asked]
+        await asyncio.gather(
+            *(one for one, document in zip(early, [*asked, LONG], strict=True) if document is not slow)
+        )
+        await asyncio.sleep(0.05)
+        assert worker.said["state"] == "prepared", "one has passed, and the engine does not know of it yet"
+        go_on.set()
         await worker.until("vacated")
         worker.order("verify")
         await worker.until("passed")
@@ -408,6 +414,29 @@ def test_a_request_that_fails_leaves_the_turnstile(run: Callable[..., None]) -> 
         assert (await worker.ask(SHORT))[0] == NEW
 
     run(scenario)
+
+
+def test_who_waited_counts_for_the_version_that_answered() -> None:
+    """A request that met one version and waited for the other is that other one's, in its header and in the metrics."""
+    who = Identity(f"old-{uuid.uuid4().hex}", "green", 1)
+    met, later = who.version, f"new-{uuid.uuid4().hex}"
+
+    class Changing(Turnstile):
+        def passage(self, answers: int) -> Any:
+            who.version = later
+            return super().passage(answers)
+
+    http = TestClient(
+        create_app(FakeEngine(), who, Settings(slot="green"), serving=lambda: True, turnstile=Changing(who))
+    )
+    answer = http.post("/v1/chat/completions", json=SHORT)
+    assert answer.headers["x-model-version"] == answer.json()["system_fingerprint"] == later
+    text = http.get("/metrics").text
+    counted = 'glm_requests_total{route="/v1/chat/completions",slot="green",status="200",version='
+    assert f'{counted}"{later}"}} 1.0' in text
+    assert f'{counted}"{met}"}}' not in text
+    assert f'glm_requests_in_flight{{slot="green",version="{met}"}} 0.0' in text
+    assert f'glm_requests_in_flight{{slot="green",version="{later}"}} 1.0' in text, "the scrape itself"
 
 
 @pytest.mark.parametrize("stream", [False, True])
