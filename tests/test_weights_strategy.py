@@ -179,7 +179,7 @@ def _workers(box: Box, many: int) -> list[int]:
     """The pids of so many ready workers of blue."""
 
     def ready() -> list[int]:
-        return [one.pid for one in box.generation("blue").living if one.phase == "ready"]
+        return sorted(one.pid for one in box.generation("blue").living if one.phase == "ready")
 
     wait_for(lambda: len(ready()) == many, 60)
     return ready()
