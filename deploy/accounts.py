@@ -28,6 +28,31 @@ class Ledger(BaseModel):
     handed_out: int = 0
     adopted: int = 0
 
+    @property
+    def in_flight(self) -> int:
+        """Requests that were accepted and had not ended when it was written."""
+        return self.accepted - self.completed - self.failed - self.client_aborted
+
+
+class Report(BaseModel):
+    """How far a worker has come with an order to hold other weights."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    id: str
+    state: str
+    step: str = ""
+    progress: float = 0.0
+    error: str | None = None
+    pause_ms: float | None = None
+
+
+class Past(BaseModel):
+    """A version whose weights a worker held before, and its counts when the next ones took their place."""
+
+    version: str
+    ledger: Ledger
+
 
 class Worker(BaseModel):
     """A worker's state file. It outlives the worker."""
@@ -45,6 +70,8 @@ class Worker(BaseModel):
     connections: int = 0
     in_flight: int = 0
     ledger: Ledger = Field(default_factory=Ledger)
+    change: Report | None = None
+    past: list[Past] = Field(default_factory=list)
 
     @property
     def lives(self) -> bool:
@@ -71,6 +98,7 @@ class Generation(BaseModel):
     release: str
     master: int
     born: int | None = None
+    workers_wanted: int = 1
     ready: bool = False
     stopping: bool = False
     workers: list[Worker] = Field(default_factory=list)
@@ -157,10 +185,16 @@ def _read(path: Path) -> Generation | None:
     return record
 
 
-def _lives(pid: int, born: int | None) -> bool:
-    """Whether the process is there, and is the one that wrote: numbers are given out again (field 22 is its birth)."""
+def birth(pid: int) -> int | None:
+    """When the process was started, in clock ticks since boot (field 22); None when there is none, or its remains."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
-        return False
-    return fields[0] != "Z" and int(fields[19]) == born
+        return None
+    return None if fields[0] == "Z" else int(fields[19])
+
+
+def _lives(pid: int, born: int | None) -> bool:
+    """Whether the process is there, and is the one that wrote: numbers are given out again."""
+    now = birth(pid)
+    return now is not None and now == born

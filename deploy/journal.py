@@ -71,7 +71,8 @@ class Record(BaseModel):
     switch_ms: float | None = None
     """From the rename of `live` to the first answer of the slot it names, asked through the public socket."""
     pause_ms: float | None = None
-    """The longest that a client was seen to wait for a small answer while the socket changed hands."""
+    """The longest that a client was seen to wait for a small answer while the socket changed hands; by weights: for
+    which a worker let requests wait while its model was given others."""
     canary: list[float] = Field(default_factory=list)
     """The shares of its canary steps, in percent, as they were planned."""
     step: float | None = None

@@ -78,6 +78,8 @@ def require(tools: Tools, plan: Plan) -> Need:
     workers = _workers(tools)
     device = _device(release)
     wanted = need(release, workers=workers, device=device)
+    if plan.strategy == "weights":
+        wanted = Need(wanted.weights, 0, 0)  # they are read beside those in use; the rest is there
     live = tools.slots.live
     one = current(tools.host, live) if live else None
     held = _held([worker.pid for worker in one.living], device) if one else 0

@@ -133,7 +133,8 @@ class Rollout:
         self.probe.end()
         if self.swaps:
             self.tools.errands.unguard()
-        self.entry.record.pause_ms = self.probe.longest_ms
+        if self.probe.longest_ms is not None:
+            self.entry.record.pause_ms = self.probe.longest_ms
         time.sleep(_SETTLE)
         account = receipts.draw_up(
             self.before, receipts.snapshot(self.tools.host), probes=self.probes + self.probe.asked

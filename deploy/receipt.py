@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 from pydantic import BaseModel, Field, computed_field
 
-from deploy.accounts import everything
+from deploy.accounts import Generation, Ledger, Worker, everything
 from deploy.host import Host
 
 _COUNTED = ("accepted", "completed", "failed", "client_aborted", "drained", "cut", "handed_out", "adopted")
@@ -42,7 +43,10 @@ class Sums(BaseModel):
 
 
 class Line(Sums):
-    """One generation's part. Requests in flight when the rollout began count as accepted, so that the sum is exact."""
+    """One version's part in one generation.
+
+    Requests in flight when the rollout began count as accepted, so that the sum is exact.
+    """
 
     slot: str
     generation: int
@@ -74,14 +78,15 @@ class Count(BaseModel):
     died: bool
 
 
-Snapshot = dict[tuple[str, int, int], Count]
+Snapshot = dict[tuple[str, int, int, int], Count]
+"""By slot, generation, worker, and how many versions it held before."""
 
 
 class _Kept(BaseModel):
     """A snapshot as it is kept on disk. Generations and processes are numbered anew with every boot."""
 
     boot: str
-    counts: list[tuple[tuple[str, int, int], Count]]
+    counts: list[tuple[tuple[str, int, int, int], Count]]
 
 
 def dump(counts: Snapshot) -> str:
@@ -98,27 +103,50 @@ def load(text: bytes) -> Snapshot:
 def snapshot(host: Host) -> Snapshot:
     """What every worker of every generation has counted so far, the dead included."""
     return {
-        (one.slot, one.generation, worker.pid): Count(
-            slot=one.slot,
-            generation=one.generation,
-            version=one.version,
-            numbers={name: getattr(worker.ledger, name) for name in _COUNTED},
-            in_flight=worker.in_flight,
-            died=not worker.lives and worker.in_flight > 0,
-        )
+        (one.slot, one.generation, worker.pid, number): count
         for one in everything(host)
         for worker in one.workers
+        for number, count in enumerate(_counts(one, worker))
     }
+
+
+def _counts(one: Generation, worker: Worker) -> Iterator[Count]:
+    """A count for each version that the worker has held. What one leaves in flight, the next one has accepted."""
+    began = Ledger()
+    for past in worker.past:
+        numbers = _between(began, past.ledger)
+        numbers["accepted"] -= past.ledger.in_flight
+        yield Count(
+            slot=one.slot, generation=one.generation, version=past.version, numbers=numbers, in_flight=0, died=False
+        )
+        began = past.ledger
+    yield Count(
+        slot=one.slot,
+        generation=one.generation,
+        version=worker.version,
+        numbers=_between(began, worker.ledger),
+        in_flight=worker.in_flight,
+        died=not worker.lives and worker.in_flight > 0,
+    )
+
+
+def _between(began: Ledger, ended: Ledger) -> dict[str, int]:
+    numbers = {name: getattr(ended, name) - getattr(began, name) for name in _COUNTED}
+    numbers["accepted"] += began.in_flight
+    return numbers
 
 
 def draw_up(before: Snapshot, after: Snapshot, *, probes: int = 0) -> Receipt:
     """The account of what happened between two snapshots."""
-    lines: dict[tuple[str, int], Line] = {}
+    lines: dict[tuple[str, int, str], Line] = {}
     for key, count in after.items():
         earlier = before.get(key)
         if earlier is not None and earlier.died:
             continue  # it was dead before we began
-        line = lines.setdefault(key[:2], Line(slot=count.slot, generation=count.generation, version=count.version))
+        line = lines.setdefault(
+            (count.slot, count.generation, count.version),
+            Line(slot=count.slot, generation=count.generation, version=count.version),
+        )
         for name in _COUNTED:
             was = earlier.numbers.get(name, 0) if earlier else 0
             setattr(line, name, getattr(line, name) + count.numbers[name] - was)

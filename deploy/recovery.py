@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 
-from deploy import phases
+from deploy import inplace, phases
 from deploy.accounts import current
 from deploy.errors import DrainCut, Locked
 from deploy.journal import BEFORE_CUTOVER, Entry, Journal, Record
@@ -40,6 +40,8 @@ def _finish(rollout: Rollout) -> tuple[str, str]:
     live = tools.slots.live
     if record.kind == "reload":
         return _finish_reload(rollout)
+    if record.strategy == "weights":
+        return inplace.finish(rollout)
     if record.phase in BEFORE_CUTOVER or (record.phase == "cutover" and live != record.slot):
         phases.undo(rollout)
         serving = f"{tools.slots.version(live)} serves as before" if live else "nothing is live yet"

@@ -21,7 +21,7 @@ from deploy.accounts import everything
 from deploy.checkpoint import checkpoint_files, pictures, read_checks, read_json
 from deploy.errors import GlmError, Refused
 from deploy.host import SLOTS, Host
-from deploy.journal import sync_directory
+from deploy.journal import Journal, sync_directory
 from deploy.slots import Slots
 
 _VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}")
@@ -125,6 +125,8 @@ class Releases:
             raise Refused(f"{version} is in use: slot {' and '.join(slots)} points to it")
         if any(one.lives and one.version == version for one in everything(self.host)):
             raise Refused(f"{version} is in use: a generation still serves it")
+        if any(one.version == version for one in Journal(self.host).unfinished()):
+            raise Refused(f"{version} is in use: a rollout of it is under way")
         grave = self.host.releases / f"{_STAGING}removed-{version}-{os.getpid()}"
         with _locked(path):  # it stays locked under its new name: a sweep leaves it to us
             path.rename(grave)

@@ -48,6 +48,8 @@ def summary(record: Record) -> str:
     """What happened, in one sentence."""
     seconds = f" in {record.seconds:.1f} s" if record.seconds is not None else ""
     switched = f"; it answered {record.switch_ms:.0f} ms after the rename" if record.switch_ms else ""
+    if record.pause_ms is not None:
+        switched += f"; the longest wait was {span(record.pause_ms / 1000)}"
     came = f" (before: {record.previous})" if record.previous else ""
     match record.outcome:
         case "done":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext, suppress
 
-from deploy import hooks, phases
+from deploy import hooks, inplace, phases
 from deploy.errors import DrainCut, GlmError, NotReady, Refused, RolledBack, Worse
 from deploy.journal import Journal, Record, begin
 from deploy.plan import Plan, Rollout, Tools
@@ -17,6 +17,8 @@ def deploy(tools: Tools, plan: Plan) -> Record:
 
     Raises Refused, NotReady (live untouched), RolledBack, DrainCut, Locked.
     """
+    if plan.strategy == "weights":
+        return inplace.deploy(tools, plan)
     journal = Journal(tools.host)
     with journal.lock():
         rollout = Rollout.begin(tools, plan, begin(journal, plan.kind, plan.version, tools.slots.idle, plan.strategy))

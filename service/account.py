@@ -39,6 +39,18 @@ class Ledger:
 
 
 @dataclass
+class Report:
+    """How far this worker has come with an order to hold other weights; `pause_ms`: how long requests waited for it."""
+
+    id: str
+    state: str
+    step: str = ""
+    progress: float = 0.0
+    error: str | None = None
+    pause_ms: float | None = None
+
+
+@dataclass
 class Account:
     """The worker's state file `<runtime>/<slot>/<generation>/<pid>.json`, replaced by rename."""
 
@@ -60,6 +72,9 @@ class Account:
     connections: int = 0
     in_flight: int = 0
     ledger: Ledger = field(default_factory=Ledger)
+    change: Report | None = None
+    past: list[dict[str, Any]] = field(default_factory=list)
+    """Versions that the model held before, each with the ledger as it stood when the next one took its place."""
 
     def __post_init__(self) -> None:
         self._written: dict[str, Any] = {}
@@ -87,7 +102,19 @@ class Account:
         self._written, self._written_at, self._complained = document, now, False
 
     def _document(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in _WRITTEN} | {"ledger": dict(vars(self.ledger))}
+        change = dict(vars(self.change)) if self.change else None
+        more = {"ledger": dict(vars(self.ledger)), "change": change, "past": list(self.past)}
+        return {name: getattr(self, name) for name in _WRITTEN} | more
+
+    def tell(self, report: Report) -> None:
+        """Show, from now on, how far an order has come."""
+        self.change = report
+        self.write()
+
+    def turn(self, version: str) -> None:
+        """What is counted from now on is of another version."""
+        self.past.append({"version": self.version, "ledger": dict(vars(self.ledger))})
+        self.version = version
 
     def set_gate(self, is_open: bool) -> None:
         """Note that the gate was opened or closed, now."""
@@ -96,4 +123,4 @@ class Account:
 
 
 # by name and not by asdict, which takes ten times as long and is asked 50 times a second
-_WRITTEN = [one.name for one in fields(Account) if one.name not in ("path", "ledger")]
+_WRITTEN = [one.name for one in fields(Account) if one.name not in ("path", "ledger", "change", "past")]

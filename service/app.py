@@ -18,17 +18,25 @@ from service.chat import Chat
 from service.engine import Engine
 from service.errors import HANDLERS, LastResort
 from service.identity import Identity
-from service.metrics import Measure, Metrics
+from service.metrics import Measure
 from service.openapi import OpenApi
 from service.routes import Handlers
 from service.settings import Settings
+from service.turnstile import Turnstile
 
 __all__ = ["Identity", "create_app"]
 
 
-def create_app(engine: Engine, identity: Identity, settings: Settings, *, serving: Callable[[], bool]) -> Starlette:
+def create_app(
+    engine: Engine,
+    identity: Identity,
+    settings: Settings,
+    *,
+    serving: Callable[[], bool],
+    turnstile: Turnstile | None = None,
+) -> Starlette:
     """Make the ASGI application; `serving` tells whether the gate is open."""
-    chat = Chat(engine, identity, settings)
+    chat = Chat(engine, identity, settings, turnstile)
     handle = Handlers(chat, engine, identity, settings, serving)
     office = Office(chat, identity, settings, serving=serving)
 
@@ -48,10 +56,10 @@ def create_app(engine: Engine, identity: Identity, settings: Settings, *, servin
             Route("/readyz", handle.readyz),
             Route("/version", handle.version),
             Route("/metrics", handle.metrics),
-            Route("/openapi.json", OpenApi(identity.version).serve, name="openapi"),
+            Route("/openapi.json", OpenApi(identity).serve, name="openapi"),
         ],
         middleware=[
-            Middleware(Measure, Metrics(identity.version, identity.slot)),
+            Middleware(Measure, identity),
             Middleware(Label, identity),
             Middleware(LastResort),
         ],
@@ -64,6 +72,8 @@ def create_app(engine: Engine, identity: Identity, settings: Settings, *, servin
 
 class Label:
     """ASGI middleware: every response says which version and slot it is from, and the request's id.
+
+    Where weights answered, theirs is the version: the handler leaves it in `request.state.version`.
 
     A client's own X-Request-Id is kept when it is printable ASCII of at most 128 characters. Handlers find the id in
     `request.state.request_id`.
@@ -81,12 +91,13 @@ class Label:
             return
         given = Headers(scope=scope).get("x-request-id", "")
         request_id = given if self.SANE.fullmatch(given) else f"req-{uuid.uuid4().hex}"
-        scope.setdefault("state", {})["request_id"] = request_id
+        state = scope.setdefault("state", {})
+        state["request_id"] = request_id
 
         async def label(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
-                headers["x-model-version"] = self.identity.version
+                headers["x-model-version"] = state.get("version", self.identity.version)
                 headers["x-slot"] = self.identity.slot
                 headers["x-request-id"] = request_id
             await send(message)

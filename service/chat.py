@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from typing import Any, cast
 
@@ -21,6 +21,7 @@ from service.reply import Reader
 from service.schema import ChatRequest
 from service.settings import Settings
 from service.turns import Turns
+from service.turnstile import Passage, Turnstile
 
 __all__ = ["Chat"]
 
@@ -31,11 +32,13 @@ class Chat:
     Any `model` is accepted: a host serves one, and the answer says its name. Cancelling who awaits frees the engine.
     """
 
-    def __init__(self, engine: Engine, identity: Identity, settings: Settings) -> None:
+    def __init__(
+        self, engine: Engine, identity: Identity, settings: Settings, turnstile: Turnstile | None = None
+    ) -> None:
         self._engine = engine
-        self._identity = identity
+        self._slot = identity.slot
         self._settings = settings
-        self._metrics = Metrics(identity.version, identity.slot)
+        self._turnstile = turnstile or Turnstile(identity)
         self._fetcher = Fetcher(
             settings.image_hosts, timeout=settings.image_timeout, max_bytes=settings.max_image_bytes
         )
@@ -49,36 +52,45 @@ class Chat:
             raise invalid("stream must be false here: the answer comes in one piece", param="stream")
         return dict(await self.answer(asked, priority))
 
-    async def answer(self, asked: ChatRequest, priority: Priority = "interactive") -> Completion:
-        """Answer with a whole `chat.completion`."""
-        streams = await self._streams(asked, priority)
-        return await whole(merged(streams), self._readers(asked), self._head())
+    async def answer(
+        self, asked: ChatRequest, priority: Priority = "interactive", tell: Callable[[str], None] = lambda _: None
+    ) -> Completion:
+        """Answer with a whole `chat.completion`; `tell` learns whose weights do it before they begin."""
+        messages = await self._messages(asked, priority)
+        async with self._turnstile.passage(asked.n or 1) as passage:
+            tell(passage.version)
+            streams = self._streams(asked, messages, priority, passage)
+            return await whole(merged(streams), self._readers(asked), self._head(passage.version))
 
-    async def events(self, asked: ChatRequest, request_id: str) -> AsyncGenerator[bytes, None]:
+    async def events(
+        self, asked: ChatRequest, request_id: str, tell: Callable[[str], None] = lambda _: None
+    ) -> AsyncGenerator[bytes, None]:
         """Answer as server-sent events; what cannot be answered raises before the first of them."""
         usage = bool(asked.stream_options and asked.stream_options.include_usage)
-        async with aclosing(merged(await self._streams(asked, "interactive"))) as items:
-            first = await anext(items)
-            written = pieces(first, items, self._readers(asked), self._head(), request_id, usage=usage)
-            async with aclosing(written) as events:
-                async for event in events:
-                    yield event
+        messages = await self._messages(asked, "interactive")
+        async with self._turnstile.passage(asked.n or 1) as passage:
+            tell(passage.version)
+            async with aclosing(merged(self._streams(asked, messages, "interactive", passage))) as items:
+                first = await anext(items)
+                head = self._head(passage.version)
+                written = pieces(first, items, self._readers(asked), head, request_id, usage=usage)
+                async with aclosing(written) as events:
+                    async for event in events:
+                        yield event
 
     async def close(self) -> None:
         """Close what connections are kept to hosts of images."""
         await self._fetcher.close()
 
-    def _head(self) -> Head:
-        return Head(
-            f"chatcmpl-{uuid.uuid4().hex}", int(time.time()), self._settings.served_model, self._identity.version
-        )
+    def _head(self, version: str) -> Head:
+        return Head(f"chatcmpl-{uuid.uuid4().hex}", int(time.time()), self._settings.served_model, version)
 
     def _readers(self, asked: ChatRequest) -> list[Reader]:
         thinking, tools = asked.thinking is not False, asked.called_tools
         return [Reader(thinking=thinking, boxes=self._settings.boxes, tools=tools) for _ in range(asked.n or 1)]
 
-    async def _streams(self, asked: ChatRequest, priority: Priority) -> list[AsyncGenerator[Item, None]]:
-        """Make one stream for each of `n`; none has begun."""
+    async def _messages(self, asked: ChatRequest, priority: Priority) -> list[dict[str, Any]]:
+        """Make the conversation as the engine reads it, its pictures fetched and decoded."""
         if (asked.n or 1) > self._settings.max_choices:
             raise invalid(f"n must be at most {self._settings.max_choices}", param="n")
         interactive = priority == "interactive"
@@ -87,22 +99,36 @@ class Chat:
         messages = await self._turns.of(asked)
         if interactive:
             self._refuse_if_full()
-        return [self._stream(asked, messages, _sampling(asked, number), priority) for number in range(asked.n or 1)]
+        return messages
+
+    def _streams(
+        self, asked: ChatRequest, messages: list[dict[str, Any]], priority: Priority, passage: Passage
+    ) -> list[AsyncGenerator[Item, None]]:
+        """Make one stream for each of `n`; none has begun."""
+        choices = range(asked.n or 1)
+        return [self._stream(asked, messages, _sampling(asked, number), priority, passage) for number in choices]
 
     def _refuse_if_full(self) -> None:
-        if self._waiting >= self._settings.max_queue:
+        waiting = self._waiting + self._turnstile.waiting
+        if waiting >= self._settings.max_queue:
             raise ApiError(
                 429,
-                f"{self._waiting} requests are waiting already; try again later",
+                f"{waiting} requests are waiting already; try again later",
                 code="queue_full",
                 headers={"Retry-After": "1"},
             )
 
     async def _stream(
-        self, asked: ChatRequest, messages: list[dict[str, Any]], sampling: Sampling, priority: Priority
+        self,
+        asked: ChatRequest,
+        messages: list[dict[str, Any]],
+        sampling: Sampling,
+        priority: Priority,
+        passage: Passage,
     ) -> AsyncGenerator[Item, None]:
         """Stream from the engine, in its queue first."""
         interactive = priority == "interactive"
+        metrics = Metrics(passage.version, self._slot)
         began, waiting = time.monotonic(), True
         self._waiting += interactive
         try:
@@ -118,10 +144,11 @@ class Chat:
                     if waiting:
                         waiting = False
                         self._waiting -= interactive
-                        self._metrics.first_token(time.monotonic() - began)
-                        self._metrics.engine(self._engine.usage())
+                        passage.begun()
+                        metrics.first_token(time.monotonic() - began)
+                        metrics.engine(self._engine.usage())
                     if isinstance(item, Finish):
-                        self._metrics.tokens(item.completion_tokens)
+                        metrics.tokens(item.completion_tokens)
                     yield item
         except PromptTooLong as error:
             raise invalid(str(error), param=error.param, code="context_length_exceeded") from error
@@ -131,7 +158,7 @@ class Chat:
             raise ApiError(429, str(error), code="queue_timeout", headers={"Retry-After": "5"}) from error
         finally:
             self._waiting -= interactive and waiting
-            self._metrics.engine(self._engine.usage())
+            metrics.engine(self._engine.usage())
 
 
 def _sampling(asked: ChatRequest, number: int) -> Sampling:

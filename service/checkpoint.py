@@ -15,7 +15,7 @@ from service.weights import Progress
 if TYPE_CHECKING:
     from service.processor import Processor
 
-__all__ = ["ARCHITECTURE", "Checkpoint", "Progress", "load"]
+__all__ = ["ARCHITECTURE", "Checkpoint", "Progress", "load", "tensors"]
 
 ARCHITECTURE = "Glm4vForConditionalGeneration"
 NEEDED = ("config.json", "tokenizer.json", "tokenizer_config.json", "preprocessor_config.json")
@@ -40,7 +40,6 @@ def load(path: Path, settings: EngineSettings, progress: Progress) -> Checkpoint
     """
     _check(path)  # before seconds of imports
     progress("importing", 0.0)
-    from transformers import Glm4vConfig
     from transformers.utils import logging
 
     from service.processor import Processor
@@ -48,10 +47,7 @@ def load(path: Path, settings: EngineSettings, progress: Progress) -> Checkpoint
     progress("importing", 1.0)
     logging.disable_progress_bar()
     device = _device(settings.device)
-    try:
-        config = Glm4vConfig.from_pretrained(path)
-    except Exception as error:
-        raise ReleaseError(f"{path}/config.json describes no {ARCHITECTURE}: {_first_line(error)}") from error
+    config = _config(path)
     try:
         processor = Processor.read(path)
     except Exception as error:
@@ -64,6 +60,32 @@ def load(path: Path, settings: EngineSettings, progress: Progress) -> Checkpoint
     model = _build(path, config, state)
     progress("building the model", 1.0)
     return Checkpoint(model, processor, generation, end, config.text_config.max_position_embeddings)
+
+
+def tensors(path: Path, settings: EngineSettings, progress: Progress) -> dict[str, Any]:
+    """Read the weights alone, to the CPU, under the names that the model has for them; raises ReleaseError.
+
+    It may run beside a model that answers. An older layout is refused: to translate one, the library changes the
+    default dtype of the whole process for a while.
+    """
+    import torch
+
+    _check(path)
+    config = _config(path)
+    state = weights.read(_shards(path), torch.device("cpu"), weights.dtype(settings.dtype, config), progress)
+    try:
+        return dict(weights.assemble(config, state).state_dict())
+    except weights.OtherNames as error:
+        raise ReleaseError(f"the weights in {path} have not the names that the model has for them") from error
+
+
+def _config(path: Path) -> Any:
+    from transformers import Glm4vConfig
+
+    try:
+        return Glm4vConfig.from_pretrained(path)
+    except Exception as error:
+        raise ReleaseError(f"{path}/config.json describes no {ARCHITECTURE}: {_first_line(error)}") from error
 
 
 def _build(path: Path, config: Any, state: dict[str, Any]) -> Any:

@@ -24,6 +24,7 @@ from service.doors import Doors
 from service.gate import Gate
 from service.heir import Heir
 from service.notify import Manager
+from service.order import Orders
 from service.process import birth, lives
 from service.release import Release, ReleaseError
 from service.settings import Settings
@@ -82,6 +83,22 @@ class Generation:
     def gate(self) -> Gate:
         """The gate as every worker of this generation sees it."""
         return Gate(self.settings.root, self.settings.runtime, self.doors.handoff_inode)
+
+    @property
+    def orders(self) -> Orders:
+        """What the controller wants of the workers of this generation."""
+        return Orders(self.settings.root, self.settings.slot, self.directory / "change.json")
+
+    def present_release(self) -> Release:
+        """What a worker is to load: the release that the master was born with, or whose weights came in its place."""
+        version = self.orders.version(self.release.version)
+        if version == self.release.version:
+            return self.release
+        try:
+            return Release.read((self.settings.root / "releases" / version).resolve())
+        except ReleaseError as error:
+            logger.error("%s", error)  # noqa: TRY400  (the reason says it all)
+            return self.release
 
     def supervise(self, server: Any) -> None:
         """Take the master in hand, now that it has its sockets and signals and before it forks a worker."""
@@ -156,6 +173,10 @@ class Generation:
                 self._forward(server)
             if self.ready and not self.stopping and not self.doors.are_published:
                 return  # an heir speaks for the unit now
+            release = self.present_release()
+            if release is not self.release:
+                self.release = release
+                self.record()
             if self.stopping:
                 self._show_draining(accounts)
             elif self.ready:

@@ -7,9 +7,13 @@ from dataclasses import dataclass
 __all__ = ["Identity"]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Identity:
-    """The release's version, the slot, and the number of the generation in it."""
+    """The release's version, the slot, and the number of the generation in it.
+
+    The version is that of the weights which the model holds now, and changes with them. Who needs to know which version
+    answered a request asks its passage through the turnstile.
+    """
 
     version: str
     slot: str

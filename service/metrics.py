@@ -28,6 +28,7 @@ from prometheus_client.multiprocess import MultiProcessCollector, mark_process_d
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.engine import Usage
+from service.identity import Identity
 
 __all__ = ["CONTENT_TYPE", "Measure", "Metrics", "forget", "render", "set_load_seconds"]
 
@@ -51,7 +52,7 @@ _load = Gauge("glm_model_load_seconds", "From start to ready.", WHO, multiproces
 
 @dataclass(frozen=True)
 class Metrics:
-    """The metrics of one generation."""
+    """The metrics of one version in one slot."""
 
     version: str
     slot: str
@@ -80,6 +81,15 @@ class Metrics:
         """Note a request that is now in flight."""
         _in_flight.labels(self.version, self.slot).inc()
 
+    def ended_as(self, version: str) -> Metrics:
+        """Take a request that met this version to the one that answered it."""
+        if version == self.version:
+            return self
+        other = Metrics(version, self.slot)
+        _in_flight.labels(self.version, self.slot).dec()
+        other.begun()
+        return other
+
     def ended(self, route: str, status: str, seconds: float) -> None:
         """Note that it no longer is, and how it went."""
         _in_flight.labels(self.version, self.slot).dec()
@@ -90,12 +100,13 @@ class Metrics:
 class Measure:
     """ASGI middleware: counts and times every request under its route's template, never under its path.
 
-    What came through the slot's own door (checks, mirrored requests) is no client's and has `door` for its route.
+    What came through the slot's own door (checks, mirrored requests) is no client's and has `door` for its route. A
+    request counts for the version whose weights answered it, where any did.
     """
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, identity: Identity) -> None:
         self.app = app
-        self.metrics = metrics
+        self.identity = identity
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: D102
         if scope["type"] != "http":
@@ -112,7 +123,8 @@ class Measure:
             await send(message)
 
         failed = False
-        self.metrics.begun()
+        met = Metrics(self.identity.version, self.identity.slot)
+        met.begun()
         try:
             await self.app(scope, receive, note)
         except Exception:
@@ -121,7 +133,8 @@ class Measure:
         finally:
             outcome = "500" if failed else str(status) if complete else CLIENT_GONE
             route = "door" if scope.get("state", {}).get("door") else getattr(scope.get("route"), "path", "other")
-            self.metrics.ended(route, outcome, time.monotonic() - began)
+            answered = met.ended_as(scope.get("state", {}).get("version", met.version))
+            answered.ended(route, outcome, time.monotonic() - began)
 
 
 def render() -> bytes:

@@ -19,6 +19,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from service.errors import ErrorBody
+from service.identity import Identity
 
 __all__ = ["OpenApi", "describes"]
 
@@ -78,16 +79,18 @@ def describes(
 
 
 class OpenApi:
-    """The document of an application; made when it is first asked for."""
+    """The document of an application; made when it is first asked for, and for each version anew."""
 
-    def __init__(self, version: str) -> None:
-        self._version = version
-        self._text: bytes | None = None
+    def __init__(self, identity: Identity) -> None:
+        self._identity = identity
+        self._text = b""
+        self._version = ""
 
     @describes(answer={"type": "object"})
     async def serve(self, request: Request) -> Response:
         """GET /openapi.json: this document."""
-        if self._text is None:
+        if self._version != self._identity.version:
+            self._version = self._identity.version
             self._text = json.dumps(document(request.app.routes, self._version)).encode()
         return Response(self._text, media_type=JSON)
 

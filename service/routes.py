@@ -80,10 +80,14 @@ class Handlers:
         # megabytes take a while, and meanwhile others are to be answered
         asked = await asyncio.to_thread(schema.parse, body) if len(body) > SMALL else schema.parse(body)
         request.state.greedy = asked.temperature == 0  # for the mirror: whether the same model says the same
+
+        def tell(version: str) -> None:
+            request.state.version = version
+
         if not asked.stream:
-            return JSONResponse(await unless_gone(request.receive, self._chat.answer(asked)))
+            return JSONResponse(await unless_gone(request.receive, self._chat.answer(asked, tell=tell)))
         # The first piece is awaited before the status is sent, so that what cannot be answered gets an error's status.
-        events = self._chat.events(asked, request.state.request_id)
+        events = self._chat.events(asked, request.state.request_id, tell)
         return EventStream(await unless_gone(request.receive, anext(events)), events)
 
     @describes(answer=Models)

@@ -18,13 +18,14 @@ from uvicorn_worker import UvicornWorker
 from service import metrics
 from service.account import Account
 from service.app import Identity, create_app
+from service.change import Changes
 from service.checks import CheckFailed, run_checks
 from service.connection import Connection
-from service.engine import Engine
 from service.engine.model_engine import Limits, ModelEngine
 from service.generation import NOT_READY, Generation
-from service.release import ReleaseError
+from service.release import Release, ReleaseError
 from service.server import SlotServer
+from service.turnstile import Turnstile
 
 _RESPAWN_PAUSE = 1.0  # seconds before a worker that cannot load lets the master try another
 
@@ -36,6 +37,8 @@ class SlotWorker(UvicornWorker):  # type: ignore[misc]  # Gunicorn's classes car
 
     generation: Generation
     """Set by the `post_fork` hook."""
+    release: Release
+    """What this worker loads."""
 
     def load_wsgi(self) -> None:
         """Do nothing: the application is made around an engine, which takes a while to load."""
@@ -47,11 +50,12 @@ class SlotWorker(UvicornWorker):  # type: ignore[misc]  # Gunicorn's classes car
     def run(self) -> None:
         """Load, prove, serve; leaves with NOT_READY if that ends before the generation was ready."""
         generation = self.generation
+        self.release = generation.present_release()
         account = Account(
             generation.directory / f"{os.getpid()}.json",
             generation.settings.slot,
             generation.number,
-            generation.release.version,
+            self.release.version,
         )
         for number in (signal.SIGQUIT, signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self.handle_quit)
@@ -70,12 +74,9 @@ class SlotWorker(UvicornWorker):  # type: ignore[misc]  # Gunicorn's classes car
         generation = self.generation
         settings = generation.settings
         server: SlotServer
-        app = create_app(
-            engine,
-            Identity(generation.release.version, settings.slot, generation.number),
-            settings,
-            serving=lambda: server.is_serving,
-        )
+        identity = Identity(self.release.version, settings.slot, generation.number)
+        turnstile = Turnstile(identity)
+        app = create_app(engine, identity, settings, serving=lambda: server.is_serving, turnstile=turnstile)
 
         async def still_well() -> None:
             account.answering = engine.answering()
@@ -109,13 +110,14 @@ class SlotWorker(UvicornWorker):  # type: ignore[misc]  # Gunicorn's classes car
         asyncio.get_running_loop().add_signal_handler(signal.SIGQUIT, server.handle_exit, signal.SIGQUIT, None)
         account.phase, account.step, account.progress = "ready", "", 1.0
         account.write()
+        changes = asyncio.create_task(Changes(engine, turnstile, identity, account, generation.orders).follow())
         await server.serve(sockets=[])
+        changes.cancel()
         engine.close()
 
-    async def _prepare(self, account: Account) -> Engine:
+    async def _prepare(self, account: Account) -> ModelEngine:
         """Load the model, warm it up, ask the release's own checks."""
-        generation = self.generation
-        settings = generation.settings
+        settings = self.generation.settings
 
         def progress(step: str, share: float) -> None:
             account.step, account.progress = step, share
@@ -123,7 +125,7 @@ class SlotWorker(UvicornWorker):  # type: ignore[misc]  # Gunicorn's classes car
         began = time.monotonic()
         engine = await asyncio.to_thread(
             ModelEngine.load,
-            generation.release,
+            self.release,
             threads=settings.threads or max(1, (os.cpu_count() or 1) // settings.workers - 1),
             limits=Limits(settings.max_prompt_tokens, settings.max_wait, settings.max_seconds, settings.stall),
             progress=progress,
@@ -131,10 +133,10 @@ class SlotWorker(UvicornWorker):  # type: ignore[misc]  # Gunicorn's classes car
         account.phase = "warming up"
         await asyncio.to_thread(engine.warm_up, progress)
         account.phase = "checking"
-        await run_checks(engine, generation.release, progress)
+        await run_checks(engine, self.release, progress)
         gc.collect()
         gc.freeze()  # a full collection would look through all that was imported, and stop everybody for 0.2 s
-        metrics.set_load_seconds(generation.release.version, settings.slot, time.monotonic() - began)
+        metrics.set_load_seconds(self.release.version, settings.slot, time.monotonic() - began)
         return engine
 
     async def _beat(self, account: Account) -> None:

@@ -26,6 +26,7 @@ from service.batches.claims import TRIES, Outcome
 from service.batches.database import BUSY, Database, Unavailable
 from service.batches.owner import myself, owner_lives
 from service.batches.store import Order
+from service.engine import Priority
 from tests.office import (
     ENDPOINT,
     IDENTITY,
@@ -189,6 +190,25 @@ def test_a_dead_workers_requests_are_taken_up_within_a_second(desk: Desk) -> Non
             return took
 
     assert run(work) < 1.5
+
+
+def test_a_line_names_the_version_whose_weights_answered(desk: Desk) -> None:
+    """Other weights may come while an answer is on its way: the line says what the answer itself says."""
+
+    class Named(FakeChat):
+        async def complete(self, document: dict[str, Any], *, priority: Priority = "interactive") -> dict[str, Any]:
+            return await super().complete(document, priority=priority) | {"system_fingerprint": "0.9.0"}
+
+    batch_id = begun(desk, requests(2))
+
+    async def work() -> None:
+        labourer = desk.labourer(Named(), myself(), version="1.0.0", serving=lambda: True)
+        labourer.start()
+        batch = await desk.ended(batch_id)
+        await labourer.stop()
+        assert [one["response"]["version"] for one in desk.content(batch["output_file_id"])] == ["0.9.0"] * 2
+
+    run(work)
 
 
 def test_a_closed_gate_gives_its_requests_back_at_once(desk: Desk) -> None:

@@ -30,7 +30,7 @@ def count(slot: str = "blue", generation: int = 1, *, in_flight: int = 0, died: 
 
 def taken(*counts: Count) -> Snapshot:
     """A snapshot in which the n-th worker has the number n."""
-    return {(one.slot, one.generation, number): one for number, one in enumerate(counts, start=1)}
+    return {(one.slot, one.generation, number, 0): one for number, one in enumerate(counts, start=1)}
 
 
 NOTHING: Snapshot = {}
@@ -181,6 +181,39 @@ def test_snapshot_reads_what_workers_wrote(tmp_path: Path) -> None:
     (host.runtime / "blue/8/generation.json").write_text("garbage")
     seen = {count.numbers["accepted"]: (count.in_flight, count.died) for count in snapshot(host).values()}
     assert seen == {1: (2, False), 2: (3, True), 3: (0, False)}
+
+
+def test_a_worker_that_took_other_weights_has_a_line_for_each(tmp_path: Path) -> None:
+    """What was in flight when they came is the newer version's; all in all nothing is counted twice or not at all."""
+    host = Host(True, tmp_path, tmp_path / "run", tmp_path, tmp_path, tmp_path)
+    own = int(Path(f"/proc/{os.getpid()}/stat").read_text().rpartition(")")[2].split()[19])
+    directory = host.runtime / "blue/1"
+    directory.mkdir(parents=True)
+    record = {"generation": 1, "slot": "blue", "version": "3", "release": "", "master": os.getpid(), "born": own}
+    (directory / "generation.json").write_text(json.dumps(record))
+
+    def wrote(version: str, accepted: int, completed: int, *past: tuple[str, int, int]) -> Snapshot:
+        account = {
+            "pid": os.getpid(),
+            "born": own,
+            "version": version,
+            "phase": "ready",
+            "in_flight": accepted - completed,
+            "ledger": {"accepted": accepted, "completed": completed},
+            "past": [{"version": name, "ledger": {"accepted": a, "completed": c}} for name, a, c in past],
+        }
+        (directory / "1.json").write_text(json.dumps(account))
+        return snapshot(host)
+
+    before = wrote("1", 10, 8)
+    receipt = draw_up(before, wrote("3", 30, 29, ("1", 17, 14), ("2", 20, 20)))
+    lines = [(one.version, one.accepted, one.completed, one.in_flight) for one in receipt.lines]
+    assert lines == [("1", 6, 6, 0), ("2", 6, 6, 0), ("3", 10, 9, 1)]
+    assert receipt.adds_up
+    assert (receipt.accepted, receipt.completed, receipt.in_flight) == (20 + 2, 21, 1)
+    later = draw_up(snapshot(host), wrote("1", 35, 35, ("1", 17, 14), ("2", 20, 20), ("3", 33, 31)))
+    assert [(one.version, one.accepted, one.completed) for one in later.lines] == [("1", 4, 4), ("3", 2, 2)]
+    assert later.adds_up
 
 
 def test_number_given_to_another_process_is_no_life(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ import pytest
 from deploy import releases as module
 from deploy.errors import GlmError, Refused
 from deploy.host import Host
+from deploy.journal import Journal, begin
 from deploy.releases import Releases
 from tests.box import CODE
 
@@ -295,6 +296,19 @@ def test_release_in_use_is_not_removed(releases: Releases, host: Host, source: P
     (host.root / "blue").unlink()
     releases.remove("1.0.0")
     assert list(host.releases.iterdir()) == []
+
+
+def test_release_that_a_rollout_is_about_is_not_removed(releases: Releases, host: Host, source: Path) -> None:
+    """Before any slot points to it: its weights may be on their way into a model that runs."""
+    releases.add(source, version="1.0.0")
+    journal = Journal(host)
+    with journal.lock():
+        entry = begin(journal, "deploy", "1.0.0", "blue", "weights")
+        entry.enter("prepare")
+        with pytest.raises(Refused, match="a rollout of it is under way"):
+            releases.remove("1.0.0")
+        entry.end("not ready")
+    releases.remove("1.0.0")
 
 
 def test_release_that_a_generation_still_serves_is_not_removed(releases: Releases, host: Host, source: Path) -> None:

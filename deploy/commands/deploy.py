@@ -6,7 +6,7 @@ from typing import get_args
 
 import click
 
-from deploy import preflight, report
+from deploy import inplace, preflight, report
 from deploy.commands.options import Context, Duration, Shares, Step, shared
 from deploy.errors import DrainCut, RolledBack
 from deploy.journal import Journal, Strategy
@@ -134,6 +134,11 @@ def deploy(
     )
     if dry_run:
         preflight.rehearse(tools, plan)
+        if strategy == "weights":
+            inplace.require_possible(tools, plan)
+            text = f"The weights of {version} could be put into the model in {live}. Nothing was touched."
+            context.show({"outcome": "dry run", "version": version, "slot": live, "live": live}, text)
+            return
         old = f"; {tools.slots.version(live)} in {live} would stay warm for {bake:g} s" if live else ""
         context.show(
             {"outcome": "dry run", "version": version, "slot": tools.slots.idle, "live": live},

@@ -186,7 +186,7 @@ class Labourer:
         try:
             document = await self._database.call(self._read, claim)
             body = await self._chat.complete(document, priority="batch")
-            return Outcome(claim.key, "completed", self._line(claim, 200, body))
+            return Outcome(claim.key, "completed", self._line(claim, 200, body, body.get("system_fingerprint")))
         except ApiError as error:
             if isinstance(error, Unavailable) or error.status in (429, 503):  # not now
                 self._claim_again_at = time.monotonic() + BREATH
@@ -202,9 +202,9 @@ class Labourer:
             return Outcome(claim.key, "pending", counts=True)
         return Outcome(claim.key, "failed", self._line(claim, status, document))
 
-    def _line(self, claim: Claim, status: int, body: Mapping[str, Any]) -> str:
+    def _line(self, claim: Claim, status: int, body: Mapping[str, Any], version: str | None = None) -> str:
         who = self._identity
-        return lines.answered(claim.custom_id, status, body, version=who.version, slot=who.slot)
+        return lines.answered(claim.custom_id, status, body, version=version or who.version, slot=who.slot)
 
     def _read(self, claim: Claim) -> dict[str, Any]:
         with self._batches.files.read(claim.input_file_id) as file:

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-__all__ = ["install"]
+__all__ = ["install", "is_made"]
 
 SMALL = 256 << 20
 """Bytes of linear weights up to which they are copied, once for each way to compute with them."""
@@ -23,7 +23,10 @@ _compute = torch.ops.mkldnn._linear_pointwise  # noqa: SLF001
 
 
 def install(model: Any) -> None:
-    """Let the layers of a Glm4vForConditionalGeneration take the faster ways that its device has."""
+    """Let the layers of a Glm4vForConditionalGeneration take the faster ways that its device has.
+
+    Once more after its weights were replaced: what was made from the old ones is made anew.
+    """
     from transformers.models.glm4v.modeling_glm4v import Glm4vRMSNorm
 
     layers: list[Any] = list(model.modules())
@@ -40,6 +43,11 @@ def install(model: Any) -> None:
             layer.packed = _pack(layer.weight.detach(), 16)
             layer.weight = nn.Parameter(layer.weight.t().contiguous().t(), requires_grad=False)
             layer.forward = MethodType(_linear, layer)
+
+
+def is_made(name: str) -> bool:
+    """Whether a parameter of that name was made by `install` and is in no file."""
+    return ".flat." in name
 
 
 def _mkl_holds_back(model: Any) -> bool:

@@ -21,9 +21,12 @@ from typing import Any
 
 from service.checkpoint import Checkpoint, Progress
 from service.checkpoint import load as load_checkpoint
+from service.checkpoint import tensors as read_tensors
 from service.detokenizer import Answer, Detokenizer, StopStrings
+from service.engine import tensors
 from service.engine.cache import Budget, SlotCache
 from service.engine.core import Core
+from service.engine.errand import Errand
 from service.engine.grammar import Grammars
 from service.engine.outbox import Outbox
 from service.engine.prompt import Writer
@@ -31,6 +34,7 @@ from service.engine.protocol import Delta, Finish, Priority, Sampling, Usage
 from service.engine.runner import Runner
 from service.engine.sampler import Choice
 from service.engine.sequence import Event, Sequence
+from service.engine.tensors import State
 from service.engine.vision import Vision
 from service.release import EngineSettings, Release, ReleaseError
 
@@ -55,6 +59,7 @@ class ModelEngine:
     def __init__(self, checkpoint: Checkpoint, settings: EngineSettings, limits: Limits) -> None:
         model, processor = checkpoint.model, checkpoint.processor
         self._checkpoint, self._settings, self._limits = checkpoint, settings, limits
+        self._model = model
         try:
             budget = Budget.of(model, rows=settings.rows, kv_tokens=settings.kv_tokens, context=checkpoint.context)
         except ValueError as error:
@@ -67,7 +72,8 @@ class ModelEngine:
             processor.tokenizer, int(model.get_output_embeddings().weight.shape[0]), checkpoint.end
         )
         self._preparing = ThreadPoolExecutor(PREPARING, "prepare")
-        self._inbox: SimpleQueue[Sequence | None] = SimpleQueue()
+        self._inbox: SimpleQueue[Sequence | Errand | None] = SimpleQueue()
+        self._errands: list[Errand] = []
         self._outbox = Outbox()
         self._sign = time.monotonic()
         self._busy = False
@@ -147,6 +153,24 @@ class ModelEngine:
         finally:
             sequence.cancelled = True
 
+    def read(self, release: Release, progress: Progress) -> State:
+        """Read the weights of a release of the same architecture, in any thread; raises ReleaseError."""
+        state = read_tensors(release.model, release.engine, progress)
+        tensors.require_fit(self._model, state)
+        return state
+
+    async def put(self, state: State) -> None:
+        """Give the model other weights, between steps and once nobody is being answered; who asks next meets them.
+
+        Pictures seen before are forgotten. Keys and values need no word: they are of requests, and there are none.
+        """
+        errand = Errand(lambda: self._vision.renew(lambda: tensors.put(self._model, state)))
+        with self._lock:
+            if self._closed:
+                raise RuntimeError("the engine is closed")
+            self._inbox.put(errand)
+        await asyncio.wrap_future(errand.done)
+
     def usage(self) -> Usage:
         """See Engine."""
         return self._core.scheduler.usage
@@ -156,6 +180,11 @@ class ModelEngine:
         if not self._thread.is_alive():
             return False
         return not self._busy or time.monotonic() - self._sign < self._limits.stall
+
+    @property
+    def closed(self) -> bool:
+        """Whether it takes nothing on any more."""
+        return self._closed
 
     def close(self) -> None:
         """See Engine; blocks until the running step is over, ten seconds at most."""
@@ -206,19 +235,30 @@ class ModelEngine:
         scheduler = self._core.scheduler
         while not self._closed:
             with suppress(Empty):
-                while came := self._inbox.get(block=not scheduler.busy):
+                while came := self._inbox.get(block=not (scheduler.busy or self._errands)):
                     self._busy = True
-                    scheduler.add(came)
+                    self._take(came)
             self._core.step()
             self._sign = time.monotonic()
+            self._outbox.send(hurry=not scheduler.busy)
+            while self._errands and not scheduler.busy:
+                self._errands.pop(0).run()
+                self._sign = time.monotonic()
             self._busy = scheduler.busy
-            self._outbox.send(hurry=not self._busy)
         self._end()
+
+    def _take(self, came: Sequence | Errand) -> None:
+        if isinstance(came, Errand):
+            self._errands.append(came)
+        else:
+            self._core.scheduler.add(came)
 
     def _end(self) -> None:
         with suppress(Empty):
             while True:
                 if came := self._inbox.get_nowait():
-                    self._core.scheduler.add(came)
+                    self._take(came)
         self._core.fail_all(RuntimeError("the engine was closed"))
+        for errand in self._errands:
+            errand.refuse(RuntimeError("the engine was closed"))
         self._outbox.send(hurry=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -27,7 +27,7 @@ class Vision:
         self._device = model.device
         self._stream: Any = torch.Stream(self._device) if self._device.type == "cuda" else None
         self._known: OrderedDict[bytes, Any] = OrderedDict()
-        self._room = cache_bytes
+        self._most = self._room = cache_bytes
         self._lock = threading.Lock()
         self.computed = 0
 
@@ -43,6 +43,13 @@ class Vision:
             if self._stream:
                 self._stream.synchronize()
         return features
+
+    def renew(self, change: Callable[[], None]) -> None:
+        """Run `change`, which gives the tower other weights, and forget what it saw with the old ones."""
+        with self._lock:
+            self._known.clear()
+            self._room = self._most
+            change()
 
     def _look(self, picture: Picture) -> Any:
         if picture.digest in self._known:
