@@ -73,14 +73,15 @@ def _state(record: Record, number: int) -> Literal["done", "running", "failed"]:
 
 def _to_come(record: Record, entered: Counter[Phase]) -> list[Stage]:
     """Those of the plan that lie behind the last one entered."""
-    if record.strategy == "weights" or entered["rollback"] or entered["reload"]:
+    if entered["rollback"] or entered["reload"]:
         return []
     plan: list[Phase] = ["preflight", "prepare"]
-    plan += ["vacate"] if record.strategy == "swap" and record.previous_slot else []
-    plan += ["start", "verify"]
+    plan += ["vacate"] if record.strategy != "overlap" and record.previous_slot else []
+    plan += ["start"] if record.strategy != "weights" else []
+    plan += ["verify"]
     plan += ["canary"] * len(record.canary)
     plan += ["cutover"]
-    plan += ["bake", "retire"] if record.previous_slot else []
+    plan += ["bake", "retire"] if record.previous_slot and record.strategy != "weights" else []
     left = plan[sum(entered[phase] for phase in set(plan)) :]
     numbers = Counter({"canary": entered["canary"]})
     found = []
