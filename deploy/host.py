@@ -57,6 +57,15 @@ class Host:
         """What the operator has decided for all rollouts; need not be there."""
         return self.settings.with_name("glm.toml")
 
+    def setting(self, name: str) -> str | None:
+        """What the settings of the service say of GLM_<name>; None when they do not."""
+        try:
+            lines = self.settings.read_text().splitlines()
+        except OSError:
+            return None
+        found = [line.partition("=")[2] for line in lines if line.partition("=")[0].strip() == f"GLM_{name}"]
+        return found[-1].strip().strip("\"'") if found else None
+
     def door(self, slot: str) -> Path:
         """The Unix socket that speaks plain HTTP to `slot` alone."""
         return self.runtime / slot / "http.sock"

@@ -242,7 +242,7 @@ def finish(rollout: Rollout) -> tuple[str, str]:
 def way_back(tools: Tools) -> str | None:
     """The version whose weights the live slot's model held before, if that is how the present one went live."""
     live = tools.slots.live
-    last = next((one for one in reversed(Journal(tools.host).records()) if one.outcome == "done"), None)
+    last = next((one for one in Journal(tools.host).newest() if one.outcome == "done"), None)
     if last is None or last.strategy != "weights" or last.slot != live or last.version != tools.slots.version(live):
         return None
     return last.previous

@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
 from typing import Literal
 
@@ -24,6 +25,8 @@ Phase = Literal[
     "preflight", "prepare", "vacate", "start", "verify", "canary", "cutover", "bake", "retire", "rollback", "reload"
 ]
 _BEFORE = ".before"
+_RECENT = 32  # rollouts among which one can be that has not ended
+_LOADED = 1.0  # seconds: what took less was warm
 BEFORE_CUTOVER: tuple[Phase, ...] = ("preflight", "prepare", "vacate", "start", "verify", "canary")
 
 
@@ -104,35 +107,41 @@ class Journal:
 
     def records(self) -> list[Record]:
         """All rollouts, oldest first."""
-        return list(self._read(sorted(self._directory.glob("[0-9]*.json"))))
+        return list(self.newest())[::-1]
+
+    def newest(self) -> Iterator[Record]:
+        """All rollouts, newest first; each is read when it is asked for, for a host may have seen thousands."""
+        for path in sorted(self._directory.glob("[0-9]*.json"), reverse=True):
+            with contextlib.suppress(OSError, ValidationError):
+                yield Record.model_validate_json(path.read_bytes())
 
     def find(self, identifier: str) -> Record | None:
         """The rollout of that id."""
-        return next((one for one in self.records() if one.id == identifier), None)
+        return next((one for one in self.newest() if one.id == identifier), None)
 
     def last(self) -> Record | None:
-        """The newest rollout; no other is read, for whoever watches asks twice a second."""
-        return next(self._read(sorted(self._directory.glob("[0-9]*.json"), reverse=True)), None)
+        """The newest rollout."""
+        return next(self.newest(), None)
 
     def last_of(self, kind: Kind, version: str) -> Record | None:
         """The newest rollout of this kind and version."""
-        return next((one for one in reversed(self.records()) if one.kind == kind and one.version == version), None)
+        return next((one for one in self.newest() if one.kind == kind and one.version == version), None)
 
     def last_load(self) -> float | None:
         """How long the newest rollout that loaded a model waited for it, in seconds."""
-        for record in reversed(self.records()):
-            steps = {step.phase: datetime.fromisoformat(step.at) for step in record.steps}
-            if (
-                "start" in steps
-                and "verify" in steps
-                and (took := steps["verify"] - steps["start"]).total_seconds() > 1
-            ):
-                return took.total_seconds()
+        for record in self.newest():
+            at = {step.phase: datetime.fromisoformat(step.at) for step in record.steps}
+            took = (at["verify"] - at["start"]).total_seconds() if {"start", "verify"} <= at.keys() else 0.0
+            if took > _LOADED:
+                return took
         return None
 
     def unfinished(self) -> list[Record]:
-        """The rollouts that have begun and not ended, oldest first; dead ones if the lock is free."""
-        return [record for record in self.records() if record.outcome is None]
+        """The rollouts that have begun and not ended, oldest first; dead ones if the lock is free.
+
+        They are among the newest: whoever begins one ends those first that a dead controller left.
+        """
+        return [one for one in islice(self.newest(), _RECENT) if one.outcome is None][::-1]
 
     def write(self, record: Record) -> None:
         """Put `record` on disk, durably, before what it announces is done."""
@@ -156,11 +165,6 @@ class Journal:
     def forget_before(self, identifier: str) -> None:
         """It has ended, and its receipt is in its record."""
         (self._directory / f"{identifier}{_BEFORE}").unlink(missing_ok=True)
-
-    def _read(self, paths: list[Path]) -> Iterator[Record]:
-        for path in paths:
-            with contextlib.suppress(OSError, ValidationError):
-                yield Record.model_validate_json(path.read_bytes())
 
     def _write(self, name: str, text: str) -> None:
         path = self._directory / name

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -105,11 +104,8 @@ def require(tools: Tools, plan: Plan) -> Need:
 
 
 def _workers(tools: Tools) -> int:
-    try:
-        found = re.findall(r"^\s*GLM_WORKERS\s*=\s*\"?(\d+)", tools.host.settings.read_text(), re.MULTILINE)
-    except OSError:
-        return 1
-    return max(1, int(found[-1])) if found else 1
+    said = tools.host.setting("WORKERS") or "1"
+    return max(1, int(said)) if said.isdigit() else 1
 
 
 def _most(tools: Tools, plan: Plan) -> float:

@@ -33,6 +33,11 @@ def rehearse(tools: Tools, plan: Plan) -> None:
 def _require_possible(tools: Tools, plan: Plan) -> None:
     require_units(tools)
     Policy.of(tools.host)
+    if (plan.canary or plan.mirror) and (tools.host.setting("HANDOFF") or "").lower() in {"false", "0", "no", "off"}:
+        raise Refused(
+            "with GLM_HANDOFF off no connection changes hands, so no request could be the candidate's",
+            hint=f"take it out of {tools.host.settings}",
+        )
     for path in (tools.host.state, tools.host.root):
         free = shutil.disk_usage(path).free
         if free < _NEEDED:

@@ -190,3 +190,9 @@ def test_shares_that_make_no_sense_are_refused(box: Box, shares: str) -> None:
     """Before anything is touched, with words that say what to write."""
     told = box.glmctl("deploy", "1.1.0", "--canary", shares, expect=2)
     assert "percents" in told.stderr or "share" in told.stderr
+
+
+def test_a_canary_without_handoff_is_refused(box: Box) -> None:
+    """Connections that stay where they are cannot be shared: said beforehand, with exit code 3."""
+    box.configure(threads=1, handoff="false")
+    assert "GLM_HANDOFF" in box.glmctl("deploy", "1.1.0", "--canary", "10", expect=3).stderr
