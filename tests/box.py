@@ -122,6 +122,18 @@ class Box:
             load.stop()
 
 
+@contextmanager
+def live_host(checkpoints: dict[str, Path]) -> Iterator[Box]:
+    """A host that has both releases, and on which 1.0.0 is live, in blue."""
+    with Sandbox() as sandbox:
+        box = Box(sandbox)
+        box.configure(threads=1)
+        for version, path in checkpoints.items():
+            box.glmctl("release", "add", str(path), "--version", version)
+        box.glmctl("deploy", "1.0.0")
+        yield box
+
+
 class Load:
     """The hard load, in a process of its own."""
 

@@ -10,7 +10,7 @@ import pytest
 
 from deploy.sandbox import Sandbox
 from service import tiny
-from tests.box import Box
+from tests.box import Box, live_host
 
 # A run in the background of a shell ignores Ctrl-C, and so would every command that a test means to interrupt.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -30,12 +30,7 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture(scope="module")
 def stocked_live(checkpoints: dict[str, Path]) -> Iterator[Box]:
     """A host for a whole module whose tests change nothing: 1.0.0 is live, 1.1.0 was added."""
-    with Sandbox() as sandbox:
-        box = Box(sandbox)
-        box.configure(threads=1)
-        for version, path in checkpoints.items():
-            box.glmctl("release", "add", str(path), "--version", version)
-        box.glmctl("deploy", "1.0.0")
+    with live_host(checkpoints) as box:
         yield box
 
 

@@ -19,8 +19,7 @@ import pytest
 
 from deploy.accounts import current
 from deploy.journal import Journal
-from deploy.sandbox import Sandbox
-from tests.box import Box, kill, wait_for
+from tests.box import Box, kill, live_host, wait_for
 
 PHASES = {
     "overlap": ("preflight", "prepare", "start", "verify", "canary", "cutover", "bake", "retire"),
@@ -53,12 +52,7 @@ def cells() -> Iterator[tuple[str, str, str]]:
 @pytest.fixture(scope="module")
 def host(checkpoints: dict[str, Path]) -> Iterator[Box]:
     """One host for all cells: each begins where the one before ended, whichever version that left live."""
-    with Sandbox() as sandbox:
-        box = Box(sandbox)
-        box.configure(threads=1)
-        for version, path in checkpoints.items():
-            box.glmctl("release", "add", str(path), "--version", version)
-        box.glmctl("deploy", "1.0.0")
+    with live_host(checkpoints) as box:
         yield box
 
 

@@ -16,8 +16,7 @@ from deploy import chronicle
 from deploy.analysis import Metric, Verdict
 from deploy.journal import HookRun, Record, Step
 from deploy.receipt import Line, Receipt
-from deploy.sandbox import Sandbox
-from tests.box import CODE, Box, wait_for
+from tests.box import CODE, live_host, wait_for
 
 SUMS = {
     "accepted", "completed", "failed", "client_aborted", "in_flight", "drained", "cut", "handed_out", "adopted",
@@ -51,14 +50,9 @@ class Told:
 @pytest.fixture(scope="module")
 def told(checkpoints: dict[str, Path]) -> Iterator[Told]:
     """A deploy with a canary step that is promoted, a bake, and a hook."""
-    with Sandbox() as sandbox:
-        box = Box(sandbox)
-        box.configure(threads=1)
+    with live_host(checkpoints) as box:
         box.host.policy.parent.mkdir(parents=True, exist_ok=True)
         box.host.policy.write_text('[hooks]\npost_cutover = ["echo [all] is well"]\n[analysis]\nmin_requests = 10\n')
-        for version, path in checkpoints.items():
-            box.glmctl("release", "add", str(path), "--version", version)
-        box.glmctl("deploy", "1.0.0")
         deploy = box.begin("deploy", "1.1.0", "--canary", "50", "--step", "pause", "--bake", "1s")
         box.await_phase(deploy, "canary")
         with httpx.Client(base_url=f"http://{box.listen}", trust_env=False, timeout=60) as client:

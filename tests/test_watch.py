@@ -26,8 +26,7 @@ import pytest
 from deploy.host import Host
 from deploy.pace import Pace
 from deploy.samples import Sample, Samples
-from deploy.sandbox import Sandbox
-from tests.box import Box, kill, wait_for
+from tests.box import Box, kill, live_host, wait_for
 
 HOME, LEFT, CURSOR = "\x1b[H", "\x1b[?1049l", "\x1b[?25h"
 CTRL_C = b"\x03"
@@ -125,12 +124,7 @@ def _watching(box: Box, path: Path, *words: str) -> Iterator[subprocess.Popen[by
 def watched(checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
     """A canary deploy that is promoted, bakes, and is rolled back, under four pairs of eyes."""
     directory, seen = tmp_path_factory.mktemp("watched"), Watched()
-    with Sandbox() as sandbox:
-        box = Box(sandbox)
-        box.configure(threads=1)
-        for version, path in checkpoints.items():
-            box.glmctl("release", "add", str(path), "--version", version)
-        box.glmctl("deploy", "1.0.0")
+    with live_host(checkpoints) as box:
         terminals = [Terminal(box, 80, 24), Terminal(box, 140, 40)]
 
         def keep(moment: str, *words: str) -> None:
