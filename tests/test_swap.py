@@ -118,8 +118,13 @@ def test_a_unit_that_may_not_take_so_much_is_named(box: Box) -> None:
     assert "MemoryMax= of glm@green.service allows 100 MiB" in said
 
 
-def test_clients_wait_while_the_new_version_takes_the_place_of_the_old(small_box: Box) -> None:
+@pytest.mark.parametrize("workers", [1, 2])
+def test_clients_wait_while_the_new_version_takes_the_place_of_the_old(small_box: Box, workers: int) -> None:
     """Whoever asks through the whole load gets 200s only, and no connection is closed, busy or idle."""
+    if workers > 1:
+        small_box.host.policy.write_text('[memory]\nlimit = "1400MiB"\n')
+        small_box.configure(threads=1, workers=workers)
+        small_box.glmctl("reload")
     with crowd(small_box, "1.1.0") as clients:
         wait_for(lambda: len(clients.statuses) > 20)
         done = small_box.glmctl("deploy", "1.1.0", "--strategy", "swap", "--bake", "0")
