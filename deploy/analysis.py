@@ -1,15 +1,18 @@
 """Is the candidate worse than the live slot? What is compared, and when a difference is no chance.
 
-Both questions that matter, "does it fail more often" and "is its slowest twentieth slower", are the same one: of two
-groups of answers, does one hold more than its share of the marked ones (failed; beyond the 95th percentile of both
-together)? Fisher's exact test answers it for any sizes and any distribution of times. Times are skewed and of several
-kinds of requests at once, so that a test which assumes a shape, or compares means, would be wrong; and it stays exact
-where a candidate has had twenty requests.
+Worse takes two things: a difference beyond the margin, in what an operator looks at (the share of errors, the 95th
+percentile of times), and evidence that it is no chance.
 
-A rollout looks again and again, which would make chance win in the end: the k-th look may only spend 1 / k(k+1) of the
-false alarms that are allowed, and looks are taken when a third more answers have come, not when time has passed.
-Answers of one second share its hiccups and are no independent draws: a candidate must be slower in each third of its
-answers too.
+Does one of two groups of answers hold more than its share of the marked ones (failed; beyond the 95th percentile of
+both together)? Fisher's exact test answers that for any sizes and any distribution. Times are skewed and of several
+kinds of requests at once, so that a test which assumes a shape, or compares means, would be wrong. For times the
+Mann-Whitney test is asked too: a version that is slower with every answer is told by the ranks of all of them long
+before by its slowest twentieth, one that is slower with some by that twentieth alone. The smaller of the two, doubled.
+
+A rollout looks again and again, which would make chance win in the end: half of the false alarms that are allowed are
+kept for the last look of a window, and of the other half the k-th look may only spend 1 / k(k+1). Looks are taken when
+a third more answers have come, not when time has passed. Answers of one second share its hiccups and are no
+independent draws: a candidate must be slower in each third of its answers too.
 """
 
 from __future__ import annotations
@@ -103,8 +106,10 @@ class Looks:
         due = self.first * _GROWTH**self._taken
         if answers < (self.first if last else due):
             return None
+        if last:
+            return self.allowed / 2
         self._taken += 1
-        return self.allowed / (self._taken * (self._taken + 1))
+        return self.allowed / 2 / (self._taken * (self._taken + 1))
 
 
 class Comparison:
@@ -219,7 +224,7 @@ def times(name: Name, candidate: Group, live: Group, limits: Limits, level: floa
         return metric
     line = percentile([*ours, *theirs]) or 0.0
     above = [sum(one > line for one in group) for group in (ours, theirs)]
-    metric.p_value = chance(above[0], len(ours), above[1], len(theirs))
+    metric.p_value = min(1.0, 2 * min(chance(above[0], len(ours), above[1], len(theirs)), ranks(ours, theirs)))
     if metric.p_value < level:
         return _worse(metric, f"its {name} is {metric.candidate:.3g} s, the live slot's {metric.live:.3g} s")
     return metric
@@ -244,6 +249,13 @@ def chance(marked: int, count: int, marked_live: int, count_live: int) -> float:
     from scipy.stats import hypergeom  # half a second to import, and only who judges needs it
 
     return float(hypergeom.sf(marked - 1, count + count_live, marked + marked_live, count))
+
+
+def ranks(ours: Sequence[float], theirs: Sequence[float]) -> float:
+    """The Mann-Whitney test, one-sided: how likely ours are so much longer by chance."""
+    from scipy.stats import mannwhitneyu
+
+    return float(mannwhitneyu(ours, theirs, alternative="greater").pvalue)
 
 
 def percentile(values: Sequence[float]) -> float | None:

@@ -40,6 +40,8 @@ class Judge:
         self._is_bake = window == "bake"
         self._counts_from = self._began + (_SETTLE[rollout.plan.strategy] if self._is_bake else 0.0)
         self._verdict = Verdict(window=window, at=now())
+        if self._is_bake:
+            limits = limits.model_copy(update={"p95_margin": limits.bake_p95_margin})
         self._comparison = Comparison(limits, windows=len(rollout.plan.canary) + 1)
         record = rollout.entry.record
         self._ours = Samples(rollout.tools.host, rollout.candidate, record.version)

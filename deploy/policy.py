@@ -51,6 +51,8 @@ class Limits(BaseModel):
     """By how much its share of errors may be above the live slot's."""
     p95_margin: float = Field(default=0.2, ge=0)
     """By what part of the live slot's p95 (until the answer, and until its first token) its own may be longer."""
+    bake_p95_margin: float = Field(default=0.4, ge=0)
+    """The same in the bake, where the two were not asked at the same time, nor by the same clients."""
     min_difference: float = Field(default=0.02, ge=0)
     """A difference between two times that no client would notice."""
     max_error_rate: float | None = Field(default=None, gt=0, le=1)

@@ -78,7 +78,8 @@ def rolled_back(traffic: list[Sample], fault: Fault, seed: int) -> tuple[str, fl
 
     history, clock = [one for _ in range(int(60 / LOOK)) for one in draw(RATE, 0)], 0.0
     for share in (*SHARES, 1.0):
-        comparison = Comparison(Limits(), windows=len(SHARES) + 1)
+        margin = Limits().p95_margin if share < 1.0 else Limits().bake_p95_margin
+        comparison = Comparison(Limits(p95_margin=margin), windows=len(SHARES) + 1)
         (comparison.live if share == 1.0 else comparison.before).samples += history
         for look in range(int(STEP / LOOK)):
             clock += LOOK
