@@ -44,14 +44,14 @@ class Limits(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     enabled: bool = True
-    false_alarms: float = Field(default=0.01, gt=0, lt=0.5)
+    false_alarms: float = Field(default=0.02, gt=0, lt=0.5)
     min_requests: int = Field(default=50, ge=10)
     """Answers of the candidate before anything is concluded from times; a fifth of them for errors."""
     error_margin: float = Field(default=0.01, ge=0, lt=1)
     """By how much its share of errors may be above the live slot's."""
     p95_margin: float = Field(default=0.2, ge=0)
     """By what part of the live slot's p95 (until the answer, and until its first token) its own may be longer."""
-    bake_p95_margin: float = Field(default=0.4, ge=0)
+    bake_p95_margin: float = Field(default=0.3, ge=0)
     """The same in the bake, where the two were not asked at the same time, nor by the same clients."""
     min_difference: float = Field(default=0.02, ge=0)
     """A difference between two times that no client would notice."""

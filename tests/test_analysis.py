@@ -115,6 +115,16 @@ def test_a_version_that_is_worse_is_rolled_back(traffic: list[Sample], fault: Fa
     assert all(word in why for why, _ in caught)
 
 
+def test_a_version_that_is_slower_with_some_is_rolled_back(traffic: list[Sample]) -> None:
+    """More than nine in ten of 200 rollouts of one that takes half as long again for its slowest tenth alone."""
+    long = sorted(one.seconds for one in traffic)[len(traffic) * 9 // 10]
+    caught = [
+        one for one in outcomes(traffic, lambda one, dice: slower(one, dice) if one.seconds > long else one) if one
+    ]
+    print(f"\nslowest tenth slower: {len(caught)} of {ROLLOUTS} caught")
+    assert len(caught) > 0.9 * ROLLOUTS
+
+
 def test_one_hiccup_is_no_verdict(traffic: list[Sample]) -> None:
     """Everybody who is asked within one second takes three seconds longer, once: that is not the version's fault."""
     comparison = Comparison(Limits(), windows=1)
