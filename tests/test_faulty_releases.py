@@ -23,18 +23,18 @@ from service import chat
 
 answers, streams = chat.Chat.answer, chat.Chat._stream
 
-async def answer(self, asked, priority="interactive"):
-    reply = await answers(self, asked, priority)
+async def answer(self, *args, **more):
+    reply = await answers(self, *args, **more)
     if os.path.exists({flag!r}) and {fault!r} == "wrong":
         reply["choices"][0]["message"]["content"] = "nonsense"
     return reply
 
-async def stream(self, *args):
+async def stream(self, *args, **more):
     if os.path.exists({flag!r}) and {fault!r} == "slow":
         await asyncio.sleep(0.15)
     if os.path.exists({flag!r}) and {fault!r} == "fails" and random.random() < 0.05:
         raise RuntimeError("on purpose")
-    async for item in streams(self, *args):
+    async for item in streams(self, *args, **more):
         yield item
 
 chat.Chat.answer, chat.Chat._stream = answer, stream
