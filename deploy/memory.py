@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import psutil
+from pydantic import BaseModel, PositiveInt
 
 from deploy.accounts import current
 from deploy.checkpoint import tensors
@@ -50,25 +52,49 @@ def need(release: Release, *, workers: int, device: str) -> Need:
     On the CPU all workers share one copy of the weights, which they map; on GPUs this is the need of one worker, for
     each has a device of its own.
     """
-    engine = release.manifest.engine
-    config = json.loads((release.path / "model/config.json").read_text())
-    text, size = config.get("text_config", config), _BYTES.get(str(engine.get("dtype", "auto")))
+    engine, each = release.manifest.engine, workers if device == "cpu" else 1
+    size = _BYTES.get(str(engine.get("dtype", "auto")))
     weights = 0
     for shard in sorted((release.path / "model").glob("*.safetensors")):
         for kind, count, held in tensors(shard):
             weights += count * size if size and kind in _FLOATS else held
-    size = size or _BYTES.get(str(config.get("dtype") or text.get("dtype")), 2)
-    heads, hidden = int(text["num_attention_heads"]), int(text["hidden_size"])
-    head = int(text.get("head_dim") or hidden // heads)
-    per_token = 2 * int(text["num_hidden_layers"]) * int(text.get("num_key_value_heads", heads)) * head * size
-    tokens = int(engine.get("kv_tokens") or min(_LEAST_KV, int(text.get("max_position_embeddings", _LEAST_KV))))
+    try:
+        text, dtype = _sizes(release.path / "model/config.json")
+    except (OSError, ValueError):  # what is wrong with it, the candidate says better
+        return Need(weights, 0, _PROCESS[device] * each)
+    size = size or _BYTES.get(dtype, 2)
+    heads = text.num_key_value_heads or text.num_attention_heads
+    head = text.head_dim or text.hidden_size // text.num_attention_heads
+    tokens = int(engine.get("kv_tokens") or min(_LEAST_KV, text.max_position_embeddings))
+    cache = 2 * text.num_hidden_layers * heads * head * size * tokens
     rows, chunk = int(engine.get("rows", 64)), int(engine.get("prefill_chunk", 512))
     # what a step holds at its widest: the inner layer's three lines, a few of the hidden size, and two of the logits
-    widest = (rows + chunk) * (3 * int(text["intermediate_size"]) + 8 * hidden) * size
-    logits = 2 * rows * int(text["vocab_size"]) * 4
+    widest = (rows + chunk) * (3 * text.intermediate_size + 8 * text.hidden_size) * size
+    logits = 2 * rows * text.vocab_size * 4
     workspace = _PROCESS[device] + widest + logits + (int(engine.get("image_cache_mib", 256)) << 20)
-    each = workers if device == "cpu" else 1
-    return Need(weights, per_token * tokens * each, workspace * each)
+    return Need(weights, cache * each, workspace * each)
+
+
+class _Text(BaseModel):
+    """The sizes of a language model, as config.json names them."""
+
+    num_hidden_layers: PositiveInt
+    num_attention_heads: PositiveInt
+    num_key_value_heads: PositiveInt | None = None
+    head_dim: PositiveInt | None = None
+    hidden_size: PositiveInt
+    intermediate_size: PositiveInt
+    vocab_size: PositiveInt
+    max_position_embeddings: PositiveInt = _LEAST_KV
+
+
+def _sizes(path: Path) -> tuple[_Text, str]:
+    """The sizes and the dtype of a checkpoint; raises OSError, or ValueError for what is no such config."""
+    config = json.loads(path.read_text())
+    if not isinstance(config, dict):
+        raise ValueError("no JSON object")  # noqa: TRY004  (of the file, not of an argument)
+    text = config.get("text_config", config)
+    return _Text.model_validate(text), str(config.get("dtype") or text.get("dtype"))
 
 
 def require(tools: Tools, plan: Plan) -> Need:
