@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import get_args
 
 import click
+from click.core import ParameterSource
 
 from deploy import inplace, preflight, report
 from deploy.commands.options import Context, Duration, Shares, Step, shared
@@ -13,6 +14,16 @@ from deploy.journal import Journal, Strategy
 from deploy.plan import Plan
 from deploy.policy import Policy
 from deploy.rollout import deploy as roll_out
+
+_HEEDED_BY = {
+    "bake": {"overlap", "swap"},
+    "keep_warm": {"overlap"},
+    "deadline": {"swap"},
+    "max_error_rate": {"overlap", "swap"},
+    "max_p95": {"overlap", "swap"},
+    "max_ttft_p95": {"overlap", "swap"},
+}
+"""Strategies for which an option means something, where that is not all of them."""
 
 
 @click.command()
@@ -112,6 +123,8 @@ def deploy(
         return
     if strategy != "overlap" and (canary or mirror):
         raise click.UsageError(f"--strategy {strategy} has no second copy that could answer a share of the requests")
+    for option in _unheeded(strategy):
+        context.display.line(f"[yellow]note[/] {option} means nothing with --strategy {strategy}")
     given = {
         "enabled": None if analysis else False,
         "max_error_rate": max_error_rate / 100 if max_error_rate else None,
@@ -154,3 +167,14 @@ def deploy(
             report.show(last)
         raise
     context.show(record, report.text(record))
+
+
+def _unheeded(strategy: Strategy) -> list[str]:
+    """Options that were given and will not matter."""
+    context = click.get_current_context()
+    return [
+        option.opts[0]
+        for option in context.command.params
+        if strategy not in _HEEDED_BY.get(option.name or "", {strategy})
+        and context.get_parameter_source(option.name or "") is ParameterSource.COMMANDLINE
+    ]
