@@ -30,6 +30,10 @@ case "$1" in
 esac
 """
 
+POLICY = """[hooks]
+post_cutover = ["touch /run/glm/moved"]
+"""
+
 BAKE = json.dumps({"glm_deploy_options": ["--bake", "1"]})
 
 
@@ -125,6 +129,7 @@ def fleet(checkout: Path, wheelhouse: Path, tmp_path_factory: pytest.TempPathFac
             "glm_wheelhouse": str(wheelhouse),
             "glm_listen": "0.0.0.0:8000",
             "glm_settings": {"GLM_THREADS": 1},
+            "glm_policy": POLICY,
         }
         inventory.write_text(json.dumps({"glm": {"hosts": {host.name: variables}}}))
         yield Fleet(host, checkout, inventory)
@@ -202,6 +207,7 @@ def test_a_rollout_and_its_rollback(serving: Fleet, checkpoints: dict[str, Path]
     recap = serving.play("deploy.yml", *_release(checkpoints, "1.1.0"))
     assert "Nothing was lost" in recap.said
     assert serving.ask()[0] == "1.1.0"
+    assert serving.host.run(["ls", "/run/glm/moved"]), "the policy of the fleet reached the host"
     serving.play("rollback.yml")
     assert serving.ask()[0] == "1.0.0"
     assert serving.play("rollback.yml", "-e", "glm_version=1.0.0").changed == 0
