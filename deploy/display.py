@@ -16,8 +16,8 @@ _PLAIN_EVERY = 2.0  # seconds between two plain progress lines that differ
 class Display:
     """Progress of a command."""
 
-    def __init__(self) -> None:
-        self.console = Console(stderr=True, highlight=False)
+    def __init__(self, *, quiet: bool = False) -> None:
+        self.console = Console(stderr=True, highlight=False, quiet=quiet)
         self._status: Status | None = None
         self._phase = ""
         self._said = ""

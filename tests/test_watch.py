@@ -331,3 +331,16 @@ def test_a_slot_whose_worker_was_killed_is_not_vacant(box: Box) -> None:
     wait_for(lambda: not box.generation("blue").living)
     assert box.json("status")["slots"]["blue"]["state"] == "starting"
     os.kill(one.master, signal.SIGCONT)
+
+
+def test_a_controller_that_dies_is_noticed(box: Box) -> None:
+    """Whoever watches sees how its rollout was ended, and that the candidate has no share left."""
+    deploy = box.begin("deploy", "1.1.0", "--canary", "50", "--step", "pause")
+    box.await_phase(deploy, "canary")
+    terminal = Terminal(box, 140, 40)
+    wait_for(lambda: terminal.shows("● canary 50 %"), what="the step under way")
+    kill(deploy.pid)
+    wait_for(lambda: terminal.shows("✗ canary 50 %", "1.0.0 serves as before"), what="how it was ended")
+    assert terminal.press_ctrl_c() == (0, True)
+    assert box.json("status")["slots"]["blue"]["share"] == 100
+    deploy.communicate(timeout=60)

@@ -83,10 +83,12 @@ class Context:
         """What the verbs work with."""
         return Tools(self.host, self.display)
 
-    def recover(self) -> None:
-        """End what a killed controller left behind, and say so."""
-        for line in recover(self.tools):
+    def recover(self) -> bool:
+        """End what a killed controller left behind, and say so; returns whether there was anything."""
+        lines = recover(self.tools)
+        for line in lines:
             self.display.line(f"[yellow]note[/] {line}")
+        return bool(lines)
 
     def show(self, document: BaseModel | dict[str, Any], text: str = "") -> None:
         """Answer on stdout: one JSON document, or words."""

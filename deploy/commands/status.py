@@ -16,7 +16,8 @@ from rich.table import Table
 from deploy import report
 from deploy.commands.options import Context, shared
 from deploy.dashboard import Dashboard
-from deploy.overview import Overview
+from deploy.display import Display
+from deploy.overview import Overview, View
 
 _EVERY = 0.5
 _AS_LONG_AS_IT_GETS = 1000  # lines
@@ -42,20 +43,27 @@ def status(context: Context, watch: bool) -> None:
     context.display.close()
     with suppress(KeyboardInterrupt):
         if context.json:
-            _tell(lambda: json.dumps(overview.look().document))
+            _tell(lambda: json.dumps(_look(context, overview).document))
         elif is_screen:
-            _draw(console, overview)
+            context.display = Display(quiet=True)  # the picture shows it
+            _draw(console, lambda: _look(context, overview))
         else:
-            _tell(lambda: _line(overview.look().document))
+            _tell(lambda: _line(_look(context, overview).document))
 
 
-def _draw(console: Console, overview: Overview) -> None:
+def _look(context: Context, overview: Overview) -> View:
+    """Look; a rollout whose controller died while we watched is ended, as any other call would end it."""
+    view = overview.look()
+    under_way = view.record is not None and view.record.outcome is None
+    return overview.look() if under_way and context.recover() else view
+
+
+def _draw(console: Console, look: Callable[[], View]) -> None:
     """A picture on a screen of its own, which is gone when it ends."""
     dashboard = Dashboard()
-    first = dashboard.draw(overview.look(), console.size)
-    with Live(first, console=console, screen=True, auto_refresh=False) as live:
+    with Live(dashboard.draw(look(), console.size), console=console, screen=True, auto_refresh=False) as live:
         while True:
-            live.update(dashboard.draw(overview.look(), console.size), refresh=True)
+            live.update(dashboard.draw(look(), console.size), refresh=True)
             time.sleep(_EVERY)
 
 
