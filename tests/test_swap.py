@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.client import HTTPConnection
@@ -213,6 +214,27 @@ def test_what_outlasts_the_drain_deadline_is_cut_and_counted(small_box: Box) -> 
     receipt = small_box.json("history")["rollouts"][-1]["receipt"]
     assert (receipt["cut"], receipt["lost"], receipt["adds_up"]) == (1, 1, True)
     assert small_box.get("/version").json()["version"] == "1.1.0"
+
+
+def test_a_worker_that_drains_for_long_is_not_taken_for_a_hung_one(stocked_box: Box) -> None:
+    """Gunicorn kills who gives no sign of life for `timeout`, 3 s here; a request that takes longer is not cut."""
+    stocked_box.host.settings.write_text("GUNICORN_CMD_ARGS=--timeout 3\n")
+    stocked_box.glmctl("deploy", "1.0.0")
+    host, port = stocked_box.listen.split(":")
+    body = json.dumps(SHORT).encode()
+    with socket.create_connection((host, int(port)), timeout=120) as slow:
+        slow.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\n")
+        slow.sendall(b"content-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(body))
+        swap = stocked_box.begin("deploy", "1.1.0", "--strategy", "swap", "--bake", "0")
+        stocked_box.await_phase(swap, "vacate")
+        for byte in body[:-1]:
+            slow.sendall(bytes([byte]))
+            time.sleep(8 / len(body))
+        slow.sendall(body[-1:])
+        assert slow.recv(12) == b"HTTP/1.1 200"
+    said, _ = swap.communicate(timeout=60)
+    assert swap.returncode == 0, said
+    assert "Nothing was lost" in said
 
 
 def test_a_canary_needs_a_second_copy(small_box: Box) -> None:
