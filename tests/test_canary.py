@@ -101,6 +101,17 @@ def test_abort_gives_everything_back_to_the_live_slot(box: Box) -> None:
     assert "no canary is under way" in refused.stderr
 
 
+@pytest.mark.parametrize("share", ["--canary", "--mirror"])
+def test_abort_is_heard_until_the_very_rename(box: Box, share: str) -> None:
+    """Typed after the last step is over and the cutover was entered, here by its own hook: nobody goes live."""
+    box.host.policy.write_text('[hooks]\npre_cutover = ["glmctl abort"]\n')
+    said = box.glmctl("deploy", "1.1.0", share, "50", "--step", "1s", "--bake", "0", expect=5).stderr
+    assert "the operator aborted it" in said
+    record = box.json("history")["rollouts"][-1]
+    assert (record["outcome"], record["steps"][-1]["phase"]) == ("rolled back", "cutover")
+    assert asyncio.run(ask(box, 500)) == {"blue": 500}
+
+
 def test_a_candidate_that_dies_ends_its_canary(box: Box) -> None:
     """Whoever asks meanwhile is answered by the live slot; the rollout ends with 5."""
     with canary(box, "--canary", "50", "--step", "pause") as deploy:
