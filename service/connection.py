@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 from typing import Protocol
 
@@ -18,6 +19,7 @@ from service.handoff import Outcome
 from service.mirror import Mirror
 from service.samples import Message, Receive, Samples, Send, Stopwatch
 
+_READ = 65536  # bytes
 _AGAIN = 0.01  # seconds until a full backlog, or a client that reads slowly, is tried again
 
 
@@ -130,6 +132,17 @@ class Connection(HttpToolsProtocol):
         self._start_idle_clock()
         if self._held:
             self._release()
+        elif self.adopted and self.owner.keeps(self):
+            self._read_at_once()
+
+    def _read_at_once(self) -> None:
+        """Read what came with the connection: on a busy worker the loop's next turn is milliseconds away."""
+        try:
+            data = os.read(self.transport.get_extra_info("socket").fileno(), _READ)
+        except OSError:  # nothing yet, or a broken connection, which the transport will meet
+            return
+        if data:
+            self.data_received(data)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Settle what was begun and will not be answered any more."""
@@ -150,8 +163,8 @@ class Connection(HttpToolsProtocol):
             return
         self._unset_keepalive_if_required()
         self._held += data
-        if not head.is_whole(self._held):
-            return
+        if not head.is_whole(self._held) or not self.transport.is_reading():
+            return  # or what it belongs to waits to be passed on, and this with it
         wanted = self.owner.gate.side_of(self._held)
         self.side = wanted or self.side
         if wanted is None or self.owner.keeps(self):

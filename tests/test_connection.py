@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import signal
 import socket
 import struct
@@ -17,9 +18,11 @@ import pytest
 from uvicorn.config import Config
 
 from service.account import Account, Ledger
+from service.canary import Side
 from service.connection import Connection
 from service.doors import Doors
 from service.gate import Gate
+from service.handoff import Outcome
 from service.server import SlotServer
 from service.settings import Settings
 
@@ -28,6 +31,7 @@ pytestmark = pytest.mark.anyio
 Message = MutableMapping[str, Any]
 PATIENCE = 5.0
 GET = b"GET /hello HTTP/1.1\r\nHost: x\r\n\r\n"
+PINNED = b"GET /hello HTTP/1.1\r\nHost: x\r\nX-GLM-Slot: candidate\r\n\r\n"
 SLOW = b"GET /slow HTTP/1.1\r\nHost: x\r\n\r\n"
 STREAM = b"GET /stream HTTP/1.1\r\nHost: x\r\n\r\n"
 
@@ -307,6 +311,39 @@ async def test_silent_connection_moves(host: Host) -> None:
     await until(lambda: host.green.ledger.adopted == 1, "the move")
     assert (await client.ask()).slot == "green"
     assert host.blue.ledger == Ledger(handed_out=1)
+
+
+async def test_what_comes_with_a_connection_is_read_at_once(host: Host) -> None:
+    """A request that is there before its connection does not wait for the next turn of the new owner's loop."""
+    client = await host.client()
+    host.switch()
+    client.send(GET)
+    while not host.green.ledger.adopted:  # noqa: ASYNC110  (one turn of the loop at a time)
+        await asyncio.sleep(0)
+    assert host.green.ledger.accepted == 1
+    assert (await client.reply()).slot == "green"
+
+
+async def test_what_comes_while_a_request_waits_to_be_passed_on_goes_with_it(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is tried again when its time has come, not once for every piece that is still delivered."""
+    canary = {"slot": "green", "weight": 0}
+    (host.runtime / "canary").write_text(json.dumps(canary))
+    client = await host.client()
+    [connection] = host.blue.connections
+    tried = []
+
+    def pass_on(_client: socket.socket, _side: Side, held: bytes) -> Outcome:
+        tried.append(held)
+        return Outcome.TRY_AGAIN if len(tried) == 1 else Outcome.NOBODY
+
+    monkeypatch.setattr(host.blue.server, "pass_on", pass_on)
+    connection.data_received(PINNED)
+    connection.data_received(GET)
+    assert [(await client.reply()).slot for _ in range(2)] == ["blue"] * 2
+    await asyncio.sleep(0.03)  # the time in which it would be tried again and again
+    assert tried == [PINNED, PINNED + GET]
 
 
 async def test_connection_moves_as_often_as_live_does(host: Host) -> None:
