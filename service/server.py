@@ -7,8 +7,10 @@ import logging
 import signal
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from types import FrameType
+from typing import Any
 
 from uvicorn.config import Config
 from uvicorn.server import Server
@@ -63,7 +65,7 @@ class SlotServer(Server):
         self._accept_again_at = 0.0
         self._leaving = False
         self._cut_now = False
-        self._arriving: set[asyncio.Task[object]] = set()
+        self._arriving: set[Coroutine[Any, Any, object]] = set()
 
     # what a connection asks of us
 
@@ -206,16 +208,21 @@ class SlotServer(Server):
         def connection() -> Connection:
             return Connection(self.config, self.server_state, self, public=public, adopted=adopted, held=held)
 
-        arrival = asyncio.get_running_loop().create_task(self._arrive(connection, client))
-        self._arriving.add(arrival)
-        arrival.add_done_callback(self._arriving.discard)
-
-    async def _arrive(self, connection: Callable[[], Connection], client: socket.socket) -> None:
+        arrival = asyncio.get_running_loop().connect_accepted_socket(connection, client)
         try:
-            await asyncio.get_running_loop().connect_accepted_socket(connection, client)
+            # its first step makes the transport; a task would take that in the loop's next turn, milliseconds later
+            arrived: asyncio.Future[None] = arrival.send(None)
         except OSError as error:  # gone before it was here
             logger.info("a client left on arrival: %s", error)
             client.close()
+            return
+        self._arriving.add(arrival)
+        arrived.add_done_callback(lambda _: self._end(arrival))
+
+    def _end(self, arrival: Coroutine[Any, Any, object]) -> None:
+        with suppress(StopIteration):
+            arrival.send(None)
+        self._arriving.discard(arrival)
 
     # the connections
 
