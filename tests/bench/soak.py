@@ -103,8 +103,15 @@ def main() -> int:
         box.systemctl("stop", "glm@green.service")
         box.configure(threads=1)
         task = bar.add_task("cutovers", total=asked.cutovers)
+
+        def settle() -> None:
+            left.append(Left.of(box))
+            bar.console.print(
+                f"{bar.tasks[task].completed:g} of {asked.cutovers} cutovers, {left[-1].memory_mib:g} MiB"
+            )
+
         with box.load(Path(directory), seconds=24 * 3600, scale=asked.scale) as load:
-            soak(box, asked.cutovers, asked.round, lambda: left.append(Left.of(box)), lambda: bar.advance(task))
+            soak(box, asked.cutovers, asked.round, settle, lambda: bar.advance(task))
             report = load.stop()
         records = box.json("history")["rollouts"]
     console = Console()
@@ -113,9 +120,8 @@ def main() -> int:
     for name, value in first.items():
         table.add_row(name.replace("_", " "), f"{value:g}", f"{last[name]:g}")
     console.print(table)
-    console.print(
-        f"{time.monotonic() - began:.0f} s; {report.lost} of {report.sent} requests lost; {report.losses or ''}"
-    )
+    losses = f": {report.losses}" if report.losses else ""
+    console.print(f"{time.monotonic() - began:.0f} s; {report.lost} of {report.sent} requests lost{losses}")
     adds_up = all(record["receipt"] is None or record["receipt"]["adds_up"] for record in records)
     most = {name: value * (1 + MAY_GROW * (name == "memory_mib")) for name, value in first.items()}
     grown = [name for name, value in last.items() if value > (most | {"generations": KEPT})[name]]
