@@ -220,9 +220,9 @@ class SlotServer(Server):
         arrived.add_done_callback(lambda _: self._end(arrival))
 
     def _end(self, arrival: Coroutine[Any, Any, object]) -> None:
+        self._arriving.discard(arrival)  # whatever its last step says: who leaves waits for those that are still here
         with suppress(StopIteration):
             arrival.send(None)
-        self._arriving.discard(arrival)
 
     # the connections
 

@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import click
@@ -41,14 +42,15 @@ def status(context: Context, watch: bool) -> None:
             console.print(Dashboard().draw(view, once) if is_screen else _table(view.document))
         return
     context.display.close()
+    look = partial(_look, context, overview)
     with suppress(KeyboardInterrupt):
         if context.json:
-            _tell(lambda: json.dumps(_look(context, overview).document))
+            _tell(lambda: json.dumps(look().document))
         elif is_screen:
             context.display = Display(quiet=True)  # the picture shows it
-            _draw(console, lambda: _look(context, overview))
+            _draw(console, look)
         else:
-            _tell(lambda: _line(_look(context, overview).document))
+            _tell(lambda: _line(look().document))
 
 
 def _look(context: Context, overview: Overview) -> View:
