@@ -31,6 +31,8 @@ class Judge:
 
     The times of mirrored answers stand in the verdict and are held to the operator's own limits, not to the live
     slot's: each of them ran beside the live slot's work on the same device, and most of the live ones beside none.
+
+    Where the operator wants no analysis it asks nothing, says nothing, and writes no verdict.
     """
 
     def __init__(self, rollout: Rollout, window: str) -> None:
@@ -49,23 +51,25 @@ class Judge:
 
     def look(self) -> None:
         """Compare what has come so far, ask the checks when it is time; raises Worse."""
+        if not self._limits.enabled:
+            return
         self._compare()
         if time.monotonic() - self._checked >= self._limits.checks_every:
             self._ask_checks()
 
     def conclude(self) -> None:
         """Compare once more, ask the checks once more, and write the verdict down; raises Worse."""
+        if not self._limits.enabled:
+            return
         self._compare(last=True)
         if time.monotonic() - self._checked >= _CHECKED:
             self._ask_checks()
         self._end("not worse" if self._comparison.suffices else "too few requests")
 
     def __str__(self) -> str:
-        return str(self._comparison)
+        return str(self._comparison) if self._limits.enabled else "no analysis"
 
     def _compare(self, *, last: bool = False) -> None:
-        if not self._limits.enabled:
-            return
         self._read()
         spans = not self._is_bake or time.monotonic() - self._counts_from >= _LEAST
         if worse := self._comparison.look(last=last, at_times=spans):

@@ -44,6 +44,7 @@ class Limits(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     enabled: bool = True
+    """False: nothing is compared and no check asked again; only a candidate's death is a reason to roll back."""
     false_alarms: float = Field(default=0.02, gt=0, lt=0.5)
     min_requests: int = Field(default=50, ge=10)
     """Answers of the candidate before anything is concluded from times; a fifth of them for errors."""

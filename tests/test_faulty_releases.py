@@ -32,7 +32,8 @@ async def answer(self, *args, **more):
 async def stream(self, *args, **more):
     if os.path.exists({flag!r}) and {fault!r} == "slow":
         await asyncio.sleep(0.15)
-    if os.path.exists({flag!r}) and {fault!r} == "fails" and random.random() < 0.05:
+    share = {{"fails": 0.05, "fails always": 1.0}}.get({fault!r}, 0.0)
+    if os.path.exists({flag!r}) and random.random() < share:
         raise RuntimeError("on purpose")
     async for item in streams(self, *args, **more):
         yield item
@@ -145,11 +146,16 @@ def test_a_release_that_answers_wrong(box: Box, checkpoints: dict[str, Path], tm
 
 
 def test_without_analysis_only_death_is_a_reason(box: Box, tmp_path: Path, flag: Path) -> None:
-    """--no-analysis: the same release that fails goes through."""
-    make_faulty(box, tmp_path, flag, "fails")
+    """--no-analysis: a release whose every answer is an error, to clients and to its checks, goes through."""
+    make_faulty(box, tmp_path, flag, "fails always")
     with traffic(box):
-        deploy = box.begin("deploy", "1.1.0", "--no-analysis", "--canary", "50", "--step", "8s", "--bake", "0")
+        words = ("--canary", "50", "--step", "8s", "--bake", "3s", "--max-p95", "1s")
+        deploy = box.begin("deploy", "1.1.0", "--no-analysis", *words)
         box.await_phase(deploy, "canary")
         flag.touch()
         out, _ = deploy.communicate(timeout=120)
     assert deploy.returncode == 0, out
+    assert "--max-p95 means nothing with --no-analysis" in out
+    record = box.json("history")["rollouts"][-1]
+    assert record["receipt"]["failed"] > 0
+    assert record["analysis"] == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import get_args
 
 import click
@@ -15,13 +16,12 @@ from deploy.plan import Plan
 from deploy.policy import Policy
 from deploy.rollout import deploy as roll_out
 
+_LIMITS = ("max_error_rate", "max_p95", "max_ttft_p95")
 _HEEDED_BY = {
     "bake": {"overlap", "swap"},
     "keep_warm": {"overlap"},
     "deadline": {"swap"},
-    "max_error_rate": {"overlap", "swap"},
-    "max_p95": {"overlap", "swap"},
-    "max_ttft_p95": {"overlap", "swap"},
+    **{limit: {"overlap", "swap"} for limit in _LIMITS},
 }
 """Strategies for which an option means something, where that is not all of them."""
 
@@ -63,7 +63,8 @@ _HEEDED_BY = {
 @click.option(
     "--analysis/--no-analysis",
     default=True,
-    help="Compare its errors and times with the live slot's, and roll back if they are worse; limits: glm.toml.",
+    help="Compare its errors and times with the live slot's, ask its checks again, and roll back if it is worse; "
+    "limits: glm.toml. Without: only its death is a reason to.",
 )
 @click.option("--max-error-rate", type=click.FloatRange(0, 100), metavar="PERCENT", help="Roll back above this.")
 @click.option("--max-p95", type=Duration(), help="Roll back when its slowest twentieth takes longer than this.")
@@ -123,8 +124,8 @@ def deploy(
         return
     if strategy != "overlap" and (canary or mirror):
         raise click.UsageError(f"--strategy {strategy} has no second copy that could answer a share of the requests")
-    for option in _unheeded(strategy):
-        context.display.line(f"[yellow]note[/] {option} means nothing with --strategy {strategy}")
+    for option, why in _unheeded(strategy, analysis=analysis):
+        context.display.line(f"[yellow]note[/] {option} means nothing with {why}")
     given = {
         "enabled": None if analysis else False,
         "max_error_rate": max_error_rate / 100 if max_error_rate else None,
@@ -169,12 +170,14 @@ def deploy(
     context.show(record, report.text(record))
 
 
-def _unheeded(strategy: Strategy) -> list[str]:
-    """Options that were given and will not matter."""
+def _unheeded(strategy: Strategy, *, analysis: bool) -> Iterator[tuple[str, str]]:
+    """Options that were given and will not matter, each with the one that it means nothing beside."""
     context = click.get_current_context()
-    return [
-        option.opts[0]
-        for option in context.command.params
-        if strategy not in _HEEDED_BY.get(option.name or "", {strategy})
-        and context.get_parameter_source(option.name or "") is ParameterSource.COMMANDLINE
-    ]
+    for option in context.command.params:
+        name = option.name or ""
+        if context.get_parameter_source(name) is not ParameterSource.COMMANDLINE:
+            continue
+        if strategy not in _HEEDED_BY.get(name, {strategy}):
+            yield option.opts[0], f"--strategy {strategy}"
+        elif name in _LIMITS and not analysis:
+            yield option.opts[0], "--no-analysis"
