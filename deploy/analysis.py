@@ -12,13 +12,15 @@ before by its slowest twentieth, one that is slower with some by that twentieth 
 A rollout looks again and again, which would make chance win in the end: half of the false alarms that are allowed are
 kept for the last look of a window, and of the other half the k-th look may only spend 1 / k(k+1). Looks are taken when
 a third more answers have come, not when time has passed. Answers of one second share its hiccups and are no
-independent draws: a candidate must be slower in each third of its answers too.
+independent draws: these must span some seconds, and the candidate must be slower, by half the margin at least, in each
+third of them too. What it answers while it warms to its share of the requests tells of errors alone: the first answers
+of any version are slow.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Literal
 
@@ -73,6 +75,8 @@ class Group:
     """The answers of one side in one window."""
 
     samples: list[Sample] = field(default_factory=list)
+    times_from: float = 0.0
+    """CLOCK_MONOTONIC; an answer that ended before it tells nothing of times."""
 
     @property
     def errors(self) -> int:
@@ -81,11 +85,12 @@ class Group:
 
     def part(self, *, mirrored: bool) -> Group:
         """Those that clients got, or the mirrored ones, which nobody did."""
-        return Group([one for one in self.samples if one.is_mirrored == mirrored])
+        return replace(self, samples=[one for one in self.samples if one.is_mirrored == mirrored])
 
     def times(self, name: Name) -> list[float]:
         """Seconds of the model's answers, in the order in which they ended."""
-        answers = sorted((one for one in self.samples if one.is_answer and one.status == 200), key=lambda one: one.at)
+        answers = [one for one in self.samples if one.is_answer and one.status == 200 and one.at >= self.times_from]
+        answers.sort(key=lambda one: one.at)
         if "ttft" in name:
             return [one.first for one in answers if one.first is not None]
         return [one.seconds for one in answers]
@@ -116,11 +121,12 @@ class Comparison:
     """One window's groups, fed as answers come, and what was found in them at each look.
 
     `windows`: how many the rollout has; each may spend its part of the false alarms, and each metric a part of that.
+    `times_from`: when the candidate has warmed to its share of the requests, CLOCK_MONOTONIC.
     """
 
-    def __init__(self, limits: Limits, *, windows: int) -> None:
+    def __init__(self, limits: Limits, *, windows: int, times_from: float = 0.0) -> None:
         self.limits = limits
-        self.candidate, self.live, self.before = Group(), Group(), Group()
+        self.candidate, self.live, self.before = Group(times_from=times_from), Group(), Group()
         self.metrics: list[Metric] = []
         asked = 3 if limits.min_agreement is None else 4
         share, least = limits.false_alarms / windows / asked, limits.min_requests
@@ -220,7 +226,8 @@ def times(name: Name, candidate: Group, live: Group, limits: Limits, level: floa
     if metric.live is None or len(theirs) < limits.min_requests or name not in _TIMES:
         return metric
     most = max(metric.live * (1 + limits.p95_margin), metric.live + limits.min_difference)
-    if metric.candidate <= most or any((percentile(third) or 0) <= metric.live for third in _thirds(ours)):
+    steady = (metric.live + most) / 2
+    if metric.candidate <= most or any((percentile(third) or 0) <= steady for third in _thirds(ours)):
         return metric
     line = percentile([*ours, *theirs]) or 0.0
     above = [sum(one > line for one in group) for group in (ours, theirs)]

@@ -9,17 +9,17 @@ from typing import Literal
 from deploy.analysis import Comparison, Verdict
 from deploy.checks import ask_checks
 from deploy.errors import NotReady, Worse
-from deploy.journal import now
+from deploy.journal import Strategy, now
 from deploy.plan import Rollout
 from deploy.policy import Limits
 from deploy.samples import Sample, Samples
 
-__all__ = ["Judge"]
+__all__ = ["LEAST", "SETTLE", "Judge"]
 
 _BEFORE = 600.0  # seconds before a window in which the live slot's answers still tell how it does
-_SETTLE = {"overlap": 2.0, "swap": 10.0, "weights": 2.0}
-"""Seconds after a cutover that do not count: caches are cold, and after a swap everybody who waited comes at once."""
-_LEAST = 5.0  # seconds that a comparison of times spans where the two sides are not asked at the same time
+SETTLE: dict[Strategy, float] = {"overlap": 2.0, "swap": 10.0, "weights": 2.0}
+"""Seconds of a window whose times do not count: caches are cold, and after a swap all who waited come at once."""
+LEAST = 5.0  # seconds that a comparison of times spans
 _CHECKED = 1.0  # seconds in which a check that was passed need not be asked again
 
 
@@ -40,11 +40,12 @@ class Judge:
         self._rollout, self._limits = rollout, limits
         self._began = self._checked = time.monotonic()
         self._is_bake = window == "bake"
-        self._counts_from = self._began + (_SETTLE[rollout.plan.strategy] if self._is_bake else 0.0)
+        self._times_from = self._began + SETTLE[rollout.plan.strategy]
+        self._counts_from = self._times_from if self._is_bake else self._began
         self._verdict = Verdict(window=window, at=now())
         if self._is_bake:
             limits = limits.model_copy(update={"p95_margin": limits.bake_p95_margin})
-        self._comparison = Comparison(limits, windows=len(rollout.plan.canary) + 1)
+        self._comparison = Comparison(limits, windows=len(rollout.plan.canary) + 1, times_from=self._times_from)
         record = rollout.entry.record
         self._ours = Samples(rollout.tools.host, rollout.candidate, record.version)
         self._theirs = Samples(rollout.tools.host, rollout.old or "", record.previous or "")
@@ -71,7 +72,7 @@ class Judge:
 
     def _compare(self, *, last: bool = False) -> None:
         self._read()
-        spans = not self._is_bake or time.monotonic() - self._counts_from >= _LEAST
+        spans = time.monotonic() - self._times_from >= LEAST
         if worse := self._comparison.look(last=last, at_times=spans):
             self._end("worse", worse)
             raise Worse(worse)

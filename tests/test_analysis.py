@@ -13,6 +13,7 @@ import httpx
 import pytest
 
 from deploy.analysis import Comparison, chance, percentile
+from deploy.judge import LEAST, SETTLE
 from deploy.policy import Limits
 from deploy.samples import Sample, Samples
 from tests.box import Box
@@ -22,7 +23,6 @@ RATE = 20.0  # answers a second, both sides together
 STEP = 60.0  # seconds, as by default
 SHARES = (0.1, 0.5)
 LOOK = 1.0
-
 Fault = Callable[[Sample, random.Random], Sample]
 
 
@@ -79,13 +79,15 @@ def rolled_back(traffic: list[Sample], fault: Fault, seed: int) -> tuple[str, fl
     history, clock = [one for _ in range(int(60 / LOOK)) for one in draw(RATE, 0)], 0.0
     for share in (*SHARES, 1.0):
         margin = Limits().p95_margin if share < 1.0 else Limits().bake_p95_margin
-        comparison = Comparison(Limits(p95_margin=margin), windows=len(SHARES) + 1)
+        warm = clock + SETTLE["overlap"]
+        comparison = Comparison(Limits(p95_margin=margin), windows=len(SHARES) + 1, times_from=warm)
         (comparison.live if share == 1.0 else comparison.before).samples += history
         for look in range(int(STEP / LOOK)):
             clock += LOOK
-            comparison.candidate.samples += [fault(one, dice) for one in draw(RATE * share, clock)]
+            ours = [fault(one, dice) for one in draw(RATE * share, clock)]
+            comparison.candidate.samples += ours if share < 1.0 or clock >= warm else []
             comparison.live.samples += draw(RATE * (1 - share), clock)
-            if why := comparison.look(last=look == int(STEP / LOOK) - 1):
+            if why := comparison.look(last=look == int(STEP / LOOK) - 1, at_times=clock >= warm + LEAST):
                 return why, clock
     return None
 
@@ -140,6 +142,21 @@ def test_one_hiccup_is_no_verdict(traffic: list[Sample]) -> None:
         for number, one in enumerate(traffic[:400])
     ]
     assert "p95" in (again.look() or "")
+
+
+def test_the_first_answers_of_any_version_are_slow() -> None:
+    """What the candidate took until it was warm is no matter of times, served or mirrored; its errors count at once."""
+    limits = Limits(max_p95=2.0)
+    for kind in (1, 2):
+        for warm_from, is_worse in ((2.0, False), (0.0, True)):
+            comparison = Comparison(limits, windows=1, times_from=warm_from)
+            comparison.live.samples += [answer() for _ in range(500)]
+            comparison.candidate.samples += [answer(seconds=3, at=0.01 * number, kind=kind) for number in range(200)]
+            assert bool(comparison.look()) is is_worse
+    comparison = Comparison(limits, windows=1, times_from=2.0)
+    comparison.live.samples += [answer() for _ in range(500)]
+    comparison.candidate.samples += [answer(status=500, at=1) for _ in range(20)]
+    assert "failed" in (comparison.look() or "")
 
 
 def test_what_befalls_both_sides_is_nobodys_fault() -> None:

@@ -18,7 +18,7 @@ from tests.box import Box
 ASK = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 8, "temperature": 0, "stream": True}
 
 FAULT = """
-import asyncio, os, random
+import asyncio, os, random, time
 from service import chat
 
 answers, streams = chat.Chat.answer, chat.Chat._stream
@@ -32,6 +32,8 @@ async def answer(self, *args, **more):
 async def stream(self, *args, **more):
     if os.path.exists({flag!r}) and {fault!r} == "slow":
         await asyncio.sleep(0.15)
+    if {fault!r} == "cold" and os.path.exists({flag!r}) and time.time() - os.path.getmtime({flag!r}) < 3:
+        await asyncio.sleep(0.05)
     share = {{"fails": 0.05, "fails always": 1.0}}.get({fault!r}, 0.0)
     if os.path.exists({flag!r}) and random.random() < share:
         raise RuntimeError("on purpose")
@@ -144,6 +146,24 @@ def test_a_release_that_answers_wrong(box: Box, checkpoints: dict[str, Path], tm
     make_faulty(box, tmp_path, flag, "wrong")
     verdict = rolled_back(box, flag, "--canary", "50", "--step", "60s")
     assert "check 'greeting' failed" in verdict["reason"]
+
+
+def test_a_release_that_warms_up(box: Box, tmp_path: Path, flag: Path) -> None:
+    """The first answers of any version are slow, and a busy service gives a hundred of them in a second: no verdict.
+
+    Those of two seconds tell of errors alone; those of the third are too short a time to say anything.
+    """
+    box.host.policy.write_text("[analysis]\nmin_requests = 20\n")
+    make_faulty(box, tmp_path, flag, "cold")
+    with traffic(box):
+        deploy = box.begin("deploy", "1.1.0", "--canary", "50", "--step", "15s", "--bake", "0")
+        box.await_phase(deploy, "canary")
+        flag.touch()
+        out, _ = deploy.communicate(timeout=120)
+    assert deploy.returncode == 0, out
+    [verdict, *_] = box.json("history")["rollouts"][-1]["analysis"]
+    answers = {one["name"]: one["candidate_requests"] for one in verdict["metrics"]}
+    assert 100 <= answers["p95"] < answers["errors"] - 20
 
 
 def test_without_analysis_only_death_is_a_reason(box: Box, tmp_path: Path, flag: Path) -> None:
