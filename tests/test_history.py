@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 from deploy import chronicle
 from deploy.analysis import Metric, Verdict
 from deploy.journal import HookRun, Record, Step
+from deploy.judge import SETTLE
 from deploy.receipt import Line, Receipt
 from tests.box import CODE, live_host, wait_for
 
@@ -55,6 +57,7 @@ def told(checkpoints: dict[str, Path]) -> Iterator[Told]:
         box.host.policy.write_text('[hooks]\npost_cutover = ["echo [all] is well"]\n[analysis]\nmin_requests = 10\n')
         deploy = box.begin("deploy", "1.1.0", "--canary", "50", "--step", "pause", "--bake", "1s")
         box.await_phase(deploy, "canary")
+        time.sleep(SETTLE["overlap"] + 0.5)  # what is answered before tells nothing of times
         with httpx.Client(base_url=f"http://{box.listen}", trust_env=False, timeout=60) as client:
             body = {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 2, "stream": True}
             for _ in range(60):
