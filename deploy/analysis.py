@@ -140,7 +140,10 @@ class Comparison:
         }
 
     def look(self, *, last: bool = False, at_times: bool = True) -> str | None:
-        """Compare what is there, where a look is due; returns why the candidate is worse, None when it is not."""
+        """Compare what is there, where a look is due; returns why the candidate is worse, None when it is not.
+
+        `at_times`: whether the times span enough seconds to be compared.
+        """
         ours, theirs, limits = self.candidate, self.live, self.limits
         for group in (ours, theirs, self.before):
             del group.samples[:-_KEPT]

@@ -18,7 +18,8 @@ __all__ = ["LEAST", "SETTLE", "Judge"]
 
 _BEFORE = 600.0  # seconds before a window in which the live slot's answers still tell how it does
 SETTLE: dict[Strategy, float] = {"overlap": 2.0, "swap": 10.0, "weights": 2.0}
-"""Seconds of a window whose times do not count: caches are cold, and after a swap all who waited come at once."""
+"""Seconds of a window whose times do not count, in a bake errors neither: caches are cold, and after a swap all who
+waited come at once."""
 LEAST = 5.0  # seconds that a comparison of times spans
 _CHECKED = 1.0  # seconds in which a check that was passed need not be asked again
 
@@ -32,7 +33,7 @@ class Judge:
     The times of mirrored answers stand in the verdict and are held to the operator's own limits, not to the live
     slot's: each of them ran beside the live slot's work on the same device, and most of the live ones beside none.
 
-    Where the operator wants no analysis it asks nothing, says nothing, and writes no verdict.
+    Where the operator wants no analysis it asks nothing and writes no verdict.
     """
 
     def __init__(self, rollout: Rollout, window: str) -> None:

@@ -23,6 +23,7 @@ RATE = 20.0  # answers a second, both sides together
 STEP = 60.0  # seconds, as by default
 SHARES = (0.1, 0.5)
 LOOK = 1.0
+
 Fault = Callable[[Sample, random.Random], Sample]
 
 
