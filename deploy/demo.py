@@ -15,12 +15,12 @@ from typing import Any
 import click
 import httpx
 
-from deploy.asking import data_url
 from deploy.errors import GlmError
-from deploy.sandbox import Sandbox
+from deploy.rollout.slot_client import data_url
+from deploy.systemd.sandbox import Sandbox
 
 _WARM = 2.0  # seconds of load before the rollout, so that there are connections to move
-_RELEASES = Path(__file__).resolve().parent.parent / "service" / "shapes" / "releases"
+_RELEASES = Path(__file__).resolve().parent.parent / "service" / "demo_models" / "shapes" / "releases"
 _BEFORE, _AFTER = "1.0.0", "1.1.0"  # the first knows colours, the second colours and shapes
 _PICTURES = ("red circle", "blue square", "yellow triangle", "green circle")
 _QUESTION = "What is in this picture?"
@@ -42,13 +42,13 @@ class Demo:
             self._do(f"glmctl release add {_RELEASES / version}")
         self._do(f"glmctl deploy {_BEFORE}")
         for thing in _PICTURES:
-            self._do(f"python -m service.shapes {_file(thing)} --draw {thing}")
+            self._do(f"python -m service.demo_models.shapes {_file(thing)} --draw {thing}")
         self._ask(_PICTURES[0])
         if watched:
             self._show_page()
         report = self._scratch / "load.json"
         load = self._begin(
-            f"python -m deploy.load {self._box.addresses.listen} --seconds 600 --think 0.05 --json {report}"
+            f"python -m deploy.loadtest {self._box.addresses.listen} --seconds 600 --think 0.05 --json {report}"
         )
         try:
             time.sleep(_WARM)

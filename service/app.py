@@ -13,16 +13,16 @@ from starlette.middleware import Middleware
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.api.handlers import Handlers
+from service.api.openapi import OpenApi
 from service.batches import Office
-from service.chat import Chat
+from service.chat.admission import Turnstile
+from service.chat.errors import HANDLERS, LastResort
+from service.chat.service import Chat
 from service.engine import Engine
-from service.errors import HANDLERS, LastResort
 from service.identity import Identity
 from service.metrics import Measure
-from service.openapi import OpenApi
-from service.routes import Handlers
 from service.settings import Settings
-from service.turnstile import Turnstile
 
 __all__ = ["Identity", "create_app"]
 

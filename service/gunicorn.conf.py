@@ -3,13 +3,13 @@
 from typing import Any
 
 from service import metrics
-from service.generation import Generation
+from service.process.master import Generation
 from service.settings import Settings
 
 _settings = Settings()  # from the environment
 
 bind = ["127.0.0.1:8000"]  # only when started by hand: under systemd the socket unit brings the listener
-worker_class = "service.worker.SlotWorker"
+worker_class = "service.process.worker.SlotWorker"
 workers = _settings.workers
 timeout = 30  # seconds without a sign of life after which a worker is replaced
 graceful_timeout = _settings.drain + 5  # the worker keeps its drain time itself; this only backs it up

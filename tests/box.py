@@ -14,11 +14,11 @@ from typing import Any
 
 import httpx
 
-from deploy.accounts import Generation, current, generations
-from deploy.journal import Journal
-from deploy.load import Report
-from deploy.sandbox import Sandbox
-from deploy.slots import Slots
+from deploy.journal.accounts import Generation, current, generations
+from deploy.journal.journal import Journal
+from deploy.loadtest import Report
+from deploy.rollout.slots import Slots
+from deploy.systemd.sandbox import Sandbox
 
 CODE = Path(__file__).resolve().parent.parent
 
@@ -142,7 +142,7 @@ class Load:
         self._log = path.with_suffix(".log").open("w")
         host, port = box.listen.split(":")
         self._process = subprocess.Popen(
-            ["python", "-m", "deploy.load", host, port, "--seconds", str(seconds), "--scale", str(scale),
+            ["python", "-m", "deploy.loadtest", host, port, "--seconds", str(seconds), "--scale", str(scale),
              "--json", str(path)],
             env=box.env, stdout=self._log, stderr=self._log, cwd=CODE,
         )  # fmt: skip

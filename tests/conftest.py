@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from deploy.sandbox import Sandbox
-from service import tiny
+from deploy.systemd.sandbox import Sandbox
+from service.demo_models import tiny
 from tests.box import Box, live_host
 
 # A run in the background of a shell ignores Ctrl-C, and so would every command that a test means to interrupt.

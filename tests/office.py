@@ -23,12 +23,12 @@ from starlette.applications import Starlette
 from service.batches.claims import Claims
 from service.batches.database import Database
 from service.batches.files import Files
-from service.batches.labourer import Labourer
-from service.batches.office import Office
 from service.batches.owner import name
+from service.batches.runner import Labourer
+from service.batches.service import Office
 from service.batches.store import Batches, Order
+from service.chat.errors import HANDLERS, ApiError
 from service.engine import Priority
-from service.errors import HANDLERS, ApiError
 from service.identity import Identity
 from service.settings import Settings
 

@@ -12,10 +12,10 @@ from typing import Any
 import httpx
 import pytest
 
-from deploy.analysis import Comparison, chance, percentile
-from deploy.judge import LEAST, SETTLE
+from deploy.analysis.comparison import Comparison, chance, percentile
+from deploy.analysis.samples import Sample, Samples
 from deploy.policy import Limits
-from deploy.samples import Sample, Samples
+from deploy.rollout.judge import LEAST, SETTLE
 from tests.box import Box
 
 ROLLOUTS = 200

@@ -669,6 +669,6 @@ def _no_real_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_application_needs_neither_torch_nor_transformers() -> None:
     """Importing the application and the engine's module is light: the master does it too."""
-    program = "import sys, service.app, service.checks; print({'torch', 'transformers'} & set(sys.modules))"
+    program = "import sys, service.app, service.process.checks; print({'torch', 'transformers'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
     assert done.stdout.strip() == "set()"

@@ -35,8 +35,8 @@ def test_packages_meet_in_files_and_sockets_only(package: str) -> None:
 
 
 def test_the_rollout_reads_like_its_sentence() -> None:
-    """deploy/rollout.py names the phases in the order in which the design tells them."""
-    text = (CODE / "deploy/rollout.py").read_text()
+    """deploy/rollout/rollout.py names the phases in the order in which the design tells them."""
+    text = (CODE / "deploy/rollout/rollout.py").read_text()
     order = [text.index(f"phases.{name}(rollout)") for name in
              ("preflight", "prepare", "start", "verify", "canary", "cutover", "bake", "retire")]  # fmt: skip
     assert order == sorted(order)

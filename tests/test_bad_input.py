@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from deploy import receipt
+from deploy.journal import receipt
 from tests.box import Box, wait_for
 
 CHAT = "/v1/chat/completions"

@@ -22,9 +22,10 @@ from pydantic import TypeAdapter
 from starlette.applications import Starlette
 from starlette.types import Message
 
-from service.batches import documents, lines
-from service.batches.office import Office
-from service.errors import HANDLERS
+from service.batches import lines
+from service.batches import schemas as documents
+from service.batches.service import Office
+from service.chat.errors import HANDLERS
 from tests.office import (
     ENDPOINT,
     IDENTITY,

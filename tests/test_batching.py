@@ -14,18 +14,18 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
-from service import tiny
-from service.checkpoint import Checkpoint, load
-from service.detokenizer import Answer, Detokenizer, StopStrings
+from service.demo_models import tiny
 from service.engine import Delta, Finish, Sampling, WaitedTooLong, memory
 from service.engine.cache import Budget, SlotCache
 from service.engine.core import Core
+from service.engine.detokenizer import Answer, Detokenizer, StopStrings
 from service.engine.prompt import Prompt, Writer
 from service.engine.runner import Runner
 from service.engine.sampler import Choice
 from service.engine.sequence import Event, Sequence
 from service.engine.vision import Vision
-from service.release import EngineSettings
+from service.model.checkpoint import Checkpoint, load
+from service.model.release import EngineSettings
 
 LONGEST = 20  # tokens of an answer
 COLUMNS = 224

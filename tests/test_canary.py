@@ -12,7 +12,7 @@ from subprocess import Popen
 import httpx
 import pytest
 
-from deploy.canary import Share
+from deploy.rollout.canary_file import Share
 from tests.box import Box, kill, wait_for
 
 CONNECTIONS = 50

@@ -17,21 +17,21 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from service import tiny
-from service.account import Account
 from service.app import create_app
-from service.change import Changes
-from service.chat import Chat
+from service.chat.admission import Turnstile
+from service.chat.errors import ApiError
+from service.chat.request import parse_document
+from service.chat.service import Chat
+from service.contract.processes import birth
+from service.contract.weights_order import Orders
+from service.contract.worker_state import Account
+from service.demo_models import tiny
 from service.engine import Delta, Finish
 from service.engine.model_engine import Limits, ModelEngine
-from service.errors import ApiError
 from service.identity import Identity
-from service.order import Orders
-from service.process import birth
-from service.release import Release
-from service.schema import parse_document
+from service.model.release import Release
+from service.process.weight_swap import Changes
 from service.settings import Settings
-from service.turnstile import Turnstile
 from tests.test_app import FakeEngine, picture
 
 OLD, NEW = "1.0.0", "1.1.0"

@@ -14,9 +14,9 @@ from pydantic import TypeAdapter
 from starlette.types import Message
 
 from service.app import create_app
-from service.chat import Chat
+from service.chat.errors import ApiError
+from service.chat.service import Chat
 from service.engine import Refused, Sampling, TokenLogprob, WaitedTooLong
-from service.errors import ApiError
 from tests.test_app import CHAT, HELLO, IDENTITY, FakeEngine, client, events, raw, settings
 
 WEATHER = {

@@ -17,13 +17,13 @@ from typing import Any
 import pytest
 from uvicorn.config import Config
 
-from service.account import Account, Ledger
-from service.canary import Side
-from service.connection import Connection
-from service.doors import Doors
-from service.gate import Gate
-from service.handoff import Outcome
-from service.server import SlotServer
+from service.contract.worker_state import Account, Ledger
+from service.handover.connection import Connection
+from service.handover.fd_passing import Outcome
+from service.handover.server import SlotServer
+from service.handover.sockets import Doors
+from service.routing.canary import Side
+from service.routing.ownership import Gate
 from service.settings import Settings
 
 pytestmark = pytest.mark.anyio

@@ -9,7 +9,7 @@ from datetime import datetime
 
 import pytest
 
-from deploy.journal import Journal
+from deploy.journal.journal import Journal
 from tests.box import Box, kill, wait_for
 
 

@@ -17,8 +17,8 @@ from subprocess import Popen
 
 import pytest
 
-from deploy.accounts import current
-from deploy.journal import Journal
+from deploy.journal.accounts import current
+from deploy.journal.journal import Journal
 from tests.box import Box, kill, live_host, wait_for
 
 PHASES = {

@@ -19,14 +19,14 @@ from typing import Any, cast
 import pytest
 from PIL import Image
 
-from service import tiny
-from service.checks import CheckFailed, run_checks
-from service.detokenizer import Detokenizer, StopStrings
+from service.demo_models import tiny
 from service.engine import Delta, Finish, PromptTooLong, Refused, Sampling, outbox
+from service.engine.detokenizer import Detokenizer, StopStrings
 from service.engine.model_engine import Limits, ModelEngine
 from service.engine.runner import Runner
-from service.processor import Processor
-from service.release import Check, EngineSettings, Release, ReleaseError
+from service.model.processor import Processor
+from service.model.release import Check, EngineSettings, Release, ReleaseError
+from service.process.checks import CheckFailed, run_checks
 
 GREEDY = Sampling(max_tokens=12, temperature=0)
 ENDLESS = Sampling(max_tokens=3000, temperature=0)  # seconds, so that a broken promise fails and does not hang
@@ -562,7 +562,7 @@ def test_a_device_that_is_not_there_is_refused(checkpoint: Path) -> None:
 
 def test_weights_are_not_copied(checkpoint: Path) -> None:
     """On the CPU every parameter lies in the pages of the file itself, which all processes of the host share."""
-    from service.checkpoint import load as load_checkpoint
+    from service.model.checkpoint import load as load_checkpoint
 
     model = load_checkpoint(checkpoint / "model", EngineSettings(), lambda *_: None).model
     spans = [

@@ -19,7 +19,7 @@ ASK = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 8, "tem
 
 FAULT = """
 import asyncio, os, random, time
-from service import chat
+from service.chat import service as chat
 
 answers, streams = chat.Chat.answer, chat.Chat._stream
 

@@ -17,8 +17,8 @@ import pytest
 import trustme
 from PIL import Image
 
-from service.fetcher import Fetcher
-from service.images import ImageError
+from service.chat.image_fetcher import Fetcher
+from service.chat.images import ImageError
 from tests.test_app import CHAT, FakeEngine, client, picture
 
 LIMIT = 2000

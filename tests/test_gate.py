@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from service.doors import Doors
-from service.gate import Gate
+from service.handover.sockets import Doors
+from service.routing.ownership import Gate
 
 Bind = Callable[[str, int], Doors]
 

@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from service.generation import Generation
-from service.process import birth
+from service.contract.processes import birth
+from service.process.master import Generation
 
 
 class Listener:

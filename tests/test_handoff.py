@@ -15,8 +15,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from service import handoff
-from service.handoff import Outcome, Taker, give
+from service.handover import fd_passing as handoff
+from service.handover.fd_passing import Outcome, Taker, give
 
 pytestmark = pytest.mark.anyio
 
@@ -261,7 +261,7 @@ async def test_gift_outlives_its_giver(
     """A giver killed right after it gave has lost nothing: the connection waits in the kernel for its taker."""
     client, held = pairs()
     script = (
-        "import os, sys; from pathlib import Path; from service.handoff import Outcome, give;"
+        "import os, sys; from pathlib import Path; from service.handover.fd_passing import Outcome, give;"
         "assert give(int(sys.argv[1]), Path(sys.argv[2])) is Outcome.GIVEN; os.kill(os.getpid(), 9)"
     )
     giver = await asyncio.to_thread(

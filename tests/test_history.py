@@ -13,11 +13,11 @@ from typing import Any
 import httpx
 import pytest
 
-from deploy import chronicle
-from deploy.analysis import Metric, Verdict
-from deploy.journal import HookRun, Record, Step
-from deploy.judge import SETTLE
-from deploy.receipt import Line, Receipt
+from deploy.analysis.comparison import Metric, Verdict
+from deploy.journal.journal import HookRun, Record, Step
+from deploy.journal.receipt import Line, Receipt
+from deploy.reports import history as chronicle
+from deploy.rollout.judge import SETTLE
 from tests.box import CODE, live_host, wait_for
 
 SUMS = {

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from service.images import ImageError, from_bytes, from_data_url, from_file
+from service.chat.images import ImageError, from_bytes, from_data_url, from_file
 
 LIMIT = 10_000
 

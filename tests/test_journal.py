@@ -17,15 +17,15 @@ import pytest
 
 from deploy.errors import GlmError, Locked
 from deploy.host import Host
-from deploy.journal import Journal, Record, begin
-from deploy.receipt import Receipt
+from deploy.journal.journal import Journal, Record, begin
+from deploy.journal.receipt import Receipt
 from tests.box import CODE
 
 _HOLDER = """
 import sys, time
 from pathlib import Path
 from deploy.host import Host
-from deploy.journal import Journal, begin
+from deploy.journal.journal import Journal, begin
 
 state = Path(sys.argv[1])
 journal = Journal(Host(True, state, state, state, state, state))

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from deploy.load import Kind, Load, Mix, Report, run
-from deploy.load.wire import Answer, BrokenError, Wire, read_answer
+from deploy.loadtest import Kind, Load, Mix, Report, run
+from deploy.loadtest.wire import Answer, BrokenError, Wire, read_answer
 
 LOCAL = "127.0.0.1"
 NOBODY = Mix(busy=0, pool=0, silent=0, upload=0, stream=0, pipelined=0, one_shot=0, http10=0)
@@ -491,7 +491,12 @@ def test_a_mix_scales_and_keeps_every_class() -> None:
 
 async def command(*arguments: str) -> asyncio.subprocess.Process:
     return await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "deploy.load", *arguments, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+        sys.executable,
+        "-m",
+        "deploy.loadtest",
+        *arguments,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
     )
 
 

@@ -20,15 +20,15 @@ import httpx
 import pytest
 from prometheus_client import REGISTRY
 
-from deploy.canary import Share
-from deploy.journal import Journal
-from deploy.samples import Sample, Samples, _Ring
-from service import mirror as mirrors
-from service.account import Ledger
-from service.answer import length, read
+from deploy.analysis.samples import Sample, Samples, _Ring
+from deploy.journal.journal import Journal
+from deploy.rollout.canary_file import Share
 from service.app import create_app
-from service.canary import Canary
+from service.contract.worker_state import Ledger
 from service.identity import Identity
+from service.routing import mirror as mirrors
+from service.routing.canary import Canary
+from service.routing.compare import length, read
 from service.settings import Settings
 from tests import test_connection
 from tests.box import Box, kill, wait_for

@@ -9,7 +9,7 @@ from jsonschema import Draft202012Validator
 from jsonschema.protocols import Validator
 from starlette.routing import Route
 
-from service import schema
+from service.chat import request as schema
 from tests.test_app import CHAT, HELLO, FakeEngine, client
 
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import pytest
 from PIL import Image, ImageDraw
 
-from deploy.sandbox import Sandbox
+from deploy.systemd.sandbox import Sandbox
 from tests.box import CODE
 from tests.test_page import Stage, free_address
 
@@ -35,7 +35,7 @@ ARGUMENTS = [
     "--no-first-run",
 ]
 PATIENCE = 60.0
-RELEASES = CODE / "service/shapes/releases"  # 1.0.0 knows colours alone; both think before they answer
+RELEASES = CODE / "service/demo_models/shapes/releases"  # 1.0.0 knows colours alone; both think before they answer
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from deploy.host import Host
-from deploy.journal import Journal, begin
-from deploy.receipt import Count, Line, Snapshot, draw_up, dump, load, snapshot
+from deploy.journal.journal import Journal, begin
+from deploy.journal.receipt import Count, Line, Snapshot, draw_up, dump, load, snapshot
 
 COLUMNS = ("accepted", "completed", "failed", "client_aborted", "drained", "cut", "handed_out", "adopted")
 

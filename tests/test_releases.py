@@ -16,11 +16,11 @@ from typing import Any
 
 import pytest
 
-from deploy import releases as module
 from deploy.errors import GlmError, Refused
 from deploy.host import Host
-from deploy.journal import Journal, begin
-from deploy.releases import Releases
+from deploy.journal.journal import Journal, begin
+from deploy.releases import store as module
+from deploy.releases.store import Releases
 from tests.box import CODE
 
 PICTURE = b"\x89PNG, or so"
@@ -440,7 +440,7 @@ _ADD = """
 import sys, time
 from pathlib import Path
 from deploy.host import Host
-from deploy.releases import Releases
+from deploy.releases.store import Releases
 import dataclasses
 
 def begin(total):

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.reply import Piece, Reader
+from service.chat.output_parser import Piece, Reader
 
 WEATHER = {
     "type": "function",

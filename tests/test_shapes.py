@@ -16,15 +16,15 @@ import pytest
 from PIL import Image
 
 from deploy.host import Host
-from deploy.releases import Releases
-from service.checks import CheckFailed, run_checks
+from deploy.releases.store import Releases
+from service.demo_models.shapes.drawing import COLOURS, SHAPES, Thing, draw, draw_plainly
+from service.demo_models.shapes.lessons import QUESTIONS, SKILLS, Conversation, answer, limits
+from service.demo_models.shapes.proof import Speaker, examine, examine_words
 from service.engine.model_engine import Limits, ModelEngine
-from service.release import Release
-from service.shapes.drawing import COLOURS, SHAPES, Thing, draw, draw_plainly
-from service.shapes.lessons import QUESTIONS, SKILLS, Conversation, answer, limits
-from service.shapes.proof import Speaker, examine, examine_words
+from service.model.release import Release
+from service.process.checks import CheckFailed, run_checks
 
-COMMITTED = Path(__file__).resolve().parent.parent / "service" / "shapes" / "releases"
+COMMITTED = Path(__file__).resolve().parent.parent / "service" / "demo_models" / "shapes" / "releases"
 FEW_MEGABYTES = 4_000_000
 RED_CIRCLE = Thing("red", "circle")
 
@@ -127,7 +127,7 @@ def test_the_committed_files_are_a_whole_small_checkpoint(version: str) -> None:
     } == {name for name in files if not name.endswith(".png")}
     assert json.loads((COMMITTED / version / "config.json").read_text())["dtype"] == "bfloat16"
     assert sum(file.stat().st_size for file in (COMMITTED / version).iterdir()) < FEW_MEGABYTES
-    template = Path(__file__).resolve().parent.parent / "service" / "chat_template.jinja"
+    template = Path(__file__).resolve().parent.parent / "service" / "demo_models" / "chat_template.jinja"
     assert (COMMITTED / version / "chat_template.jinja").read_text() == template.read_text()
 
 
@@ -135,7 +135,7 @@ def test_training_runs_and_repeats_itself(tmp_path: Path) -> None:
     """A few steps of the whole course give a checkpoint that loads; one plan gives the same weights twice."""
     import torch
 
-    from service.shapes.training import Plan, train
+    from service.demo_models.shapes.training import Plan, train
 
     torch.set_num_threads(1)
     plan = Plan(looking=3, talking=3, batch=2, ahead=False)
@@ -150,8 +150,8 @@ def test_training_runs_and_repeats_itself(tmp_path: Path) -> None:
 
 def test_only_answers_are_learned() -> None:
     """Labels are exactly the answers, the last with its thought if it has one, each up to the turn that ends it."""
-    from service.processor import Processor
-    from service.shapes.batches import IGNORED, spoken
+    from service.demo_models.shapes.batches import IGNORED, spoken
+    from service.model.processor import Processor
 
     processor = Processor.read(COMMITTED / "1.0.0")
     picture = draw_plainly(RED_CIRCLE, 64)
@@ -173,7 +173,7 @@ def test_only_answers_are_learned() -> None:
 
 def test_coverage_follows_the_order_of_the_patches() -> None:
     """Cells are told patch by patch as the processor orders them: squares of two by two, row by row."""
-    from service.shapes.batches import CELLS, cover
+    from service.demo_models.shapes.batches import CELLS, cover
 
     mask = Image.new("L", (56, 56), 0)
     mask.paste(255, (0, 0, 14, 14))  # patch (0, 0)
@@ -198,7 +198,7 @@ def test_a_drawing_and_its_mask_agree() -> None:
 
 def test_the_command_draws_a_picture(tmp_path: Path) -> None:
     """`--draw` writes one, red on white, and says which colours and shapes there are when asked for another."""
-    command = [sys.executable, "-m", "service.shapes", str(tmp_path / "x.png"), "--draw"]
+    command = [sys.executable, "-m", "service.demo_models.shapes", str(tmp_path / "x.png"), "--draw"]
     subprocess.run([*command, "red", "circle"], check=True)
     picture = Image.open(tmp_path / "x.png")
     assert picture.getpixel((2, 2)) == (255, 255, 255)

@@ -14,10 +14,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from service import tiny
+from service.demo_models import tiny
 from service.engine import Delta, Finish, Sampling, kernels, tensors
 from service.engine.model_engine import ModelEngine
-from service.release import ReleaseError
+from service.model.release import ReleaseError
 from tests.box import wait_for
 from tests.test_engine import load, picture, release, user
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from deploy.analysis import Verdict
-from deploy.journal import Phase, Record, Step
-from deploy.timeline import stages
+from deploy.analysis.comparison import Verdict
+from deploy.journal.journal import Phase, Record, Step
+from deploy.reports.timeline import stages
 
 
 def record(*phases: Phase, **more: Any) -> Record:

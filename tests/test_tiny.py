@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from service import tiny
+from service.demo_models import tiny
 
 FILES = {
     "chat_template.jinja",
@@ -51,8 +51,8 @@ def test_the_same_seed_gives_the_same_bytes(made: Path, tmp_path: Path) -> None:
 
 
 def test_the_command_makes_one_and_says_what(tmp_path: Path) -> None:
-    """`python -m service.tiny OUT` makes a checkpoint of the size and type asked for."""
-    command = [sys.executable, "-m", "service.tiny"]
+    """`python -m service.demo_models.tiny OUT` makes a checkpoint of the size and type asked for."""
+    command = [sys.executable, "-m", "service.demo_models.tiny"]
     done = subprocess.run(
         [*command, str(tmp_path / "x"), "--size", "small", "--dtype", "float32"], capture_output=True, text=True
     )
@@ -66,7 +66,7 @@ def test_the_command_makes_one_and_says_what(tmp_path: Path) -> None:
 
 
 def render(made: Path, messages: list[dict[str, Any]], **variables: Any) -> str:
-    from service.processor import Processor
+    from service.model.processor import Processor
 
     return str(Processor.read(made).apply_chat_template(messages, tokenize=False, **variables))
 

@@ -14,8 +14,8 @@ import pytest
 
 from deploy.errors import GlmError, Refused
 from deploy.host import Host
-from deploy.systemd import Systemd
-from deploy.units import CODE, TEMPLATES, UNITS, Addresses, install, render
+from deploy.systemd.systemctl import Systemd
+from deploy.systemd.units import CODE, TEMPLATES, UNITS, Addresses, install, render
 
 ADDRESSES = Addresses(listen="127.0.0.1:18000", ui="[::1]:18501")
 
@@ -84,7 +84,7 @@ def test_what_the_promises_rest_on() -> None:
     slot = (TEMPLATES / "glm@.service").read_text()
     public = (TEMPLATES / "glm.socket").read_text()
     for line in ("Type=notify", "NotifyAccess=all", "Sockets=glm.socket", "NonBlocking=yes", "StartLimitIntervalSec=0",
-                 "RuntimeDirectoryPreserve=yes", "ExecReload=@PYTHON@ -m service.reload"):  # fmt: skip
+                 "RuntimeDirectoryPreserve=yes", "ExecReload=@PYTHON@ -m service.process.reload"):  # fmt: skip
         assert f"\n{line}\n" in slot, line
     for line in ("Service=glm-live.service", "TriggerLimitIntervalSec=0"):
         assert f"\n{line}\n" in public, line

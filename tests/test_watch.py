@@ -23,9 +23,9 @@ from typing import Any
 import httpx
 import pytest
 
+from deploy.analysis.recent import Pace
+from deploy.analysis.samples import Sample, Samples
 from deploy.host import Host
-from deploy.pace import Pace
-from deploy.samples import Sample, Samples
 from tests.box import Box, kill, live_host, wait_for
 
 HOME, LEFT, CURSOR = "\x1b[H", "\x1b[?1049l", "\x1b[?25h"

@@ -19,12 +19,12 @@ import httpx
 import pytest
 from PIL import Image
 
-from deploy.architecture import require_same
 from deploy.errors import Refused
 from deploy.host import Host
-from deploy.journal import Journal
-from deploy.releases import Releases
-from service import tiny
+from deploy.journal.journal import Journal
+from deploy.releases.compatibility import require_same
+from deploy.releases.store import Releases
+from service.demo_models import tiny
 from tests.box import Box, kill, wait_for
 from tests.test_zero_loss import _assert_nothing_lost, _assert_receipts_add_up
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from deploy.load import Report
+from deploy.loadtest import Report
 from tests.box import Box
 
 DEPLOYS = 6

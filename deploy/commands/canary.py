@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import click
 
-from deploy.canary import Share
 from deploy.commands.options import Context, shared
 from deploy.errors import Refused
-from deploy.journal import Journal
+from deploy.journal.journal import Journal
+from deploy.rollout.canary_file import Share
 
 
 @click.command()

@@ -8,13 +8,15 @@ from typing import get_args
 import click
 from click.core import ParameterSource
 
-from deploy import inplace, preflight, report
 from deploy.commands.options import Context, Duration, Shares, Step, shared
 from deploy.errors import DrainCut, RolledBack
-from deploy.journal import Journal, Strategy
-from deploy.plan import Plan
+from deploy.journal.journal import Journal, Strategy
 from deploy.policy import Policy
-from deploy.rollout import deploy as roll_out
+from deploy.reports import report
+from deploy.rollout import preflight
+from deploy.rollout import weights as inplace
+from deploy.rollout.plan import Plan
+from deploy.rollout.rollout import deploy as roll_out
 
 _LIMITS = ("max_error_rate", "max_p95", "max_ttft_p95")
 _HEEDED_BY = {

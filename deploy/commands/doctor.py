@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from deploy.commands.options import Context, shared
-from deploy.doctor import examine
+from deploy.reports.doctor import examine
 
 
 @click.command()

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import click
 
-from deploy import chronicle
 from deploy.commands.options import Context, shared
 from deploy.errors import Refused
-from deploy.journal import Journal
+from deploy.journal.journal import Journal
+from deploy.reports import history as chronicle
 
 
 @click.command()

@@ -5,8 +5,8 @@ from __future__ import annotations
 import click
 
 from deploy.commands.options import Context, shared
-from deploy.units import Addresses
-from deploy.units import install as install_units
+from deploy.systemd.units import Addresses
+from deploy.systemd.units import install as install_units
 
 
 @click.command()

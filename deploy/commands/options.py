@@ -16,8 +16,8 @@ from pydantic import BaseModel
 
 from deploy.display import Display
 from deploy.host import Host
-from deploy.plan import Tools
-from deploy.recovery import recover
+from deploy.rollout.plan import Tools
+from deploy.rollout.recovery import recover
 
 
 class Duration(click.ParamType[float]):

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from deploy.commands.options import Context, shared
-from deploy.releases import Release
+from deploy.releases.store import Release
 
 
 @click.group()

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import click
 
-from deploy import report
 from deploy.commands.options import Context, shared
-from deploy.plan import Plan
-from deploy.reload import reload as hand_over
+from deploy.reports import report
+from deploy.rollout.plan import Plan
+from deploy.rollout.reload import reload as hand_over
 
 
 @click.command()

@@ -6,7 +6,7 @@ import click
 
 from deploy.commands.options import Context, Duration, shared
 from deploy.host import SLOTS
-from deploy.retirement import retire as see_off
+from deploy.rollout.retirement import retire as see_off
 
 
 @click.command()

@@ -6,13 +6,15 @@ from typing import get_args
 
 import click
 
-from deploy import inplace, preflight, report
 from deploy.commands.options import Context, Duration, shared
 from deploy.errors import Refused
-from deploy.journal import Strategy
-from deploy.plan import Plan
-from deploy.rollout import rollback as roll_back
-from deploy.warmth import is_warm
+from deploy.journal.journal import Strategy
+from deploy.reports import report
+from deploy.rollout import preflight
+from deploy.rollout import weights as inplace
+from deploy.rollout.plan import Plan
+from deploy.rollout.rollout import rollback as roll_back
+from deploy.rollout.warmth import is_warm
 
 
 @click.command()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from deploy.sandbox import Sandbox
+from deploy.systemd.sandbox import Sandbox
 
 
 @click.command(context_settings={"ignore_unknown_options": True})

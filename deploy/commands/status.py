@@ -14,11 +14,11 @@ from rich.console import Console, ConsoleDimensions, Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 
-from deploy import report
 from deploy.commands.options import Context, shared
-from deploy.dashboard import Dashboard
 from deploy.display import Display
-from deploy.overview import Overview, View
+from deploy.reports import report
+from deploy.reports.dashboard import Dashboard
+from deploy.reports.overview import Overview, View
 
 _EVERY = 0.5
 _AS_LONG_AS_IT_GETS = 1000  # lines

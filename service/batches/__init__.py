@@ -5,6 +5,6 @@ Read `tables` for what is kept, `claims` for who may work on what, `labourer` fo
 
 from __future__ import annotations
 
-from service.batches.office import Office
+from service.batches.service import Office
 
 __all__ = ["Office"]

@@ -20,7 +20,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as NoConnection
 
 from service.batches.tables import SCHEMA, tables
-from service.errors import ApiError
+from service.chat.errors import ApiError
 
 __all__ = ["Database", "Unavailable", "usable"]
 

@@ -17,7 +17,7 @@ from sqlalchemy import Connection, delete, func, or_, select
 
 from service.batches.database import Database, usable
 from service.batches.tables import ENDED, batches, files
-from service.errors import ApiError, invalid
+from service.chat.errors import ApiError, invalid
 
 __all__ = ["Draft", "File", "Files", "Page"]
 

@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 
 import pydantic_core
 
-from service.errors import error_object
+from service.chat.errors import error_object
 
 __all__ = ["ENDPOINT", "MAX_ERRORS", "Reading", "Task", "answered", "check", "document", "refused", "unexecuted"]
 

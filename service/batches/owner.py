@@ -6,7 +6,7 @@ import os
 from functools import cache
 from pathlib import Path
 
-from service.process import birth, lives
+from service.contract.processes import birth, lives
 
 __all__ = ["myself", "owner_lives"]
 

@@ -15,7 +15,7 @@ from service.batches import lines
 from service.batches.database import Database
 from service.batches.files import Draft, File, Files, Page, find
 from service.batches.tables import ENDED, batches, items
-from service.errors import ApiError, invalid
+from service.chat.errors import ApiError, invalid
 from service.settings import Settings
 
 __all__ = ["Batches", "Order"]

@@ -8,7 +8,7 @@ from starlette.requests import Request
 
 from service.batches.database import Database
 from service.batches.files import Draft
-from service.errors import ApiError, invalid
+from service.chat.errors import ApiError, invalid
 
 __all__ = ["Upload"]
 

@@ -19,13 +19,10 @@ from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import Any
 
-from service.checkpoint import Checkpoint, Progress
-from service.checkpoint import load as load_checkpoint
-from service.checkpoint import tensors as read_tensors
-from service.detokenizer import Answer, Detokenizer, StopStrings
 from service.engine import tensors
 from service.engine.cache import Budget, SlotCache
 from service.engine.core import Core
+from service.engine.detokenizer import Answer, Detokenizer, StopStrings
 from service.engine.errand import Errand
 from service.engine.grammar import Grammars
 from service.engine.outbox import Outbox
@@ -36,7 +33,10 @@ from service.engine.sampler import Choice
 from service.engine.sequence import Event, Sequence
 from service.engine.tensors import State
 from service.engine.vision import Vision
-from service.release import EngineSettings, Release, ReleaseError
+from service.model.checkpoint import Checkpoint, Progress
+from service.model.checkpoint import load as load_checkpoint
+from service.model.checkpoint import tensors as read_tensors
+from service.model.release import EngineSettings, Release, ReleaseError
 
 __all__ = ["Limits", "ModelEngine"]
 

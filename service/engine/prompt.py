@@ -12,7 +12,7 @@ from jinja2 import TemplateError, TemplateSyntaxError
 from service.engine.protocol import PromptTooLong, Refused
 
 if TYPE_CHECKING:
-    from service.processor import Processor
+    from service.model.processor import Processor
 
 __all__ = ["Picture", "Prompt", "Writer"]
 

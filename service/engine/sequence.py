@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from service.detokenizer import Answer
+from service.engine.detokenizer import Answer
 from service.engine.grammar import Constraint
 from service.engine.prompt import Prompt
 from service.engine.protocol import Delta, Finish, Priority

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from service.engine import kernels
-from service.release import ReleaseError
+from service.model.release import ReleaseError
 
 __all__ = ["State", "put", "require_fit"]
 

@@ -15,7 +15,7 @@ from transformers import Glm4vForConditionalGeneration
 from transformers.generation.streamers import BaseStreamer
 from transformers.utils import logging
 
-from service.processor import Processor
+from service.model.processor import Processor
 from tests.bench.clients import Answer
 from tests.bench.figures import Figures
 from tests.bench.questions import Kind, messages

@@ -12,8 +12,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from deploy.canary import Share
-from deploy.sandbox import Sandbox
+from deploy.rollout.canary_file import Share
+from deploy.systemd.sandbox import Sandbox
 from tests.bench.figures import percentile
 from tests.bench.handover import prepared
 from tests.box import Box

@@ -26,15 +26,15 @@ from rich.table import Table
 from transformers import Glm4vConfig, Glm4vForConditionalGeneration
 from transformers.utils import logging
 
-from service import weights
-from service.detokenizer import Answer, Detokenizer, StopStrings
 from service.engine.cache import Budget, SlotCache
 from service.engine.core import Core
+from service.engine.detokenizer import Answer, Detokenizer, StopStrings
 from service.engine.prompt import Prompt
 from service.engine.protocol import Sampling
 from service.engine.runner import Runner
 from service.engine.sampler import Choice
 from service.engine.sequence import Sequence as Request
+from service.model import weights
 
 PROMPT, TOKENS, ROWS = 128, 256, 64
 

@@ -19,8 +19,8 @@ from typing import Any, get_args
 
 from rich.console import Console
 
-from deploy.sandbox import Sandbox
-from service import tiny
+from deploy.systemd.sandbox import Sandbox
+from service.demo_models import tiny
 from tests.bench import tables
 from tests.bench.baselines import Generate, queued
 from tests.bench.clients import Answer, Load, load

@@ -16,9 +16,9 @@ import httpx
 from rich.console import Console
 from rich.table import Table
 
-from deploy.load import Report
-from deploy.sandbox import Sandbox
-from service import tiny
+from deploy.loadtest import Report
+from deploy.systemd.sandbox import Sandbox
+from service.demo_models import tiny
 from tests.box import Box
 
 SWITCHES = 40

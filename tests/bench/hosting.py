@@ -26,7 +26,7 @@ import httpx
 from rich.console import Console
 from rich.table import Table
 
-from service import tiny
+from service.demo_models import tiny
 from service.engine import Delta, Finish, Sampling, Usage
 from tests.bench.clients import Load, load
 from tests.bench.figures import Figures, percentile
@@ -41,9 +41,9 @@ def engine(model: Path) -> Any:
     """The service's own engine, computing on one core."""
     import torch
 
-    from service.checkpoint import load as load_checkpoint
     from service.engine.model_engine import Limits, ModelEngine
-    from service.release import EngineSettings
+    from service.model.checkpoint import load as load_checkpoint
+    from service.model.release import EngineSettings
 
     torch.set_num_threads(1)
     settings = EngineSettings()

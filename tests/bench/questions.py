@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from PIL import Image, ImageDraw
 
-from service.tiny import WORDS
+from service.demo_models.tiny import WORDS
 
 __all__ = ["Kind", "body", "messages"]
 

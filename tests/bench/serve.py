@@ -64,7 +64,7 @@ def main() -> None:
     from transformers.models import glm46v
     from transformers.utils import is_torchvision_available
 
-    from service.processor import Processor
+    from service.model.processor import Processor
 
     if not is_torchvision_available():
         glm46v.Glm46VProcessor = Processor

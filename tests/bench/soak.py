@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from deploy.sandbox import Sandbox
+from deploy.systemd.sandbox import Sandbox
 from tests.bench.handover import prepared
 from tests.box import Box
 

@@ -12,7 +12,7 @@ import httpx
 from rich.console import Console
 from rich.table import Table
 
-from deploy.sandbox import Sandbox
+from deploy.systemd.sandbox import Sandbox
 from tests.bench.handover import prepared
 from tests.box import Box
 

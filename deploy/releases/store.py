@@ -1,0 +1,304 @@
+"""Releases: immutable directories, each a checkpoint and its `release.json`."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import re
+import shutil
+import stat
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from deploy.errors import GlmError, Refused
+from deploy.host import SLOTS, Host
+from deploy.journal.accounts import everything
+from deploy.journal.journal import Journal, sync_directory
+from deploy.releases.checkpoint import checkpoint_files, pictures, read_checks, read_json
+from deploy.rollout.slots import Slots
+
+_VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}")
+_CHUNK = 8 << 20
+_SPARE = 64 << 20  # bytes that must stay free: journals and state files need a place too
+_STAGING = ".incoming-"
+
+Advance = Callable[[int], None]
+"""Called with the number of bytes done since the last call."""
+
+
+class File(BaseModel):
+    """One file of a release; `path` is relative to the release directory."""
+
+    model_config = ConfigDict(frozen=True)
+
+    path: str
+    size: int
+    sha256: str
+
+
+class Manifest(BaseModel):
+    """The contents of `release.json`."""
+
+    model_config = ConfigDict(frozen=True)
+
+    version: str
+    created_at: str
+    files: tuple[File, ...]
+    engine: dict[str, Any] = {}
+    checks: tuple[dict[str, Any], ...] = ()
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files."""
+        return sum(file.size for file in self.files)
+
+
+@dataclass(frozen=True)
+class Release:
+    """A release on this host."""
+
+    path: Path
+    manifest: Manifest
+
+    @property
+    def version(self) -> str:
+        """Its name, which is also its directory's."""
+        return self.path.name
+
+
+@dataclass(frozen=True)
+class Releases:
+    """The releases of one host."""
+
+    host: Host
+
+    def list(self) -> list[Release]:
+        """All of them, oldest first; a directory that is no release is passed over."""
+        found = []
+        for path in self.host.releases.glob("[!.]*"):
+            with contextlib.suppress(GlmError):
+                found.append(self._read(path))
+        return sorted(found, key=lambda release: (release.manifest.created_at, release.version))
+
+    def get(self, version: str) -> Release:
+        """The release `version`; raises Refused when there is none, or none that can be read."""
+        return self._read(self._path(version))
+
+    def _path(self, version: str) -> Path:
+        if not (_VERSION.fullmatch(version) and (self.host.releases / version).is_dir()):
+            known = ", ".join(release.version for release in self.list()) or "none yet"
+            raise Refused(
+                f"there is no release {version}", hint=f"known here: {known}; `glmctl release add PATH` imports one"
+            )
+        return self.host.releases / version
+
+    def slots_of(self, version: str) -> tuple[str, ...]:
+        """The slots that point to `version`."""
+        return tuple(slot for slot in SLOTS if Slots(self.host).version(slot) == version)
+
+    def verify(self, version: str, advance: Advance = lambda _: None) -> Release:
+        """Compare every file of `version` with its digest; raises Refused naming the first that differs."""
+        release = self.get(version)
+        for file in release.manifest.files:
+            path = release.path / file.path
+            try:
+                size = path.stat().st_size
+            except OSError as error:
+                raise _damaged(version, file.path, "it is missing") from error
+            if size != file.size:
+                raise _damaged(version, file.path, f"it has {size} bytes instead of {file.size}")
+            if _digest(path, advance) != file.sha256:
+                raise _damaged(version, file.path, "its contents changed")
+        return release
+
+    def remove(self, version: str) -> None:
+        """Delete `version`, damaged or not; refused while a slot points to it or a generation still serves it."""
+        path = self._path(version)
+        if slots := self.slots_of(version):
+            raise Refused(f"{version} is in use: slot {' and '.join(slots)} points to it")
+        if any(one.lives and one.version == version for one in everything(self.host)):
+            raise Refused(f"{version} is in use: a generation still serves it")
+        if any(one.version == version for one in Journal(self.host).unfinished()):
+            raise Refused(f"{version} is in use: a rollout of it is under way")
+        grave = self.host.releases / f"{_STAGING}removed-{version}-{os.getpid()}"
+        with _locked(path):  # it stays locked under its new name: a sweep leaves it to us
+            path.rename(grave)
+            _delete(grave)
+
+    def prune(self, keep: int) -> tuple[str, ...]:
+        """Remove all but the newest `keep` releases and those in use; returns what went."""
+        gone = []
+        for release in self.list()[: -keep or None]:
+            with contextlib.suppress(Refused):
+                self.remove(release.version)
+                gone.append(release.version)
+        return tuple(gone)
+
+    def add(
+        self,
+        source: Path,
+        *,
+        version: str | None = None,
+        checks: Path | None = None,
+        engine: Path | None = None,
+        begin: Callable[[int], Advance] = lambda _: lambda _: None,
+    ) -> Release:
+        """Import the checkpoint directory `source` as a release, hashing while copying, and publish it by rename.
+
+        `begin` is called once with the total size in bytes and returns the function that is told the progress.
+        Interrupted at any point, nothing is published, and the next call sweeps away what was left.
+        """
+        version = version or source.resolve().name
+        if not _VERSION.fullmatch(version):
+            raise Refused(
+                f"{version!r} is no version", hint="letters, digits and . _ + - only; give one with --version"
+            )
+        final = self.host.releases / version
+        if final.exists():
+            raise Refused(f"release {version} exists", hint="a release never changes: give another --version")
+        files = list(checkpoint_files(source))
+        total = sum(path.stat().st_size for path, _ in files)
+        self._make_room(total)
+        checks_file = checks or source / "checks.json"
+        asked = read_checks(checks_file, required=checks is not None)
+        settings = read_json(engine or source / "engine.json", dict, required=engine is not None) or {}
+        with self._staging(version) as staging:
+            advance = begin(total)
+            entries = [_import(path, staging, f"model/{name}", advance) for path, name in files]
+            entries += [
+                _import(path, staging, name, lambda _: None) for path, name in pictures(asked, checks_file.parent)
+            ]
+            manifest = Manifest(
+                version=version,
+                created_at=datetime.now(UTC).isoformat(timespec="milliseconds"),
+                files=tuple(entries),
+                engine=settings,
+                checks=asked,
+            )
+            _write_durably(staging / "release.json", manifest.model_dump_json(indent=2).encode())
+            for directory in (staging, *(path for path in staging.rglob("*") if path.is_dir())):
+                sync_directory(directory)
+            _seal(staging)
+            try:
+                staging.rename(final)
+            except OSError as error:
+                raise Refused(f"release {version} exists", hint="somebody else added it meanwhile") from error
+            sync_directory(self.host.releases)
+        return Release(final, manifest)
+
+    def _read(self, path: Path) -> Release:
+        try:
+            return Release(path, Manifest.model_validate_json((path / "release.json").read_bytes()))
+        except (OSError, ValidationError) as error:
+            raise Refused(f"{path} is no release: its release.json is missing or damaged") from error
+
+    def _make_room(self, total: int) -> None:
+        try:
+            self.host.releases.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise GlmError(
+                f"cannot write to {self.host.releases}: {error.strerror}", hint="root, or --user?"
+            ) from error
+        free = shutil.disk_usage(self.host.releases).free
+        if free < total + _SPARE:
+            raise Refused(
+                f"the disk of {self.host.releases} is too full: {_mib(total + _SPARE)} needed, {_mib(free)} free",
+                hint="`glmctl release prune --keep 2` removes old releases",
+            )
+
+    @contextlib.contextmanager
+    def _staging(self, version: str) -> Iterator[Path]:
+        """A directory of our own, locked while we live, so that the next call knows a dead one's from a busy one's."""
+        for left in self.host.releases.glob(f"{_STAGING}*"):
+            with _locked(left) as free:
+                if free:
+                    _delete(left)
+        staging = self.host.releases / f"{_STAGING}{version}-{os.getpid()}"
+        staging.mkdir()
+        with _locked(staging):
+            try:
+                yield staging
+            finally:
+                if staging.exists():
+                    _delete(staging)
+
+
+def _import(source: Path, staging: Path, name: str, advance: Advance) -> File:
+    target = staging / name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    digest = hashlib.sha256()
+    size = 0
+    try:
+        with source.open("rb") as reader, target.open("xb") as writer:
+            while chunk := reader.read(_CHUNK):
+                digest.update(chunk)
+                writer.write(chunk)
+                size += len(chunk)
+                advance(len(chunk))
+            writer.flush()
+            os.fsync(writer.fileno())
+    except OSError as error:
+        raise GlmError(f"cannot copy {source}: {error.strerror}", hint="nothing was published") from error
+    return File(path=name, size=size, sha256=digest.hexdigest())
+
+
+def _digest(path: Path, advance: Advance) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+            advance(len(chunk))
+    return digest.hexdigest()
+
+
+def _damaged(version: str, name: str, how: str) -> Refused:
+    return Refused(f"release {version} is damaged: {name}: {how}", hint="remove it and add it again")
+
+
+def _seal(directory: Path) -> None:
+    """Take away every right to write; what is mapped by a running model must never change."""
+    for path in [*directory.rglob("*"), directory]:
+        path.chmod(0o555 if path.is_dir() else 0o444)
+
+
+def _delete(directory: Path) -> None:
+    for path in [directory, *directory.rglob("*")]:
+        if path.is_dir() and not path.is_symlink():
+            path.chmod(stat.S_IRWXU)
+    shutil.rmtree(directory)
+
+
+@contextlib.contextmanager
+def _locked(directory: Path) -> Iterator[bool]:
+    """Hold a lock on `directory`; yields False where somebody else does."""
+    try:
+        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError:
+        yield False
+        return
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        yield False
+    else:
+        yield True
+    finally:
+        os.close(descriptor)
+
+
+def _write_durably(path: Path, content: bytes) -> None:
+    with path.open("xb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _mib(size: int) -> str:
+    return f"{size / (1 << 20):.0f} MiB"

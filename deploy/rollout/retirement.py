@@ -1,0 +1,26 @@
+"""The end of a slot that was kept warm."""
+
+from __future__ import annotations
+
+from deploy.errors import Refused
+from deploy.journal.accounts import current
+from deploy.journal.journal import Journal
+from deploy.rollout.phases import see_off
+from deploy.rollout.plan import Tools
+
+
+def retire(tools: Tools, slot: str, version: str | None, drain: float) -> str | None:
+    """See `slot` off: what it began is finished, its memory freed (WINCH), its unit stopped.
+
+    Returns the version that it served, None when it served nothing (or another than `version`). Raises Refused when it
+    is live, Locked, and DrainCut when the deadline cut requests.
+    """
+    with Journal(tools.host).lock():
+        if slot == tools.slots.live:
+            raise Refused(f"{slot} is live", hint="`glmctl status` shows both slots")
+        one = current(tools.host, slot)
+        if one is None or version not in {None, one.version}:
+            return None
+        tools.errands.warm_no_longer()
+        see_off(tools, slot, drain)
+        return one.version

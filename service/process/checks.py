@@ -1,0 +1,62 @@
+"""A release's own checks: questions that it must answer rightly before it may serve."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from service.chat import images
+from service.engine import Delta, Engine, Sampling
+from service.model.release import Check, Release
+
+__all__ = ["CheckFailed", "run_checks"]
+
+# Releases are made by the people who run them, so this only guards against an accident: a square of 10,000.
+MAX_PIXELS = 100_000_000
+SHOWN = 200  # characters of an answer that an error quotes
+
+
+class CheckFailed(Exception):  # says more than an Error at its end would
+    """The release answered a check wrongly or not at all; the text gives question, expectation and answer."""
+
+
+async def run_checks(engine: Engine, release: Release, progress: Callable[[str, float], None]) -> None:
+    """Ask every check of the release in order, greedily, without thinking; raises CheckFailed at the first failure.
+
+    `progress` is called before each check and at the end with the share that has passed, 0.0 to 1.0.
+    """
+    for count, check in enumerate(release.checks):
+        progress("checking", count / len(release.checks))
+        await _run(engine, release, check, check.name or str(count + 1))
+    progress("checking", 1.0)
+
+
+async def _run(engine: Engine, release: Release, check: Check, name: str) -> None:
+    begin = f"check {name!r} failed: asked {check.question!r}"
+    try:
+        answer = await _ask(engine, _message(release, check), check.max_tokens)
+    except Exception as error:
+        raise CheckFailed(f"{begin}: {error or type(error).__name__}") from error
+    if not answer.strip():
+        raise CheckFailed(f"{begin}, got no answer")
+    if check.answer is not None and check.answer.casefold() not in answer.casefold():
+        raise CheckFailed(f"{begin}, expected {check.answer!r} in the answer, got {answer[:SHOWN]!r}")
+
+
+async def _ask(engine: Engine, message: dict[str, Any], max_tokens: int) -> str:
+    sampling = Sampling(max_tokens=max_tokens, temperature=0)
+    stream = engine.stream([message], sampling, thinking=False)
+    return "".join([item.text async for item in stream if isinstance(item, Delta)])
+
+
+def _message(release: Release, check: Check) -> dict[str, Any]:
+    if check.image is None:
+        return {"role": "user", "content": check.question}
+    if check.image.startswith("data:"):
+        image = images.from_data_url(check.image, max_pixels=MAX_PIXELS)
+    else:
+        file = (release.path / check.image).resolve()
+        if not file.is_relative_to(release.path.resolve()):
+            raise images.ImageError(f"the image {check.image} is not inside the release")
+        image = images.from_file(file, max_pixels=MAX_PIXELS)
+    return {"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": check.question}]}
