@@ -23,14 +23,14 @@ from deploy.commands import (
     sandbox,
     status,
 )
-from deploy.commands.options import Context, shared
+from deploy.commands.options import Options, shared
 from deploy.errors import GlmError
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(package_name="glm-handover", prog_name="glmctl")
 @shared
-def glmctl(context: Context) -> None:
+def glmctl(options: Options) -> None:
     """Update a model server without anyone noticing.
 
     \b
@@ -70,32 +70,32 @@ def main() -> None:
     """Run glmctl; every error leaves as one line with a hint, and a code that says what it means."""
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)
-    context = Context()
+    options = Options()
     try:
-        status = glmctl.main(standalone_mode=False, obj=context)
+        status = glmctl.main(standalone_mode=False, obj=options)
     except click.exceptions.Abort:
-        status = _tell(context, "interrupted", None, 130)
+        status = _tell(options, "interrupted", None, 130)
     except KeyboardInterrupt:
-        status = _tell(context, "interrupted", "the next glmctl call ends what was begun", 130)
+        status = _tell(options, "interrupted", "the next glmctl call ends what was begun", 130)
     except click.ClickException as error:
         if "--json" in sys.argv:  # it may not have been read yet
             click.echo(_document(error.format_message(), "`--help` tells", error.exit_code))
         error.show()
         status = error.exit_code
     except GlmError as error:
-        status = _tell(context, str(error), error.hint, error.exit_code)
+        status = _tell(options, str(error), error.hint, error.exit_code)
     except BrokenPipeError:
         status = 1
     except OSError as error:
         status = _tell(
-            context, f"{error.filename or 'the system'}: {error.strerror}", "`glmctl doctor` looks closer", 1
+            options, f"{error.filename or 'the system'}: {error.strerror}", "`glmctl doctor` looks closer", 1
         )
     sys.exit(status if isinstance(status, int) else 0)
 
 
-def _tell(context: Context, message: str, hint: str | None, code: int) -> int:
-    context.display.close()
-    if context.json:
+def _tell(options: Options, message: str, hint: str | None, code: int) -> int:
+    options.display.close()
+    if options.json:
         click.echo(_document(message, hint, code))
     click.echo(f"glmctl: {message}" + (f"\n        {hint}" if hint else ""), err=True)
     return code

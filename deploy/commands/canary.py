@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from deploy.commands.options import Context, shared
+from deploy.commands.options import Options, shared
 from deploy.errors import Refused
 from deploy.journal.journal import Journal
 from deploy.rollout.canary_file import Share
@@ -12,22 +12,22 @@ from deploy.rollout.canary_file import Share
 
 @click.command()
 @shared
-def promote(context: Context) -> None:
+def promote(options: Options) -> None:
     """End the canary step under way: on to the next share, or to the cutover."""
-    context.recover()
-    with Journal(context.host).switching():
-        weight = _held(Share(context.host).promote())
-    context.show({"promoted": weight}, f"the step of {weight:g} % is over; the rollout goes on")
+    options.recover()
+    with Journal(options.host).switching():
+        weight = _held(Share(options.host).promote())
+    options.show({"promoted": weight}, f"the step of {weight:g} % is over; the rollout goes on")
 
 
 @click.command()
 @shared
-def abort(context: Context) -> None:
+def abort(options: Options) -> None:
     """End the canary and its rollout: the live slot answers everything again, at once."""
-    context.recover()
-    with Journal(context.host).switching():  # not while `live` is renamed: then it is the cutover's, and over
-        weight = _held(Share(context.host).end())
-    context.show({"aborted": weight}, f"the canary of {weight:g} % is over; live alone answers, the rollout ends")
+    options.recover()
+    with Journal(options.host).switching():  # not while `live` is renamed: then it is the cutover's, and over
+        weight = _held(Share(options.host).end())
+    options.show({"aborted": weight}, f"the canary of {weight:g} % is over; live alone answers, the rollout ends")
 
 
 def _held(weight: float | None) -> float:

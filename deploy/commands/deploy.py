@@ -8,7 +8,7 @@ from typing import get_args
 import click
 from click.core import ParameterSource
 
-from deploy.commands.options import Context, Duration, Shares, Step, shared
+from deploy.commands.options import Duration, Options, Shares, Step, shared
 from deploy.errors import DrainCut, RolledBack
 from deploy.journal.journal import Journal, Strategy
 from deploy.policy import Policy
@@ -92,7 +92,7 @@ _HEEDED_BY = {
 )
 @shared
 def deploy(
-    context: Context,
+    options: Options,
     version: str,
     strategy: Strategy,
     canary: tuple[float, ...],
@@ -116,25 +116,29 @@ def deploy(
     while the old one stays warm. `glmctl promote` and `abort`, from another terminal, end a canary step; `glmctl
     rollback` goes back at once while it bakes. The receipt at the end accounts for every request.
     """
-    context.recover()
-    tools = context.tools
-    live = tools.slots.live
-    if live and tools.slots.version(live) == version and tools.systemd.state(tools.host.unit(live)).active == "active":
-        context.show(
+    options.recover()
+    context = options.context
+    live = context.slots.live
+    if (
+        live
+        and context.slots.version(live) == version
+        and context.systemd.state(context.host.unit(live)).active == "active"
+    ):
+        options.show(
             {"outcome": "unchanged", "version": version, "live": live}, f"{version} is live already, in {live}"
         )
         return
     if strategy != "overlap" and (canary or mirror):
         raise click.UsageError(f"--strategy {strategy} has no second copy that could answer a share of the requests")
     for option, why in _unheeded(strategy, analysis=analysis):
-        context.display.line(f"[yellow]note[/] {option} means nothing with {why}")
+        options.display.line(f"[yellow]note[/] {option} means nothing with {why}")
     given = {
         "enabled": None if analysis else False,
         "max_error_rate": max_error_rate / 100 if max_error_rate else None,
         "max_p95": max_p95,
         "max_ttft_p95": max_ttft_p95,
     }
-    limits = Policy.of(context.host).analysis
+    limits = Policy.of(options.host).analysis
     plan = Plan(
         version,
         strategy=strategy,
@@ -149,35 +153,35 @@ def deploy(
         analysis=limits.model_copy(update={name: value for name, value in given.items() if value is not None}),
     )
     if dry_run:
-        preflight.rehearse(tools, plan)
+        preflight.rehearse(context, plan)
         if strategy == "weights":
-            inplace.require_possible(tools, plan)
+            inplace.require_possible(context, plan)
             text = f"The weights of {version} could be put into the model in {live}. Nothing was touched."
-            context.show({"outcome": "dry run", "version": version, "slot": live, "live": live}, text)
+            options.show({"outcome": "dry run", "version": version, "slot": live, "live": live}, text)
             return
-        old = f"; {tools.slots.version(live)} in {live} would stay warm for {bake:g} s" if live else ""
-        context.show(
-            {"outcome": "dry run", "version": version, "slot": tools.slots.idle, "live": live},
-            f"{version} could be deployed to {tools.slots.idle}{old}. Nothing was touched.",
+        old = f"; {context.slots.version(live)} in {live} would stay warm for {bake:g} s" if live else ""
+        options.show(
+            {"outcome": "dry run", "version": version, "slot": context.slots.idle, "live": live},
+            f"{version} could be deployed to {context.slots.idle}{old}. Nothing was touched.",
         )
         return
     try:
-        record = roll_out(tools, plan)
+        record = roll_out(context, plan)
     except (DrainCut, RolledBack):
-        last = Journal(tools.host).last_of("deploy", version)
-        if last and not context.json:
-            context.display.close()
+        last = Journal(context.host).last_of("deploy", version)
+        if last and not options.json:
+            options.display.close()
             report.show(last)
         raise
-    context.show(record, report.text(record))
+    options.show(record, report.text(record))
 
 
 def _unheeded(strategy: Strategy, *, analysis: bool) -> Iterator[tuple[str, str]]:
     """Options that were given and will not matter, each with the one that it means nothing beside."""
-    context = click.get_current_context()
-    for option in context.command.params:
+    ctx = click.get_current_context()
+    for option in ctx.command.params:
         name = option.name or ""
-        if context.get_parameter_source(name) is not ParameterSource.COMMANDLINE:
+        if ctx.get_parameter_source(name) is not ParameterSource.COMMANDLINE:
             continue
         if strategy not in _HEEDED_BY.get(name, {strategy}):
             yield option.opts[0], f"--strategy {strategy}"

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import click
 
-from deploy.commands.options import Context, shared
+from deploy.commands.options import Options, shared
 from deploy.reports.doctor import examine
 
 
 @click.command()
 @shared
-def doctor(context: Context) -> None:
+def doctor(options: Options) -> None:
     """Say what is wrong with this host and how to mend it; exit code 1 if anything is."""
-    context.recover()
-    findings = examine(context.tools)
+    options.recover()
+    findings = examine(options.context)
     lines = [
         f"{'ok  ' if one.good else 'BAD '} {one.what}" + (f"\n     {one.mend}" if one.mend else "") for one in findings
     ]
-    context.show(
+    options.show(
         {"findings": [{"good": one.good, "what": one.what, "mend": one.mend} for one in findings]}, "\n".join(lines)
     )
     if not all(one.good for one in findings):

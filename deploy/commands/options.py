@@ -16,7 +16,7 @@ from pydantic import BaseModel
 
 from deploy.display import Display
 from deploy.host import Host
-from deploy.rollout.plan import Tools
+from deploy.rollout.plan import Context
 from deploy.rollout.recovery import recover
 
 
@@ -64,7 +64,7 @@ class Shares(click.ParamType[tuple[float, ...]]):
         return shares
 
 
-class Context:
+class Options:
     """The global options, wherever on the command line they stood."""
 
     def __init__(self) -> None:
@@ -79,13 +79,13 @@ class Context:
         return Host.find(user=self.user, root=self.root.absolute() if self.root else None)
 
     @property
-    def tools(self) -> Tools:
+    def context(self) -> Context:
         """What the verbs work with."""
-        return Tools(self.host, self.display)
+        return Context(self.host, self.display)
 
     def recover(self) -> bool:
         """End what a killed controller left behind, and say so; returns whether there was anything."""
-        lines = recover(self.tools)
+        lines = recover(self.context)
         for line in lines:
             self.display.line(f"[yellow]note[/] {line}")
         return bool(lines)
@@ -101,7 +101,7 @@ class Context:
 
 
 def shared(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a verb the global options and pass it the Context they make."""
+    """Give a verb the global options and pass it the Options they make."""
 
     @click.option("--user", is_flag=True, help="Address the user's service manager.  [env: GLM_USER]")
     @click.option("--root", type=click.Path(path_type=Path), help="Where the releases lie.  [env: GLM_ROOT]")
@@ -109,10 +109,10 @@ def shared(command: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(command)
     def with_options(*args: Any, user: bool, root: Path | None, as_json: bool, **kwargs: Any) -> Any:
         ctx = click.get_current_context()
-        context = ctx.find_object(Context) or ctx.ensure_object(Context)
-        context.user = context.user or user
-        context.root = root or context.root
-        context.json = context.json or as_json
-        return command(context, *args, **kwargs)
+        options = ctx.find_object(Options) or ctx.ensure_object(Options)
+        options.user = options.user or user
+        options.root = root or options.root
+        options.json = options.json or as_json
+        return command(options, *args, **kwargs)
 
     return with_options

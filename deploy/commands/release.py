@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from deploy.commands.options import Context, shared
+from deploy.commands.options import Options, shared
 from deploy.releases.store import Release
 
 
@@ -23,7 +23,7 @@ def release() -> None:
 @click.option("--checks", type=click.Path(path_type=Path), help="Questions it must answer rightly; see above.")
 @click.option("--engine", type=click.Path(path_type=Path), help="Engine settings: device, dtype, max_new_tokens.")
 @shared
-def add(context: Context, path: Path, version: str | None, checks: Path | None, engine: Path | None) -> None:
+def add(options: Options, path: Path, version: str | None, checks: Path | None, engine: Path | None) -> None:
     """Import the checkpoint directory PATH as a release.
 
     PATH is a directory as Hugging Face writes it: config.json, tokenizer, chat template, *.safetensors. A file that may
@@ -34,28 +34,28 @@ def add(context: Context, path: Path, version: str | None, checks: Path | None, 
       [{"name": "red", "image": "red.png", "question": "Which colour?", "answer": "red", "max_tokens": 16}]
     where `answer` must occur in the reply. A release that fails one never becomes ready.
     """  # noqa: D301  (click reads \b as "keep these lines")
-    context.recover()
+    options.recover()
     with ExitStack() as stack:
 
         def begin(total: int) -> Callable[[int], None]:
-            context.display.phase("add", f"{path}, {total / (1 << 20):.1f} MiB")
-            return stack.enter_context(context.display.bytes("copying and hashing", total))
+            options.display.phase("add", f"{path}, {total / (1 << 20):.1f} MiB")
+            return stack.enter_context(options.display.bytes("copying and hashing", total))
 
-        added = context.tools.releases.add(path, version=version, checks=checks, engine=engine, begin=begin)
-    context.show(_document(added, ()), f"added {added.version} ({_size(added)}) at {added.path}")
+        added = options.context.releases.add(path, version=version, checks=checks, engine=engine, begin=begin)
+    options.show(_document(added, ()), f"added {added.version} ({_size(added)}) at {added.path}")
 
 
 @release.command("list")
 @shared
-def list_(context: Context) -> None:
+def list_(options: Options) -> None:
     """List the releases of this host, oldest first."""
-    context.recover()
-    releases = context.tools.releases
+    options.recover()
+    releases = options.context.releases
     found = [(one, releases.slots_of(one.version)) for one in releases.list()]
     rows = [
         f"{one.version:<24} {_size(one):>10}  {one.manifest.created_at[:19]}  {' '.join(slots)}" for one, slots in found
     ]
-    context.show(
+    options.show(
         {"releases": [_document(one, slots) for one, slots in found]},
         "\n".join(rows) or "no releases yet: `glmctl release add PATH` imports one",
     )
@@ -64,33 +64,33 @@ def list_(context: Context) -> None:
 @release.command()
 @click.argument("version")
 @shared
-def verify(context: Context, version: str) -> None:
+def verify(options: Options, version: str) -> None:
     """Compare every file of VERSION with its digest."""
-    context.recover()
-    releases = context.tools.releases
-    with context.display.bytes(f"digests of {version}", releases.get(version).manifest.size) as advance:
+    options.recover()
+    releases = options.context.releases
+    with options.display.bytes(f"digests of {version}", releases.get(version).manifest.size) as advance:
         verified = releases.verify(version, advance)
-    context.show(_document(verified, releases.slots_of(version)), f"{version} is as it was added")
+    options.show(_document(verified, releases.slots_of(version)), f"{version} is as it was added")
 
 
 @release.command()
 @click.argument("version")
 @shared
-def remove(context: Context, version: str) -> None:
+def remove(options: Options, version: str) -> None:
     """Delete VERSION; refused while a slot points to it."""
-    context.recover()
-    context.tools.releases.remove(version)
-    context.show({"removed": [version]}, f"removed {version}")
+    options.recover()
+    options.context.releases.remove(version)
+    options.show({"removed": [version]}, f"removed {version}")
 
 
 @release.command()
 @click.option("--keep", type=click.IntRange(min=0), default=3, show_default=True, help="How many of the newest stay.")
 @shared
-def prune(context: Context, keep: int) -> None:
+def prune(options: Options, keep: int) -> None:
     """Delete old releases, but never one that a slot points to."""
-    context.recover()
-    gone = context.tools.releases.prune(keep)
-    context.show({"removed": list(gone)}, f"removed {', '.join(gone)}" if gone else "nothing to remove")
+    options.recover()
+    gone = options.context.releases.prune(keep)
+    options.show({"removed": list(gone)}, f"removed {', '.join(gone)}" if gone else "nothing to remove")
 
 
 def _document(one: Release, slots: tuple[str, ...]) -> dict[str, object]:

@@ -6,7 +6,7 @@ from typing import get_args
 
 import click
 
-from deploy.commands.options import Context, Duration, shared
+from deploy.commands.options import Duration, Options, shared
 from deploy.errors import Refused
 from deploy.journal.journal import Strategy
 from deploy.reports import report
@@ -26,7 +26,7 @@ from deploy.rollout.warmth import is_warm
 )
 @click.option("--drain", type=Duration(), default="120s", show_default=True, help="As in deploy, for a cold rollback.")
 @shared
-def rollback(context: Context, version: str | None, strategy: Strategy | None, drain: float) -> None:
+def rollback(options: Options, version: str | None, strategy: Strategy | None, drain: float) -> None:
     """Go back to the slot that served before, or to VERSION.
 
     While that slot is warm this is the cutover's rename backwards and takes milliseconds; a deploy that bakes, in
@@ -34,18 +34,18 @@ def rollback(context: Context, version: str | None, strategy: Strategy | None, d
     When it is cold it has to load first, like a deploy. What went live by its weights alone goes back by them: the
     model in the live slot is given those that it held before.
     """
-    tools = context.tools
-    idle = tools.slots.version(tools.slots.idle)
-    if not is_warm(tools, tools.slots.idle, version or idle or ""):
-        context.recover()
-    before = inplace.way_back(tools)
+    context = options.context
+    idle = context.slots.version(context.slots.idle)
+    if not is_warm(context, context.slots.idle, version or idle or ""):
+        options.recover()
+    before = inplace.way_back(context)
     wanted = version or before or idle
-    if tools.slots.live is None or wanted is None:
+    if context.slots.live is None or wanted is None:
         raise Refused("there is nothing to go back to", hint="`glmctl status` shows both slots")
-    if tools.slots.version(tools.slots.live) == wanted:
+    if context.slots.version(context.slots.live) == wanted:
         raise Refused(f"{wanted} is live already")
-    preflight.require_units(tools)
+    preflight.require_units(context)
     strategy = strategy or ("weights" if wanted == before else "overlap")  # where no slot has it warm
-    record = roll_back(tools, Plan(wanted, kind="rollback", strategy=strategy, bake=0.0, drain=drain))
-    context.recover()  # a deploy that was killed while it baked ends here
-    context.show(record, report.text(record))
+    record = roll_back(context, Plan(wanted, kind="rollback", strategy=strategy, bake=0.0, drain=drain))
+    options.recover()  # a deploy that was killed while it baked ends here
+    options.show(record, report.text(record))

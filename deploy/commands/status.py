@@ -14,7 +14,7 @@ from rich.console import Console, ConsoleDimensions, Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 
-from deploy.commands.options import Context, shared
+from deploy.commands.options import Options, shared
 from deploy.display import Display
 from deploy.reports import report
 from deploy.reports.dashboard import Dashboard
@@ -27,37 +27,37 @@ _AS_LONG_AS_IT_GETS = 1000  # lines
 @click.command()
 @click.option("--watch", is_flag=True, help="Keep showing it until Ctrl-C; a line per change without a terminal.")
 @shared
-def status(context: Context, watch: bool) -> None:
+def status(options: Options, watch: bool) -> None:
     """Show slots, versions, gates, requests in flight, memory and the last rollout."""
-    context.recover()
-    overview = Overview(context.tools)
+    options.recover()
+    overview = Overview(options.context)
     console = report.stdout()
     is_screen = console.is_terminal and not console.is_dumb_terminal
     if not watch:
         view = overview.look()
-        if context.json:
-            context.show(view.document)
+        if options.json:
+            options.show(view.document)
         else:
             once = ConsoleDimensions(console.width, _AS_LONG_AS_IT_GETS)
             console.print(Dashboard().draw(view, once) if is_screen else _table(view.document))
         return
-    context.display.close()
-    look = partial(_look, context, overview)
+    options.display.close()
+    look = partial(_look, options, overview)
     with suppress(KeyboardInterrupt):
-        if context.json:
+        if options.json:
             _tell(lambda: json.dumps(look().document))
         elif is_screen:
-            context.display = Display(quiet=True)  # the picture shows it
+            options.display = Display(quiet=True)  # the picture shows it
             _draw(console, look)
         else:
             _tell(lambda: _line(look().document))
 
 
-def _look(context: Context, overview: Overview) -> View:
+def _look(options: Options, overview: Overview) -> View:
     """Look; a rollout whose controller died while we watched is ended, as any other call would end it."""
     view = overview.look()
     under_way = view.record is not None and view.record.outcome is None
-    return overview.look() if under_way and context.recover() else view
+    return overview.look() if under_way and options.recover() else view
 
 
 def _draw(console: Console, look: Callable[[], View]) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from deploy.errors import GlmError
 from deploy.host import SLOTS
 from deploy.journal.accounts import current
-from deploy.rollout.plan import Tools
+from deploy.rollout.plan import Context
 from deploy.rollout.preflight import require_units
 from deploy.rollout.slot_client import PublicSocket
 
@@ -25,55 +25,55 @@ class Finding:
     mend: str | None = None
 
 
-def examine(tools: Tools) -> list[Finding]:
+def examine(context: Context) -> list[Finding]:
     """Look at units, sockets, links, releases and disks, in the order in which they depend on each other."""
     try:
-        require_units(tools)
+        require_units(context)
     except GlmError as error:
         return [Finding(good=False, what=str(error), mend=error.hint)]
-    return [Finding(good=True, what="units are installed"), *_service(tools), *_disks(tools)]
+    return [Finding(good=True, what="units are installed"), *_service(context), *_disks(context)]
 
 
-def _service(tools: Tools) -> Iterator[Finding]:
-    systemctl = " ".join(tools.systemd.argv()[:-1])
-    socket = tools.systemd.state("glm.socket")
+def _service(context: Context) -> Iterator[Finding]:
+    systemctl = " ".join(context.systemd.argv()[:-1])
+    socket = context.systemd.state("glm.socket")
     if socket.active == "active":
-        yield Finding(good=True, what=f"glm.socket listens on {tools.systemd.listen()}")
+        yield Finding(good=True, what=f"glm.socket listens on {context.systemd.listen()}")
     else:
         yield Finding(good=False, what=f"glm.socket is {socket.active}", mend=f"{systemctl} start glm.socket")
     for slot in SLOTS:
-        target = tools.slots.target(slot)
-        if target and not (tools.host.root / target / "release.json").exists():
+        target = context.slots.target(slot)
+        if target and not (context.host.root / target / "release.json").exists():
             yield Finding(
                 good=False, what=f"{slot} leads to {target}, which is no release", mend="deploy another version"
             )
-    live = tools.slots.live
+    live = context.slots.live
     if live is None:
         yield Finding(good=False, what="no slot is live", mend="glmctl release add PATH; glmctl deploy VERSION")
         return
-    one = current(tools.host, live)
+    one = current(context.host, live)
     if one is None or not one.serves:
-        unit = tools.host.unit(live)
+        unit = context.host.unit(live)
         yield Finding(
             good=False,
-            what=f"{live} is live but does not serve ({tools.systemd.state(unit).status or 'it says nothing'})",
+            what=f"{live} is live but does not serve ({context.systemd.state(unit).status or 'it says nothing'})",
             mend=f"{systemctl} start {unit}; glmctl rollback",
         )
         return
-    listen = tools.systemd.listen()
+    listen = context.systemd.listen()
     answered = PublicSocket(listen).slot() if listen else None
     yield Finding(
         good=answered == live,
         what=f"{live} is live with {one.version}; the public socket was answered by {answered or 'nobody'}",
-        mend=None if answered == live else f"{systemctl} status {tools.host.unit(live)}",
+        mend=None if answered == live else f"{systemctl} status {context.host.unit(live)}",
     )
-    idle = current(tools.host, tools.slots.idle)
+    idle = current(context.host, context.slots.idle)
     if idle is not None and idle.gate == "open":
         yield Finding(good=False, what=f"{idle.slot} takes connections too", mend=f"{systemctl} stop glm@{idle.slot}")
 
 
-def _disks(tools: Tools) -> Iterator[Finding]:
-    for path in sorted({tools.host.root, tools.host.state}):
+def _disks(context: Context) -> Iterator[Finding]:
+    for path in sorted({context.host.root, context.host.state}):
         free = shutil.disk_usage(path).free if path.exists() else 0
         yield Finding(
             good=free >= _LOW,

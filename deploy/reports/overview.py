@@ -15,7 +15,7 @@ from deploy.journal.journal import Journal, Record, now, seconds_between
 from deploy.policy import Limits
 from deploy.reports import report
 from deploy.rollout.canary_file import Share
-from deploy.rollout.plan import Tools
+from deploy.rollout.plan import Context
 
 __all__ = ["Overview", "View"]
 
@@ -39,18 +39,18 @@ class View:
 class Overview:
     """Looks again and again; what it has read of the rings is kept between two looks."""
 
-    def __init__(self, tools: Tools) -> None:
-        self._tools = tools
+    def __init__(self, context: Context) -> None:
+        self._context = context
         self._listen: str | None = None
         self._paces: dict[str, Pace] = {}
 
     def look(self) -> View:
         """Look at everything once."""
-        tools = self._tools
-        self._listen = self._listen or tools.systemd.listen()
-        last = Journal(tools.host).last()
+        context = self._context
+        self._listen = self._listen or context.systemd.listen()
+        last = Journal(context.host).last()
         document = {
-            "live": tools.slots.live,
+            "live": context.slots.live,
             "listen": self._listen,
             "slots": {slot: self._slot(slot) for slot in SLOTS},
             "rollout": last.model_dump(exclude={"receipt"}) | {"phase": last.phase} if last else None,
@@ -60,10 +60,10 @@ class Overview:
         return View(document, last, self._so_far(last) if last else None, recent)
 
     def _slot(self, slot: str) -> dict[str, Any]:
-        tools = self._tools
-        one = current(tools.host, slot)
-        unit = tools.systemd.state(tools.host.unit(slot))
-        version = tools.slots.version(slot)
+        context = self._context
+        one = current(context.host, slot)
+        unit = context.systemd.state(context.host.unit(slot))
+        version = context.slots.version(slot)
         pace = self._pace(slot, one)
         return {
             "version": one.version if one and one.ready else version,
@@ -87,13 +87,13 @@ class Overview:
             self._paces.pop(slot, None)
             return None
         if slot not in self._paces or self._paces[slot].version != one.version:
-            self._paces[slot] = Pace(self._tools.host, slot, one.version)
+            self._paces[slot] = Pace(self._context.host, slot, one.version)
         self._paces[slot].look()
         return self._paces[slot]
 
     def _share(self, slot: str) -> float:
         """What share of the requests it answers, in percent."""
-        canary, live = Share(self._tools.host), self._tools.slots.live
+        canary, live = Share(self._context.host), self._context.slots.live
         given = canary.weight if canary.slot not in {None, live} else None
         if slot == live:
             return 100 - (given or 0.0)
@@ -101,8 +101,8 @@ class Overview:
 
     def _mirror(self, slot: str) -> float:
         """What share of the live slot's requests it is asked too, in percent."""
-        canary = Share(self._tools.host)
-        return canary.mirror if canary.slot == slot != self._tools.slots.live else 0.0
+        canary = Share(self._context.host)
+        return canary.mirror if canary.slot == slot != self._context.slots.live else 0.0
 
     def _so_far(self, record: Record) -> Verdict | None:
         ours = self._paces.get(record.slot)

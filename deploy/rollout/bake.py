@@ -19,7 +19,7 @@ def bake(rollout: Rollout) -> None:
         return
     waits = "can be loaded again" if rollout.swaps else "stays warm"
     rollout.enter("bake", f"{rollout.old} {waits} for {rollout.plan.bake:g} s")
-    wish = Wish(rollout.tools, rollout.entry.record)
+    wish = Wish(rollout.context, rollout.entry.record)
     judge = Judge(rollout, "bake")
     deadline = time.monotonic() + rollout.plan.bake
     look_at_unit = time.monotonic()
@@ -38,7 +38,7 @@ def bake(rollout: Rollout) -> None:
             if now >= deadline:
                 rollout.enter("retire", f"{rollout.old} finishes what it began")
                 return
-        rollout.tools.display.progress(f"{deadline - now:.0f} s left, {in_flight(rollout)} in flight, {judge}")
+        rollout.context.display.progress(f"{deadline - now:.0f} s left, {in_flight(rollout)} in flight, {judge}")
         time.sleep(min(LOOK, max(0.0, deadline - now)))
 
 
@@ -46,6 +46,6 @@ def bake(rollout: Rollout) -> None:
 def _entrusted(rollout: Rollout) -> Iterator[None]:
     """A moment in which nobody else may rename `live`; raises Worse if somebody did before."""
     with rollout.entry.journal.switching():
-        if rollout.tools.slots.live != rollout.candidate:
+        if rollout.context.slots.live != rollout.candidate:
             raise Worse("the operator rolled it back", by_operator=True)
         yield

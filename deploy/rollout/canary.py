@@ -13,7 +13,7 @@ from deploy.rollout.waiting import LOOK_AT_UNIT, in_flight, require_healthy
 
 def canary(rollout: Rollout) -> None:
     """Let the candidate answer a growing share of the requests; raises Worse when it should answer no more."""
-    plan, share = rollout.plan, Share(rollout.tools.host)
+    plan, share = rollout.plan, Share(rollout.context.host)
     if rollout.old is None:
         return
     for number, weight in enumerate(plan.shares, start=1):
@@ -28,6 +28,6 @@ def canary(rollout: Rollout) -> None:
             require_healthy(rollout)
             judge.look()
             left = "`glmctl promote` or `abort`" if deadline is None else f"{deadline - time.monotonic():.0f} s left"
-            rollout.tools.display.progress(f"{left}, {in_flight(rollout)} in flight there, {judge}")
+            rollout.context.display.progress(f"{left}, {in_flight(rollout)} in flight there, {judge}")
             time.sleep(LOOK_AT_UNIT)
         judge.conclude()

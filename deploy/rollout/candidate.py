@@ -19,63 +19,63 @@ from deploy.rollout.warmth import is_warm
 
 def prepare(rollout: Rollout) -> None:
     """Let the idle slot lead to the release, with nobody serving from it but that release itself."""
-    tools, version = rollout.tools, rollout.plan.version
+    context, version = rollout.context, rollout.plan.version
     rollout.enter("prepare", f"{rollout.candidate} -> {version}")
-    tools.errands.warm_no_longer()
-    if tools.systemd.state("glm.socket").active != "active":
-        tools.systemd.start("glm.socket")
-    if is_warm(tools, rollout.candidate, version):
+    context.errands.warm_no_longer()
+    if context.systemd.state("glm.socket").active != "active":
+        context.systemd.start("glm.socket")
+    if is_warm(context, rollout.candidate, version):
         return
-    tools.systemd.stop(rollout.unit)
-    tools.slots.point(rollout.candidate, release_target(version))
+    context.systemd.stop(rollout.unit)
+    context.slots.point(rollout.candidate, release_target(version))
 
 
 def start(rollout: Rollout) -> None:
     """Start the candidate's unit; it returns from that when every worker is ready."""
-    tools, plan = rollout.tools, rollout.plan
+    context, plan = rollout.context, rollout.plan
     rollout.enter("start", f"{rollout.unit} loads {plan.version}")
-    if is_warm(tools, rollout.candidate, plan.version):
-        tools.display.progress("it is still warm")
+    if is_warm(context, rollout.candidate, plan.version):
+        context.display.progress("it is still warm")
         return
-    known = {one.generation for one in generations(tools.host, rollout.candidate)}
+    known = {one.generation for one in generations(context.host, rollout.candidate)}
     deadline = time.monotonic() + plan.deadline if rollout.swaps else None
-    with closing(tools.systemd.starting(rollout.unit)) as job:
+    with closing(context.systemd.starting(rollout.unit)) as job:
         while not job.done:
-            born = born_since(tools.host, rollout.candidate, known)
+            born = born_since(context.host, rollout.candidate, known)
             load = born[-1].load if born else "starting"
             if deadline is not None and time.monotonic() >= deadline:
                 raise NotReady(f"{plan.version} was not ready after {plan.deadline:g} s (it was at: {load})")
-            tools.display.progress(load + (", clients wait" if rollout.swaps else ""))
+            context.display.progress(load + (", clients wait" if rollout.swaps else ""))
             time.sleep(LOOK)
     if not job.succeeded:
-        born = born_since(tools.host, rollout.candidate, known)
+        born = born_since(context.host, rollout.candidate, known)
         raise NotReady(
             f"{plan.version} did not become ready: {_why(rollout, born)}",
-            hint=f"its log: journalctl {'--user ' if tools.host.user else ''}-u {rollout.unit}",
+            hint=f"its log: journalctl {'--user ' if context.host.user else ''}-u {rollout.unit}",
         )
 
 
 def verify(rollout: Rollout) -> None:
     """Ask the release's checks once more, from outside, through the candidate's own door."""
     version = rollout.plan.version
-    release = rollout.tools.releases.get(version)
+    release = rollout.context.releases.get(version)
     count = len(release.manifest.checks) or 1
     rollout.enter("verify", f"{count} check{'s' if count > 1 else ''} through {rollout.candidate}'s door")
-    if (answers := Door(rollout.tools.host, rollout.candidate).version()) != version:
+    if (answers := Door(rollout.context.host, rollout.candidate).version()) != version:
         raise NotReady(f"{rollout.candidate} serves {answers} instead of {version}")
-    ask_checks(rollout.tools, release, rollout.candidate)
+    ask_checks(rollout.context, release, rollout.candidate)
 
 
 def undo(rollout: Rollout) -> None:
     """Before cutover is done: stop the candidate and leave the host as it was."""
-    tools = rollout.tools
-    Share(tools.host).end()
-    if rollout.old and tools.slots.live == rollout.candidate:
-        tools.slots.go_live(rollout.old)
+    context = rollout.context
+    Share(context.host).end()
+    if rollout.old and context.slots.live == rollout.candidate:
+        context.slots.go_live(rollout.old)
     if rollout.entry.record.phase == "preflight":
         return
-    tools.systemd.stop(rollout.unit)
-    tools.slots.point(rollout.candidate, rollout.entry.record.slot_held)
+    context.systemd.stop(rollout.unit)
+    context.slots.point(rollout.candidate, rollout.entry.record.slot_held)
     if rollout.swaps and rollout.old:
         revive(rollout, rollout.old)
 
@@ -83,7 +83,7 @@ def undo(rollout: Rollout) -> None:
 def _why(rollout: Rollout, born: list[Generation]) -> str:
     if born and born[-1].error:
         return born[-1].error
-    unit = rollout.tools.systemd.state(rollout.unit)
+    unit = rollout.context.systemd.state(rollout.unit)
     if unit.status.startswith("failed: "):
         return unit.status.removeprefix("failed: ")
     last = f" (it was at: {unit.status})" if unit.status else ""

@@ -23,7 +23,7 @@ def cutover(rollout: Rollout) -> None:
     if rollout.old:
         rollout.probe.begin()
     with rollout.entry.journal.switching():
-        share = Share(rollout.tools.host)
+        share = Share(rollout.context.host)
         if (rollout.plan.canary or rollout.plan.mirror) and rollout.old and share.weight is None:
             raise Worse("the operator aborted it", by_operator=True)
         _go(rollout, rollout.candidate)
@@ -54,10 +54,10 @@ def switch_back(rollout: Rollout) -> None:
 
 def _go(rollout: Rollout, slot: str) -> None:
     """Rename `live`, then ask the public socket until the slot it names has answered."""
-    listen = rollout.tools.systemd.listen()
+    listen = rollout.context.systemd.listen()
     public = PublicSocket(listen) if listen else None
     began = time.monotonic()
-    rollout.tools.slots.go_live(slot)
+    rollout.context.slots.go_live(slot)
     while public and time.monotonic() - began < _SWITCH:
         rollout.probes += 1
         if public.slot() == slot:
@@ -67,7 +67,7 @@ def _go(rollout: Rollout, slot: str) -> None:
 
 
 def _require_open(rollout: Rollout) -> None:
-    if not wait_for(lambda: gate_follows(rollout.tools.host, rollout.candidate), _SWITCH):
+    if not wait_for(lambda: gate_follows(rollout.context.host, rollout.candidate), _SWITCH):
         if rollout.old:
-            rollout.tools.slots.go_live(rollout.old)
+            rollout.context.slots.go_live(rollout.old)
         raise NotReady(f"{rollout.candidate} did not open its gate within {_SWITCH:.0f} s")

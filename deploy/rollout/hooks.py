@@ -29,22 +29,22 @@ def run(rollout: Rollout, when: When) -> None:
     Raises NotReady if one of `pre_cutover` fails; what others do only gets a line.
     """
     try:
-        hooks = Policy.of(rollout.tools.host).hooks
+        hooks = Policy.of(rollout.context.host).hooks
     except Refused as error:
         if when == "pre_cutover":
             raise
-        rollout.tools.display.line(f"[yellow]note[/] no {when} hooks: {error}")  # too late to refuse anything
+        rollout.context.display.line(f"[yellow]note[/] no {when} hooks: {error}")  # too late to refuse anything
         return
     for command in getattr(hooks, when):
-        rollout.tools.display.progress(f"{when}: {command}")
+        rollout.context.display.progress(f"{when}: {command}")
         ran = _run(command, when, rollout, hooks.timeout)
         rollout.entry.record.hooks.append(ran)
         if ran.code == 0:
             continue
         failed = f"the {when} hook `{command}` {ran.how}" + (f": {ran.said}" if ran.said else "")
         if when == "pre_cutover":
-            raise NotReady(failed, hint=f"{rollout.tools.host.policy} names it")
-        rollout.tools.display.line(f"[yellow]note[/] {failed}")
+            raise NotReady(failed, hint=f"{rollout.context.host.policy} names it")
+        rollout.context.display.line(f"[yellow]note[/] {failed}")
 
 
 def _run(command: str, when: When, rollout: Rollout, timeout: float) -> HookRun:

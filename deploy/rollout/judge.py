@@ -48,8 +48,8 @@ class Judge:
             limits = limits.model_copy(update={"p95_margin": limits.bake_p95_margin})
         self._comparison = Comparison(limits, windows=len(rollout.plan.canary) + 1, times_from=self._times_from)
         record = rollout.entry.record
-        self._ours = Samples(rollout.tools.host, rollout.candidate, record.version)
-        self._theirs = Samples(rollout.tools.host, rollout.old or "", record.previous or "")
+        self._ours = Samples(rollout.context.host, rollout.candidate, record.version)
+        self._theirs = Samples(rollout.context.host, rollout.old or "", record.previous or "")
 
     def look(self) -> None:
         """Compare what has come so far, ask the checks when it is time; raises Worse."""
@@ -90,9 +90,9 @@ class Judge:
         self._comparison.candidate.samples += [one for one in ours if one.at >= self._counts_from]
 
     def _ask_checks(self) -> None:
-        tools = self._rollout.tools
+        context = self._rollout.context
         try:
-            ask_checks(tools, tools.releases.get(self._rollout.plan.version), self._rollout.candidate)
+            ask_checks(context, context.releases.get(self._rollout.plan.version), self._rollout.candidate)
         except NotReady as error:
             reason = f"asked again, {error}"
             self._end("worse", reason)

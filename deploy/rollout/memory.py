@@ -16,7 +16,7 @@ from deploy.journal.accounts import current
 from deploy.policy import Policy
 from deploy.releases.checkpoint import tensors
 from deploy.releases.store import Release
-from deploy.rollout.plan import Plan, Tools
+from deploy.rollout.plan import Context, Plan
 
 __all__ = ["Need", "need", "require"]
 
@@ -97,27 +97,28 @@ def _sizes(path: Path) -> tuple[_Text, str]:
     return _Text.model_validate(text), str(config.get("dtype") or text.get("dtype"))
 
 
-def require(tools: Tools, plan: Plan) -> Need:
+def require(context: Context, plan: Plan) -> Need:
     """Refuse a release that does not fit, with the figures and the way out; returns what it needs."""
-    release = tools.releases.get(plan.version)
-    workers = _workers(tools)
+    release = context.releases.get(plan.version)
+    workers = _workers(context)
     device = _device(release)
     wanted = need(release, workers=workers, device=device)
     if plan.strategy == "weights":
         wanted = Need(wanted.weights, 0, 0)  # they are read beside those in use; the rest is there
-    live = tools.slots.live
-    one = current(tools.host, live) if live else None
+    live = context.slots.live
+    one = current(context.host, live) if live else None
     held = _held([worker.pid for worker in one.living], device) if one else 0
-    budget = Policy.of(tools.host).memory.limit
+    budget = Policy.of(context.host).memory.limit
     free = _free(device, workers)
     if budget is not None:
         free = min(free, max(0, budget - held))
     room = free + held if plan.strategy == "swap" else free
-    most = _most(tools, plan)
+    most = _most(context, plan)
     if wanted.total > most:
+        unit = context.host.unit(context.slots.idle)
         raise Refused(
-            f"{plan.version} needs {wanted}; MemoryMax= of {tools.host.unit(tools.slots.idle)} allows {_size(most)}",
-            hint=f"systemctl {'--user ' if tools.host.user else ''}edit glm@.service",
+            f"{plan.version} needs {wanted}; MemoryMax= of {unit} allows {_size(most)}",
+            hint=f"systemctl {'--user ' if context.host.user else ''}edit glm@.service",
         )
     if wanted.total <= room:
         return wanted
@@ -129,15 +130,15 @@ def require(tools: Tools, plan: Plan) -> Need:
     raise Refused(f"{plan.version} needs {wanted}; {_size(room)} are free on the {device}{beside}", hint=hint)
 
 
-def _workers(tools: Tools) -> int:
-    said = tools.host.setting("WORKERS") or "1"
+def _workers(context: Context) -> int:
+    said = context.host.setting("WORKERS") or "1"
     return max(1, int(said)) if said.isdigit() else 1
 
 
-def _most(tools: Tools, plan: Plan) -> float:
+def _most(context: Context, plan: Plan) -> float:
     """What the candidate's unit may take."""
-    slot = tools.slots.idle if plan.strategy != "weights" else tools.slots.live or tools.slots.idle
-    said = tools.systemd.memory_max(tools.host.unit(slot))
+    slot = context.slots.idle if plan.strategy != "weights" else context.slots.live or context.slots.idle
+    said = context.systemd.memory_max(context.host.unit(slot))
     return float("inf") if said is None else said
 
 

@@ -21,7 +21,7 @@ _SETTLE = 0.1  # seconds for the last state files to be written
 
 
 @dataclass(frozen=True)
-class Tools:
+class Context:
     """What a rollout works with."""
 
     host: Host
@@ -78,7 +78,7 @@ class Plan:
 class Rollout:
     """A plan under way: who is candidate, who was live, and where it is written down."""
 
-    tools: Tools
+    context: Context
     plan: Plan
     entry: Entry
     candidate: str
@@ -88,7 +88,7 @@ class Rollout:
     was_cut: DrainCut | None = None
 
     def __post_init__(self) -> None:
-        self.probe = Probe(self.tools.systemd.listen)
+        self.probe = Probe(self.context.systemd.listen)
 
     @property
     def swaps(self) -> bool:
@@ -100,44 +100,44 @@ class Rollout:
         self.was_cut = DrainCut.of(in_flight, slot, self.plan.drain)
 
     @classmethod
-    def begin(cls, tools: Tools, plan: Plan, entry: Entry) -> Rollout:
+    def begin(cls, context: Context, plan: Plan, entry: Entry) -> Rollout:
         """Look at the host as it is before anything is touched."""
-        old = tools.slots.live
+        old = context.slots.live
         candidate = entry.record.slot
         entry.record.previous_slot = old
-        entry.record.previous = tools.slots.version(old) if old else None
-        entry.record.slot_held = tools.slots.target(candidate)
+        entry.record.previous = context.slots.version(old) if old else None
+        entry.record.slot_held = context.slots.target(candidate)
         entry.record.canary = list(plan.shares) if old and plan.kind == "deploy" else []
         entry.record.step = plan.step if entry.record.canary else None
         entry.record.bake = plan.bake if old and plan.kind == "deploy" else None
-        before = receipts.snapshot(tools.host)
+        before = receipts.snapshot(context.host)
         entry.journal.keep_before(entry.record.id, before)
-        return cls(tools, plan, entry, candidate, old, before)
+        return cls(context, plan, entry, candidate, old, before)
 
     @classmethod
-    def resume(cls, tools: Tools, plan: Plan, entry: Entry) -> Rollout:
+    def resume(cls, context: Context, plan: Plan, entry: Entry) -> Rollout:
         """Take up what a controller that died has written down; the receipt covers what it did, too."""
         record = entry.record
         before = entry.journal.before(record.id)
         if before is None:
-            before = receipts.snapshot(tools.host)
-        return cls(tools, plan, entry, record.slot, record.previous_slot, before)
+            before = receipts.snapshot(context.host)
+        return cls(context, plan, entry, record.slot, record.previous_slot, before)
 
     def enter(self, phase: Phase, text: str) -> None:
         """Write down that `phase` begins, then tell whoever watches."""
         self.entry.enter(phase)
-        self.tools.display.phase(phase, text)
+        self.context.display.phase(phase, text)
 
     def end(self, outcome: str, *, reason: str | None = None) -> Record:
         """Draw up the receipt and close the record."""
         self.probe.end()
         if self.swaps:
-            self.tools.errands.unguard()
+            self.context.errands.unguard()
         if self.probe.longest_ms is not None:
             self.entry.record.pause_ms = self.probe.longest_ms
         time.sleep(_SETTLE)
         account = receipts.draw_up(
-            self.before, receipts.snapshot(self.tools.host), probes=self.probes + self.probe.asked
+            self.before, receipts.snapshot(self.context.host), probes=self.probes + self.probe.asked
         )
         self.entry.end(outcome, reason=reason, receipt=account)
         return self.entry.record
@@ -145,4 +145,4 @@ class Rollout:
     @property
     def unit(self) -> str:
         """The candidate's unit."""
-        return self.tools.host.unit(self.candidate)
+        return self.context.host.unit(self.candidate)

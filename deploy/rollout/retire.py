@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from deploy.errors import DrainCut
-from deploy.rollout.plan import Rollout, Tools
+from deploy.rollout.plan import Context, Rollout
 from deploy.rollout.waiting import LOOK, holding, wait_for
 
 _CUT = 10.0  # seconds for a slot that was told to leave now
@@ -13,34 +13,34 @@ _CUT = 10.0  # seconds for a slot that was told to leave now
 
 def retire(rollout: Rollout) -> None:
     """See the old slot off, or leave that to a timer while it is to be kept warm. Raises DrainCut."""
-    plan, tools = rollout.plan, rollout.tools
+    plan, context = rollout.plan, rollout.context
     if rollout.old is None:
         return
     if plan.keep_warm and not rollout.swaps:
-        tools.errands.keep_warm(rollout.old, rollout.entry.record.previous or "", plan.keep_warm)
-        tools.display.line(f"{'':10}{rollout.old} stays warm for {plan.keep_warm:g} s; `glmctl retire` ends that")
+        context.errands.keep_warm(rollout.old, rollout.entry.record.previous or "", plan.keep_warm)
+        context.display.line(f"{'':10}{rollout.old} stays warm for {plan.keep_warm:g} s; `glmctl retire` ends that")
         return
-    see_off(tools, rollout.old, plan.drain)
+    see_off(context, rollout.old, plan.drain)
     if rollout.was_cut:
         raise rollout.was_cut
 
 
-def see_off(tools: Tools, slot: str, drain_for: float) -> None:
+def see_off(context: Context, slot: str, drain_for: float) -> None:
     """Let `slot` finish, then stop its unit, whatever happens. Raises DrainCut."""
     try:
-        drain(tools, slot, drain_for)
+        drain(context, slot, drain_for)
     finally:
-        tools.systemd.stop(tools.host.unit(slot))
+        context.systemd.stop(context.host.unit(slot))
 
 
-def drain(tools: Tools, slot: str, seconds: float) -> None:
+def drain(context: Context, slot: str, seconds: float) -> None:
     """Wait until `slot` holds no connection and no request; at the deadline cut what is left and raise DrainCut."""
     deadline = time.monotonic() + seconds
-    while held := holding(tools.host, slot):
+    while held := holding(context.host, slot):
         in_flight = sum(one.in_flight for one in held)
         if time.monotonic() >= deadline:
-            tools.systemd.kill_main(tools.host.unit(slot), "QUIT")
-            wait_for(lambda: not holding(tools.host, slot), _CUT)
+            context.systemd.kill_main(context.host.unit(slot), "QUIT")
+            wait_for(lambda: not holding(context.host, slot), _CUT)
             raise DrainCut.of(in_flight, slot, seconds)
-        tools.display.progress(f"{in_flight} in flight, {sum(one.connections for one in held)} connections")
+        context.display.progress(f"{in_flight} in flight, {sum(one.connections for one in held)} connections")
         time.sleep(LOOK)

@@ -6,7 +6,7 @@ import time
 
 from deploy.errors import GlmError
 from deploy.journal.journal import Journal, Record
-from deploy.rollout.plan import Tools
+from deploy.rollout.plan import Context
 
 _LOOK = 0.2
 
@@ -14,9 +14,9 @@ _LOOK = 0.2
 class Wish:
     """`<runtime>/rollback` holds the id of the rollout that is to go back; it is gone after a reboot."""
 
-    def __init__(self, tools: Tools, record: Record) -> None:
-        self._tools, self._id = tools, record.id
-        self._path = tools.host.runtime / "rollback"
+    def __init__(self, context: Context, record: Record) -> None:
+        self._context, self._id = context, record.id
+        self._path = context.host.runtime / "rollback"
 
     @property
     def is_made(self) -> bool:
@@ -28,12 +28,12 @@ class Wish:
 
     def come_true(self) -> Record:
         """Ask the rollout to go back and wait until it has; raises GlmError when its controller dies of it."""
-        journal = Journal(self._tools.host)
+        journal = Journal(self._context.host)
         self._path.write_text(self._id)
         while (record := journal.find(self._id)) and record.outcome is None:
             if not journal.is_locked:
                 raise GlmError("the rollout that bakes has died", hint="`glmctl status` ends it")
-            self._tools.display.progress(f"the deploy of {record.version} goes back: {record.phase}")
+            self._context.display.progress(f"the deploy of {record.version} goes back: {record.phase}")
             time.sleep(_LOOK)
         self._path.unlink(missing_ok=True)
         if record is None:

@@ -8,21 +8,23 @@ from deploy.errors import DrainCut, GlmError, NotReady, Refused, RolledBack, Wor
 from deploy.journal.journal import Journal, Record, begin
 from deploy.rollout import hooks, phases
 from deploy.rollout import weights as inplace
-from deploy.rollout.plan import Plan, Rollout, Tools
+from deploy.rollout.plan import Context, Plan, Rollout
 from deploy.rollout.rollback_request import Wish
 from deploy.rollout.warmth import is_warm
 
 
-def deploy(tools: Tools, plan: Plan) -> Record:
+def deploy(context: Context, plan: Plan) -> Record:
     """Bring `plan.version` up beside the live slot, prove it, move every client over, and see the old one off.
 
     Raises Refused, NotReady (live untouched), RolledBack, DrainCut, Locked.
     """
     if plan.strategy == "weights":
-        return inplace.deploy(tools, plan)
-    journal = Journal(tools.host)
+        return inplace.deploy(context, plan)
+    journal = Journal(context.host)
     with journal.lock():
-        rollout = Rollout.begin(tools, plan, begin(journal, plan.kind, plan.version, tools.slots.idle, plan.strategy))
+        rollout = Rollout.begin(
+            context, plan, begin(journal, plan.kind, plan.version, context.slots.idle, plan.strategy)
+        )
         try:
             phases.preflight(rollout)
             phases.prepare(rollout)
@@ -61,24 +63,24 @@ def go_back(rollout: Rollout) -> None:
     """The candidate turned out worse: the cutover backwards, and the candidate's end."""
     phases.rollback(rollout)
     with suppress(DrainCut):
-        phases.see_off(rollout.tools, rollout.candidate, rollout.plan.drain)
+        phases.see_off(rollout.context, rollout.candidate, rollout.plan.drain)
 
 
-def rollback(tools: Tools, plan: Plan) -> Record:
+def rollback(context: Context, plan: Plan) -> Record:
     """Go back to the slot that served before: by one rename where it is warm, else by bringing it up again.
 
     A deploy that bakes meanwhile, in another terminal, ends with it. Raises Refused, NotReady, Locked.
     """
-    journal = Journal(tools.host)
-    if not is_warm(tools, tools.slots.idle, plan.version):
+    journal = Journal(context.host)
+    if not is_warm(context, context.slots.idle, plan.version):
         swapped = next(
             (one for one in journal.unfinished() if one.phase == "bake" and one.previous == plan.version), None
         )
-        return Wish(tools, swapped).come_true() if swapped and journal.is_locked else deploy(tools, plan)
+        return Wish(context, swapped).come_true() if swapped and journal.is_locked else deploy(context, plan)
     with journal.switching():
-        baking = any(one.phase == "bake" and one.slot == tools.slots.live for one in journal.unfinished())
+        baking = any(one.phase == "bake" and one.slot == context.slots.live for one in journal.unfinished())
         with nullcontext() if baking else journal.lock():
-            back = Rollout.begin(tools, plan, begin(journal, "rollback", plan.version, tools.slots.idle))
+            back = Rollout.begin(context, plan, begin(journal, "rollback", plan.version, context.slots.idle))
             phases.switch_back(back)
             hooks.run(back, "on_rollback")
             return back.end("done")

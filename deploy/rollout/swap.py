@@ -25,15 +25,15 @@ def vacate(rollout: Rollout) -> None:
     if not rollout.swaps or rollout.old is None:
         return
     rollout.enter("vacate", f"{rollout.old} finishes what it began and frees its memory; clients wait from now on")
-    rollout.tools.errands.guard()
+    rollout.context.errands.guard()
     rollout.probe.begin()
     leave(rollout, rollout.old)
 
 
 def leave(rollout: Rollout, slot: str) -> None:
     """Send the workers of `slot` home (WINCH) and wait until they are gone; at the drain deadline they are cut off."""
-    tools = rollout.tools
-    tools.systemd.kill_main(tools.host.unit(slot), "WINCH")
+    context = rollout.context
+    context.systemd.kill_main(context.host.unit(slot), "WINCH")
     deadline = time.monotonic() + rollout.plan.drain
     while workers := _workers(rollout, slot):
         in_flight = sum(worker.in_flight for worker in workers)
@@ -44,32 +44,32 @@ def leave(rollout: Rollout, slot: str) -> None:
             wait_for(lambda: not _workers(rollout, slot), _CUT)
             rollout.cut(in_flight, slot)
             return
-        tools.display.progress(f"{in_flight} in flight, {sum(worker.connections for worker in workers)} connections")
+        context.display.progress(f"{in_flight} in flight, {sum(worker.connections for worker in workers)} connections")
         time.sleep(LOOK)
 
 
 def revive(rollout: Rollout, slot: str) -> None:
     """Bring the workers of a vacated slot back (HUP), or its unit if that ended, and wait until it serves."""
-    tools = rollout.tools
-    unit = tools.host.unit(slot)
-    one = current(tools.host, slot)
+    context = rollout.context
+    unit = context.host.unit(slot)
+    one = current(context.host, slot)
     if one is not None and one.serves and all(worker.phase != "leaving" for worker in one.living):
         return
     leave(rollout, slot)  # what still leaves has to be gone before the same is loaded again
-    tools.display.line(f"{'':10}{unit} loads {tools.slots.version(slot)} again")
+    context.display.line(f"{'':10}{unit} loads {context.slots.version(slot)} again")
     deadline, ask_at = time.monotonic() + _LOADS, 0.0
-    while (one := current(tools.host, slot)) is None or not one.serves:
+    while (one := current(context.host, slot)) is None or not one.serves:
         if time.monotonic() >= deadline:
             raise GlmError(f"{unit} does not serve again", hint=f"its log: journalctl -u {unit}")
         if time.monotonic() >= ask_at and not (one and one.living):
             ask_at = time.monotonic() + LOOK_AT_UNIT * 4
-            if tools.systemd.state(unit).active == "active":
-                tools.systemd.kill_main(unit, "HUP")
+            if context.systemd.state(unit).active == "active":
+                context.systemd.kill_main(unit, "HUP")
             else:
-                tools.systemd.start_later(unit)
-        tools.display.progress(f"{one.load if one else 'starting'}, clients wait")
+                context.systemd.start_later(unit)
+        context.display.progress(f"{one.load if one else 'starting'}, clients wait")
         time.sleep(LOOK)
 
 
 def _workers(rollout: Rollout, slot: str) -> list[Worker]:
-    return [worker for one in generations(rollout.tools.host, slot) for worker in one.living]
+    return [worker for one in generations(rollout.context.host, slot) for worker in one.living]

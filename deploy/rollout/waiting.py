@@ -26,8 +26,8 @@ def wait_for(condition: Callable[[], bool], seconds: float) -> bool:
 
 def require_healthy(rollout: Rollout) -> None:
     """Raise Worse when the candidate, which has requests, cannot answer them any more."""
-    unit = rollout.tools.systemd.state(rollout.unit)
-    one = current(rollout.tools.host, rollout.candidate)
+    unit = rollout.context.systemd.state(rollout.unit)
+    one = current(rollout.context.host, rollout.candidate)
     if unit.active not in {"active", "reloading"}:
         raise Worse(f"{rollout.unit} is {unit.active} ({unit.result})")
     if one is None or not one.serves:
@@ -36,7 +36,7 @@ def require_healthy(rollout: Rollout) -> None:
 
 def in_flight(rollout: Rollout) -> int:
     """Requests that the candidate answers now."""
-    one = current(rollout.tools.host, rollout.candidate)
+    one = current(rollout.context.host, rollout.candidate)
     return one.in_flight if one else 0
 
 

@@ -15,7 +15,7 @@ from deploy.journal.accounts import Generation, Report, Worker, current, generat
 from deploy.journal.journal import Journal, Record, begin
 from deploy.releases.compatibility import require_same
 from deploy.rollout import hooks
-from deploy.rollout.plan import Plan, Rollout, Tools
+from deploy.rollout.plan import Context, Plan, Rollout
 from deploy.rollout.preflight import preflight
 from deploy.rollout.slots import release_target
 from deploy.rollout.weights_order import Order, settle
@@ -28,15 +28,15 @@ _PATIENCE = 60.0  # seconds without a sign of progress from any worker
 _OVERLAP = "`--strategy overlap` brings it up in the other slot"
 
 
-def deploy(tools: Tools, plan: Plan) -> Record:
+def deploy(context: Context, plan: Plan) -> Record:
     """Give the live slot's model the weights of `plan.version`.
 
     Raises Refused, NotReady (the old weights are back) or Locked.
     """
-    journal = Journal(tools.host)
+    journal = Journal(context.host)
     with journal.lock():
-        live = tools.slots.live or tools.slots.idle
-        rollout = Rollout.begin(tools, plan, begin(journal, plan.kind, plan.version, live, "weights"))
+        live = context.slots.live or context.slots.idle
+        rollout = Rollout.begin(context, plan, begin(journal, plan.kind, plan.version, live, "weights"))
         change: Change | None = None
         try:
             preflight(rollout)
@@ -70,10 +70,10 @@ class Change:
     @classmethod
     def of(cls, rollout: Rollout) -> Change:
         """Order nothing yet; raises Refused where it cannot be done."""
-        tools, plan = rollout.tools, rollout.plan
-        one = require_possible(tools, plan)
+        context, plan = rollout.context, rollout.plan
+        one = require_possible(context, plan)
         order = Order.to(
-            tools.host, one, id=rollout.entry.record.id, after=plan.version, seconds=plan.drain + 2 * _PATIENCE
+            context.host, one, id=rollout.entry.record.id, after=plan.version, seconds=plan.drain + 2 * _PATIENCE
         )
         return cls(rollout, one.generation, order)
 
@@ -95,7 +95,7 @@ class Change:
 
     def verify(self) -> None:
         """Have the new weights taken, and the release's checks asked, before any client meets them."""
-        release = self.rollout.tools.releases.get(self.order.after)
+        release = self.rollout.context.releases.get(self.order.after)
         many = len(release.manifest.checks) or 1
         self.rollout.enter("verify", f"the new weights, and {many} check{'' if many == 1 else 's'} of them")
         self.order.give("verify")
@@ -103,10 +103,10 @@ class Change:
 
     def cutover(self) -> None:
         """One rename: from here on the new weights hold, in every worker, one that is just being born included."""
-        tools = self.rollout.tools
+        context = self.rollout.context
         self.rollout.enter("cutover", f"{self.slot} -> {self.order.after}")
         self._workers()  # once more, after what the journal cost
-        tools.slots.point(self.slot, release_target(self.order.after))
+        context.slots.point(self.slot, release_target(self.order.after))
         self.order.give("done")
         deadline = time.monotonic() + _PATIENCE
         while not self._is_done():
@@ -131,7 +131,7 @@ class Change:
     @property
     def is_decided(self) -> bool:
         """Whether the new weights hold for good."""
-        return self.rollout.tools.slots.version(self.slot) == self.order.after
+        return self.rollout.context.slots.version(self.slot) == self.order.after
 
     def _await(self, state: str, look: float, limit: float | None = None) -> None:
         """Wait until all workers have come to `state`; raises NotReady when one cannot, or takes too long."""
@@ -159,7 +159,7 @@ class Change:
                 raise NotReady(f"no worker has said anything new for {_PATIENCE:.0f} s", hint=_OVERLAP)
             if here:
                 slowest = min(here, key=lambda one: one.progress)
-                self.rollout.tools.display.progress(f"{slowest.step or slowest.state} {slowest.progress:.0%}")
+                self.rollout.context.display.progress(f"{slowest.step or slowest.state} {slowest.progress:.0%}")
             time.sleep(look)
 
     def _workers(self) -> list[Worker]:
@@ -167,7 +167,7 @@ class Change:
 
         One that was born meanwhile serves the old version, and nobody has asked it the checks.
         """
-        one = current(self.rollout.tools.host, self.slot)
+        one = current(self.rollout.context.host, self.slot)
         if one is None or one.generation != self.generation:
             raise NotReady(f"{self.slot} is served by another generation now", hint="try again")
         living = {worker.pid: worker for worker in one.living if worker.phase == "ready"}
@@ -177,7 +177,7 @@ class Change:
         return [living[pid] for pid in self.order.workers]
 
     def _living(self) -> list[Worker]:
-        found = generations(self.rollout.tools.host, self.slot)
+        found = generations(self.rollout.context.host, self.slot)
         one = next((one for one in found if one.generation == self.generation), None)
         return [worker for worker in one.living if worker.pid in self.order.workers] if one else []
 
@@ -189,7 +189,7 @@ class Change:
     def _is_done(self) -> bool:
         """Whether all that serves is of the new version, and the pause is over."""
         self._note_pause()
-        return _serves(current(self.rollout.tools.host, self.slot), self.order.after) and all(
+        return _serves(current(self.rollout.context.host, self.slot), self.order.after) and all(
             one.state == "done" for one in self._reports()
         )
 
@@ -199,24 +199,24 @@ class Change:
             self.rollout.entry.record.pause_ms = max(pauses)
 
 
-def require_possible(tools: Tools, plan: Plan) -> Generation:
+def require_possible(context: Context, plan: Plan) -> Generation:
     """Refuse unless a model runs in the live slot that can take the weights; returns the generation that holds it."""
-    live = tools.slots.live
+    live = context.slots.live
     if live is None:
         raise Refused("no slot is live, so no model runs that could take the weights", hint=_OVERLAP)
     if plan.canary:
         raise Refused("one model cannot answer a share of the requests with other weights", hint=_OVERLAP)
-    held = tools.slots.version(live) or ""
-    unit = tools.host.unit(live)
-    one = current(tools.host, live)
-    if tools.systemd.state(unit).active != "active" or one is None or not one.serves:
+    held = context.slots.version(live) or ""
+    unit = context.host.unit(live)
+    one = current(context.host, live)
+    if context.systemd.state(unit).active != "active" or one is None or not one.serves:
         raise Refused(f"{unit} does not serve, so no model runs that could take the weights", hint=_OVERLAP)
     ready = [worker for worker in one.living if worker.phase == "ready"]
     if len(ready) < one.workers_wanted or len(ready) < len(one.living):
         raise Refused(f"{len(ready)} of {one.workers_wanted} workers of {live} are ready", hint="wait for the others")
     if {one.version, *(worker.version for worker in ready)} != {held}:
         raise Refused(f"{live} points to {held} and serves {one.version}", hint="`glmctl reload`, or " + _OVERLAP)
-    require_same(tools.releases.get(held), tools.releases.get(plan.version))
+    require_same(context.releases.get(held), context.releases.get(plan.version))
     return one
 
 
@@ -229,20 +229,20 @@ def _serves(one: Generation | None, version: str | None) -> bool:
 
 def finish(rollout: Rollout) -> tuple[str, str]:
     """End what a controller that died had begun: the slot's symlink says how far it had come."""
-    tools, record = rollout.tools, rollout.entry.record
-    held = tools.slots.version(record.slot)
+    context, record = rollout.context, rollout.entry.record
+    held = context.slots.version(record.slot)
     decided = held == record.version
-    settle(tools.host, record.slot, record.id, "done" if decided else "back")
+    settle(context.host, record.slot, record.id, "done" if decided else "back")
     deadline = time.monotonic() + _PATIENCE
-    while not _serves(current(tools.host, record.slot), held) and time.monotonic() < deadline:
+    while not _serves(current(context.host, record.slot), held) and time.monotonic() < deadline:
         time.sleep(_LOOK)
     return ("done", f"{held} serves") if decided else ("interrupted", f"{held or 'nothing'} serves as before")
 
 
-def way_back(tools: Tools) -> str | None:
+def way_back(context: Context) -> str | None:
     """The version whose weights the live slot's model held before, if that is how the present one went live."""
-    live = tools.slots.live
-    last = next((one for one in Journal(tools.host).newest() if one.outcome == "done"), None)
-    if last is None or last.strategy != "weights" or last.slot != live or last.version != tools.slots.version(live):
+    live = context.slots.live
+    last = next((one for one in Journal(context.host).newest() if one.outcome == "done"), None)
+    if last is None or last.strategy != "weights" or last.slot != live or last.version != context.slots.version(live):
         return None
     return last.previous
