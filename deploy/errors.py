@@ -51,7 +51,7 @@ class Locked(GlmError):
     exit_code = 7
 
 
-class Worse(Exception):
+class Degraded(Exception):
     """The candidate has requests and should have them no more, or has none any more. The rollout turns it to 5."""
 
     def __init__(self, reason: str, *, by_operator: bool = False) -> None:

@@ -66,7 +66,7 @@ class Host:
         found = [line.partition("=")[2] for line in lines if line.partition("=")[0].strip() == f"GLM_{name}"]
         return found[-1].strip().strip("\"'") if found else None
 
-    def door(self, slot: str) -> Path:
+    def http_socket(self, slot: str) -> Path:
         """The Unix socket that speaks plain HTTP to `slot` alone."""
         return self.runtime / slot / "http.sock"
 

@@ -210,9 +210,9 @@ def test_empty_host_can_be_looked_at(person: Person) -> None:
 
 
 def test_doctor_says_what_is_missing(person: Person) -> None:
-    """An examination that finds something ends with 1, and each finding says how to mend it."""
+    """An examination that finds something ends with 1, and each finding says how to fix it."""
     findings = person.gets("doctor", expect=1)["findings"]
-    assert any(not one["good"] and one["mend"] for one in findings)
+    assert any(not one["good"] and one["fix"] for one in findings)
     assert "BAD" in person.types("doctor", expect=1).stdout
 
 

@@ -33,7 +33,7 @@ FIELDS = {
     "step": {"phase", "at"},
     "verdict": {"window", "at", "seconds", "metrics", "mirrored", "length_ratio", "outcome", "reason"},
     "metric": {"name", "candidate", "live", "candidate_requests", "live_requests", "p_value", "worse", "why"},
-    "hook": {"when", "command", "code", "seconds", "said"},
+    "hook": {"when", "command", "code", "seconds", "output"},
     "receipt": SUMS | {"probes", "lines"},
     "line": SUMS | {"slot", "generation", "version"},
 }  # fmt: skip
@@ -184,7 +184,7 @@ def test_words_of_others_are_printed_as_they_are() -> None:
     record = rollout(
         outcome="rolled back",
         reason="[/nonsense] " * 30,
-        hooks=[HookRun(when="on_rollback", command="say [/x] " * 20, code=None, seconds=30.0, said="[/y]\nmore")],
+        hooks=[HookRun(when="on_rollback", command="say [/x] " * 20, code=None, seconds=30.0, output="[/y]\nmore")],
         analysis=[
             Verdict(window="bake", outcome="worse", reason="[/z] failed", metrics=[errors]),
         ],
@@ -195,4 +195,4 @@ def test_words_of_others_are_printed_as_they_are() -> None:
     assert re.search(r"on_rollback +say \[/x\] .* killed +30\.00 +\[/y\]$", text, re.MULTILINE)
     assert re.search(r"bake +errors +50\.0% +0\.0% +9 +0 +0\.001 +worse$", text, re.MULTILINE)
     assert "bake: worse, [/z] failed" in text
-    assert json.loads(record.model_dump_json())["hooks"][0]["said"] == "[/y]\nmore"
+    assert json.loads(record.model_dump_json())["hooks"][0]["output"] == "[/y]\nmore"

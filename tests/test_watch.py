@@ -23,7 +23,7 @@ from typing import Any
 import httpx
 import pytest
 
-from deploy.analysis.recent import Pace
+from deploy.analysis.recent import RecentStats
 from deploy.analysis.samples import Sample, Samples
 from deploy.host import Host
 from tests.box import Box, kill, live_host, wait_for
@@ -258,7 +258,7 @@ def test_in_json_it_is_a_document_a_line(watched: Watched) -> None:
         for slot in one["slots"].values():
             assert set(slot) == {
                 "version", "state", "gate", "generation", "share", "mirror", "in_flight", "connections", "workers",
-                "memory", "requests_per_s", "p95", "ttft_p95", "says",
+                "memory", "requests_per_s", "p95", "ttft_p95", "status_text",
             }  # fmt: skip
     first, busy = documents[0], [one for one in documents if one["slots"]["green"]["p95"]]
     assert [first["slots"]["green"][name] for name in ("requests_per_s", "p95", "ttft_p95")] == [None] * 3
@@ -288,11 +288,11 @@ def test_requests_per_second(
     """Over half a minute, or as long as there were any; a slot that was just brought up is not shown too slow."""
     monkeypatch.setattr(time, "monotonic", lambda: 1000.0)
     monkeypatch.setattr(Samples, "new", lambda _: [Sample(at, 0.5, 0.1, 200) for at in ats])
-    pace = Pace(box_host, "blue", "1.0.0")
-    pace.look()
-    assert pace.requests_per_s == pytest.approx(expected, rel=0.01)
-    assert pace.p95 == (0.5 if ats else None)
-    assert pace.ttft_p95 == (0.1 if ats else None)
+    stats = RecentStats(box_host, "blue", "1.0.0")
+    stats.look()
+    assert stats.requests_per_s == pytest.approx(expected, rel=0.01)
+    assert stats.p95 == (0.5 if ats else None)
+    assert stats.ttft_p95 == (0.1 if ats else None)
 
 
 def test_mirrored_answers_are_not_the_live_slots_own(box_host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -300,10 +300,10 @@ def test_mirrored_answers_are_not_the_live_slots_own(box_host: Host, monkeypatch
     monkeypatch.setattr(time, "monotonic", lambda: 1000.0)
     own, mirrored = Sample(999.0, 0.2, None, 200), Sample(999.5, 9.0, None, 200, kind=3)
     monkeypatch.setattr(Samples, "new", lambda _: [mirrored, own])
-    pace = Pace(box_host, "blue", "1.0.0")
-    pace.look()
-    assert (pace.requests_per_s, pace.p95) == (1.0, 0.2)
-    assert pace.between(0, mirrored=True).samples == [mirrored]
+    stats = RecentStats(box_host, "blue", "1.0.0")
+    stats.look()
+    assert (stats.requests_per_s, stats.p95) == (1.0, 0.2)
+    assert stats.between(0, mirrored=True).samples == [mirrored]
 
 
 @pytest.fixture

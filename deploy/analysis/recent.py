@@ -9,13 +9,13 @@ from deploy.analysis.comparison import Group, percentile
 from deploy.analysis.samples import Sample, Samples
 from deploy.host import Host
 
-__all__ = ["Pace"]
+__all__ = ["RecentStats"]
 
 _WINDOW = 30.0  # seconds
 _KEPT = 20_000  # answers; older ones are forgotten
 
 
-class Pace:
+class RecentStats:
     """Reads the rings of one version in one slot, a little at a time."""
 
     def __init__(self, host: Host, slot: str, version: str) -> None:

@@ -12,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import AliasChoices, BaseModel, Field, ValidationError
 
 from deploy.analysis.comparison import Verdict
 from deploy.errors import GlmError, Locked
@@ -44,7 +44,7 @@ class HookRun(BaseModel):
     command: str
     code: int | None
     seconds: float
-    said: str
+    output: str = Field(validation_alias=AliasChoices("output", "said"))  # earlier records: said
 
     @property
     def how(self) -> str:

@@ -95,7 +95,7 @@ def _beside(panels: list[RenderableType]) -> RenderableType:
 
 def _state(slot: dict[str, Any]) -> Text:
     state = slot["state"]
-    said = (slot["says"] or "").partition(": ")[2] if state in {"starting", "stopping", "failed"} else ""
+    said = (slot["status_text"] or "").partition(": ")[2] if state in {"starting", "stopping", "failed"} else ""
     line = Text(no_wrap=True, overflow="ellipsis")
     line.append(slot["version"] or "no release", "bold" if slot["version"] else "dim")
     line.append("  ")

@@ -1,4 +1,4 @@
-"""What is wrong with this host, and how to mend it."""
+"""What is wrong with this host, and how to fix it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Finding:
 
     good: bool
     what: str
-    mend: str | None = None
+    fix: str | None = None
 
 
 def examine(context: Context) -> list[Finding]:
@@ -30,7 +30,7 @@ def examine(context: Context) -> list[Finding]:
     try:
         require_units(context)
     except GlmError as error:
-        return [Finding(good=False, what=str(error), mend=error.hint)]
+        return [Finding(good=False, what=str(error), fix=error.hint)]
     return [Finding(good=True, what="units are installed"), *_service(context), *_disks(context)]
 
 
@@ -40,16 +40,16 @@ def _service(context: Context) -> Iterator[Finding]:
     if socket.active == "active":
         yield Finding(good=True, what=f"glm.socket listens on {context.systemd.listen()}")
     else:
-        yield Finding(good=False, what=f"glm.socket is {socket.active}", mend=f"{systemctl} start glm.socket")
+        yield Finding(good=False, what=f"glm.socket is {socket.active}", fix=f"{systemctl} start glm.socket")
     for slot in SLOTS:
         target = context.slots.target(slot)
         if target and not (context.host.root / target / "release.json").exists():
             yield Finding(
-                good=False, what=f"{slot} leads to {target}, which is no release", mend="deploy another version"
+                good=False, what=f"{slot} leads to {target}, which is no release", fix="deploy another version"
             )
     live = context.slots.live
     if live is None:
-        yield Finding(good=False, what="no slot is live", mend="glmctl release add PATH; glmctl deploy VERSION")
+        yield Finding(good=False, what="no slot is live", fix="glmctl release add PATH; glmctl deploy VERSION")
         return
     one = current(context.host, live)
     if one is None or not one.serves:
@@ -57,7 +57,7 @@ def _service(context: Context) -> Iterator[Finding]:
         yield Finding(
             good=False,
             what=f"{live} is live but does not serve ({context.systemd.state(unit).status or 'it says nothing'})",
-            mend=f"{systemctl} start {unit}; glmctl rollback",
+            fix=f"{systemctl} start {unit}; glmctl rollback",
         )
         return
     listen = context.systemd.listen()
@@ -65,11 +65,11 @@ def _service(context: Context) -> Iterator[Finding]:
     yield Finding(
         good=answered == live,
         what=f"{live} is live with {one.version}; the public socket was answered by {answered or 'nobody'}",
-        mend=None if answered == live else f"{systemctl} status {context.host.unit(live)}",
+        fix=None if answered == live else f"{systemctl} status {context.host.unit(live)}",
     )
     idle = current(context.host, context.slots.idle)
     if idle is not None and idle.gate == "open":
-        yield Finding(good=False, what=f"{idle.slot} takes connections too", mend=f"{systemctl} stop glm@{idle.slot}")
+        yield Finding(good=False, what=f"{idle.slot} takes connections too", fix=f"{systemctl} stop glm@{idle.slot}")
 
 
 def _disks(context: Context) -> Iterator[Finding]:
@@ -78,5 +78,5 @@ def _disks(context: Context) -> Iterator[Finding]:
         yield Finding(
             good=free >= _LOW,
             what=f"{path}: {free / (1 << 30):.1f} GiB free",
-            mend=None if free >= _LOW else "glmctl release prune --keep 2",
+            fix=None if free >= _LOW else "glmctl release prune --keep 2",
         )

@@ -111,7 +111,7 @@ def _hooks(hooks: Sequence[HookRun]) -> Table:
     table.add_column("seconds", justify="right", no_wrap=True)
     table.add_column("said", max_width=_SAID, no_wrap=True)
     for one in hooks:
-        said = one.said.splitlines()[0] if one.said else ""
+        said = one.output.splitlines()[0] if one.output else ""
         code = "killed" if one.code is None else str(one.code)
         table.add_row(one.when, Text(one.command), code, f"{one.seconds:.2f}", Text(said))
     return table

@@ -8,7 +8,7 @@ from typing import Any
 
 from deploy.analysis import comparison as analysis
 from deploy.analysis.comparison import Group, Verdict
-from deploy.analysis.recent import Pace
+from deploy.analysis.recent import RecentStats
 from deploy.host import SLOTS
 from deploy.journal.accounts import Generation, current
 from deploy.journal.journal import Journal, Record, now, seconds_between
@@ -42,7 +42,7 @@ class Overview:
     def __init__(self, context: Context) -> None:
         self._context = context
         self._listen: str | None = None
-        self._paces: dict[str, Pace] = {}
+        self._stats: dict[str, RecentStats] = {}
 
     def look(self) -> View:
         """Look at everything once."""
@@ -56,7 +56,7 @@ class Overview:
             "rollout": last.model_dump(exclude={"receipt"}) | {"phase": last.phase} if last else None,
             "summary": report.summary(last) if last else None,
         }
-        recent = {slot: pace.per_second(_RECENT) for slot, pace in self._paces.items()}
+        recent = {slot: stats.per_second(_RECENT) for slot, stats in self._stats.items()}
         return View(document, last, self._so_far(last) if last else None, recent)
 
     def _slot(self, slot: str) -> dict[str, Any]:
@@ -64,7 +64,7 @@ class Overview:
         one = current(context.host, slot)
         unit = context.systemd.state(context.host.unit(slot))
         version = context.slots.version(slot)
-        pace = self._pace(slot, one)
+        stats = self._stats_of(slot, one)
         return {
             "version": one.version if one and one.ready else version,
             "state": _state(version, unit.active, one),
@@ -76,20 +76,20 @@ class Overview:
             "connections": one.connections if one else 0,
             "workers": len(one.living) if one else 0,
             "memory": sum(worker.memory for worker in one.living) if one else 0,
-            "requests_per_s": pace.requests_per_s if pace else None,
-            "p95": pace.p95 if pace else None,
-            "ttft_p95": pace.ttft_p95 if pace else None,
-            "says": unit.status or None,
+            "requests_per_s": stats.requests_per_s if stats else None,
+            "p95": stats.p95 if stats else None,
+            "ttft_p95": stats.ttft_p95 if stats else None,
+            "status_text": unit.status or None,
         }
 
-    def _pace(self, slot: str, one: Generation | None) -> Pace | None:
+    def _stats_of(self, slot: str, one: Generation | None) -> RecentStats | None:
         if one is None or not one.ready:
-            self._paces.pop(slot, None)
+            self._stats.pop(slot, None)
             return None
-        if slot not in self._paces or self._paces[slot].version != one.version:
-            self._paces[slot] = Pace(self._context.host, slot, one.version)
-        self._paces[slot].look()
-        return self._paces[slot]
+        if slot not in self._stats or self._stats[slot].version != one.version:
+            self._stats[slot] = RecentStats(self._context.host, slot, one.version)
+        self._stats[slot].look()
+        return self._stats[slot]
 
     def _share(self, slot: str) -> float:
         """What share of the requests it answers, in percent."""
@@ -105,12 +105,12 @@ class Overview:
         return canary.mirror if canary.slot == slot != self._context.slots.live else 0.0
 
     def _so_far(self, record: Record) -> Verdict | None:
-        ours = self._paces.get(record.slot)
+        ours = self._stats.get(record.slot)
         if record.outcome is not None or record.phase not in {"canary", "bake"} or ours is None:
             return None
         moment = time.monotonic()
         began = moment - (seconds_between(record.steps[-1].at, now()) or 0.0)
-        theirs = self._paces.get(record.previous_slot or "")
+        theirs = self._stats.get(record.previous_slot or "")
         candidate, live = ours.between(began), Group()
         if theirs and record.phase == "canary":
             live = theirs.between(began)

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from deploy.errors import Worse
+from deploy.errors import Degraded
 from deploy.rollout.judge import Judge
 from deploy.rollout.plan import Rollout
 from deploy.rollout.rollback_request import Wish
@@ -14,7 +14,7 @@ from deploy.rollout.waiting import LOOK, LOOK_AT_UNIT, in_flight, require_health
 
 
 def bake(rollout: Rollout) -> None:
-    """Keep the old slot warm and watch the new one; raises Worse when the new one should not be live any more."""
+    """Keep the old slot warm and watch the new one; raises Degraded when the new one should not be live any more."""
     if rollout.old is None:
         return
     waits = "can be loaded again" if rollout.swaps else "stays warm"
@@ -31,7 +31,7 @@ def bake(rollout: Rollout) -> None:
             judge.conclude()
         with _entrusted(rollout):
             if wish.is_made:
-                raise Worse("the operator rolled it back")
+                raise Degraded("the operator rolled it back")
             if now >= look_at_unit:
                 look_at_unit = now + LOOK_AT_UNIT
                 require_healthy(rollout)
@@ -44,8 +44,8 @@ def bake(rollout: Rollout) -> None:
 
 @contextmanager
 def _entrusted(rollout: Rollout) -> Iterator[None]:
-    """A moment in which nobody else may rename `live`; raises Worse if somebody did before."""
+    """A moment in which nobody else may rename `live`; raises Degraded if somebody did before."""
     with rollout.entry.journal.switching():
         if rollout.context.slots.live != rollout.candidate:
-            raise Worse("the operator rolled it back", by_operator=True)
+            raise Degraded("the operator rolled it back", by_operator=True)
         yield

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from deploy.errors import Worse
+from deploy.errors import Degraded
 from deploy.rollout.canary_file import Share
 from deploy.rollout.judge import Judge
 from deploy.rollout.plan import Rollout
@@ -12,7 +12,7 @@ from deploy.rollout.waiting import LOOK_AT_UNIT, in_flight, require_healthy
 
 
 def canary(rollout: Rollout) -> None:
-    """Let the candidate answer a growing share of the requests; raises Worse when it should answer no more."""
+    """Let the candidate answer a growing share of the requests; raises Degraded when it should answer no more."""
     plan, share = rollout.plan, Share(rollout.context.host)
     if rollout.old is None:
         return
@@ -24,7 +24,7 @@ def canary(rollout: Rollout) -> None:
         deadline = None if plan.step is None else time.monotonic() + plan.step
         while not share.promoted and (deadline is None or time.monotonic() < deadline):
             if share.weight is None:
-                raise Worse("the operator aborted it", by_operator=True)
+                raise Degraded("the operator aborted it", by_operator=True)
             require_healthy(rollout)
             judge.look()
             left = "`glmctl promote` or `abort`" if deadline is None else f"{deadline - time.monotonic():.0f} s left"

@@ -21,7 +21,7 @@ def prepare(rollout: Rollout) -> None:
     """Let the idle slot lead to the release, with nobody serving from it but that release itself."""
     context, version = rollout.context, rollout.plan.version
     rollout.enter("prepare", f"{rollout.candidate} -> {version}")
-    context.errands.warm_no_longer()
+    context.timers.cancel_retirements()
     if context.systemd.state("glm.socket").active != "active":
         context.systemd.start("glm.socket")
     if is_warm(context, rollout.candidate, version):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from deploy.errors import GlmError, NotReady, Worse
+from deploy.errors import Degraded, GlmError, NotReady
 from deploy.rollout import hooks
 from deploy.rollout.canary_file import Share
 from deploy.rollout.plan import Rollout
@@ -25,7 +25,7 @@ def cutover(rollout: Rollout) -> None:
     with rollout.entry.journal.switching():
         share = Share(rollout.context.host)
         if (rollout.plan.canary or rollout.plan.mirror) and rollout.old and share.weight is None:
-            raise Worse("the operator aborted it", by_operator=True)
+            raise Degraded("the operator aborted it", by_operator=True)
         _go(rollout, rollout.candidate)
         share.end()
     _require_open(rollout)

@@ -41,7 +41,7 @@ def run(rollout: Rollout, when: When) -> None:
         rollout.entry.record.hooks.append(ran)
         if ran.code == 0:
             continue
-        failed = f"the {when} hook `{command}` {ran.how}" + (f": {ran.said}" if ran.said else "")
+        failed = f"the {when} hook `{command}` {ran.how}" + (f": {ran.output}" if ran.output else "")
         if when == "pre_cutover":
             raise NotReady(failed, hint=f"{rollout.context.host.policy} names it")
         rollout.context.display.line(f"[yellow]note[/] {failed}")
@@ -75,7 +75,7 @@ def _run(command: str, when: When, rollout: Rollout, timeout: float) -> HookRun:
                 _kill(process)
                 raise
     seconds = round(time.monotonic() - began, 3)
-    return HookRun(when=when, command=command, code=code, seconds=seconds, said=said.strip()[-_SAID:])
+    return HookRun(when=when, command=command, code=code, seconds=seconds, output=said.strip()[-_SAID:])
 
 
 def _kill(process: subprocess.Popen[str]) -> None:

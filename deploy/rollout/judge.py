@@ -8,7 +8,7 @@ from typing import Literal
 
 from deploy.analysis.comparison import Comparison, Verdict
 from deploy.analysis.samples import Sample, Samples
-from deploy.errors import NotReady, Worse
+from deploy.errors import Degraded, NotReady
 from deploy.journal.journal import Strategy, now
 from deploy.policy import Limits
 from deploy.rollout.checks import ask_checks
@@ -52,7 +52,7 @@ class Judge:
         self._theirs = Samples(rollout.context.host, rollout.old or "", record.previous or "")
 
     def look(self) -> None:
-        """Compare what has come so far, ask the checks when it is time; raises Worse."""
+        """Compare what has come so far, ask the checks when it is time; raises Degraded."""
         if not self._limits.enabled:
             return
         self._compare()
@@ -60,7 +60,7 @@ class Judge:
             self._ask_checks()
 
     def conclude(self) -> None:
-        """Compare once more, ask the checks once more, and write the verdict down; raises Worse."""
+        """Compare once more, ask the checks once more, and write the verdict down; raises Degraded."""
         if not self._limits.enabled:
             return
         self._compare(last=True)
@@ -76,7 +76,7 @@ class Judge:
         spans = time.monotonic() - self._times_from >= LEAST
         if worse := self._comparison.look(last=last, at_times=spans):
             self._end("worse", worse)
-            raise Worse(worse)
+            raise Degraded(worse)
 
     def _read(self) -> None:
         """Sort what has come: mirrored answers are the candidate's, though the live slot's workers note them."""
@@ -96,7 +96,7 @@ class Judge:
         except NotReady as error:
             reason = f"asked again, {error}"
             self._end("worse", reason)
-            raise Worse(reason) from error
+            raise Degraded(reason) from error
         self._checked = time.monotonic()
 
     def _end(self, outcome: Literal["not worse", "worse", "too few requests"], reason: str | None = None) -> None:

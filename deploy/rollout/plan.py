@@ -15,7 +15,7 @@ from deploy.releases.store import Releases
 from deploy.rollout.probe import Probe
 from deploy.rollout.slots import Slots
 from deploy.systemd.systemctl import Systemd
-from deploy.systemd.timers import Errands
+from deploy.systemd.timers import Timers
 
 _SETTLE = 0.1  # seconds for the last state files to be written
 
@@ -38,9 +38,9 @@ class Context:
         return Systemd(self.host.user)
 
     @property
-    def errands(self) -> Errands:
+    def timers(self) -> Timers:
         """What is to be done later."""
-        return Errands(self.host)
+        return Timers(self.host)
 
     @property
     def releases(self) -> Releases:
@@ -132,7 +132,7 @@ class Rollout:
         """Draw up the receipt and close the record."""
         self.probe.end()
         if self.swaps:
-            self.context.errands.unguard()
+            self.context.timers.stop_guard()
         if self.probe.longest_ms is not None:
             self.entry.record.pause_ms = self.probe.longest_ms
         time.sleep(_SETTLE)

@@ -58,7 +58,7 @@ def _finish(rollout: Rollout) -> tuple[str, str]:
         return "rolled back", f"{context.slots.version(live) if live else 'nothing'} serves"
     if _is_dead(rollout) and record.previous_slot and rollout.swaps:
         phases.revive(rollout, record.previous_slot)
-    if _is_dead(rollout) and record.previous_slot and context.host.door(record.previous_slot).exists():
+    if _is_dead(rollout) and record.previous_slot and context.host.http_socket(record.previous_slot).exists():
         previous = current(context.host, record.previous_slot)
         if previous is not None and previous.serves:
             context.slots.go_live(record.previous_slot)

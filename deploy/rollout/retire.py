@@ -17,7 +17,7 @@ def retire(rollout: Rollout) -> None:
     if rollout.old is None:
         return
     if plan.keep_warm and not rollout.swaps:
-        context.errands.keep_warm(rollout.old, rollout.entry.record.previous or "", plan.keep_warm)
+        context.timers.schedule_retirement(rollout.old, rollout.entry.record.previous or "", plan.keep_warm)
         context.display.line(f"{'':10}{rollout.old} stays warm for {plan.keep_warm:g} s; `glmctl retire` ends that")
         return
     see_off(context, rollout.old, plan.drain)

@@ -21,6 +21,6 @@ def retire(context: Context, slot: str, version: str | None, drain: float) -> st
         one = current(context.host, slot)
         if one is None or version not in {None, one.version}:
             return None
-        context.errands.warm_no_longer()
+        context.timers.cancel_retirements()
         see_off(context, slot, drain)
         return one.version

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext, suppress
 
-from deploy.errors import DrainCut, GlmError, NotReady, Refused, RolledBack, Worse
+from deploy.errors import Degraded, DrainCut, GlmError, NotReady, Refused, RolledBack
 from deploy.journal.journal import Journal, Record, begin
 from deploy.rollout import hooks, phases
 from deploy.rollout import weights as inplace
@@ -33,7 +33,7 @@ def deploy(context: Context, plan: Plan) -> Record:
             phases.verify(rollout)
             phases.canary(rollout)
             phases.cutover(rollout)
-        except Worse as verdict:
+        except Degraded as verdict:
             phases.undo(rollout)
             hooks.run(rollout, "on_rollback")
             rollout.end("rolled back", reason=str(verdict))
@@ -47,7 +47,7 @@ def deploy(context: Context, plan: Plan) -> Record:
         try:
             phases.bake(rollout)
             phases.retire(rollout)
-        except Worse as verdict:
+        except Degraded as verdict:
             if not verdict.by_operator:
                 go_back(rollout)
                 hooks.run(rollout, "on_rollback")

@@ -20,7 +20,7 @@ class Door:
 
     def __init__(self, host: Host, slot: str) -> None:
         self.slot = slot
-        transport = httpx.HTTPTransport(uds=str(host.door(slot)))
+        transport = httpx.HTTPTransport(uds=str(host.http_socket(slot)))
         self._client = httpx.Client(transport=transport, base_url="http://slot", timeout=_PATIENCE)
 
     def version(self) -> str:

@@ -25,7 +25,7 @@ def vacate(rollout: Rollout) -> None:
     if not rollout.swaps or rollout.old is None:
         return
     rollout.enter("vacate", f"{rollout.old} finishes what it began and frees its memory; clients wait from now on")
-    rollout.context.errands.guard()
+    rollout.context.timers.start_guard()
     rollout.probe.begin()
     leave(rollout, rollout.old)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from deploy.errors import Worse
+from deploy.errors import Degraded
 from deploy.host import Host
 from deploy.journal.accounts import Generation, current, generations
 from deploy.rollout.plan import Rollout
@@ -25,13 +25,13 @@ def wait_for(condition: Callable[[], bool], seconds: float) -> bool:
 
 
 def require_healthy(rollout: Rollout) -> None:
-    """Raise Worse when the candidate, which has requests, cannot answer them any more."""
+    """Raise Degraded when the candidate, which has requests, cannot answer them any more."""
     unit = rollout.context.systemd.state(rollout.unit)
     one = current(rollout.context.host, rollout.candidate)
     if unit.active not in {"active", "reloading"}:
-        raise Worse(f"{rollout.unit} is {unit.active} ({unit.result})")
+        raise Degraded(f"{rollout.unit} is {unit.active} ({unit.result})")
     if one is None or not one.serves:
-        raise Worse(f"{rollout.candidate} has no worker that serves")
+        raise Degraded(f"{rollout.candidate} has no worker that serves")
 
 
 def in_flight(rollout: Rollout) -> int:

@@ -10,32 +10,32 @@ from deploy.host import SLOTS, Host
 from deploy.systemd.process import run
 from deploy.systemd.systemctl import Systemd
 
-__all__ = ["Errands"]
+__all__ = ["Timers"]
 
 _GUARD = "glm-guard"
 _EVERY = 15.0  # seconds between two looks of the guard
 
 
 @dataclass(frozen=True)
-class Errands:
+class Timers:
     """The timers of one host."""
 
     host: Host
 
-    def keep_warm(self, slot: str, version: str, seconds: float) -> None:
+    def schedule_retirement(self, slot: str, version: str, seconds: float) -> None:
         """Have `slot` retired after so many seconds, if it is idle then and still serves `version`."""
         self._later(f"glm-retire-{slot}", ["retire", slot, "--version", version], f"--on-active={seconds:g}")
 
-    def warm_no_longer(self) -> None:
+    def cancel_retirements(self) -> None:
         """Forget the retirements to come: who rolls out sees to the idle slot himself."""
         for slot in SLOTS:
             self._forget(f"glm-retire-{slot}")
 
-    def guard(self) -> None:
+    def start_guard(self) -> None:
         """While nobody serves: have a rollout whose controller died ended without waiting for the next command."""
         self._later(_GUARD, ["status"], f"--on-active={_EVERY:g}", f"--on-unit-active={_EVERY:g}")
 
-    def unguard(self) -> None:
+    def stop_guard(self) -> None:
         """Somebody serves again."""
         self._forget(_GUARD)
 
