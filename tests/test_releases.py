@@ -1,9 +1,10 @@
-"""Releases: what is let in, that it never changes, and that an import leaves all or nothing."""
+"""Releases: validation of what is imported, immutability, and imports that are complete or absent."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import signal
@@ -20,16 +21,17 @@ from deploy.errors import GlmError, Refused
 from deploy.host import Host
 from deploy.journal.journal import Journal, begin
 from deploy.releases import store as module
+from deploy.releases.checkpoint import read_tensors
 from deploy.releases.store import Releases
 from tests.box import CODE
 
-PICTURE = b"\x89PNG, or so"
+IMAGE = b"\x89PNG and more"
 
 
-def tensors(size: int = 8) -> bytes:
-    """A safetensors file with one tensor of `size` bytes."""
-    head = json.dumps({"w": {"dtype": "U8", "shape": [size], "data_offsets": [0, size]}}).encode()
-    return len(head).to_bytes(8, "little") + head + bytes(size)
+def safetensors(size: int = 8, **entry: object) -> bytes:
+    """Return a safetensors file with one tensor of `size` bytes; `entry` replaces fields of its header entry."""
+    header = json.dumps({"w": {"dtype": "U8", "shape": [size], "data_offsets": [0, size]} | entry}).encode()
+    return len(header).to_bytes(8, "little") + header + bytes(size)
 
 
 @pytest.fixture
@@ -55,7 +57,7 @@ def source(tmp_path: Path) -> Path:
     source = tmp_path / "checkpoint"
     source.mkdir()
     (source / "config.json").write_text("{}")
-    (source / "model.safetensors").write_bytes(tensors())
+    (source / "model.safetensors").write_bytes(safetensors())
     return source
 
 
@@ -63,15 +65,15 @@ def leftovers(host: Host) -> list[str]:
     return [path.name for path in host.releases.glob(".*")] if host.releases.exists() else []
 
 
-def test_added_release_is_complete_and_says_so(releases: Releases, host: Host, source: Path) -> None:
-    """A release holds every file of the checkpoint with its size and digest, and lists itself."""
+def test_added_release_is_complete(releases: Releases, host: Host, source: Path) -> None:
+    """A release holds every file of the checkpoint with its size and digest, and progress is reported for each byte."""
     (source / "tokenizer").mkdir()
     (source / "tokenizer/vocab.txt").write_text("a b c")
-    told: list[int] = []
+    progress: list[int] = []
 
     def begin(total: int) -> Callable[[int], None]:
-        assert total == 2 + len(tensors()) + 5
-        return told.append
+        assert total == 2 + len(safetensors()) + 5
+        return progress.append
 
     added = releases.add(source, version="1.0.0", begin=begin)
     assert added.path == host.releases / "1.0.0"
@@ -81,21 +83,19 @@ def test_added_release_is_complete_and_says_so(releases: Releases, host: Host, s
     for file in added.manifest.files:
         content = (added.path / file.path).read_bytes()
         assert (file.size, file.sha256) == (len(content), hashlib.sha256(content).hexdigest())
-    assert sum(told) == added.manifest.size
+    assert sum(progress) == added.manifest.size
     assert releases.list() == [added] == [releases.get("1.0.0")]
     assert releases.verify("1.0.0") == added
     assert leftovers(host) == []
 
 
 def test_directory_names_the_version(releases: Releases, source: Path) -> None:
-    """Without --version the checkpoint's own directory names the release."""
+    """Without --version the release is named after the checkpoint directory."""
     assert releases.add(source).version == "checkpoint"
 
 
-def test_list_is_in_order_of_age_and_passes_over_what_is_no_release(
-    releases: Releases, host: Host, source: Path
-) -> None:
-    """The list goes from oldest to newest; a stray or damaged directory does not hide the others."""
+def test_list_is_ordered_by_age_and_skips_other_files(releases: Releases, host: Host, source: Path) -> None:
+    """The list is ordered from oldest to newest; files, and stray or damaged directories, are skipped."""
     for version in ("b", "a", "c"):
         releases.add(source, version=version)
     (host.releases / "stray").mkdir()
@@ -107,7 +107,7 @@ def test_list_is_in_order_of_age_and_passes_over_what_is_no_release(
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "x.pt", "deep/x.PKL", "x.ckpt", "arrays.npy", "x.pth"])
 def test_pickle_is_refused_by_name(releases: Releases, host: Host, source: Path, name: str) -> None:
-    """A file that may hold a pickle is refused, named, and nothing is published."""
+    """A file that may hold a pickle is refused by name, and nothing is published."""
     (source / name).parent.mkdir(exist_ok=True)
     (source / name).write_bytes(b"cos\nsystem\n")
     with pytest.raises(Refused, match=name) as refusal:
@@ -120,9 +120,9 @@ def test_pickle_is_refused_by_name(releases: Releases, host: Host, source: Path,
 @pytest.mark.parametrize(
     ("content", "fact"),
     [
-        (tensors()[:-1], "truncated"),
-        (tensors() + b"x", "truncated"),
-        (tensors()[:20], "damaged"),
+        (safetensors()[:-1], "truncated"),
+        (safetensors() + b"x", "truncated"),
+        (safetensors()[:20], "damaged"),
         (b"", "damaged"),
         (b"short", "damaged"),
         (b"\xff" * 64, "damaged"),
@@ -130,46 +130,69 @@ def test_pickle_is_refused_by_name(releases: Releases, host: Host, source: Path,
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "damaged"),
         ((2).to_bytes(8, "little") + b"[]", "damaged"),
         ((11).to_bytes(8, "little") + b'{"w": null}', "damaged"),
+        (safetensors(dtype="X9"), "damaged.*X9"),
+        (safetensors(dtype="F32"), "damaged"),
+        (safetensors(shape=[2, 3]), "damaged"),
+        (safetensors(data_offsets=[1, 8]), "damaged"),
     ],
 )
 def test_damaged_tensors_are_refused(releases: Releases, source: Path, content: bytes, fact: str) -> None:
-    """A download that broke off, an error page, a Git LFS pointer: seen before a byte is copied."""
+    """Truncated files, error pages, Git LFS pointers and inconsistent headers are refused before the copy."""
     (source / "model.safetensors").write_bytes(content)
     with pytest.raises(Refused, match=rf"model\.safetensors .*{fact}"):
         releases.add(source, version="1.0.0")
 
 
 @pytest.mark.parametrize("end", ["8", None, [8], {}])
-def test_tensor_that_ends_nowhere_is_refused(releases: Releases, source: Path, end: object) -> None:
-    """A head whose offsets are no numbers is a damaged head, not an unexpected error."""
-    head = json.dumps({"w": {"dtype": "U8", "shape": [8], "data_offsets": [0, end]}}).encode()
-    (source / "model.safetensors").write_bytes(len(head).to_bytes(8, "little") + head + bytes(8))
-    with pytest.raises(Refused, match=r"model\.safetensors"):
+def test_damaged_offset_is_refused(releases: Releases, source: Path, end: object) -> None:
+    """An offset that is not a number is refused as a damaged header, not raised as an unexpected error."""
+    (source / "model.safetensors").write_bytes(safetensors(data_offsets=[0, end]))
+    with pytest.raises(Refused, match=r"model\.safetensors .*damaged"):
         releases.add(source, version="1.0.0")
 
 
+@pytest.mark.parametrize(
+    ("dtype", "size"),
+    [("BOOL", 6), ("U8", 6), ("F8_E4M3", 6), ("F6_E2M3", 24), ("F4", 3), ("BF16", 12), ("F16", 12), ("I64", 48)],
+)
+def test_size_of_a_tensor_is_that_of_its_dtype_and_shape(tmp_path: Path, dtype: str, size: int) -> None:
+    """A tensor's size in bytes, from its dtype and shape, is the length that the format requires."""
+    shape = [4, 8] if dtype.startswith("F6") else [2, 3]
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(safetensors(size, dtype=dtype, shape=shape))
+    [(name, tensor)] = read_tensors(path, path.name).items()
+    assert (name, tensor.size, tensor.elements) == ("w", size, math.prod(shape))
+    assert str(tensor) == f"{dtype} {shape}"
+
+
+def test_unreadable_tensors_are_refused(source: Path) -> None:
+    """A file that cannot be read is refused by name."""
+    with pytest.raises(Refused, match=r"a\.safetensors cannot be read"):
+        read_tensors(source / "a.safetensors", "a.safetensors")
+
+
 @pytest.mark.parametrize("missing", ["config.json", "model.safetensors"])
-def test_half_a_checkpoint_is_refused(releases: Releases, source: Path, missing: str) -> None:
-    """Without a configuration or without weights it is no checkpoint, and the refusal says what is missing."""
+def test_incomplete_checkpoint_is_refused(releases: Releases, source: Path, missing: str) -> None:
+    """A directory without a configuration or without weights is refused, with what is missing."""
     (source / missing).unlink()
     with pytest.raises(Refused, match=Path(missing).suffix):
         releases.add(source, version="1.0.0")
 
 
-def test_source_that_is_no_directory_is_refused(releases: Releases, source: Path) -> None:
-    """A path to nothing, or to one file, is refused with the path in it."""
+def test_source_that_is_not_a_directory_is_refused(releases: Releases, source: Path) -> None:
+    """A path that does not exist, or that is a file, is refused by name."""
     for path in (source / "nothing", source / "config.json"):
         with pytest.raises(Refused, match=str(path)):
             releases.add(path, version="1.0.0")
 
 
 def test_missing_shard_is_named(releases: Releases, source: Path) -> None:
-    """Every shard that the index names must be there."""
+    """Every shard in the index must exist."""
     index = {"weight_map": {"a": "model.safetensors", "b": "model-00002-of-00002.safetensors"}}
     (source / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(Refused, match=r"model-00002-of-00002\.safetensors is missing"):
         releases.add(source, version="1.0.0")
-    (source / "model-00002-of-00002.safetensors").write_bytes(tensors())
+    (source / "model-00002-of-00002.safetensors").write_bytes(safetensors())
     assert releases.add(source, version="1.0.0").version == "1.0.0"
 
 
@@ -178,7 +201,7 @@ def test_missing_shard_is_named(releases: Releases, source: Path) -> None:
     ["", "{", "[]", "{}", '{"weight_map": []}', '{"weight_map": {"a": []}}', '{"weight_map": {"a": 1, "b": "x"}}'],
 )
 def test_damaged_index_is_refused(releases: Releases, source: Path, index: str) -> None:
-    """An index that cannot be understood is refused by name."""
+    """An index that cannot be parsed is refused by name."""
     (source / "model.safetensors.index.json").write_text(index)
     with pytest.raises(Refused, match=r"index\.json"):
         releases.add(source, version="1.0.0")
@@ -188,8 +211,8 @@ def test_damaged_index_is_refused(releases: Releases, source: Path, index: str) 
     "version",
     ["../x", "..", ".", "a/b", "/etc", " ", "1.0 0", "1.0\n", "-rf", ".hidden", "版本", "é", "a\0b", "x" * 101],
 )
-def test_version_that_is_no_name_is_refused(releases: Releases, host: Host, source: Path, version: str) -> None:
-    """A version is a plain name: nothing that leads elsewhere, hides, or looks like an option; asked or added."""
+def test_invalid_version_is_refused(releases: Releases, host: Host, source: Path, version: str) -> None:
+    """A version cannot be a path, a hidden name or an option, in `add` and in `get`."""
     with pytest.raises(Refused):
         releases.add(source, version=version)
     with pytest.raises(Refused):
@@ -198,7 +221,7 @@ def test_version_that_is_no_name_is_refused(releases: Releases, host: Host, sour
 
 
 def test_linked_files_are_copied_as_contents(releases: Releases, tmp_path: Path, source: Path) -> None:
-    """A Hugging Face cache is full of links into its blobs: the release holds the contents and survives the cache."""
+    """Symlinks, as in a Hugging Face cache, are followed: the release holds the contents after the cache is deleted."""
     blobs = tmp_path / "blobs"
     blobs.mkdir()
     (source / "model.safetensors").rename(blobs / "0123abcd")
@@ -208,13 +231,13 @@ def test_linked_files_are_copied_as_contents(releases: Releases, tmp_path: Path,
     shutil.rmtree(source)
     copied = added.path / "model/model.safetensors"
     assert not copied.is_symlink()
-    assert copied.read_bytes() == tensors()
+    assert copied.read_bytes() == safetensors()
     releases.verify("1.0.0")
 
 
 @pytest.mark.parametrize("stray", ["dangling", "pipe"])
-def test_what_is_no_file_is_refused(releases: Releases, source: Path, stray: str) -> None:
-    """A dangling link or a pipe among the files is refused, and nobody waits for a byte from it."""
+def test_special_files_are_refused(releases: Releases, source: Path, stray: str) -> None:
+    """A dangling symlink or a FIFO is refused, and the FIFO is never opened."""
     if stray == "pipe":
         os.mkfifo(source / stray)
     else:
@@ -223,8 +246,8 @@ def test_what_is_no_file_is_refused(releases: Releases, source: Path, stray: str
         releases.add(source, version="1.0.0")
 
 
-def test_hidden_files_stay_outside(releases: Releases, source: Path) -> None:
-    """.git and .cache beside the weights are no part of a release."""
+def test_hidden_files_are_left_out(releases: Releases, source: Path) -> None:
+    """Hidden files and directories are not imported."""
     (source / ".cache").mkdir()
     (source / ".cache/x.pkl").write_text("")
     (source / ".gitattributes").write_text("")
@@ -233,7 +256,7 @@ def test_hidden_files_stay_outside(releases: Releases, source: Path) -> None:
 
 
 def test_existing_version_is_refused(releases: Releases, source: Path) -> None:
-    """A release never changes: the same version again is refused, whatever it would hold."""
+    """A release is immutable: adding the same version again is refused."""
     before = releases.add(source, version="1.0.0")
     (source / "config.json").write_text('{"other": true}')
     with pytest.raises(Refused, match=r"1\.0\.0 exists"):
@@ -243,40 +266,40 @@ def test_existing_version_is_refused(releases: Releases, source: Path) -> None:
 
 
 def test_published_files_are_read_only(releases: Releases, host: Host, source: Path) -> None:
-    """Nobody may write into a release, files and directories alike: a running model has them mapped."""
+    """Files and directories of a release are read-only: running models map them. The server's user can read them."""
     added = releases.add(source, version="1.0.0")
     everything = [added.path, *added.path.rglob("*")]
     assert len(everything) == 5
     assert all(path.stat().st_mode & 0o222 == 0 for path in everything)
-    assert all(path.stat().st_mode & 0o444 == 0o444 for path in everything)  # the server is another user
+    assert all(path.stat().st_mode & 0o444 == 0o444 for path in everything)
 
 
 @pytest.mark.parametrize(
-    ("harm", "fact"),
+    ("damage", "fact"),
     [
-        (lambda path: path.write_bytes(tensors()[:-1] + b"\x01"), "contents changed"),
-        (lambda path: path.write_bytes(tensors()[:-1]), "bytes instead of"),
+        (lambda path: path.write_bytes(safetensors()[:-1] + b"\x01"), "contents changed"),
+        (lambda path: path.write_bytes(safetensors()[:-1]), "bytes instead of"),
         (lambda path: path.unlink(), "missing"),
     ],
 )
 def test_tampered_file_is_found(
-    releases: Releases, host: Host, source: Path, harm: Callable[[Path], None], fact: str
+    releases: Releases, host: Host, source: Path, damage: Callable[[Path], None], fact: str
 ) -> None:
-    """One byte changed, cut off or gone: verify names the file and how it differs."""
+    """A changed, truncated or missing file: verify refuses with its name and how it differs."""
     added = releases.add(source, version="1.0.0")
-    victim = added.path / "model/model.safetensors"
-    victim.parent.chmod(0o755)
-    victim.chmod(0o644)
-    harm(victim)
+    weights = added.path / "model/model.safetensors"
+    weights.parent.chmod(0o755)
+    weights.chmod(0o644)
+    damage(weights)
     with pytest.raises(Refused, match=rf"model/model\.safetensors: .*{fact}"):
         releases.verify("1.0.0")
 
 
-def test_unknown_version_is_refused_with_the_known_ones(releases: Releases, source: Path) -> None:
-    """Who mistypes a version is told which there are."""
+def test_unknown_version_is_refused_with_the_existing_ones(releases: Releases, source: Path) -> None:
+    """The refusal of an unknown version lists the existing ones."""
     with pytest.raises(Refused, match=r"no release 9") as refusal:
         releases.get("9")
-    assert "none yet" in str(refusal.value.hint)
+    assert "existing releases: none;" in str(refusal.value.hint)
     releases.add(source, version="1.0.0")
     with pytest.raises(Refused) as refusal:
         releases.verify("9")
@@ -284,7 +307,7 @@ def test_unknown_version_is_refused_with_the_known_ones(releases: Releases, sour
 
 
 def test_release_in_use_is_not_removed(releases: Releases, host: Host, source: Path) -> None:
-    """While a slot points to it a release stays, for remove and for prune; afterwards it goes entirely."""
+    """Remove and prune keep a release while a slot leads to it; afterwards it can be removed entirely."""
     for version in ("1.0.0", "1.1.0", "1.2.0"):
         releases.add(source, version=version)
     (host.root / "blue").symlink_to("releases/1.0.0")
@@ -298,8 +321,8 @@ def test_release_in_use_is_not_removed(releases: Releases, host: Host, source: P
     assert list(host.releases.iterdir()) == []
 
 
-def test_release_that_a_rollout_is_about_is_not_removed(releases: Releases, host: Host, source: Path) -> None:
-    """Before any slot points to it: its weights may be on their way into a model that runs."""
+def test_release_of_an_unfinished_rollout_is_not_removed(releases: Releases, host: Host, source: Path) -> None:
+    """A rollout protects its release before a slot leads to it: workers may be loading its weights."""
     releases.add(source, version="1.0.0")
     journal = Journal(host)
     with journal.lock():
@@ -311,22 +334,22 @@ def test_release_that_a_rollout_is_about_is_not_removed(releases: Releases, host
     releases.remove("1.0.0")
 
 
-def test_release_that_a_generation_still_serves_is_not_removed(releases: Releases, host: Host, source: Path) -> None:
-    """A slot that points elsewhere already may still serve it: the living generation's record protects it."""
+def test_release_of_a_running_generation_is_not_removed(releases: Releases, host: Host, source: Path) -> None:
+    """A generation that runs protects its release, even when no slot leads to it any more."""
     releases.add(source, version="1.0.0")
     record: dict[str, Any] = {"generation": 1, "slot": "blue", "version": "1.0.0", "release": "", "master": os.getpid()}
-    birth = Path(f"/proc/{os.getpid()}/stat").read_text().rpartition(")")[2].split()[19]
+    start = Path(f"/proc/{os.getpid()}/stat").read_text().rpartition(")")[2].split()[19]
     (host.runtime / "blue/1").mkdir(parents=True)
     path = host.runtime / "blue/1/generation.json"
-    path.write_text(json.dumps(record | {"born": int(birth)}))
+    path.write_text(json.dumps(record | {"born": int(start)}))
     with pytest.raises(Refused, match="still serves"):
         releases.remove("1.0.0")
-    path.write_text(json.dumps(record | {"born": int(birth) - 1}))  # another process that had the same number
+    path.write_text(json.dumps(record | {"born": int(start) - 1}))  # an earlier process with the same pid
     releases.remove("1.0.0")
 
 
 def test_prune_keeps_the_newest(releases: Releases, source: Path) -> None:
-    """Pruning takes the oldest away and says which; asked again it finds nothing."""
+    """Prune removes the oldest releases and returns their versions; a second call removes nothing."""
     for version in ("1", "2", "3", "4"):
         releases.add(source, version=version)
     assert releases.prune(2) == ("1", "2")
@@ -335,7 +358,7 @@ def test_prune_keeps_the_newest(releases: Releases, source: Path) -> None:
 
 
 def test_damaged_release_can_be_removed(releases: Releases, host: Host, source: Path) -> None:
-    """What verify and get tell to remove can be removed, even when its own release.json is what was damaged."""
+    """A damaged release can be removed, even if its release.json is what is damaged."""
     added = releases.add(source, version="1.0.0")
     added.path.chmod(0o755)
     (added.path / "release.json").chmod(0o644)
@@ -346,9 +369,9 @@ def test_damaged_release_can_be_removed(releases: Releases, host: Host, source: 
     assert releases.add(source, version="1.0.0").version == "1.0.0"
 
 
-def test_checks_come_with_their_pictures(releases: Releases, source: Path) -> None:
-    """Checks beside the checkpoint become the release's own, and the pictures that they name come with it."""
-    (source / "red.png").write_bytes(PICTURE)
+def test_checks_are_imported_with_their_images(releases: Releases, source: Path) -> None:
+    """Checks and engine settings beside the checkpoint go into release.json; the images of checks are copied."""
+    (source / "red.png").write_bytes(IMAGE)
     (source / "engine.json").write_text('{"dtype": "float32"}')
     checks = [
         {"name": "red", "image": "red.png", "question": "Which colour?", "answer": "red", "max_tokens": 4},
@@ -359,20 +382,20 @@ def test_checks_come_with_their_pictures(releases: Releases, source: Path) -> No
     added = releases.add(source, version="1.0.0")
     assert list(added.manifest.checks) == checks
     assert added.manifest.engine == {"dtype": "float32"}
-    assert (added.path / "red.png").read_bytes() == PICTURE
+    assert (added.path / "red.png").read_bytes() == IMAGE
     assert "red.png" in {file.path for file in added.manifest.files}
     assert not (added.path / "model/checks.json").exists()
     releases.verify("1.0.0")
 
 
-def test_checks_may_lie_elsewhere(releases: Releases, tmp_path: Path, source: Path) -> None:
-    """Pictures are looked for beside the checks file that names them."""
-    place = tmp_path / "checks"
-    place.mkdir()
-    (place / "red.png").write_bytes(PICTURE)
-    (place / "mine.json").write_text('[{"image": "red.png", "question": "?"}]')
-    added = releases.add(source, version="1.0.0", checks=place / "mine.json")
-    assert (added.path / "red.png").read_bytes() == PICTURE
+def test_checks_in_another_directory(releases: Releases, tmp_path: Path, source: Path) -> None:
+    """Image paths are relative to the checks file."""
+    directory = tmp_path / "checks"
+    directory.mkdir()
+    (directory / "red.png").write_bytes(IMAGE)
+    (directory / "mine.json").write_text('[{"image": "red.png", "question": "?"}]')
+    added = releases.add(source, version="1.0.0", checks=directory / "mine.json")
+    assert (added.path / "red.png").read_bytes() == IMAGE
 
 
 @pytest.mark.parametrize(
@@ -385,12 +408,12 @@ def test_checks_may_lie_elsewhere(releases: Releases, tmp_path: Path, source: Pa
         '[{"image": "absent.png", "question": "?"}]',
         '[{"image": "../config.json", "question": "?"}]',
         '[{"image": "/etc/hostname", "question": "?"}]',
-        '[{"answer": "a check that asks nothing"}]',
+        '[{"answer": "a check without a question"}]',
         '[{"question": 7}]',
     ],
 )
-def test_checks_that_cannot_be_asked_are_refused(releases: Releases, host: Host, source: Path, checks: str) -> None:
-    """A checks file that could never pass is refused when it is added, not when the release is rolled out."""
+def test_invalid_checks_are_refused(releases: Releases, host: Host, source: Path, checks: str) -> None:
+    """An invalid checks file is refused when the release is added, not when it is rolled out."""
     (source / "checks.json").write_text(checks)
     with pytest.raises(Refused):
         releases.add(source, version="1.0.0")
@@ -398,8 +421,8 @@ def test_checks_that_cannot_be_asked_are_refused(releases: Releases, host: Host,
     assert leftovers(host) == []
 
 
-def test_settings_that_are_no_object_are_refused(releases: Releases, tmp_path: Path, source: Path) -> None:
-    """Engine settings must be a JSON object, and a file that was named must be there."""
+def test_invalid_engine_settings_are_refused(releases: Releases, tmp_path: Path, source: Path) -> None:
+    """Engine settings must be a JSON object, and a file given by the caller must exist."""
     (tmp_path / "engine.json").write_text("[]")
     for path in (tmp_path / "engine.json", tmp_path / "absent.json"):
         with pytest.raises(Refused, match=path.name):
@@ -409,8 +432,8 @@ def test_settings_that_are_no_object_are_refused(releases: Releases, tmp_path: P
 def test_full_disk_is_refused_with_figures(
     releases: Releases, host: Host, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Too little room is seen before anything is copied; the refusal says how much is needed and how much is free."""
-    (source / "model.safetensors").write_bytes(tensors(3 << 20))
+    """Insufficient disk space is refused before anything is copied, with the space needed and the space free."""
+    (source / "model.safetensors").write_bytes(safetensors(3 << 20))
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=65 << 20))
     with pytest.raises(Refused, match="67 MiB needed, 65 MiB free") as refusal:
         releases.add(source, version="1.0.0")
@@ -419,12 +442,12 @@ def test_full_disk_is_refused_with_figures(
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="mounting a small disk needs root")
-def test_disk_that_fills_up_meanwhile_publishes_nothing(
+def test_disk_that_fills_up_during_the_copy(
     releases: Releases, host: Host, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A disk that is full before the last byte: the error names the file, nothing is published, nothing stays."""
-    (source / "model.safetensors").write_bytes(tensors(3 << 20))
-    monkeypatch.setattr(module, "_SPARE", -(8 << 20))  # as if somebody else wrote after we had looked
+    """The error names the file, nothing is published, and the staging directory is deleted."""
+    (source / "model.safetensors").write_bytes(safetensors(3 << 20))
+    monkeypatch.setattr(module, "_RESERVE", -(8 << 20))  # as if another process filled the disk after the check
     host.releases.mkdir(parents=True)
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(host.releases)], check=True, timeout=10)
     try:
@@ -454,31 +477,31 @@ Releases(host).add(Path(sys.argv[2]), version=sys.argv[3], begin=begin)
 """
 
 
-def test_interrupted_add_publishes_nothing_and_is_swept_away(releases: Releases, host: Host, source: Path) -> None:
-    """Kill -9 in the middle of a copy leaves no release; the next add clears it away, but nothing of a living one."""
+def test_killed_add_publishes_nothing_and_is_cleaned_up(releases: Releases, host: Host, source: Path) -> None:
+    """Kill -9 during a copy publishes nothing; the next add deletes what it left, not what a running add uses."""
     with (source / "model.safetensors").open("wb") as file:
-        file.write(tensors(64 << 20)[:200])
-        file.truncate(len(tensors(64 << 20)))  # a file with a hole: quick to make
+        file.write(safetensors(64 << 20)[:200])
+        file.truncate(len(safetensors(64 << 20)))  # sparse
     adders = [
         subprocess.Popen(
             [sys.executable, "-c", _ADD, str(host.root), str(source), version],
             stdout=subprocess.PIPE, text=True, cwd=CODE,
         )
-        for version in ("dying", "living")
+        for version in ("killed", "running")
     ]  # fmt: skip
-    dying, living = adders
+    killed, running = adders
     try:
         for adder in adders:
             assert adder.stdout is not None
             assert adder.stdout.readline() == "copied\n"
         assert len(leftovers(host)) == 2
-        dying.send_signal(signal.SIGKILL)
-        dying.wait(10)
+        killed.send_signal(signal.SIGKILL)
+        killed.wait(10)
         assert releases.list() == []
-        (source / "model.safetensors").write_bytes(tensors())
+        (source / "model.safetensors").write_bytes(safetensors())
         releases.add(source, version="1.0.0")
         assert [one.version for one in releases.list()] == ["1.0.0"]
-        assert leftovers(host) == [f".incoming-living-{living.pid}"]
+        assert leftovers(host) == [f".incoming-running-{running.pid}"]
     finally:
         for adder in adders:
             adder.kill()
@@ -489,8 +512,8 @@ def test_interrupted_add_publishes_nothing_and_is_swept_away(releases: Releases,
     assert leftovers(host) == []
 
 
-def test_interrupt_from_the_keyboard_leaves_nothing(releases: Releases, host: Host, source: Path) -> None:
-    """Ctrl-C while it copies: nothing is published and nothing stays."""
+def test_interrupt_from_the_keyboard(releases: Releases, host: Host, source: Path) -> None:
+    """Ctrl-C during a copy: nothing is published and the staging directory is deleted."""
 
     def begin(_: int) -> Callable[[int], None]:
         def interrupt(_: int) -> None:
@@ -503,10 +526,10 @@ def test_interrupt_from_the_keyboard_leaves_nothing(releases: Releases, host: Ho
     assert list(host.releases.iterdir()) == []
 
 
-def test_two_adds_of_one_version_end_with_one_release(
+def test_concurrent_adds_of_one_version(
     releases: Releases, host: Host, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Who comes second to the rename is refused, and what the first published stays as it is."""
+    """The second rename is refused, and the release that was published first is unchanged."""
     seal = module._seal
 
     def overtaken(staging: Path) -> None:
@@ -522,8 +545,8 @@ def test_two_adds_of_one_version_end_with_one_release(
     assert leftovers(host) == []
 
 
-def test_root_that_cannot_hold_releases(releases: Releases, host: Host, source: Path) -> None:
-    """A root that is a file is a plain fact with a hint."""
+def test_root_that_is_a_file(releases: Releases, host: Host, source: Path) -> None:
+    """A root that is not a directory is reported as an error with a hint."""
     host.root.write_text("")
     with pytest.raises(GlmError, match="cannot write to"):
         releases.add(source, version="1.0.0")

@@ -22,7 +22,7 @@ from PIL import Image
 from deploy.errors import Refused
 from deploy.host import Host
 from deploy.journal.journal import Journal
-from deploy.releases.compatibility import require_same
+from deploy.releases.compatibility import require_compatible
 from deploy.releases.store import Releases
 from service.demo_models import tiny
 from tests.box import Box, kill, wait_for
@@ -509,10 +509,10 @@ def test_what_is_the_same_architecture(
     old = releases.add(checkpoints["1.0.0"], version="1")
     new = releases.add(copy, version="2")
     if why is None:
-        require_same(old, new)
+        require_compatible(old, new)
         return
     with pytest.raises(Refused, match=why) as refused:
-        require_same(old, new)
+        require_compatible(old, new)
     assert refused.value.hint
     assert "--strategy overlap" in refused.value.hint
 
@@ -524,7 +524,7 @@ def test_another_environment_is_another_program(checkpoints: dict[str, Path], tm
     new.path.chmod(0o755)
     (new.path / "env").symlink_to("/usr")
     with pytest.raises(Refused, match="Python environments"):
-        require_same(old, new)
+        require_compatible(old, new)
 
 
 def test_a_pause_is_told(box: Box) -> None:

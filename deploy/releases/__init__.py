@@ -1,4 +1,5 @@
-"""Releases on disk: imported with digests, published by one rename, never changed afterwards.
+"""Releases on disk: immutable directories with a digest for each file, published by one rename.
 
-Begin with `store.py`; `checkpoint.py` validates what is imported, `compatibility.py` compares two releases.
+Begin with `store.py`. `checkpoint.py` checks what is imported and reads the headers of safetensors files;
+`compatibility.py` decides whether the weights of one release fit the model of another.
 """

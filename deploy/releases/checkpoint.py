@@ -1,29 +1,36 @@
-"""A checkpoint directory as Hugging Face writes it, looked at before it is trusted."""
+"""Validation of a Hugging Face checkpoint directory before it is imported."""
 
 from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError, safe_open
 
 from deploy.errors import Refused
 
 _PICKLES = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".npy", ".npz", ".mar", ".th"})
-_LONGEST_HEAD = 100 << 20  # bytes; the safetensors format allows no more
+_INDEX = "model.safetensors.index.json"
+_NOT_COPIED = frozenset({"checks.json", "engine.json"})  # their contents go into release.json
 
 
 def checkpoint_files(source: Path) -> Iterator[tuple[Path, str]]:
-    """The files to import, as (path, name below the checkpoint); raises Refused for what is no safe checkpoint."""
+    """Yield the files to import as (path, name relative to `source`); hidden files are left out.
+
+    Raises Refused if `source` is not a complete checkpoint, or if a file may run code when it is loaded.
+    """
     if not source.is_dir():
-        raise Refused(f"{source} is no directory", hint="give the checkpoint directory as Hugging Face writes it")
+        raise Refused(f"{source} is not a directory", hint="give the checkpoint directory as Hugging Face writes it")
     found = []
     for path in sorted(source.rglob("*")):
         name = path.relative_to(source)
-        if any(part.startswith(".") for part in name.parts) or str(name) in {"checks.json", "engine.json"}:
+        if any(part.startswith(".") for part in name.parts) or str(name) in _NOT_COPIED:
             continue
         if path.is_dir() and not path.is_symlink():
             continue
@@ -31,88 +38,95 @@ def checkpoint_files(source: Path) -> Iterator[tuple[Path, str]]:
             raise Refused(f"{path} is neither a file nor a directory")
         if path.suffix.lower() in _PICKLES:
             raise Refused(
-                f"{name} may hold a pickle, which runs code when it is loaded",
+                f"{name} may hold a pickle, which can run code when it is loaded",
                 hint="only safetensors are accepted: convert it with save_pretrained(..., safe_serialization=True)",
             )
         found.append((path, str(name)))
-    names = {word for _, word in found}
+    names = {name for _, name in found}
     if "config.json" not in names:
-        raise Refused(f"{source} is no checkpoint: config.json is missing")
-    shards = [(path, word) for path, word in found if word.endswith(".safetensors")]
+        raise Refused(f"{source} is not a checkpoint: config.json is missing")
+    shards = [(path, name) for path, name in found if name.endswith(".safetensors")]
     if not shards:
-        raise Refused(f"{source} is no checkpoint: it has no .safetensors file")
-    for path, word in shards:
-        _check_tensors(path, word)
-    _check_index(source, names)
+        raise Refused(f"{source} is not a checkpoint: it has no .safetensors file")
+    for path, name in shards:
+        read_tensors(path, name)
+    if _INDEX in names:
+        _require_shards(source / _INDEX, names)
     yield from found
 
 
-class _Tensor(BaseModel):
-    model_config = ConfigDict(strict=True)
+@dataclass(frozen=True)
+class Tensor:
+    """The header entry of one tensor; `dtype` is the format's name for it, such as BF16."""
 
-    dtype: str = ""
-    shape: tuple[NonNegativeInt, ...] = ()
-    data_offsets: tuple[NonNegativeInt, NonNegativeInt]
+    dtype: str
+    shape: tuple[int, ...]
+
+    def __str__(self) -> str:
+        return f"{self.dtype} {list(self.shape)}"
+
+    @property
+    def elements(self) -> int:
+        """The number of elements; 1 for a scalar."""
+        return math.prod(self.shape)
+
+    @property
+    def size(self) -> int:
+        """Bytes in the file. The first number in a dtype's name is its width in bits; BOOL, without one, has 8."""
+        bits = re.search(r"\d+", self.dtype)
+        return self.elements * (int(bits[0]) if bits else 8) // 8
+
+
+def read_tensors(path: Path, name: str) -> dict[str, Tensor]:
+    """Read the header of a safetensors file; returns its tensors by name.
+
+    Raises Refused, with `name` for the file, if it cannot be read, its header is damaged, or its length is not that of
+    the tensors in the header.
+    """
+    try:
+        with safe_open(path, framework="numpy") as file:
+            slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118  (not a mapping)
+            return {key: Tensor(each.get_dtype(), tuple(each.get_shape())) for key, each in slices.items()}
+    except SafetensorError as error:
+        if "incomplete" in str(error).lower():  # the library has one exception for all faults
+            raise Refused(
+                f"{name} is truncated: its header describes another length than {path.stat().st_size} bytes",
+                hint="download it again",
+            ) from error
+        raise Refused(f"{name} is not a safetensors file, or its header is damaged: {error}") from error
+    except OSError as error:
+        raise Refused(f"{name} cannot be read: {error}") from error
 
 
 class _Index(BaseModel):
     weight_map: dict[str, str]
 
 
-_HEAD = TypeAdapter(dict[str, _Tensor | dict[str, str]])
-
-
-def _check_tensors(path: Path, name: str) -> None:
-    """See that the file is as long as its own header says (8 bytes of length, JSON, then the tensors' bytes)."""
-    size = path.stat().st_size
-    length, found = _read_head(path, name)
-    whole = 8 + length + max((tensor.data_offsets[1] for tensor in found), default=0)
-    if whole != size:
-        raise Refused(f"{name} is truncated: {size} bytes instead of {whole}", hint="download it again")
-
-
-def _read_head(path: Path, name: str) -> tuple[int, list[_Tensor]]:
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        head = file.read(min(length, _LONGEST_HEAD))
+def _require_shards(index: Path, names: set[str]) -> None:
     try:
-        return length, [entry for entry in _HEAD.validate_json(head).values() if isinstance(entry, _Tensor)]
+        shards = set(_Index.model_validate_json(index.read_bytes()).weight_map.values())
     except ValidationError as error:
-        raise Refused(f"{name} is no safetensors file, or its head is damaged") from error
-
-
-def tensors(path: Path) -> Iterator[tuple[str, int, int]]:
-    """The tensors of a safetensors file by its header: dtype as the format names it, elements, bytes."""
-    for tensor in _read_head(path, path.name)[1]:
-        yield tensor.dtype, math.prod(tensor.shape), tensor.data_offsets[1] - tensor.data_offsets[0]
-
-
-def _check_index(source: Path, names: set[str]) -> None:
-    index = "model.safetensors.index.json"
-    if index not in names:
-        return
-    try:
-        shards = set(_Index.model_validate_json((source / index).read_bytes()).weight_map.values())
-    except ValidationError as error:
-        raise Refused(f"{index} is damaged") from error
+        raise Refused(f"{index.name} is damaged") from error
     if missing := sorted(shards - names):
-        raise Refused(f"{missing[0]} is missing: {index} names it", hint="download the checkpoint again")
+        raise Refused(f"{missing[0]} is missing: {index.name} refers to it", hint="download the checkpoint again")
 
 
 class Check(BaseModel):
-    """A question that a release must answer rightly; the server's own description says more."""
+    """A question that every worker must answer before the release becomes ready; see CONTRIBUTING, "Contracts"."""
 
     model_config = ConfigDict(extra="forbid")
 
     question: str
     answer: str | None = None
+    """Text that must occur in the response, in any case."""
     image: str | None = None
+    """A path relative to the checks file, or a data URL."""
     name: str | None = None
     max_tokens: int = Field(default=32, ge=1)
 
 
 def read_checks(path: Path, *, required: bool) -> tuple[dict[str, Any], ...]:
-    """The checks in `path`, none where it is absent and not required; raises Refused for what cannot be asked."""
+    """Return the checks in `path`; none if it is absent and not required. Raises Refused if one is invalid."""
     found = read_json(path, list, required=required) or []
     try:
         return tuple(Check.model_validate(check).model_dump(exclude_unset=True) for check in found)
@@ -125,22 +139,25 @@ def read_checks(path: Path, *, required: bool) -> tuple[dict[str, Any], ...]:
         ) from error
 
 
-def pictures(checks: Iterable[dict[str, Any]], beside: Path) -> Iterator[tuple[Path, str]]:
-    """The picture files that checks name, relative to the file they stand in."""
+def check_images(checks: Iterable[dict[str, Any]], directory: Path) -> Iterator[tuple[Path, str]]:
+    """Yield the image files of `checks` as (path, name relative to `directory`), each once.
+
+    Raises Refused for a name that is absent or leads out of `directory`.
+    """
     seen = set()
     for check in checks:
         image = check.get("image")
         if image is None or image.startswith("data:") or image in seen:
             continue
         seen.add(image)
-        path = beside / image
+        path = directory / image
         if PurePosixPath(image).is_absolute() or ".." in PurePosixPath(image).parts or not path.is_file():
-            raise Refused(f"a check names the picture {image}, which is not beside it")
+            raise Refused(f"a check refers to the image {image}, which is not beside the checks file")
         yield path, image
 
 
 def read_json(path: Path, kind: type[Any], *, required: bool) -> Any:
-    """The JSON list or object in `path`, None where it is absent and not required; raises Refused."""
+    """Return the JSON list or object in `path`; None if it is absent and not required. Raises Refused."""
     if not path.exists() and not required:
         return None
     try:

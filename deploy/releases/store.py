@@ -1,4 +1,4 @@
-"""Releases: immutable directories, each a checkpoint and its `release.json`."""
+"""The releases of a host: immutable directories, each with a checkpoint and its `release.json`."""
 
 from __future__ import annotations
 
@@ -18,19 +18,20 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from deploy.errors import GlmError, Refused
-from deploy.host import SLOTS, Host
+from deploy.host import Host
 from deploy.journal.accounts import everything
-from deploy.journal.journal import Journal, sync_directory
-from deploy.releases.checkpoint import checkpoint_files, pictures, read_checks, read_json
-from deploy.rollout.slots import Slots
+from deploy.journal.journal import Journal
+from deploy.releases.checkpoint import check_images, checkpoint_files, read_checks, read_json
+from service.contract import atomic
+from service.contract.slots import SLOTS, Slots
 
 _VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}")
 _CHUNK = 8 << 20
-_SPARE = 64 << 20  # bytes that must stay free: journals and state files need a place too
+_RESERVE = 64 << 20  # bytes that must stay free for journals and state files
 _STAGING = ".incoming-"
 
 Advance = Callable[[int], None]
-"""Called with the number of bytes done since the last call."""
+"""Called with the number of bytes processed since the last call."""
 
 
 class File(BaseModel):
@@ -44,7 +45,7 @@ class File(BaseModel):
 
 
 class Manifest(BaseModel):
-    """The contents of `release.json`."""
+    """The content of `release.json`."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -69,7 +70,7 @@ class Release:
 
     @property
     def version(self) -> str:
-        """Its name, which is also its directory's."""
+        """The name of the release and of its directory."""
         return self.path.name
 
 
@@ -80,7 +81,7 @@ class Releases:
     host: Host
 
     def list(self) -> list[Release]:
-        """All of them, oldest first; a directory that is no release is passed over."""
+        """Return all releases, oldest first; a directory that is not a release is skipped."""
         found = []
         for path in self.host.releases.glob("[!.]*"):
             with contextlib.suppress(GlmError):
@@ -88,23 +89,24 @@ class Releases:
         return sorted(found, key=lambda release: (release.manifest.created_at, release.version))
 
     def get(self, version: str) -> Release:
-        """The release `version`; raises Refused when there is none, or none that can be read."""
+        """Return the release `version`; raises Refused if it does not exist or its `release.json` is damaged."""
         return self._read(self._path(version))
 
     def _path(self, version: str) -> Path:
         if not (_VERSION.fullmatch(version) and (self.host.releases / version).is_dir()):
-            known = ", ".join(release.version for release in self.list()) or "none yet"
+            known = ", ".join(release.version for release in self.list()) or "none"
             raise Refused(
-                f"there is no release {version}", hint=f"known here: {known}; `glmctl release add PATH` imports one"
+                f"there is no release {version}",
+                hint=f"existing releases: {known}; `glmctl release add PATH` imports one",
             )
         return self.host.releases / version
 
     def slots_of(self, version: str) -> tuple[str, ...]:
-        """The slots that point to `version`."""
-        return tuple(slot for slot in SLOTS if Slots(self.host).version(slot) == version)
+        """Return the slots whose symlinks lead to `version`."""
+        return tuple(slot for slot in SLOTS if Slots(self.host.root).version(slot) == version)
 
     def verify(self, version: str, advance: Advance = lambda _: None) -> Release:
-        """Compare every file of `version` with its digest; raises Refused naming the first that differs."""
+        """Compare every file of `version` with its digest; raises Refused with the first that differs."""
         release = self.get(version)
         for file in release.manifest.files:
             path = release.path / file.path
@@ -119,27 +121,30 @@ class Releases:
         return release
 
     def remove(self, version: str) -> None:
-        """Delete `version`, damaged or not; refused while a slot points to it or a generation still serves it."""
+        """Delete `version`, damaged or not.
+
+        Raises Refused while a slot leads to it, a living generation serves it, or an unfinished rollout names it.
+        """
         path = self._path(version)
         if slots := self.slots_of(version):
-            raise Refused(f"{version} is in use: slot {' and '.join(slots)} points to it")
+            raise Refused(f"{version} is in use: slot {' and '.join(slots)} leads to it")
         if any(one.lives and one.version == version for one in everything(self.host)):
             raise Refused(f"{version} is in use: a generation still serves it")
         if any(one.version == version for one in Journal(self.host).unfinished()):
             raise Refused(f"{version} is in use: a rollout of it is under way")
-        grave = self.host.releases / f"{_STAGING}removed-{version}-{os.getpid()}"
-        with _locked(path):  # it stays locked under its new name: a sweep leaves it to us
-            path.rename(grave)
-            _delete(grave)
+        removed = self.host.releases / f"{_STAGING}removed-{version}-{os.getpid()}"
+        with _locked(path):  # the lock survives the rename, so that no other call deletes the directory meanwhile
+            path.rename(removed)
+            _delete(removed)
 
     def prune(self, keep: int) -> tuple[str, ...]:
-        """Remove all but the newest `keep` releases and those in use; returns what went."""
-        gone = []
+        """Remove all but the newest `keep` releases and those in use; returns the removed versions."""
+        removed = []
         for release in self.list()[: -keep or None]:
             with contextlib.suppress(Refused):
                 self.remove(release.version)
-                gone.append(release.version)
-        return tuple(gone)
+                removed.append(release.version)
+        return tuple(removed)
 
     def add(
         self,
@@ -150,76 +155,76 @@ class Releases:
         engine: Path | None = None,
         begin: Callable[[int], Advance] = lambda _: lambda _: None,
     ) -> Release:
-        """Import the checkpoint directory `source` as a release, hashing while copying, and publish it by rename.
+        """Import the checkpoint directory `source`: copy and hash its files, then publish the release by one rename.
 
-        `begin` is called once with the total size in bytes and returns the function that is told the progress.
-        Interrupted at any point, nothing is published, and the next call sweeps away what was left.
+        `begin` is called once with the total size in bytes and returns the progress callback. An interrupted import
+        publishes nothing; the next call deletes what it left. Raises Refused for an invalid version, checkpoint, checks
+        file or settings file, and GlmError if the copy fails.
         """
         version = version or source.resolve().name
         if not _VERSION.fullmatch(version):
             raise Refused(
-                f"{version!r} is no version", hint="letters, digits and . _ + - only; give one with --version"
+                f"{version!r} is not a valid version", hint="use letters, digits and . _ + -; --version sets it"
             )
         final = self.host.releases / version
         if final.exists():
-            raise Refused(f"release {version} exists", hint="a release never changes: give another --version")
+            raise Refused(f"release {version} exists", hint="a release is immutable: choose another --version")
         files = list(checkpoint_files(source))
         total = sum(path.stat().st_size for path, _ in files)
-        self._make_room(total)
+        self._require_space(total)
         checks_file = checks or source / "checks.json"
-        asked = read_checks(checks_file, required=checks is not None)
+        release_checks = read_checks(checks_file, required=checks is not None)
         settings = read_json(engine or source / "engine.json", dict, required=engine is not None) or {}
         with self._staging(version) as staging:
             advance = begin(total)
             entries = [_import(path, staging, f"model/{name}", advance) for path, name in files]
-            entries += [
-                _import(path, staging, name, lambda _: None) for path, name in pictures(asked, checks_file.parent)
-            ]
+            images = check_images(release_checks, checks_file.parent)
+            entries += [_import(path, staging, name, lambda _: None) for path, name in images]
             manifest = Manifest(
                 version=version,
                 created_at=datetime.now(UTC).isoformat(timespec="milliseconds"),
                 files=tuple(entries),
                 engine=settings,
-                checks=asked,
+                checks=release_checks,
             )
-            _write_durably(staging / "release.json", manifest.model_dump_json(indent=2).encode())
+            atomic.write_text(staging / "release.json", manifest.model_dump_json(indent=2), durable=True)
             for directory in (staging, *(path for path in staging.rglob("*") if path.is_dir())):
-                sync_directory(directory)
+                atomic.sync_directory(directory)
             _seal(staging)
             try:
                 staging.rename(final)
             except OSError as error:
-                raise Refused(f"release {version} exists", hint="somebody else added it meanwhile") from error
-            sync_directory(self.host.releases)
+                raise Refused(f"release {version} exists", hint="another process has just added it") from error
+            atomic.sync_directory(self.host.releases)
         return Release(final, manifest)
 
     def _read(self, path: Path) -> Release:
         try:
             return Release(path, Manifest.model_validate_json((path / "release.json").read_bytes()))
         except (OSError, ValidationError) as error:
-            raise Refused(f"{path} is no release: its release.json is missing or damaged") from error
+            raise Refused(f"{path} is not a release: its release.json is missing or damaged") from error
 
-    def _make_room(self, total: int) -> None:
+    def _require_space(self, total: int) -> None:
         try:
             self.host.releases.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise GlmError(
-                f"cannot write to {self.host.releases}: {error.strerror}", hint="root, or --user?"
+                f"cannot write to {self.host.releases}: {error.strerror}", hint="run it as root, or with --user"
             ) from error
         free = shutil.disk_usage(self.host.releases).free
-        if free < total + _SPARE:
+        if free < total + _RESERVE:
             raise Refused(
-                f"the disk of {self.host.releases} is too full: {_mib(total + _SPARE)} needed, {_mib(free)} free",
+                f"not enough disk space for {self.host.releases}: {_mib(total + _RESERVE)} needed, {_mib(free)} free",
                 hint="`glmctl release prune --keep 2` removes old releases",
             )
 
     @contextlib.contextmanager
     def _staging(self, version: str) -> Iterator[Path]:
-        """A directory of our own, locked while we live, so that the next call knows a dead one's from a busy one's."""
-        for left in self.host.releases.glob(f"{_STAGING}*"):
-            with _locked(left) as free:
-                if free:
-                    _delete(left)
+        """Create a staging directory, locked while it is in use; delete those whose process has ended."""
+        for directory in self.host.releases.glob(f"{_STAGING}*"):
+            with _locked(directory) as acquired:
+                if acquired:
+                    _delete(directory)
         staging = self.host.releases / f"{_STAGING}{version}-{os.getpid()}"
         staging.mkdir()
         with _locked(staging):
@@ -258,12 +263,12 @@ def _digest(path: Path, advance: Advance) -> str:
     return digest.hexdigest()
 
 
-def _damaged(version: str, name: str, how: str) -> Refused:
-    return Refused(f"release {version} is damaged: {name}: {how}", hint="remove it and add it again")
+def _damaged(version: str, name: str, fault: str) -> Refused:
+    return Refused(f"release {version} is damaged: {name}: {fault}", hint="remove it and add it again")
 
 
 def _seal(directory: Path) -> None:
-    """Take away every right to write; what is mapped by a running model must never change."""
+    """Remove all write permissions: running models map these files."""
     for path in [*directory.rglob("*"), directory]:
         path.chmod(0o555 if path.is_dir() else 0o444)
 
@@ -277,7 +282,7 @@ def _delete(directory: Path) -> None:
 
 @contextlib.contextmanager
 def _locked(directory: Path) -> Iterator[bool]:
-    """Hold a lock on `directory`; yields False where somebody else does."""
+    """Hold an exclusive lock on `directory`; yields False if it is gone or another process holds the lock."""
     try:
         descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     except OSError:
@@ -291,13 +296,6 @@ def _locked(directory: Path) -> Iterator[bool]:
         yield True
     finally:
         os.close(descriptor)
-
-
-def _write_durably(path: Path, content: bytes) -> None:
-    with path.open("xb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _mib(size: int) -> str:

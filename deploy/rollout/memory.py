@@ -14,7 +14,7 @@ from pydantic import BaseModel, PositiveInt
 from deploy.errors import Refused
 from deploy.journal.accounts import current
 from deploy.policy import Policy
-from deploy.releases.checkpoint import tensors
+from deploy.releases.checkpoint import read_tensors
 from deploy.releases.store import Release
 from deploy.rollout.plan import Context, Plan
 
@@ -56,8 +56,8 @@ def need(release: Release, *, workers: int, device: str) -> Need:
     size = _BYTES.get(str(engine.get("dtype", "auto")))
     weights = 0
     for shard in sorted((release.path / "model").glob("*.safetensors")):
-        for kind, count, held in tensors(shard):
-            weights += count * size if size and kind in _FLOATS else held
+        for tensor in read_tensors(shard, shard.name).values():
+            weights += tensor.elements * size if size and tensor.dtype in _FLOATS else tensor.size
     try:
         text, dtype = _sizes(release.path / "model/config.json")
     except (OSError, ValueError):  # what is wrong with it, the candidate says better

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from deploy.errors import GlmError, NotReady, Refused
 from deploy.journal.accounts import Generation, Report, Worker, current, generations
 from deploy.journal.journal import Journal, Record, begin
-from deploy.releases.compatibility import require_same
+from deploy.releases.compatibility import require_compatible
 from deploy.rollout import hooks
 from deploy.rollout.plan import Context, Plan, Rollout
 from deploy.rollout.preflight import preflight
@@ -216,7 +216,7 @@ def require_possible(context: Context, plan: Plan) -> Generation:
         raise Refused(f"{len(ready)} of {one.workers_wanted} workers of {live} are ready", hint="wait for the others")
     if {one.version, *(worker.version for worker in ready)} != {held}:
         raise Refused(f"{live} points to {held} and serves {one.version}", hint="`glmctl reload`, or " + _OVERLAP)
-    require_same(context.releases.get(held), context.releases.get(plan.version))
+    require_compatible(context.releases.get(held), context.releases.get(plan.version))
     return one
 
 
