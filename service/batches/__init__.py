@@ -1,10 +1,11 @@
-"""Files and batches as OpenAI defines them: kept in SQLite beside plain files, worked on by whoever is live.
+"""Files and batches of OpenAI's API, stored in SQLite and plain files and processed by the workers of the live slot.
 
-Read `tables` for what is kept, `claims` for who may work on what, `labourer` for the work, `routes` for the API.
+Each request of a batch has exactly one result, across cutovers, crashes and reboots. Start with `claims`, which assigns
+requests to workers; then `runner` (processing), `store` and `files` (storage), `api` (the routes).
 """
 
 from __future__ import annotations
 
-from service.batches.service import Office
+from service.batches.service import BatchService
 
-__all__ = ["Office"]
+__all__ = ["BatchService"]

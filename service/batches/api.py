@@ -10,18 +10,18 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from service.api.handlers import read_body
+from service.api.body import read_body
 from service.api.openapi import describes
-from service.batches import schemas as documents
-from service.batches.store import Batches, Order
+from service.batches import schemas
+from service.batches.store import Batches, BatchParams
 from service.batches.upload import Upload
 from service.chat.errors import invalid
 from service.settings import Settings
 
 __all__ = ["BatchRoutes"]
 
-MAX_BODY = 1 << 16  # bytes of a request for a batch: sixteen notes of metadata are the most of it
-CHUNK = 1 << 18  # bytes read at a time of a file that is sent
+MAX_BODY = 1 << 16  # bytes of POST /v1/batches; up to 16 metadata entries make most of it
+CHUNK = 1 << 18  # bytes read at a time from a downloaded file
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -29,7 +29,7 @@ _STRICT = ConfigDict(strict=True, frozen=True, extra="ignore")
 
 
 class Expiry(BaseModel):
-    """How long a file is kept."""
+    """When a file expires, in seconds after its creation."""
 
     model_config = _STRICT
 
@@ -37,8 +37,8 @@ class Expiry(BaseModel):
     seconds: int = Field(ge=3600, le=30 * 24 * 3600)
 
 
-_Note = Annotated[str, StringConstraints(max_length=512)]
-_NoteName = Annotated[str, StringConstraints(max_length=64)]
+_MetadataValue = Annotated[str, StringConstraints(max_length=512)]
+_MetadataKey = Annotated[str, StringConstraints(max_length=64)]
 
 
 class NewBatch(BaseModel):
@@ -49,24 +49,24 @@ class NewBatch(BaseModel):
     input_file_id: str
     endpoint: Literal["/v1/chat/completions"]
     completion_window: Literal["24h"]
-    metadata: dict[_NoteName, _Note] | None = Field(default=None, max_length=16)
+    metadata: dict[_MetadataKey, _MetadataValue] | None = Field(default=None, max_length=16)
     output_expires_after: Expiry | None = None
 
 
-class _FilePages(BaseModel):
+class _FileQuery(BaseModel):
     after: str | None = None
     limit: int = Field(default=10_000, ge=1, le=10_000)
     order: Literal["asc", "desc"] = "desc"
     purpose: str | None = None
 
 
-class _BatchPages(BaseModel):
+class _BatchQuery(BaseModel):
     after: str | None = None
     limit: int = Field(default=20, ge=1, le=100)
 
 
 class BatchRoutes:
-    """One method for each route."""
+    """The handlers, one method per route."""
 
     def __init__(self, batches: Batches, settings: Settings) -> None:
         self._batches = batches
@@ -74,8 +74,8 @@ class BatchRoutes:
         self._call = batches.database.call
         self._settings = settings
 
-    def table(self) -> list[Route]:
-        """The routes."""
+    def routes(self) -> list[Route]:
+        """Return the routes."""
         return [
             Route("/v1/files", self.upload, methods=["POST"]),
             Route("/v1/files", self.list_files),
@@ -89,10 +89,10 @@ class BatchRoutes:
         ]
 
     @describes(
-        body=documents.Form, body_type="multipart/form-data", answer=documents.File, errors=(400, 413, 415, 503, 507)
+        body=schemas.Form, body_type="multipart/form-data", response=schemas.File, errors=(400, 413, 415, 503, 507)
     )
     async def upload(self, request: Request) -> Response:
-        """POST /v1/files: multipart, purpose=batch; streamed to the disk, and no file before it is whole."""
+        """POST /v1/files: multipart, purpose=batch; streamed to disk, and visible once it is complete."""
         draft = await self._call(self._files.draft)
         try:
             form = Upload(draft, self._settings.max_file)
@@ -105,90 +105,90 @@ class BatchRoutes:
             await self._call(draft.close)
         return JSONResponse(file.document())
 
-    @describes(query=_FilePages, answer=documents.FilePage, errors=(400, 503))
+    @describes(query=_FileQuery, response=schemas.FilePage, errors=(400, 503))
     async def list_files(self, request: Request) -> Response:
         """GET /v1/files."""
-        asked = _read(_FilePages, dict(request.query_params))
+        query = _parse(_FileQuery, dict(request.query_params))
         page = await self._call(
             self._files.list,
-            after=asked.after, limit=asked.limit, newest_first=asked.order == "desc", purpose=asked.purpose,
+            after=query.after, limit=query.limit, newest_first=query.order == "desc", purpose=query.purpose,
         )  # fmt: skip
         return JSONResponse(page.document())
 
-    @describes(answer=documents.File, errors=(404, 503))
+    @describes(response=schemas.File, errors=(404, 503))
     async def file(self, request: Request) -> Response:
         """GET /v1/files/{id}."""
         return JSONResponse((await self._call(self._files.get, request.path_params["id"])).document())
 
-    @describes(answer=documents.Deleted, errors=(400, 404, 503, 507))
+    @describes(response=schemas.Deleted, errors=(400, 404, 503, 507))
     async def delete_file(self, request: Request) -> Response:
         """DELETE /v1/files/{id}."""
         file_id = request.path_params["id"]
         await self._call(self._files.delete, file_id)
         return JSONResponse({"id": file_id, "object": "file", "deleted": True})
 
-    @describes(answer=documents.Bytes, answer_type="application/octet-stream", errors=(404, 503))
+    @describes(response=schemas.Bytes, response_type="application/octet-stream", errors=(404, 503))
     async def content(self, request: Request) -> Response:
         """GET /v1/files/{id}/content."""
         file = await self._call(self._files.get, request.path_params["id"])
-        opened = await self._call(self._files.read, file.id)
+        content = await self._call(self._files.read, file.id)
         return StreamingResponse(
-            _chunks(opened), media_type="application/octet-stream", headers={"content-length": str(file.bytes)}
+            _chunks(content), media_type="application/octet-stream", headers={"content-length": str(file.bytes)}
         )
 
-    @describes(body=NewBatch, answer=documents.Batch, errors=(400, 404, 413, 415, 503, 507))
+    @describes(body=NewBatch, response=schemas.Batch, errors=(400, 404, 413, 415, 503, 507))
     async def create(self, request: Request) -> Response:
         """POST /v1/batches."""
-        asked = _read(NewBatch, await read_body(request, MAX_BODY))
-        order = Order(
-            asked.input_file_id,
-            asked.endpoint,
-            asked.completion_window,
-            asked.metadata,
-            asked.output_expires_after.seconds if asked.output_expires_after else None,
+        body = _parse(NewBatch, await read_body(request, MAX_BODY))
+        params = BatchParams(
+            body.input_file_id,
+            body.endpoint,
+            body.completion_window,
+            body.metadata,
+            body.output_expires_after.seconds if body.output_expires_after else None,
         )
-        return JSONResponse(await self._call(self._batches.create, order))
+        return JSONResponse(await self._call(self._batches.create, params))
 
-    @describes(query=_BatchPages, answer=documents.BatchPage, errors=(400, 503))
+    @describes(query=_BatchQuery, response=schemas.BatchPage, errors=(400, 503))
     async def list_batches(self, request: Request) -> Response:
         """GET /v1/batches."""
-        asked = _read(_BatchPages, dict(request.query_params))
-        page = await self._call(self._batches.list, after=asked.after, limit=asked.limit)
+        query = _parse(_BatchQuery, dict(request.query_params))
+        page = await self._call(self._batches.list, after=query.after, limit=query.limit)
         return JSONResponse(page.document())
 
-    @describes(answer=documents.Batch, errors=(404, 503))
+    @describes(response=schemas.Batch, errors=(404, 503))
     async def batch(self, request: Request) -> Response:
         """GET /v1/batches/{id}."""
         return JSONResponse(await self._call(self._batches.get, request.path_params["id"]))
 
-    @describes(answer=documents.Batch, errors=(400, 404, 503, 507))
+    @describes(response=schemas.Batch, errors=(400, 404, 503, 507))
     async def cancel(self, request: Request) -> Response:
         """POST /v1/batches/{id}/cancel."""
         return JSONResponse(await self._call(self._batches.cancel, request.path_params["id"]))
 
 
-def _read(shape: type[M], source: bytes | dict[str, Any]) -> M:
-    """Read a JSON body or a query; raises ApiError 400 that names the field."""
+def _parse(model: type[M], source: bytes | dict[str, Any]) -> M:
+    """Validate a JSON body or a query; raises ApiError 400 that names the field."""
     try:
-        return shape.model_validate_json(source) if isinstance(source, bytes) else shape.model_validate(source)
+        return model.model_validate_json(source) if isinstance(source, bytes) else model.model_validate(source)
     except ValidationError as error:
-        finding = error.errors(include_url=False, include_input=False)[0]
-        param = ".".join(str(step)[:100] for step in finding["loc"]) or None
-        message = finding["msg"][:300]
+        detail = error.errors(include_url=False, include_input=False)[0]
+        param = ".".join(str(part)[:100] for part in detail["loc"]) or None
+        message = detail["msg"][:300]
         raise invalid(f"{param}: {message}" if param else f"the body: {message}", param=param) from error
 
 
 def _expiry(fields: dict[str, str]) -> int | None:
-    """How long the client wants its file kept, in seconds."""
-    given = {name: fields[key] for name in ("anchor", "seconds") if (key := f"expires_after[{name}]") in fields}
-    if not given:
+    """Return the form's `expires_after[seconds]`; None without it. Raises ApiError 400."""
+    expiry = {name: fields[key] for name in ("anchor", "seconds") if (key := f"expires_after[{name}]") in fields}
+    if not expiry:
         return None
     try:
-        return Expiry.model_validate(given, strict=False).seconds
+        return Expiry.model_validate(expiry, strict=False).seconds
     except ValidationError as error:
-        finding = error.errors(include_url=False, include_input=False)[0]
-        param = f"expires_after[{finding['loc'][0]}]"
-        raise invalid(f"{param}: {finding['msg']}", param=param) from error
+        detail = error.errors(include_url=False, include_input=False)[0]
+        param = f"expires_after[{detail['loc'][0]}]"
+        raise invalid(f"{param}: {detail['msg']}", param=param) from error
 
 
 def _chunks(file: BinaryIO) -> Iterator[bytes]:

@@ -1,8 +1,7 @@
-"""Who works on what: every step is one transaction, so that no two processes ever think the same work theirs.
+"""Claims: the assignment of requests and batches to workers. Each step is one transaction.
 
-A claim ends in one of four ways: its owner settles it, its owner puts it back, its owner is found dead, or its owner is
-found to have forgotten it. What is settled is settled only by who still holds the claim, so no result is ever there
-twice.
+A claim ends when its owner settles it, when its owner releases it, when its owner is found dead, or when its owner no
+longer lists it as running. Only the current holder can settle a claim, so no result is stored twice.
 """
 
 from __future__ import annotations
@@ -16,14 +15,14 @@ from sqlalchemy import Connection, and_, exists, or_, select, update
 
 from service.batches import lines
 from service.batches.database import Database
-from service.batches.owner import owner_lives
+from service.batches.owner import owner_alive
 from service.batches.tables import ENDED, batches, items
 
-__all__ = ["TRIES", "Chore", "Claim", "Claims", "Key", "Outcome", "Turn"]
+__all__ = ["MAX_TRIES", "Assignment", "Claim", "Claims", "Key", "Outcome", "Transition"]
 
-TRIES = 5
-"""How often a request may end with our failure or take its worker down before it is given up. Being put back by a
-worker that leaves, or because the engine is busy, is no such end: the completion window bounds that."""
+MAX_TRIES = 5
+"""Tries that may end with a server error or the death of the worker before a request is given up. A release by a worker
+whose gate closes, or because the engine is busy, does not count: the completion window bounds those."""
 
 
 class Key(NamedTuple):
@@ -35,7 +34,7 @@ class Key(NamedTuple):
 
 @dataclass(frozen=True)
 class Claim:
-    """A request to work on, and where to read it."""
+    """A claimed request, and its position in the input file (offset and length in bytes)."""
 
     key: Key
     custom_id: str
@@ -43,120 +42,124 @@ class Claim:
     offset: int
     length: int
     tries: int
-    """That ended badly, before this one."""
+    """Failed tries before this one."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a claim ended: with a result, or with none and back in the queue."""
+    """The end of a claim: a result, or a return to the queue (`pending`)."""
 
     key: Key
     state: Literal["completed", "failed", "pending"]
     result: str | None = None
-    counts: bool = False
-    """As one of the tries, when it goes back."""
+    counts_as_try: bool = False
+    """With `pending`: whether this was a failed try."""
 
 
 @dataclass(frozen=True)
-class Chore:
-    """A batch that is to be taken over one of its thresholds."""
+class Transition:
+    """A batch that this owner is to move to its next status."""
 
     batch_id: str
-    what: Literal["validate", "finalise"]
+    kind: Literal["validate", "finalise"]
 
 
 @dataclass
-class Turn:
-    """What there is to do for one worker."""
+class Assignment:
+    """The result of one poll: the work for one worker."""
 
     idle: bool = False
-    """There is no batch that anybody could work on."""
+    """No batch is unfinished."""
     claims: list[Claim] = field(default_factory=list)
-    stop: list[Key] = field(default_factory=list)
-    """Requests under way that nobody wants any more."""
-    chore: Chore | None = None
+    cancel: list[Key] = field(default_factory=list)
+    """Running requests whose batch was cancelled or has expired."""
+    transition: Transition | None = None
 
 
 class Claims:
-    """The work as one owner sees it; everything blocks and raises Unavailable."""
+    """The claims of one owner; every method blocks and raises Unavailable."""
 
     def __init__(self, database: Database, owner: str) -> None:
         self.database = database
         self.owner = owner
 
-    def take_turn(
-        self, outcomes: Collection[Outcome], running: Collection[Key], *, room: int, chore: str | None
-    ) -> Turn:
-        """Write down what ended, and learn what to do next.
+    def poll(
+        self, outcomes: Collection[Outcome], running: Collection[Key], *, capacity: int, transition: str | None
+    ) -> Assignment:
+        """Store outcomes and return the next work.
 
-        `running` are the claims still worked on and `chore` the batch in hand; whatever else this owner holds is
-        taken from it. At most `room` requests are claimed, of the oldest batch first.
+        `running` are the claims in progress and `transition` the id of the batch in transition; all other claims of
+        this owner are released. At most `capacity` requests are claimed, from the oldest batch first.
         """
         if not outcomes and not running:
             with self.database.reading() as connection:
                 if not connection.execute(select(exists().where(batches.c.status.not_in(ENDED)))).scalar():
-                    return Turn(idle=True)
+                    return Assignment(idle=True)
         with self.database.writing() as connection:
             self._settle(connection, outcomes)
-            self._release(connection, running, chore)
-            turn = Turn(stop=_unwanted(connection, running))
-            if chore is None:
-                turn.chore = self._take_chore(connection)
-            if room:
-                turn.claims = self._claim(connection, room)
-            return turn
+            self._release_unlisted(connection, running, transition)
+            self._reclaim_from_dead(connection)
+            assignment = Assignment(cancel=_to_cancel(connection, running))
+            if transition is None:
+                assignment.transition = self._next_transition(connection)
+            if capacity:
+                assignment.claims = self._claim(connection, capacity)
+            return assignment
 
-    def put_back(self, outcomes: Collection[Outcome]) -> None:
-        """Write down what ended, and give back everything else that this owner holds."""
+    def release(self, outcomes: Collection[Outcome]) -> None:
+        """Store outcomes and release all other claims of this owner."""
         with self.database.writing() as connection:
             self._settle(connection, outcomes)
-            self._release(connection, (), None)
+            self._release_unlisted(connection, (), None)
 
     def _settle(self, connection: Connection, outcomes: Collection[Outcome]) -> None:
         for outcome in outcomes:
-            ended = self._change(
+            settled = self._update_held(
                 connection,
                 outcome.key,
                 state=outcome.state,
                 owner=None,
                 result=outcome.result,
-                tries=items.c.tries + outcome.counts,
+                tries=items.c.tries + outcome.counts_as_try,
             )
-            if ended and outcome.state != "pending":
+            if settled and outcome.state != "pending":
                 count = batches.c[outcome.state]
                 connection.execute(
                     update(batches).where(batches.c.number == outcome.key.batch).values({count: count + 1})
                 )
 
-    def _change(self, connection: Connection, key: Key, **values: Any) -> bool:
-        """Change a request that this owner holds; whether it does."""
-        mine = items.c.batch == key.batch, items.c.line == key.line, items.c.state == "claimed"
-        return connection.execute(update(items).where(*mine, items.c.owner == self.owner).values(values)).rowcount == 1
+    def _update_held(self, connection: Connection, key: Key, **values: Any) -> bool:
+        """Update a request if this owner holds its claim; return whether it does."""
+        held = items.c.batch == key.batch, items.c.line == key.line, items.c.state == "claimed"
+        return connection.execute(update(items).where(*held, items.c.owner == self.owner).values(values)).rowcount == 1
 
-    def _release(self, connection: Connection, running: Collection[Key], chore: str | None) -> None:
-        """Take back what dead owners held, and what this one holds without working on it."""
+    def _release_unlisted(self, connection: Connection, running: Collection[Key], transition: str | None) -> None:
+        """Release this owner's claims that are not in progress, such as those of a poll whose reply was lost."""
         held = connection.execute(
             select(items.c.batch, items.c.line).where(items.c.state == "claimed", items.c.owner == self.owner)
         )
         for row in held.all():
             if (key := Key(*row)) not in running:
-                self._change(connection, key, state="pending", owner=None)
+                self._update_held(connection, key, state="pending", owner=None)
         connection.execute(
-            update(batches).where(batches.c.owner == self.owner, batches.c.id != (chore or "")).values(owner=None)
+            update(batches).where(batches.c.owner == self.owner, batches.c.id != (transition or "")).values(owner=None)
         )
+
+    def _reclaim_from_dead(self, connection: Connection) -> None:
+        """Reclaim the claims of all owners that are no longer running."""
         owners = select(items.c.owner).where(items.c.state == "claimed").distinct().union(
             select(batches.c.owner).where(batches.c.owner.is_not(None))
         )  # fmt: skip
         for (owner,) in connection.execute(owners).all():
-            if owner != self.owner and not owner_lives(owner):
-                _bury(connection, owner)
+            if owner != self.owner and not owner_alive(owner):
+                _reclaim(connection, owner)
 
-    def _take_chore(self, connection: Connection) -> Chore | None:
-        """Take the oldest batch in hand that stands at a threshold."""
+    def _next_transition(self, connection: Connection) -> Transition | None:
+        """Claim the oldest batch that is ready for validation or finalisation."""
         now = int(time.time())
         claimed = exists().where(items.c.batch == batches.c.number, items.c.state == "claimed")
         done = batches.c.completed + batches.c.failed >= batches.c.total
-        over = and_(or_(done, batches.c.expires_at <= now), ~claimed)
+        finished = and_(or_(done, batches.c.expires_at <= now), ~claimed)
         row = connection.execute(
             select(batches.c.number, batches.c.id, batches.c.status)
             .where(
@@ -164,7 +167,7 @@ class Claims:
                 or_(
                     batches.c.status.in_(("validating", "finalizing")),
                     and_(batches.c.status == "cancelling", ~claimed),
-                    and_(batches.c.status == "in_progress", over),
+                    and_(batches.c.status == "in_progress", finished),
                 ),
             )
             .order_by(batches.c.number)
@@ -176,9 +179,9 @@ class Claims:
         if row.status == "in_progress":
             values = {"owner": self.owner, "status": "finalizing", "finalizing_at": now}
         connection.execute(update(batches).where(batches.c.number == row.number).values(values))
-        return Chore(row.id, "validate" if row.status == "validating" else "finalise")
+        return Transition(row.id, "validate" if row.status == "validating" else "finalise")
 
-    def _claim(self, connection: Connection, room: int) -> list[Claim]:
+    def _claim(self, connection: Connection, capacity: int) -> list[Claim]:
         claims: list[Claim] = []
         open_batches = (
             select(batches.c.number, batches.c.input_file_id)
@@ -186,18 +189,18 @@ class Claims:
             .order_by(batches.c.number)
         )
         for batch in connection.execute(open_batches).all():
-            # what failed before comes last, so that it holds up nobody
+            # requests that failed before come last, so that they do not delay the others
             rows = connection.execute(
                 select(items)
                 .where(items.c.batch == batch.number, items.c.state == "pending")
                 .order_by(items.c.tries, items.c.line)
-                .limit(room - len(claims))
+                .limit(capacity - len(claims))
             ).all()
             claims += [
                 Claim(Key(row.batch, row.line), row.custom_id, batch.input_file_id, row.offset, row.length, row.tries)
                 for row in rows
             ]
-            if len(claims) == room:
+            if len(claims) == capacity:
                 break
         for claim in claims:
             connection.execute(
@@ -208,11 +211,12 @@ class Claims:
         return claims
 
 
-def _bury(connection: Connection, owner: str) -> None:
-    """Take back what a dead owner held; a request that took too many workers down is given up."""
+def _reclaim(connection: Connection, owner: str) -> None:
+    """Return the claims of a dead owner to the queue; a request at MAX_TRIES fails."""
     held = items.c.state == "claimed", items.c.owner == owner
-    for row in connection.execute(select(items).where(*held, items.c.tries + 1 >= TRIES)).all():
-        result = lines.refused(row.custom_id, 500, f"the worker died under this request {TRIES} times", "worker_died")
+    for row in connection.execute(select(items).where(*held, items.c.tries + 1 >= MAX_TRIES)).all():
+        message = f"the worker died while processing this request, {MAX_TRIES} times"
+        result = lines.error_line(row.custom_id, 500, message, "worker_died")
         this = items.c.batch == row.batch, items.c.line == row.line
         connection.execute(update(items).where(*this).values(state="failed", owner=None, result=result))
         connection.execute(update(batches).where(batches.c.number == row.batch).values(failed=batches.c.failed + 1))
@@ -220,10 +224,10 @@ def _bury(connection: Connection, owner: str) -> None:
     connection.execute(update(batches).where(batches.c.owner == owner).values(owner=None))
 
 
-def _unwanted(connection: Connection, running: Collection[Key]) -> list[Key]:
-    """Those of the requests under way whose batch is cancelled or expired."""
+def _to_cancel(connection: Connection, running: Collection[Key]) -> list[Key]:
+    """Return the running requests whose batch was cancelled or has expired."""
     if not running:
         return []
-    wanted = select(batches.c.number).where(batches.c.status == "in_progress", batches.c.expires_at > int(time.time()))
-    numbers = set(connection.execute(wanted).scalars())
+    active = select(batches.c.number).where(batches.c.status == "in_progress", batches.c.expires_at > int(time.time()))
+    numbers = set(connection.execute(active).scalars())
     return [key for key in running if key.batch not in numbers]

@@ -1,4 +1,4 @@
-"""The database of files and batches: where it is, how it is opened, what it says when it cannot be used."""
+"""The SQLite database of files and batches: location, connections, transactions and errors."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ from sqlalchemy.exc import TimeoutError as NoConnection
 from service.batches.tables import SCHEMA, tables
 from service.chat.errors import ApiError
 
-__all__ = ["Database", "Unavailable", "usable"]
+__all__ = ["Database", "Unavailable", "storage_errors"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 THREADS = 4
-BUSY = 5.0  # seconds a transaction waits for another's; ours take milliseconds
+BUSY_TIMEOUT = 5.0  # seconds that a transaction waits for a lock; transactions here take milliseconds
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 class Unavailable(ApiError):
-    """The state directory cannot be used now: 507 when it is full, else 503. Whatever was begun has not happened."""
+    """The state directory is unusable: 507 if its file system is full, else 503. Nothing was changed."""
 
 
 @contextmanager
-def usable(directory: Path) -> Iterator[None]:
-    """Turn what the disk and the database complain of into Unavailable."""
+def storage_errors(directory: Path) -> Iterator[None]:
+    """Convert errors of the disk and the database to Unavailable."""
     try:
         yield
     except OSError as error:
@@ -46,14 +46,14 @@ def usable(directory: Path) -> Iterator[None]:
     except DBAPIError as error:
         code = getattr(error.orig, "sqlite_errorcode", 0) & 0xFF
         if not isinstance(error.orig, sqlite3.OperationalError | sqlite3.DatabaseError) or code == sqlite3.SQLITE_ERROR:
-            raise  # our own mistake
+            raise  # an invalid statement
         raise _unavailable(directory, str(error.orig), full=code == sqlite3.SQLITE_FULL) from error
     except NoConnection as error:
         raise _unavailable(directory, "too many requests at once", full=False) from error
 
 
 def _unavailable(directory: Path, reason: str, *, full: bool) -> Unavailable:
-    message = f"files and batches are out of service: {directory}: {reason}; chat is not concerned"
+    message = f"files and batches are unavailable: {directory}: {reason}; chat completions are not affected"
     if full:
         return Unavailable(507, message, code="storage_full")
     return Unavailable(503, message, code="storage_unavailable", headers={"Retry-After": "5"})
@@ -62,9 +62,8 @@ def _unavailable(directory: Path, reason: str, *, full: bool) -> Unavailable:
 class Database:
     """`batches.db` in the state directory, shared by the workers of both slots and of every generation.
 
-    It is opened at its first use, and again when another file has taken its place; what is asked of it raises
-    Unavailable when it cannot be had. All calls block. Transactions are durable when they end: write-ahead log,
-    synchronous=FULL.
+    It is opened on first use, and again when the file was replaced. `reading` and `writing` block, and raise
+    Unavailable if it cannot be used. A committed transaction is durable: write-ahead log, synchronous=FULL.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -72,56 +71,59 @@ class Database:
         self.path = directory / "batches.db"
         self._engine: Engine | None = None
         self._inode: tuple[int, int] | None = None
-        self._opening = threading.Lock()
+        self._lock = threading.Lock()  # of engine and inode
         self._threads = ThreadPoolExecutor(THREADS, "batches")
 
-    async def call(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Do what blocks in a thread; in one of ours, so that a slow disk holds up nobody else's."""
+    async def call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run a blocking function in a thread pool of this database, so that a slow disk blocks nothing else."""
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads, partial(work, *args, **kwargs))
+        return await loop.run_in_executor(self._threads, partial(function, *args, **kwargs))
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:
-        """One consistent view."""
-        with usable(self.directory), self._open().connect() as connection:
+        """Open a read transaction: one consistent view."""
+        with storage_errors(self.directory), self._open().connect() as connection:
             yield connection
 
     @contextmanager
     def writing(self) -> Iterator[Connection]:
-        """One transaction; it is the only one that writes from its first statement on."""
-        with usable(self.directory), self._open().execution_options(immediate=True).begin() as connection:
+        """Open a write transaction, exclusive from its first statement; commits on success."""
+        with storage_errors(self.directory), self._open().execution_options(immediate=True).begin() as connection:
             yield connection
 
     def stamp(self) -> tuple[int, ...]:
-        """Something that differs after every change by anyone; without a database it is empty.
+        """Return a value that differs after every change by any process; empty without a database.
 
-        The write-ahead log's stamp and size do: two system calls and no lock, where `PRAGMA data_version` would need a
-        connection of its own in a thread of its own.
+        It holds inode, time and size of the file and its write-ahead log: two system calls and no lock, whereas
+        `PRAGMA data_version` needs a connection and a thread.
         """
-        found: tuple[int, ...] = ()
+        stamp: tuple[int, ...] = ()
         for path in (self.path, self.path.with_name(f"{self.path.name}-wal")):
             with suppress(OSError):
                 status = path.stat()
-                found += (status.st_ino, status.st_mtime_ns, status.st_size)
-        return found
+                stamp += (status.st_ino, status.st_mtime_ns, status.st_size)
+        return stamp
 
     def close(self) -> None:
-        """Let go of it."""
-        with self._opening:
+        """Close all connections and the threads."""
+        with self._lock:
             self._dispose()
         self._threads.shutdown(wait=False)
 
     def _open(self) -> Engine:
-        with self._opening:
+        with self._lock:
             if self._engine is not None and self._inode == _inode(self.path):
                 return self._engine
             self._dispose()
-            self.directory.stat()  # says what is wrong more plainly than SQLite does
+            self.directory.stat()  # its error is clearer than SQLite's
             engine = create_engine(
-                f"sqlite:///{self.path}", connect_args={"timeout": BUSY}, pool_size=THREADS, pool_timeout=BUSY
+                f"sqlite:///{self.path}",
+                connect_args={"timeout": BUSY_TIMEOUT},
+                pool_size=THREADS,
+                pool_timeout=BUSY_TIMEOUT,
             )
-            event.listen(engine, "connect", _prepare)
-            event.listen(engine, "begin", _begin)
+            event.listen(engine, "connect", _configure)
+            event.listen(engine, "begin", _begin_transaction)
             try:
                 with engine.execution_options(immediate=True).begin() as connection:
                     _migrate(connection)
@@ -145,14 +147,14 @@ def _inode(path: Path) -> tuple[int, int] | None:
     return status.st_dev, status.st_ino
 
 
-def _prepare(connection: Any, _record: Any) -> None:
-    connection.isolation_level = None  # the driver would begin transactions at moments of its own choice
-    deadline = time.monotonic() + BUSY
+def _configure(connection: Any, _record: Any) -> None:
+    connection.isolation_level = None  # _begin_transaction begins transactions, not the driver
+    deadline = time.monotonic() + BUSY_TIMEOUT
     while True:
         try:
             connection.execute("PRAGMA journal_mode=WAL").close()
             break
-        except sqlite3.OperationalError as error:  # SQLite does not wait here for another that does the same
+        except sqlite3.OperationalError as error:  # the busy timeout does not apply to this pragma
             if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
                 raise
             time.sleep(0.01)
@@ -160,14 +162,14 @@ def _prepare(connection: Any, _record: Any) -> None:
         connection.execute(f"PRAGMA {pragma}").close()
 
 
-def _begin(connection: Connection) -> None:
+def _begin_transaction(connection: Connection) -> None:
     immediate = connection.get_execution_options().get("immediate")
     connection.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")
 
 
 def _migrate(connection: Connection) -> None:
-    """Make what is missing. A newer schema is used as it is: later versions only ever add to it."""
-    found = connection.exec_driver_sql("PRAGMA user_version").scalar_one()
-    if found < SCHEMA:
+    """Create missing tables. A newer schema is used unchanged, since later versions only add to it."""
+    version = connection.exec_driver_sql("PRAGMA user_version").scalar_one()
+    if version < SCHEMA:
         tables.create_all(connection)
         connection.exec_driver_sql(f"PRAGMA user_version={SCHEMA}")

@@ -1,4 +1,4 @@
-"""Files: their bytes lie in files/ under their id, their rows in the database."""
+"""Files: their contents in files/, named by id, and their rows in the database."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from typing import Any, BinaryIO
 
 from sqlalchemy import Connection, delete, func, or_, select
 
-from service.batches.database import Database, usable
+from service.batches.database import Database, storage_errors
 from service.batches.tables import ENDED, batches, files
 from service.chat.errors import ApiError, invalid
 
 __all__ = ["Draft", "File", "Files", "Page"]
 
-KEPT = 30 * 24 * 3600  # seconds that an uploaded file is kept when the client does not say; OpenAI's own
+DEFAULT_EXPIRY = 30 * 24 * 3600  # seconds until an upload expires, as in OpenAI's API
 
 
 @dataclass(frozen=True)
 class File:
-    """What is known of a file; times in seconds since the epoch."""
+    """The metadata of a file; times in seconds since the epoch."""
 
     id: str
     bytes: int
@@ -36,7 +36,7 @@ class File:
     purpose: str
 
     def document(self) -> dict[str, Any]:
-        """As OpenAI has it."""
+        """Return OpenAI's JSON object."""
         return {
             "id": self.id,
             "object": "file",
@@ -52,13 +52,13 @@ class File:
 
 @dataclass(frozen=True)
 class Page:
-    """A part of a list, and whether there is more of it."""
+    """One page of a list, and whether another follows."""
 
     data: list[dict[str, Any]]
     has_more: bool
 
     def document(self) -> dict[str, Any]:
-        """As OpenAI has it."""
+        """Return OpenAI's JSON object."""
         return {
             "object": "list",
             "data": self.data,
@@ -69,9 +69,9 @@ class Page:
 
 
 class Draft:
-    """A file that is being written and is not there yet; closed without `keep` it never was.
+    """A file being written, visible after `publish` only; `close` deletes it unless `keep` was called.
 
-    Its writer holds a lock on it, by which a sweep tells it from what a dead writer left.
+    The writer holds a lock (flock), so that a sweep does not delete it.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -80,11 +80,11 @@ class Draft:
         self._directory = directory / "files"
         self._path = self._directory / self.id
         self._kept = False
-        with usable(directory):
+        with storage_errors(directory):
             self._directory.mkdir(mode=0o750, exist_ok=True)
             self._file = self._path.open("xb")
             fcntl.flock(self._file, fcntl.LOCK_EX)
-            self._path.stat()  # a sweep may have been faster than our lock: then this fails
+            self._path.stat()  # raises if a sweep deleted the file before it was locked
 
     def __enter__(self) -> Draft:
         return self
@@ -95,22 +95,22 @@ class Draft:
         self.close()
 
     def close(self) -> None:
-        """Leave nothing, unless it is kept."""
+        """Close the file, and delete it unless it is kept."""
         if not self._kept:
             with suppress(OSError):
                 self._path.unlink()
-        with suppress(OSError):  # what cannot be flushed belongs to nobody
+        with suppress(OSError):  # bytes that cannot be flushed are of a deleted file
             self._file.close()
 
     def write(self, data: bytes) -> None:
-        """Add to its end."""
-        with usable(self._directory.parent):
+        """Append data."""
+        with storage_errors(self._directory.parent):
             self._file.write(data)
         self.size += len(data)
 
     def publish(self, connection: Connection, filename: str, purpose: str, expires_at: int | None) -> File:
-        """Make it a file, if the transaction succeeds: the bytes are on the disk before the row is."""
-        with usable(self._directory.parent):
+        """Add the file's row in the given transaction, after its content was synced to disk."""
+        with storage_errors(self._directory.parent):
             self._file.flush()
             os.fsync(self._file.fileno())
             directory = os.open(self._directory, os.O_RDONLY)
@@ -123,90 +123,92 @@ class Draft:
         return file
 
     def keep(self) -> None:
-        """The transaction succeeded."""
+        """Keep the content; call it once the transaction of `publish` was committed."""
         self._kept = True
 
 
 class Files:
-    """What is asked of files; everything blocks and raises Unavailable, unknown ids ApiError 404."""
+    """The stored files. Every method blocks and raises Unavailable; unknown ids raise ApiError 404."""
 
     def __init__(self, database: Database) -> None:
         self.database = database
 
     def draft(self) -> Draft:
-        """Begin to write a file."""
+        """Create a draft to write to."""
         return Draft(self.database.directory)
 
     def add(self, draft: Draft, filename: str, purpose: str, seconds: int | None = None) -> File:
-        """Take in what was written."""
+        """Publish a draft; it expires after `seconds`, or DEFAULT_EXPIRY."""
         with self.database.writing() as connection:
-            file = draft.publish(connection, filename, purpose, int(time.time()) + (seconds or KEPT))
+            file = draft.publish(connection, filename, purpose, int(time.time()) + (seconds or DEFAULT_EXPIRY))
         draft.keep()
         return file
 
     def get(self, file_id: str) -> File:
-        """One file."""
+        """Return the metadata of a file."""
         with self.database.reading() as connection:
             return find(connection, file_id)
 
     def list(self, *, after: str | None, limit: int, newest_first: bool, purpose: str | None) -> Page:
-        """Files by creation."""
+        """List files by creation time; `after` is the id of the last file of the page before."""
         with self.database.reading() as connection:
-            wanted = select(files).where(_not_expired())
+            query = select(files).where(_not_expired())
             if purpose is not None:
-                wanted = wanted.where(files.c.purpose == purpose)
+                query = query.where(files.c.purpose == purpose)
             if after is not None:
                 last = connection.execute(select(files.c.number).where(files.c.id == after)).scalar()
                 if last is None:
                     raise invalid(f"no such file: {after[:100]}", param="after")
-                wanted = wanted.where(files.c.number < last if newest_first else files.c.number > last)
+                query = query.where(files.c.number < last if newest_first else files.c.number > last)
             order = files.c.number.desc() if newest_first else files.c.number
-            rows = connection.execute(wanted.order_by(order).limit(limit + 1)).all()
+            rows = connection.execute(query.order_by(order).limit(limit + 1)).all()
         return Page([_file(row).document() for row in rows[:limit]], len(rows) > limit)
 
     def read(self, file_id: str) -> BinaryIO:
-        """Its bytes, as long as the reader likes, whoever deletes the file meanwhile; the id must be a known one."""
-        with usable(self.database.directory):
+        """Open the content of a file whose id is in the database; it stays readable after the file is deleted."""
+        with storage_errors(self.database.directory):
             try:
                 return self.path(file_id).open("rb")
             except FileNotFoundError as error:
-                raise ApiError(404, f"the bytes of {file_id} are gone", param="file_id", code="not_found") from error
+                raise ApiError(
+                    404, f"the content of {file_id} is missing", param="file_id", code="not_found"
+                ) from error
 
     def path(self, file_id: str) -> Path:
-        """Where the bytes of a file lie that the database knows."""
+        """Return the path of the content of a file whose id is in the database."""
         return self.database.directory / "files" / file_id
 
     def delete(self, file_id: str) -> None:
-        """Take away a file that no unfinished batch reads."""
+        """Delete a file; raises ApiError 400 if an unfinished batch reads it."""
         with self.database.writing() as connection:
             find(connection, file_id)
             reader = connection.execute(
                 select(batches.c.id).where(batches.c.input_file_id == file_id, batches.c.status.not_in(ENDED))
             ).scalar()
             if reader is not None:
-                raise invalid(f"{reader} still reads this file; cancel it or wait for its end", code="file_in_use")
+                raise invalid(f"{reader} reads this file; cancel the batch or wait for its end", code="file_in_use")
             connection.execute(delete(files).where(files.c.id == file_id))
-        with suppress(OSError):  # a sweep takes away what stays
+        with suppress(OSError):  # the next sweep deletes it
             self.path(file_id).unlink()
 
     def sweep(self) -> None:
-        """Take away files that expired, and bytes without a row: of writers that died, of files deleted by half."""
+        """Delete expired files, and content without a row, left by dead writers or interrupted deletions."""
         in_use = select(batches.c.input_file_id).where(batches.c.status.not_in(ENDED))
         with self.database.writing() as connection:
             connection.execute(delete(files).where(~_not_expired(), files.c.id.not_in(in_use)))
-        with usable(self.database.directory):
-            found: Sequence[Path] = sorted((self.database.directory / "files").glob("file-*"))
-        for path in found:
+        with storage_errors(self.database.directory):
+            paths: Sequence[Path] = sorted((self.database.directory / "files").glob("file-*"))
+        for path in paths:
             with suppress(OSError), path.open("rb") as file:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # else its writer lives
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails while its writer lives
                 with self.database.reading() as connection:
-                    known = connection.execute(select(func.count()).where(files.c.id == path.name)).scalar()
-                if not known:
+                    has_row = connection.execute(select(func.count()).where(files.c.id == path.name)).scalar()
+                if not has_row:
                     path.unlink()
 
 
 def find(connection: Connection, file_id: str) -> File:
-    """One file, in a transaction; raises ApiError 404."""
+    """Return the metadata of a file, within a transaction; raises ApiError 404."""
     row = connection.execute(select(files).where(files.c.id == file_id, _not_expired())).first()
     if row is None:
         raise ApiError(404, f"no such file: {file_id[:100]}", param="file_id", code="not_found")

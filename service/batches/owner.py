@@ -1,32 +1,25 @@
-"""Who holds a claim: a process of this boot, told from any later one that is given its number."""
+"""Owners of claims: a process, named by boot id, pid and start time, which detects pid reuse."""
 
 from __future__ import annotations
 
 import os
-from functools import cache
-from pathlib import Path
 
-from service.contract.processes import birth, lives
+from service.contract.processes import boot_id, is_alive, start_ticks
 
-__all__ = ["myself", "owner_lives"]
+__all__ = ["current_owner", "owner_alive", "owner_of"]
 
 
-@cache
-def _boot() -> str:
-    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+def owner_of(pid: int) -> str:
+    """Return the owner name of a process: boot id, pid, and start time in clock ticks since boot."""
+    return f"{boot_id()}/{pid}/{start_ticks(pid)}"
 
 
-def name(pid: int) -> str:
-    """The name under which a process holds claims: boot, pid, and start in clock ticks since boot."""
-    return f"{_boot()}/{pid}/{birth(pid)}"
+def current_owner() -> str:
+    """Return the owner name of the current process."""
+    return owner_of(os.getpid())
 
 
-def myself() -> str:
-    """The name of this very process."""
-    return name(os.getpid())
-
-
-def owner_lives(owner: str) -> bool:
-    """Whether the owner can still do what it claimed."""
-    boot, pid, born = owner.split("/")
-    return boot == _boot() and born.isdecimal() and lives(int(pid), int(born))
+def owner_alive(owner: str) -> bool:
+    """Return whether the process with that owner name is still running."""
+    boot, pid, ticks = owner.split("/")
+    return boot == boot_id() and ticks.isdecimal() and is_alive(int(pid), int(ticks))

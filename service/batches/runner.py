@@ -1,4 +1,4 @@
-"""The labourer: one in each worker, it answers requests of batches while the worker's gate is open."""
+"""The batch runner: one per worker, processes requests of batches while the worker's gate is open."""
 
 from __future__ import annotations
 
@@ -11,44 +11,44 @@ from contextlib import suppress
 from typing import Any, Protocol
 
 from service.batches import lines
-from service.batches.claims import TRIES, Chore, Claim, Claims, Key, Outcome, Turn
+from service.batches.claims import MAX_TRIES, Assignment, Claim, Claims, Key, Outcome, Transition
 from service.batches.database import Unavailable
-from service.batches.owner import myself
+from service.batches.owner import current_owner
 from service.batches.store import Batches
 from service.chat.errors import ApiError, ErrorBody, error_object
 from service.engine import Priority
 from service.identity import Identity
 
-__all__ = ["Completes", "Labourer"]
+__all__ = ["BatchRunner", "Completer"]
 
-GATE = 0.1  # seconds: how soon a gate that opened or closed is noticed
-LOOK = 0.5  # seconds between two looks for work, and how soon a dead worker's is taken up; unasked, when work ended
-LONG = 30.0  # seconds between two looks while there is no batch and the database's file does not change
-BREATH = 1.0  # seconds without new requests after the engine had no room, or the database could not be had
-SWEEP = 3600.0  # seconds between two sweeps of the files
+GATE_INTERVAL = 0.1  # seconds between two checks of the gate
+POLL_INTERVAL = 0.5  # seconds between two polls; bounds how long the claims of a dead worker stay unprocessed
+IDLE_POLL_INTERVAL = 30.0  # seconds between two polls while no batch is unfinished and the database file is unchanged
+RETRY_DELAY = 1.0  # seconds after an error of the database, and before new claims when the engine was busy
+SWEEP_INTERVAL = 3600.0  # seconds between two sweeps of the files
 
 log = logging.getLogger("service")
 
 
-class Completes(Protocol):
-    """What the labourer needs of the chat service."""
+class Completer(Protocol):
+    """The part of the chat service that the runner uses."""
 
     async def complete(self, document: dict[str, Any], *, priority: Priority = "interactive") -> dict[str, Any]:
-        """Answer the body of a request; raises ApiError."""
+        """Answer the body of a chat completion request; raises ApiError."""
         ...
 
 
-class Labourer:
-    """Runs up to `rows` requests at a time; the engine lets interactive ones go first.
+class BatchRunner:
+    """Processes up to `rows` requests concurrently, at batch priority; the engine serves interactive requests first.
 
-    While the gate is open it takes turns with the database: it settles what ended and claims as much anew. When the
-    gate closes it breaks off what it does and gives it back at once, for the live slot to take up.
+    While the gate is open the runner polls the database: it stores outcomes and claims new requests. When the gate
+    closes it cancels the running requests and releases its claims, and the live slot continues with them.
     """
 
     def __init__(
         self,
         batches: Batches,
-        chat: Completes,
+        chat: Completer,
         identity: Identity,
         *,
         rows: int,
@@ -61,177 +61,179 @@ class Labourer:
         self._identity = identity
         self._rows = rows
         self._serving = serving
-        self._claims = Claims(batches.database, owner or myself())
+        self._claims = Claims(batches.database, owner or current_owner())
         self._running: dict[Key, asyncio.Task[None]] = {}
-        self._ended: list[Outcome] = []  # and not written down yet
-        self._chore: tuple[Chore, asyncio.Task[None]] | None = None
-        self._halt = threading.Event()  # for the thread of a chore
-        self._holds = False  # the database may hold claims of ours
+        self._outcomes: list[Outcome] = []  # not stored yet
+        self._transition: tuple[Transition, asyncio.Task[None]] | None = None
+        self._cancel_transition = threading.Event()  # read by the transition's thread
+        self._may_hold_claims = False
         self._wake = asyncio.Event()
         self._stopping = False
         self._task: asyncio.Task[None] | None = None
         self._idle = False
         self._stamp: tuple[int, ...] = ()
-        self._look_at = self._long_look_at = self._not_before = self._claim_again_at = self._sweep_at = 0.0
-        self._complained = False
+        self._poll_at = self._idle_poll_at = self._retry_at = self._claim_at = self._sweep_at = 0.0  # monotonic
+        self._error_logged = False
 
     def start(self) -> None:
-        """Begin to look for work; without rows there is none to look for."""
+        """Start the runner's task; does nothing if `rows` is 0."""
         if self._rows:
-            self._task = asyncio.create_task(self._work())
+            self._task = asyncio.create_task(self._run())
 
     async def stop(self) -> None:
-        """Give everything back, and stop."""
+        """Release all claims and stop."""
         self._stopping = True
         self._wake.set()
         if self._task is not None:
             await self._task
 
-    async def _work(self) -> None:
+    async def _run(self) -> None:
         while True:
             try:
                 if self._stopping or not self._serving():
-                    await self._leave()
+                    await self._release()
                 elif self._is_due():
-                    await self._take_turn()
+                    await self._poll()
             except Unavailable as error:
-                self._complain(error)
+                self._back_off(error)
             except Exception:
-                log.exception("the work on batches failed; it is taken up again")
-                self._not_before = time.monotonic() + BREATH
+                log.exception("batches: polling failed; retrying in %g s", RETRY_DELAY)
+                self._retry_at = time.monotonic() + RETRY_DELAY
             if self._stopping:
                 return
-            await self._pause()
+            await self._sleep()
 
-    async def _pause(self) -> None:
-        if time.monotonic() < self._not_before:  # however much ends meanwhile
-            await asyncio.sleep(GATE)
+    async def _sleep(self) -> None:
+        if time.monotonic() < self._retry_at:  # even if requests end meanwhile
+            await asyncio.sleep(GATE_INTERVAL)
             return
         with suppress(TimeoutError):
-            async with asyncio.timeout(GATE):
+            async with asyncio.timeout(GATE_INTERVAL):
                 await self._wake.wait()
 
     def _is_due(self) -> bool:
-        """Whether to ask the database. While there is no batch, its file's stamp answers for it."""
+        """Whether to poll the database. Without unfinished batches an unchanged file stamp makes a poll needless."""
         now = time.monotonic()
-        if now < self._not_before:
+        if now < self._retry_at:
             return False
         if self._wake.is_set():
             return True
-        if now < self._look_at:
+        if now < self._poll_at:
             return False
-        self._look_at = now + LOOK
-        return not self._idle or now >= self._long_look_at or self._database.stamp() != self._stamp
+        self._poll_at = now + POLL_INTERVAL
+        return not self._idle or now >= self._idle_poll_at or self._database.stamp() != self._stamp
 
-    async def _take_turn(self) -> None:
-        """Settle what ended, learn what to do and begin it."""
+    async def _poll(self) -> None:
+        """Store outcomes, get the next assignment and start it."""
         self._wake.clear()
         now = time.monotonic()
-        self._look_at, self._long_look_at = now + LOOK, now + LONG
+        self._poll_at, self._idle_poll_at = now + POLL_INTERVAL, now + IDLE_POLL_INTERVAL
         self._stamp = self._database.stamp()
-        if not self._stamp and not self._holds:  # nobody ever sent a file
+        if not self._stamp and not self._may_hold_claims:  # no database: no file was ever uploaded
             self._idle = True
             return
         if now >= self._sweep_at:
-            self._sweep_at = now + SWEEP
+            self._sweep_at = now + SWEEP_INTERVAL
             await self._database.call(self._batches.files.sweep)
-        ended = list(self._ended)
-        room = 0 if now < self._claim_again_at else self._rows - len(self._running)
-        chore = self._chore[0].batch_id if self._chore else None
-        self._holds = True
-        turn = await self._database.call(self._claims.take_turn, ended, set(self._running), room=room, chore=chore)
-        del self._ended[: len(ended)]
-        self._complained = False
-        self._idle = turn.idle
-        self._begin(turn)
+        outcomes = list(self._outcomes)
+        capacity = 0 if now < self._claim_at else self._rows - len(self._running)
+        transition = self._transition[0].batch_id if self._transition else None
+        self._may_hold_claims = True
+        assignment = await self._database.call(
+            self._claims.poll, outcomes, set(self._running), capacity=capacity, transition=transition
+        )
+        del self._outcomes[: len(outcomes)]
+        self._error_logged = False
+        self._idle = assignment.idle
+        self._start(assignment)
 
-    def _begin(self, turn: Turn) -> None:
-        for key in turn.stop:
+    def _start(self, assignment: Assignment) -> None:
+        for key in assignment.cancel:
             if key in self._running:
                 self._running[key].cancel()
-        for claim in turn.claims:
-            self._running[claim.key] = asyncio.create_task(self._answer(claim))
-        if turn.chore is not None:
-            self._halt.clear()
-            self._chore = turn.chore, asyncio.create_task(self._do(turn.chore))
+        for claim in assignment.claims:
+            self._running[claim.key] = asyncio.create_task(self._process(claim))
+        if assignment.transition is not None:
+            self._cancel_transition.clear()
+            self._transition = assignment.transition, asyncio.create_task(self._run_transition(assignment.transition))
 
-    async def _leave(self) -> None:
-        """Break off what is under way and give it back, so that the live slot takes it up at its next look."""
-        self._halt.set()
+    async def _release(self) -> None:
+        """Cancel everything in progress and release its claims; the live slot claims them at its next poll."""
+        self._cancel_transition.set()
         for task in list(self._running.values()):
             task.cancel()
-        if not self._holds:
+        if not self._may_hold_claims:
             return
-        chore = [self._chore[1]] if self._chore else []
+        transition = [self._transition[1]] if self._transition else []
         await asyncio.gather(*self._running.values(), return_exceptions=True)
-        await self._database.call(self._claims.put_back, list(self._ended))  # at once, whatever the chore still does
-        self._ended.clear()
-        if chore:
-            await asyncio.gather(*chore, return_exceptions=True)
-            await self._database.call(self._claims.put_back, ())
+        await self._database.call(self._claims.release, list(self._outcomes))  # before the transition's thread ends
+        self._outcomes.clear()
+        if transition:
+            await asyncio.gather(*transition, return_exceptions=True)
+            await self._database.call(self._claims.release, ())
         self._wake.clear()
-        self._holds, self._idle, self._look_at = False, False, 0.0
+        self._may_hold_claims, self._idle, self._poll_at = False, False, 0.0
 
-    async def _answer(self, claim: Claim) -> None:
-        """Work on one request; however that ends, its outcome is noted."""
+    async def _process(self, claim: Claim) -> None:
+        """Process one request and record its outcome; a cancelled one is pending again."""
         outcome = Outcome(claim.key, "pending")
         try:
-            outcome = await self._outcome(claim)
+            outcome = await self._complete(claim)
         finally:
             del self._running[claim.key]
-            self._ended.append(outcome)
+            self._outcomes.append(outcome)
             self._wake.set()
 
-    async def _outcome(self, claim: Claim) -> Outcome:
+    async def _complete(self, claim: Claim) -> Outcome:
         try:
             document = await self._database.call(self._read, claim)
             body = await self._chat.complete(document, priority="batch")
             return Outcome(claim.key, "completed", self._line(claim, 200, body, body.get("system_fingerprint")))
         except ApiError as error:
-            if isinstance(error, Unavailable) or error.status in (429, 503):  # not now
-                self._claim_again_at = time.monotonic() + BREATH
+            if isinstance(error, Unavailable) or error.status in (429, 503):  # temporary: not a failed try
+                self._claim_at = time.monotonic() + RETRY_DELAY
                 return Outcome(claim.key, "pending")
             return self._failure(claim, error.status, error_object(error.status, str(error), error.param, error.code))
         except Exception:
-            log.exception("request %r of a batch failed", claim.custom_id)
-            return self._failure(claim, 500, error_object(500, "the server failed at this request"))
+            log.exception("batches: request %r failed", claim.custom_id)
+            return self._failure(claim, 500, error_object(500, "internal error; the server's journal has the details"))
 
     def _failure(self, claim: Claim, status: int, document: ErrorBody) -> Outcome:
-        """The request's own fault is final; ours is tried again, but not for ever."""
-        if status >= 500 and claim.tries + 1 < TRIES:
-            return Outcome(claim.key, "pending", counts=True)
+        """A client error is final; a server error is retried up to MAX_TRIES times."""
+        if status >= 500 and claim.tries + 1 < MAX_TRIES:
+            return Outcome(claim.key, "pending", counts_as_try=True)
         return Outcome(claim.key, "failed", self._line(claim, status, document))
 
     def _line(self, claim: Claim, status: int, body: Mapping[str, Any], version: str | None = None) -> str:
-        who = self._identity
-        return lines.answered(claim.custom_id, status, body, version=version or who.version, slot=who.slot)
+        version = version or self._identity.version
+        return lines.response_line(claim.custom_id, status, body, version=version, slot=self._identity.slot)
 
     def _read(self, claim: Claim) -> dict[str, Any]:
         with self._batches.files.read(claim.input_file_id) as file:
             file.seek(claim.offset)
-            return lines.document(file.read(claim.length))
+            return lines.request_body(file.read(claim.length))
 
-    async def _do(self, chore: Chore) -> None:
-        """Take a batch over a threshold, in a thread."""
+    async def _run_transition(self, transition: Transition) -> None:
+        """Validate or finalise a batch, in a thread."""
         owner = self._claims.owner
         try:
-            if chore.what == "validate":
+            if transition.kind == "validate":
                 validate = self._batches.validate
-                await self._database.call(validate, chore.batch_id, owner, lambda: not self._halt.is_set())
+                await self._database.call(validate, transition.batch_id, owner, self._cancel_transition.is_set)
             else:
-                await self._database.call(self._batches.finalise, chore.batch_id, owner)
+                await self._database.call(self._batches.finalise, transition.batch_id, owner)
         except Unavailable as error:
-            self._complain(error)
+            self._back_off(error)
         except Exception:
-            log.exception("batch %s: cannot %s; it is tried again", chore.batch_id, chore.what)
-            self._not_before = time.monotonic() + BREATH
+            log.exception("%s: cannot %s; retrying in %g s", transition.batch_id, transition.kind, RETRY_DELAY)
+            self._retry_at = time.monotonic() + RETRY_DELAY
         finally:
-            self._chore = None
+            self._transition = None
             self._wake.set()
 
-    def _complain(self, error: Unavailable) -> None:
-        """Say so once, and take a breath."""
-        self._not_before = time.monotonic() + BREATH
-        if not self._complained:
-            self._complained = True
+    def _back_off(self, error: Unavailable) -> None:
+        """Delay the next poll; log the first of several errors in a row."""
+        self._retry_at = time.monotonic() + RETRY_DELAY
+        if not self._error_logged:
+            self._error_logged = True
             log.error("%s", error)

@@ -1,4 +1,4 @@
-"""The answers of /v1/files and /v1/batches as OpenAI writes them. Times are seconds since the epoch."""
+"""The responses of /v1/files and /v1/batches in OpenAI's format. Times are seconds since the epoch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Status = Literal["validating", "in_progress", "finalizing", "completed", "failed
 
 
 class File(TypedDict):
-    """A file; `status` and `status_details` are there for old clients."""
+    """A file; `status` and `status_details` are fields for old clients."""
 
     id: str
     object: Literal["file"]
@@ -26,7 +26,7 @@ class File(TypedDict):
 
 
 class FilePage(TypedDict):
-    """A part of the list of files."""
+    """One page of the list of files."""
 
     object: Literal["list"]
     data: list[File]
@@ -36,7 +36,7 @@ class FilePage(TypedDict):
 
 
 class Deleted(TypedDict):
-    """What became of a file."""
+    """The deletion of a file."""
 
     id: str
     object: Literal["file"]
@@ -44,7 +44,7 @@ class Deleted(TypedDict):
 
 
 class LineError(TypedDict):
-    """What is wrong with an input file, and in which line, from 1."""
+    """An error in an input file, and its line, from 1."""
 
     code: str
     line: int | None
@@ -53,14 +53,14 @@ class LineError(TypedDict):
 
 
 class Errors(TypedDict):
-    """Why a batch failed; the first hundred reasons."""
+    """The errors of a failed batch, at most a hundred."""
 
     object: Literal["list"]
     data: list[LineError]
 
 
 class Counts(TypedDict):
-    """Requests of a batch; those that are neither completed nor failed are waiting, or were never answered."""
+    """The requests of a batch; the others are pending, or were not executed."""
 
     total: int
     completed: int
@@ -93,7 +93,7 @@ class Batch(TypedDict):
 
 
 class BatchPage(TypedDict):
-    """A part of the list of batches."""
+    """One page of the list of batches."""
 
     object: Literal["list"]
     data: list[Batch]

@@ -1,4 +1,4 @@
-"""Files and batches of one worker: what it serves of them, and the labourer that works on them."""
+"""The batch service of one worker: the routes of files and batches, and the runner that processes batches."""
 
 from __future__ import annotations
 
@@ -10,27 +10,30 @@ from starlette.routing import Route
 from service.batches.api import BatchRoutes
 from service.batches.database import Database
 from service.batches.files import Files
-from service.batches.runner import Completes, Labourer
+from service.batches.runner import BatchRunner, Completer
 from service.batches.store import Batches
 from service.identity import Identity
 from service.settings import Settings
 
-__all__ = ["Office"]
+__all__ = ["BatchService"]
 
 
-class Office:
-    """Opens nothing before it is asked for: a state directory that is missing or full is no trouble to the chat."""
+class BatchService:
+    """Routes and runner of one worker; `serving` returns whether the worker's gate is open.
 
-    def __init__(self, chat: Completes, identity: Identity, settings: Settings, *, serving: Callable[[], bool]) -> None:
+    The database is opened on first use: chat completions work without a state directory, or with a full one.
+    """
+
+    def __init__(self, chat: Completer, identity: Identity, settings: Settings, *, serving: Callable[[], bool]) -> None:
         self._database = Database(settings.state)
         batches = Batches(self._database, Files(self._database), settings)
-        self.routes: list[Route] = BatchRoutes(batches, settings).table()
-        self.labourer = Labourer(batches, chat, identity, rows=settings.batch_rows, serving=serving)
+        self.routes: list[Route] = BatchRoutes(batches, settings).routes()
+        self.runner = BatchRunner(batches, chat, identity, rows=settings.batch_rows, serving=serving)
 
     @asynccontextmanager
     async def lifespan(self, _app: object) -> AsyncIterator[None]:
-        """Work from the application's startup to its shutdown."""
-        self.labourer.start()
+        """Run the batch runner from the application's startup to its shutdown."""
+        self.runner.start()
         yield
-        await self.labourer.stop()
+        await self.runner.stop()
         self._database.close()

@@ -1,4 +1,4 @@
-"""Batches: what clients ask of them, and the steps from one status to the next."""
+"""The stored batches: creation, queries, cancellation, and the transitions between statuses."""
 
 from __future__ import annotations
 
@@ -18,64 +18,64 @@ from service.batches.tables import ENDED, batches, items
 from service.chat.errors import ApiError, invalid
 from service.settings import Settings
 
-__all__ = ["Batches", "Order"]
+__all__ = ["BatchParams", "Batches"]
 
-WINDOW = 24 * 3600  # seconds of the one completion window there is
-_ROWS = 500  # results read at a time: a file of them may be larger than memory
+COMPLETION_WINDOW = 24 * 3600  # seconds; the only window that is accepted
+_ROWS = 500  # results read at a time: all results of a batch may exceed memory
 _TIMES = ("in_progress_at", "expires_at", "finalizing_at", "completed_at", "failed_at", "expired_at", "cancelling_at",
           "cancelled_at")  # fmt: skip
 
 
 @dataclass(frozen=True)
-class Order:
-    """What a client asks for."""
+class BatchParams:
+    """The parameters of a new batch."""
 
     input_file_id: str
     endpoint: str
     completion_window: str
     metadata: dict[str, str] | None = None
     output_seconds: int | None = None
-    """How long output and error file are kept; None: until they are deleted."""
+    """Seconds until output and error file expire; None: never."""
 
 
 class Batches:
-    """What is asked of batches; everything blocks and raises Unavailable, unknown ids ApiError 404."""
+    """The stored batches. Every method blocks and raises Unavailable; unknown ids raise ApiError 404."""
 
     def __init__(self, database: Database, files: Files, settings: Settings) -> None:
         self.database = database
         self.files = files
         self.settings = settings
 
-    def create(self, order: Order) -> dict[str, Any]:
-        """Put a batch into the queue."""
+    def create(self, params: BatchParams) -> dict[str, Any]:
+        """Create a batch, which is validated and processed later; raises ApiError 400."""
         now = int(time.time())
         with self.database.writing() as connection:
-            if find(connection, order.input_file_id).purpose != "batch":
+            if find(connection, params.input_file_id).purpose != "batch":
                 raise invalid("the file's purpose is not batch", param="input_file_id")
             batch_id = f"batch_{uuid.uuid4().hex}"
-            row = order.__dict__ | {"id": batch_id, "status": "validating", "created_at": now}
-            connection.execute(batches.insert().values(row | {"expires_at": now + WINDOW}))
+            row = params.__dict__ | {"id": batch_id, "status": "validating", "created_at": now}
+            connection.execute(batches.insert().values(row | {"expires_at": now + COMPLETION_WINDOW}))
             return _document(_find(connection, batch_id))
 
     def get(self, batch_id: str) -> dict[str, Any]:
-        """One batch."""
+        """Return a batch as OpenAI's JSON object."""
         with self.database.reading() as connection:
             return _document(_find(connection, batch_id))
 
     def list(self, *, after: str | None, limit: int) -> Page:
-        """Batches, the newest first."""
+        """List batches, newest first; `after` is the id of the last batch of the page before."""
         with self.database.reading() as connection:
-            wanted = select(batches).order_by(batches.c.number.desc())
+            query = select(batches).order_by(batches.c.number.desc())
             if after is not None:
                 last = connection.execute(select(batches.c.number).where(batches.c.id == after)).scalar()
                 if last is None:
                     raise invalid(f"no such batch: {after[:100]}", param="after")
-                wanted = wanted.where(batches.c.number < last)
-            rows = connection.execute(wanted.limit(limit + 1)).all()
+                query = query.where(batches.c.number < last)
+            rows = connection.execute(query.limit(limit + 1)).all()
         return Page([_document(row) for row in rows[:limit]], len(rows) > limit)
 
     def cancel(self, batch_id: str) -> dict[str, Any]:
-        """End a batch early; what it is doing is broken off, what it has done is kept."""
+        """Cancel a batch; results so far are kept. Raises ApiError 400 if the batch is finalizing or has ended."""
         with self.database.writing() as connection:
             status = _find(connection, batch_id).status
             if status in ("finalizing", *ENDED):
@@ -84,61 +84,70 @@ class Batches:
                 _set(connection, batch_id, status="cancelling", cancelling_at=int(time.time()))
             return _document(_find(connection, batch_id))
 
-    def validate(self, batch_id: str, owner: str, go_on: Callable[[], bool]) -> None:
-        """Read the input file, and begin or fail the batch, if `owner` still has it in hand at the end."""
+    def validate(self, batch_id: str, owner: str, cancelled: Callable[[], bool]) -> None:
+        """Parse the input file, and start or fail the batch. Has no effect if `owner` no longer holds the batch.
+
+        Returns early if `cancelled` returns true.
+        """
         with self.database.reading() as connection:
             batch = _find(connection, batch_id)
         try:
             with self.files.read(batch.input_file_id) as file:
-                reading = lines.check(
-                    file, max_lines=self.settings.max_batch_lines, max_length=self.settings.max_body, go_on=go_on
+                parsed = lines.parse_input(
+                    file,
+                    max_lines=self.settings.max_batch_lines,
+                    max_length=self.settings.max_body,
+                    cancelled=cancelled,
                 )
         except ApiError as error:
             if error.status != 404:
                 raise
-            reading = lines.Reading()
-            reading.complain("invalid_file", "the input file is gone", param="input_file_id")
-        if reading is None:
+            parsed = lines.InputFile()
+            parsed.add_error("invalid_file", "the input file no longer exists", param="input_file_id")
+        if parsed is None:
             return
         now = int(time.time())
         with self.database.writing() as connection:
-            if not _in_hand(connection, batch_id, owner, "validating"):
+            if not _holds(connection, batch_id, owner, "validating"):
                 return
-            if reading.errors:
-                _set(connection, batch_id, status="failed", failed_at=now, errors=reading.errors, owner=None)
+            if parsed.errors:
+                _set(connection, batch_id, status="failed", failed_at=now, errors=parsed.errors, owner=None)
                 return
-            connection.execute(items.insert(), [task.__dict__ | {"batch": batch.number} for task in reading.tasks])
-            _set(connection, batch_id, status="in_progress", in_progress_at=now, total=len(reading.tasks), owner=None)
+            connection.execute(items.insert(), [task.__dict__ | {"batch": batch.number} for task in parsed.tasks])
+            _set(connection, batch_id, status="in_progress", in_progress_at=now, total=len(parsed.tasks), owner=None)
 
     def finalise(self, batch_id: str, owner: str) -> None:
-        """Write the output and error files and end the batch, in one step, if `owner` still has it in hand."""
+        """Write output and error file and end the batch, in one transaction.
+
+        Has no effect if `owner` no longer holds the batch.
+        """
         with self.database.reading() as connection:
             batch = _find(connection, batch_id)
-        ends = "completed"
+        final_status = "completed"
         if batch.completed + batch.failed < batch.total or batch.status == "cancelling":
-            ends = "expired" if batch.status == "finalizing" else "cancelled"
+            final_status = "expired" if batch.status == "finalizing" else "cancelled"
         with ExitStack() as drafts:
             output, errors = (drafts.enter_context(self.files.draft()) for _ in range(2))
-            for state, line in self._results(batch.number, ends):
+            for state, line in self._results(batch.number, final_status):
                 (output if state == "completed" else errors).write(line.encode() + b"\n")
             now = int(time.time())
             expires_at = None if batch.output_seconds is None else now + batch.output_seconds
             with self.database.writing() as connection:
-                if not _in_hand(connection, batch_id, owner, batch.status):
+                if not _holds(connection, batch_id, owner, batch.status):
                     return
                 kept: dict[str, tuple[Draft, File]] = {}
                 for kind, draft in (("output", output), ("error", errors)):
                     if draft.size:
                         name = f"{batch_id}_{kind}.jsonl"
                         kept[f"{kind}_file_id"] = draft, draft.publish(connection, name, "batch_output", expires_at)
-                changes = {column: file.id for column, (_, file) in kept.items()} | {f"{ends}_at": now}
-                _set(connection, batch_id, status=ends, owner=None, **changes)
+                changes = {column: file.id for column, (_, file) in kept.items()} | {f"{final_status}_at": now}
+                _set(connection, batch_id, status=final_status, owner=None, **changes)
                 connection.execute(delete(items).where(items.c.batch == batch.number))
             for draft, _ in kept.values():
                 draft.keep()
 
-    def _results(self, number: int, ends: str) -> Iterator[tuple[str, str]]:
-        """The lines of a batch that ends so, in the order of its input."""
+    def _results(self, number: int, final_status: str) -> Iterator[tuple[str, str]]:
+        """Yield state and output line of each request, in the order of the input file."""
         last = 0
         while True:
             with self.database.reading() as connection:
@@ -151,7 +160,7 @@ class Batches:
             if not rows:
                 return
             for row in rows:
-                yield row.state, row.result or lines.unexecuted(row.custom_id, ends)
+                yield row.state, row.result or lines.unexecuted_line(row.custom_id, final_status)
             last = rows[-1].line
 
 
@@ -166,14 +175,14 @@ def _set(connection: Connection, batch_id: str, **values: Any) -> None:
     connection.execute(update(batches).where(batches.c.id == batch_id).values(values))
 
 
-def _in_hand(connection: Connection, batch_id: str, owner: str, status: str) -> bool:
-    """Whether the batch is still the owner's to move on."""
-    mine = batches.c.id == batch_id, batches.c.owner == owner, batches.c.status == status
-    return connection.execute(select(batches.c.number).where(*mine)).first() is not None
+def _holds(connection: Connection, batch_id: str, owner: str, status: str) -> bool:
+    """Whether the owner holds the batch, in that status."""
+    held = batches.c.id == batch_id, batches.c.owner == owner, batches.c.status == status
+    return connection.execute(select(batches.c.number).where(*held)).first() is not None
 
 
 def _document(row: Any) -> dict[str, Any]:
-    """As OpenAI has it."""
+    """Return OpenAI's JSON object."""
     return {
         "id": row.id,
         "object": "batch",

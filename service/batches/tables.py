@@ -1,4 +1,4 @@
-"""What is kept of files and batches."""
+"""The tables of the database."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from sqlalchemy import JSON, Column, ForeignKey, Index, Integer, MetaData, Strin
 __all__ = ["ENDED", "SCHEMA", "batches", "files", "items", "tables"]
 
 SCHEMA = 1
-"""`PRAGMA user_version`. Two versions of us share the database during a rollout, and a rollback brings the older one
-back to it: a later schema may add tables, indexes and columns with a default, and nothing else."""
+"""`PRAGMA user_version`. Two versions of the service share the database during a rollout and after a rollback, so a
+later schema may only add tables, indexes and columns with a default."""
 
 ENDED = ("completed", "failed", "cancelled", "expired")
-"""The statuses of a batch that nobody works on any more."""
+"""The final statuses of a batch."""
 
 tables = MetaData()
 
@@ -19,7 +19,7 @@ files = Table(
     "files",
     tables,
     Column("number", Integer, primary_key=True),  # the order of creation
-    Column("id", String, nullable=False, unique=True),  # also the name of the file below files/
+    Column("id", String, nullable=False, unique=True),  # also the name of the content below files/
     Column("bytes", Integer, nullable=False),
     Column("created_at", Integer, nullable=False),
     Column("expires_at", Integer),
@@ -31,18 +31,18 @@ files = Table(
 batches = Table(
     "batches",
     tables,
-    Column("number", Integer, primary_key=True),  # the order of creation, in which they are worked on
+    Column("number", Integer, primary_key=True),  # the order of creation and of processing
     Column("id", String, nullable=False, unique=True),
     Column("status", String, nullable=False, index=True),
-    Column("owner", String),  # who validates or finalises it now
+    Column("owner", String),  # the process that validates or finalises it
     Column("endpoint", String, nullable=False),
     Column("completion_window", String, nullable=False),
     Column("input_file_id", String, nullable=False),
     Column("output_file_id", String),
     Column("error_file_id", String),
-    Column("output_seconds", Integer),  # how long output and error file are kept; null: until they are deleted
+    Column("output_seconds", Integer),  # until output and error file expire; null: never
     Column("metadata", JSON(none_as_null=True)),
-    Column("errors", JSON(none_as_null=True)),  # of a failed one: a list of code, line, message, param
+    Column("errors", JSON(none_as_null=True)),  # of a failed batch: a list of code, line, message, param
     Column("total", Integer, nullable=False, default=0),
     Column("completed", Integer, nullable=False, default=0),
     Column("failed", Integer, nullable=False, default=0),
@@ -67,8 +67,8 @@ items = Table(
     Column("offset", Integer, nullable=False),  # of the line in the input file, and its length, in bytes
     Column("length", Integer, nullable=False),
     Column("state", String, nullable=False, default="pending"),  # pending, claimed, completed, failed
-    Column("owner", String),  # whose claim it is
-    Column("tries", Integer, nullable=False, default=0),  # that ended in our failure or with the owner's death
+    Column("owner", String),  # the process that claimed it
+    Column("tries", Integer, nullable=False, default=0),  # failed tries: server errors and deaths of the owner
     Column("result", String),  # its line in the output or error file
     sqlite_with_rowid=False,
 )
