@@ -25,7 +25,8 @@ from service.engine.detokenizer import Detokenizer, StopStrings
 from service.engine.model_engine import Limits, ModelEngine
 from service.engine.runner import Runner
 from service.model.processor import Processor
-from service.model.release import Check, EngineSettings, Release, ReleaseError
+from service.contract.checks import Check
+from service.model.release import EngineSettings, Release, ReleaseError
 from service.process.checks import CheckFailed, run_checks
 
 GREEDY = Sampling(max_tokens=12, temperature=0)
@@ -622,7 +623,7 @@ def test_checks_pass_on_what_the_model_says(engine: ModelEngine, tmp_path: Path)
             Check(question="Hello", answer="zebra", name="stripes"),
             r"check 'stripes' failed: asked 'Hello', expected 'zebra' in the answer, got ' \w",
         ),
-        (Check(question="What?", image="none.png"), r"check '1' failed: asked 'What\?': cannot read none\.png"),
+        (Check(question="What?", image="none.png"), r"check 'What\?' failed: cannot read none\.png"),
         (Check(question="What?", image="../out.png"), "not inside the release"),
         (Check(question="What?", image="/etc/passwd"), "not inside the release"),
         (Check(question="What?", image="link.png"), "not inside the release"),

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ValidationError
 from safetensors import SafetensorError, safe_open
 
 from deploy.errors import Refused
+from service.contract import checks
 
 _PICKLES = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".npy", ".npz", ".mar", ".th"})
 _INDEX = "model.safetensors.index.json"
@@ -111,41 +112,26 @@ def _require_shards(index: Path, names: set[str]) -> None:
         raise Refused(f"{missing[0]} is missing: {index.name} refers to it", hint="download the checkpoint again")
 
 
-class Check(BaseModel):
-    """A question that every worker must answer before the release becomes ready; see CONTRIBUTING, "Contracts"."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    question: str
-    answer: str | None = None
-    """Text that must occur in the response, in any case."""
-    image: str | None = None
-    """A path relative to the checks file, or a data URL."""
-    name: str | None = None
-    max_tokens: int = Field(default=32, ge=1)
-
-
 def read_checks(path: Path, *, required: bool) -> tuple[dict[str, Any], ...]:
     """Return the checks in `path`; none if it is absent and not required. Raises Refused if one is invalid."""
     found = read_json(path, list, required=required) or []
     try:
-        return tuple(Check.model_validate(check).model_dump(exclude_unset=True) for check in found)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "a check"
+        checks.parse(found)
+    except ValueError as error:
         raise Refused(
-            f"{path.name}: {where}: {first['msg']}",
+            f"{path.name}: {error}",
             hint='a list like [{"question": "Which colour?", "image": "red.png", "answer": "red"}]',
         ) from error
+    return tuple(found)
 
 
-def check_images(checks: Iterable[dict[str, Any]], directory: Path) -> Iterator[tuple[Path, str]]:
-    """Yield the image files of `checks` as (path, name relative to `directory`), each once.
+def check_images(documents: Iterable[dict[str, Any]], directory: Path) -> Iterator[tuple[Path, str]]:
+    """Yield the image files of checks as (path, name relative to `directory`), each once.
 
     Raises Refused for a name that is absent or leads out of `directory`.
     """
     seen = set()
-    for check in checks:
+    for check in documents:
         image = check.get("image")
         if image is None or image.startswith("data:") or image in seen:
             continue

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from service.contract import checks
+from service.contract.checks import Check
 
 
 class ReleaseError(Exception):
@@ -32,26 +35,10 @@ class EngineSettings(BaseModel):
     image_cache_mib: int = Field(default=256, ge=0)
 
 
-class Check(BaseModel):
-    """One question the release must answer rightly before it may serve.
-
-    `answer` must occur in the reply, whatever its case; without it any reply will do. `image` is a file beside
-    `release.json` or a data URL.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    question: str
-    answer: str | None = None
-    image: str | None = None
-    name: str | None = None
-    max_tokens: int = Field(default=32, ge=1)
-
-
 class _Document(BaseModel):
     version: str
     engine: EngineSettings = EngineSettings()
-    checks: tuple[Check, ...] = ()
+    checks: tuple[Any, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -79,4 +66,7 @@ class Release:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"])
             raise ReleaseError(f"{path}/release.json is invalid: {where}: {first['msg']}") from error
-        return cls(path, document.version, document.engine, document.checks)
+        try:
+            return cls(path, document.version, document.engine, checks.parse(document.checks))
+        except ValueError as error:
+            raise ReleaseError(f"{path}/release.json is invalid: {error}") from error

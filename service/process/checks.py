@@ -6,14 +6,14 @@ from collections.abc import Callable
 from typing import Any
 
 from service.chat import images
+from service.contract.checks import Check
 from service.engine import Delta, Engine, Sampling
-from service.model.release import Check, Release
+from service.model.release import Release
 
 __all__ = ["CheckFailed", "run_checks"]
 
 # Releases are made by the people who run them, so this only guards against an accident: a square of 10,000.
 MAX_PIXELS = 100_000_000
-SHOWN = 200  # characters of an answer that an error quotes
 
 
 class CheckFailed(Exception):  # says more than an Error at its end would
@@ -27,20 +27,17 @@ async def run_checks(engine: Engine, release: Release, progress: Callable[[str, 
     """
     for count, check in enumerate(release.checks):
         progress("checking", count / len(release.checks))
-        await _run(engine, release, check, check.name or str(count + 1))
+        await _run(engine, release, check)
     progress("checking", 1.0)
 
 
-async def _run(engine: Engine, release: Release, check: Check, name: str) -> None:
-    begin = f"check {name!r} failed: asked {check.question!r}"
+async def _run(engine: Engine, release: Release, check: Check) -> None:
     try:
-        answer = await _ask(engine, _message(release, check), check.max_tokens)
+        reply = await _ask(engine, _message(release, check), check.max_tokens)
     except Exception as error:
-        raise CheckFailed(f"{begin}: {error or type(error).__name__}") from error
-    if not answer.strip():
-        raise CheckFailed(f"{begin}, got no answer")
-    if check.answer is not None and check.answer.casefold() not in answer.casefold():
-        raise CheckFailed(f"{begin}, expected {check.answer!r} in the answer, got {answer[:SHOWN]!r}")
+        raise CheckFailed(check.failure(str(error) or type(error).__name__)) from error
+    if failure := check.judge(reply):
+        raise CheckFailed(failure)
 
 
 async def _ask(engine: Engine, message: dict[str, Any], max_tokens: int) -> str:

@@ -16,13 +16,14 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from service.chat.admission import Turnstile
+from service.chat.admission import Admission
+from service.contract.checks import DEFAULT_CHECKS
 from service.contract.weights_order import Order, Orders, Step
 from service.contract.worker_state import Account, Report
 from service.engine import Usage
 from service.identity import Identity
 from service.metrics import Metrics
-from service.model.release import Check, Release, ReleaseError
+from service.model.release import Release, ReleaseError
 from service.process.checks import CheckFailed, run_checks
 
 if TYPE_CHECKING:
@@ -36,8 +37,6 @@ _BUSY_TICK = 0.005  # and while one is carried out, for clients wait
 _LONGEST = 60.0  # seconds for which requests may wait without an order
 _AGAIN = 5.0  # seconds until what went wrong then is tried again
 
-_ANY = (Check(question="Are you there?", max_tokens=1),)  # of a release without checks of its own
-
 logger = logging.getLogger("gunicorn.error")
 
 
@@ -50,7 +49,7 @@ class Changes:
     """Follows the orders that a generation is given. It alone says which version the worker's model holds."""
 
     engine: ModelEngine
-    turnstile: Turnstile
+    admission: Admission
     identity: Identity
     account: Account
     orders: Orders
@@ -106,7 +105,7 @@ class Changes:
 
         self._say(report, "checking")
         await self.engine.put(new)
-        await run_checks(self.engine, replace(release, checks=release.checks or _ANY), progress)
+        await run_checks(self.engine, replace(release, checks=release.checks or DEFAULT_CHECKS), progress)
         self._say(report, "passed")
         while not (holds := self.orders.verdict(self._present(order))):
             if holds is False:
@@ -140,15 +139,15 @@ class Changes:
     async def _vacated(self, order: Order | None, report: Report) -> AsyncIterator[None]:
         """Let nobody pass, wait until who passed is in the engine's hands, and measure how long all wait."""
         began = time.monotonic()
-        self.turnstile.shut()
+        self.admission.pause()
         try:
-            while self.turnstile.under_way or self._is_answering():
+            while self.admission.pending or self._is_answering():
                 if order is not None and self.orders.verdict(self._present(order)) is False:
                     raise _Back
                 await asyncio.sleep(_BUSY_TICK)
             yield
         finally:
-            self.turnstile.open()
+            self.admission.resume()
             report.pause_ms = round((time.monotonic() - began) * 1000, 1)
 
     def _is_answering(self) -> bool:
@@ -185,7 +184,7 @@ class Changes:
     def _become(self, version: str) -> None:
         """From here on the worker says that it is `version`. Nothing that can fail may follow."""
         logger.info("the model holds the weights of %s (before: %s)", version, self.identity.version)
-        Metrics(self.identity.version, self.identity.slot).engine(Usage(0, 0, 0, 0))
+        Metrics(self.identity.version, self.identity.slot).set_engine_usage(Usage(0, 0, 0, 0))
         self.account.turn(version)
         self.identity.version = version
 
