@@ -1,54 +1,54 @@
-"""Gunicorn's configuration: the settings, and where the generation hooks into the master's life."""
+"""Gunicorn's configuration: the settings, and the hooks that connect the generation's Master to the arbiter."""
 
 from typing import Any
 
 from service import metrics
-from service.process.master import Generation
+from service.process.master import Master
 from service.settings import Settings
 
 _settings = Settings()  # from the environment
 
-bind = ["127.0.0.1:8000"]  # only when started by hand: under systemd the socket unit brings the listener
+bind = ["127.0.0.1:8000"]  # only when started by hand: under systemd the socket unit passes the listener
 worker_class = "service.process.worker.SlotWorker"
 workers = _settings.workers
 timeout = 30  # seconds without a sign of life after which a worker is replaced
-graceful_timeout = _settings.drain + 5  # the worker keeps its drain time itself; this only backs it up
+graceful_timeout = _settings.drain + 5  # the worker keeps the drain time itself; this is the upper limit
 keepalive = _settings.keep_alive
-control_socket_disable = True  # it is one file per user, and two slots would fight for it
+control_socket_disable = True  # its default is one file per user, which two slots would share
 preload_app = False
 proc_name = f"glm@{_settings.slot}"
 
 
 def on_starting(server: Any) -> None:
-    """Before the listeners are taken over: who are we, and what do we serve?"""
-    server.generation = Generation.begin(server)
+    """Claim the slot's next generation, before the listeners are taken over."""
+    server.master = Master.begin(server)
 
 
 def when_ready(server: Any) -> None:
-    """The listeners stand, no worker does yet."""
-    server.generation.supervise(server)
+    """Supervise, once the listeners exist and before the first worker does."""
+    server.master.supervise(server)
 
 
 def on_reload(server: Any) -> None:
-    """HUP has read a fresh configuration."""
-    server.generation.supervise(server)
+    """Supervise again after HUP, which resets the signal handlers."""
+    server.master.supervise(server)
 
 
 def post_fork(server: Any, worker: Any) -> None:
-    """In the worker: it belongs to this generation."""
-    worker.generation = server.generation
+    """Give the worker its generation."""
+    worker.master = server.master
 
 
 def pre_exec(server: Any) -> None:
-    """In the child that becomes the next master (USR2)."""
-    server.generation.begin_next(server)
+    """Prepare the child that becomes the next master (USR2)."""
+    server.master.begin_successor(server)
 
 
-def child_exit(server: Any, worker: Any) -> None:  # noqa: ARG001  (Gunicorn looks at the names)
-    """A worker is gone; so is what it had in flight."""
-    metrics.forget(worker.pid)
+def child_exit(server: Any, worker: Any) -> None:  # noqa: ARG001  (Gunicorn passes arguments by name)
+    """Remove the live gauges of a worker that has gone."""
+    metrics.forget_worker(worker.pid)
 
 
 def on_exit(server: Any) -> None:
-    """The master leaves."""
-    server.generation.end()
+    """Withdraw the generation's sockets."""
+    server.master.end()

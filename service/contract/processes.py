@@ -1,22 +1,41 @@
-"""Telling a process from another that was given its number later."""
+"""Process identity: detects pid reuse.
+
+The pair of pid and start time names one process of a boot. It is read from /proc, because the value is stored in files
+that two programs compare: psutil derives its creation time from the wall clock, which may be set meanwhile.
+"""
 
 from __future__ import annotations
 
+import os
+from functools import cache
 from pathlib import Path
 
-_STATE, _START = 0, 19  # fields of /proc/PID/stat, counted behind the command's name
+__all__ = ["boot_id", "is_alive", "own_start_ticks", "start_ticks"]
+
+_STATE, _START_TIME = 0, 19  # fields of /proc/PID/stat, counted after the command's name
 
 
-def birth(pid: int) -> int | None:
-    """When the process was started, in clock ticks since boot; None when there is none, or only its remains."""
+def start_ticks(pid: int) -> int | None:
+    """Return when the process was started, in clock ticks since boot; None for no process, or a zombie."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return None
-    return None if fields[_STATE] == "Z" else int(fields[_START])
+    return None if fields[_STATE] == "Z" else int(fields[_START_TIME])
 
 
-def lives(pid: int, born: int | None) -> bool:
-    """Whether the very process that was `born` then is still there."""
-    now = birth(pid)
-    return now is not None and now == born
+def own_start_ticks() -> int | None:
+    """Return when the calling process was started, in clock ticks since boot."""
+    return start_ticks(os.getpid())
+
+
+def is_alive(pid: int, ticks: int | None) -> bool:
+    """Return whether the process that had this pid and this start time is still running."""
+    now = start_ticks(pid)
+    return now is not None and now == ticks
+
+
+@cache
+def boot_id() -> str:
+    """Return the id of this boot of the machine; pids and start times of another boot mean nothing."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()

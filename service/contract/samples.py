@@ -1,4 +1,8 @@
-"""How each answer went: a small ring in a file beside the worker's account, for whoever compares two versions."""
+"""How each answer went: a ring of samples in `$RUNTIME/<slot>/<generation>/<pid>.samples`, mapped and written in place.
+
+8 bytes `glmring1`, uint64 number of samples ever written (written last), then 8192 records of 24 bytes, little-endian
+`<dffHHf`: see Sample for the fields.
+"""
 
 from __future__ import annotations
 
@@ -6,103 +10,120 @@ import logging
 import mmap
 import os
 import struct
-import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-__all__ = ["ANSWER", "BROKEN_OFF", "CLIENT_GONE", "DIFFERENT", "EQUAL", "MIRRORED", "Samples", "Stopwatch", "pack"]
+__all__ = [
+    "ANSWERED",
+    "BROKEN_OFF",
+    "CLIENT_GONE",
+    "DIFFERENT",
+    "EQUAL",
+    "MIRRORED",
+    "Sample",
+    "SampleRing",
+    "new_samples",
+]
 
 logger = logging.getLogger("gunicorn.error")
 
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
+CLIENT_GONE = 499  # nginx's number for a client that disconnected before its answer was complete
+BROKEN_OFF = 599  # an answer that was broken off; of a mirrored request also no answer at all
 
-CLIENT_GONE = 499  # nginx's number for a client that left before its answer was complete
-BROKEN_OFF = 599  # an answer that began well and did not end; of the candidate, when mirrored, also none at all
+NOT_ANSWERED, ANSWERED, MIRRORED, EQUAL, DIFFERENT = range(5)
+"""Kinds: the model was not used; it was. The others are the candidate's answers to mirrored requests: not comparable;
+the same as the live slot's; a different one, or refused where the live slot's was not."""
 
-_HEAD = struct.Struct("<8sQ")  # magic, samples ever written
-_SAMPLE = struct.Struct("<dffHHf")  # ended at, seconds, to the first piece, status, kind, length beside the live one's
+_HEADER = struct.Struct("<8sQ")
+_RECORD = struct.Struct("<dffHHf")
 _MAGIC = b"glmring1"
-_KEPT = 8192  # 192 KiB a worker
-ANSWER = "/v1/chat/completions"
-
-MIRRORED, EQUAL, DIFFERENT = 2, 3, 4
-"""Kinds of samples beside 0 (the model was not asked) and 1 (it was): the candidate's answer to what the live slot
-answered too, not comparable, or the same, or another."""
+_CAPACITY = 8192  # 192 KiB a worker
+_OK, _QUEUE_FULL, _SERVER_ERROR = 200, 429, 500
 
 
-def pack(at: float, seconds: float, first: float, status: int, kind: int, ratio: float = 0.0) -> bytes:
-    """Make one sample. `first` is -1 and `ratio` 0 where there is none."""
-    return _SAMPLE.pack(at, seconds, first, status, kind, ratio)
+@dataclass(frozen=True)
+class Sample:
+    """One answer."""
+
+    at: float
+    """When it ended: CLOCK_MONOTONIC, in seconds."""
+    seconds: float
+    """From the last byte of the request to the end of the answer."""
+    first: float | None
+    """Seconds from the last byte of the request to the first piece of a streamed answer."""
+    status: int
+    kind: int = ANSWERED
+    ratio: float | None = None
+    """The length of a mirrored answer divided by the live slot's."""
+
+    @property
+    def is_answer(self) -> bool:
+        """Whether the model was used."""
+        return self.kind >= ANSWERED
+
+    @property
+    def is_mirrored(self) -> bool:
+        """Whether it is the candidate's answer to a mirrored request, which no client received."""
+        return self.kind >= MIRRORED
+
+    @property
+    def agrees(self) -> bool | None:
+        """Whether a mirrored greedy answer equals the live slot's; None where the two cannot be compared."""
+        return {EQUAL: True, DIFFERENT: False}.get(self.kind) if self.status == _OK else None
+
+    @property
+    def is_error(self) -> bool:
+        """Whether the server failed the client: 5xx, broken off, queue full, refused where the live slot answered."""
+        return (
+            self.status >= _SERVER_ERROR
+            or self.status == _QUEUE_FULL
+            or (self.kind == DIFFERENT and self.status != _OK)
+        )
 
 
-class Stopwatch:
-    """Times one answer, from the last byte of its request to its own last byte; stands around the application.
-
-    What a client takes to send its request is not the model's time. What it takes to read the answer is, for nobody
-    can tell them apart.
-    """
-
-    def __init__(self, scope: Message, receive: Receive, send: Send) -> None:
-        self._is_answer = scope.get("path") == ANSWER
-        self._receive, self._send = receive, send
-        self._began = time.monotonic()
-        self._first: float | None = None
-        self.status: int | None = None
-        self.complete = False
-
-    async def receive(self) -> Message:
-        """Let the application read; the clock begins again with the end of the request."""
-        message = await self._receive()
-        if message["type"] == "http.request" and not message.get("more_body", False) and self.status is None:
-            self._began = time.monotonic()
-        return message
-
-    async def send(self, message: Message) -> None:
-        """Let the application write."""
-        if message["type"] == "http.response.start":
-            self.status = message["status"]
-        else:
-            self.complete = not message.get("more_body", False)
-            if self._first is None and not self.complete and message.get("body"):
-                self._first = time.monotonic()
-        await self._send(message)
-
-    def times(self) -> tuple[float, float]:
-        """Give the seconds until now and until the first piece, or -1: only an answer that came in pieces has one."""
-        return time.monotonic() - self._began, self._first - self._began if self._first is not None else -1.0
-
-    def sample(self, *, client_gone: bool) -> bytes:
-        """Pack how it went."""
-        status = self.status or 500
-        if not self.complete:
-            status = CLIENT_GONE if client_gone else BROKEN_OFF
-        return pack(time.monotonic(), *self.times(), status, int(self._is_answer))
-
-
-class Samples:
-    """The ring: the last 8192 answers of one worker, oldest overwritten. Readers keep count of what they have seen."""
+class SampleRing:
+    """Writes the last 8192 samples of one worker, overwriting the oldest."""
 
     def __init__(self, path: Path) -> None:
+        """Create the file. A failure (full disk) is logged, and nothing is measured then."""
+        size = _HEADER.size + _CAPACITY * _RECORD.size
         self._count = 0
         self._ring: mmap.mmap | None = None
-        size = _HEAD.size + _KEPT * _SAMPLE.size
         try:
             with path.open("w+b") as file:
                 os.posix_fallocate(file.fileno(), 0, size)  # a page that memory lacks later would be a SIGBUS
                 self._ring = mmap.mmap(file.fileno(), size)
-        except OSError as error:  # a full disk must not end the service
+        except OSError as error:
             logger.error("cannot write %s, answers are not measured: %s", path, error)  # noqa: TRY400
         else:
-            _HEAD.pack_into(self._ring, 0, _MAGIC, 0)
+            _HEADER.pack_into(self._ring, 0, _MAGIC, 0)
 
-    def add(self, sample: bytes) -> None:
-        """Write one down; the count last, so that it never covers what is not there yet."""
+    def add(self, sample: Sample) -> None:
+        """Write one sample, then the count, which never covers a record that is not complete."""
         if self._ring is None:
             return
-        at = _HEAD.size + self._count % _KEPT * _SAMPLE.size
-        self._ring[at : at + _SAMPLE.size] = sample
+        first = -1.0 if sample.first is None else sample.first
+        offset = _HEADER.size + self._count % _CAPACITY * _RECORD.size
+        _RECORD.pack_into(
+            self._ring, offset, sample.at, sample.seconds, first, sample.status, sample.kind, sample.ratio or 0.0
+        )
         self._count += 1
-        _HEAD.pack_into(self._ring, 0, _MAGIC, self._count)
+        _HEADER.pack_into(self._ring, 0, _MAGIC, self._count)
+
+
+def new_samples(path: Path, seen: int) -> tuple[list[Sample], int]:
+    """Read the samples written after the first `seen` ones, as far as the ring still holds them, and the new count."""
+    try:
+        data = path.read_bytes()
+    except OSError:
+        return [], seen
+    if len(data) < _HEADER.size or data[: len(_MAGIC)] != _MAGIC:
+        return [], seen
+    _, count = _HEADER.unpack_from(data)
+    capacity = (len(data) - _HEADER.size) // _RECORD.size
+    return [_read(data, number % capacity) for number in range(max(seen, count - capacity), count)], count
+
+
+def _read(data: bytes, place: int) -> Sample:
+    at, seconds, first, status, kind, ratio = _RECORD.unpack_from(data, _HEADER.size + place * _RECORD.size)
+    return Sample(at, seconds, first if first >= 0 else None, status, kind, ratio or None)

@@ -1,98 +1,107 @@
-"""The controller's word that a generation is to hold other weights, and what it means at any moment."""
+"""The file `$RUNTIME/<slot>/<generation>/weights_order.json`: an order to replace the weights of a running model."""
 
 from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from service.contract.processes import lives
+from service.contract import atomic, fields, processes
+from service.contract.cached_file import CachedFile
+from service.contract.slots import Slots
 
-__all__ = ["Order", "Orders", "Step"]
+__all__ = ["Step", "WeightsOrder", "WeightsOrderFile", "own_order", "settle"]
 
 Step = Literal["prepare", "vacate", "verify", "back", "done"]
 
+_NAME = "weights_order.json"
+
 
 @dataclass(frozen=True)
-class Order:
-    """Change from the version `before` to `after`, as far as `step`. It holds for the `workers` named, by their pids.
+class WeightsOrder:
+    """Replace the weights of `before` by those of `after`, as far as `step`.
 
-    The process that gave it is the `controller`, `born` then (clock ticks since boot). No request may be made to wait
-    for longer than `seconds`.
+    The steps are prepare (read the new weights), vacate (block new requests, finish the others), verify (use the new
+    weights and run the checks), then done or back.
     """
 
     id: str
+    """The rollout's."""
     step: Step
     before: str
     after: str
-    workers: frozenset[int]
+    workers: tuple[int, ...]
+    """The pids that it is for."""
     controller: int
-    born: int
+    """The pid of the process that wrote it."""
+    start_ticks: int
+    """With `controller` it identifies that process; clock ticks since boot."""
     seconds: float
+    """How long a request may wait."""
 
 
-@dataclass
-class Orders:
-    """`<runtime>/<slot>/<generation>/change.json`, replaced by rename.
+class WeightsOrderFile:
+    """The order to one generation.
 
-    The slot's symlink decides: from its rename on the new weights hold, and who did not see it happen finds it. Until
-    then the old ones do, and if the controller is dead they do for good.
+    The slot's symlink decides: once it leads to `after`, the new weights hold. Until then the old ones do, and for good
+    when the controller has died.
     """
 
-    root: Path
-    slot: str
-    path: Path
-    _seen: tuple[int, int] | None = field(default=None, init=False)
-    _order: Order | None = field(default=None, init=False)
+    def __init__(self, root: Path, slot: str, directory: Path) -> None:
+        self.slots = Slots(root)
+        self.slot = slot
+        self.path = directory / _NAME
+        self._file = CachedFile(self.path, lambda text: fields.from_json(WeightsOrder, text))
 
-    def read(self) -> Order | None:
-        """Tell what is wanted now; one system call unless the file is another. What makes no sense is no order."""
-        try:
-            status = self.path.stat()
-            seen = (status.st_ino, status.st_mtime_ns)
-            if seen != self._seen:
-                self._order, self._seen = _parse(json.loads(self.path.read_bytes())), seen
-        except FileNotFoundError:
-            self._order, self._seen = None, None
-        except (OSError, ValueError, KeyError, TypeError):
-            self._order = None
-        return self._order
+    def read(self) -> WeightsOrder | None:
+        """Return the order that holds now; one stat unless the file was replaced. An unreadable file is no order."""
+        return self._file.read()
 
-    def verdict(self, order: Order) -> bool | None:
-        """Whether the new weights hold for good, or the old ones; None while that is open."""
+    def write(self, order: WeightsOrder) -> None:
+        """Replace the order; workers follow within milliseconds. Raises OSError."""
+        atomic.write_text(self.path, json.dumps(asdict(order)))
+
+    def verdict(self, order: WeightsOrder) -> bool | None:
+        """Return True when the new weights hold for good, False when the old ones do, None while that is open."""
         if order.step == "back":
             return False
-        if order.step == "done" or self._linked == order.after:
+        if order.step == "done" or self._holds(order.after):
             return True
-        if not lives(order.controller, order.born):
-            return self._linked == order.after  # it may have been its last deed
+        if not processes.is_alive(order.controller, order.start_ticks):
+            return self._holds(order.after)  # read again: the controller may have renamed the link before it died
         return None
 
     def version(self, otherwise: str) -> str:
-        """The version that a worker of this generation should hold; `otherwise` without any order."""
+        """Return the version that a worker of this generation should hold; `otherwise` without an order."""
         order = self.read()
         if order is None:
             return otherwise
         return order.after if self.verdict(order) else order.before
 
-    @property
-    def _linked(self) -> str | None:
-        try:
-            return Path(os.readlink(self.root / self.slot)).name  # noqa: PTH115  (a string is what we want)
-        except OSError:
-            return None
+    def _holds(self, version: str) -> bool:
+        return self.slots.version(self.slot) == version
 
 
-def _parse(document: dict[str, Any]) -> Order:
-    return Order(
-        str(document["id"]),
-        document["step"],
-        str(document["before"]),
-        str(document["after"]),
-        frozenset(map(int, document["workers"])),
-        int(document["controller"]),
-        int(document["born"]),
-        float(document["seconds"]),
-    )
+def own_order(
+    *,
+    id: str,  # noqa: A002
+    before: str,
+    after: str,
+    workers: tuple[int, ...],
+    seconds: float,
+) -> WeightsOrder:
+    """Return an order of the calling process, at its first step."""
+    pid = os.getpid()
+    ticks = processes.own_start_ticks() or 0
+    return WeightsOrder(id, "prepare", before, after, workers, pid, ticks, seconds)
+
+
+def settle(root: Path, runtime: Path, slot: str, id: str, step: Literal["back", "done"]) -> None:  # noqa: A002
+    """Set the last step of an order whose controller died, so that workers need not look any further."""
+    for path in (runtime / slot).glob(f"[0-9]*/{_NAME}"):
+        file = WeightsOrderFile(root, slot, path.parent)
+        order = file.read()
+        if order is not None and order.id == id:
+            file.write(replace(order, step=step))

@@ -1,4 +1,7 @@
-"""The account of one worker: what it counted, and the small file that outlives it."""
+"""The state file of one worker, `$RUNTIME/<slot>/<generation>/<pid>.json`: phase, gate, and what it counted.
+
+It outlives the process, so that a receipt can be computed after any death.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,13 @@ import json
 import logging
 import os
 import time
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from service.contract.processes import birth
+from service.contract import atomic, fields, processes
+
+__all__ = ["Ledger", "PastVersion", "Phase", "SwapReport", "WorkerState", "WorkerStateFile"]
 
 logger = logging.getLogger("gunicorn.error")
 
@@ -19,12 +24,12 @@ Phase = Literal["loading", "warming up", "checking", "ready", "failed", "leaving
 
 @dataclass
 class Ledger:
-    """Requests and connections of one worker, counted from its birth.
+    """Requests and connections of one worker, counted since it started.
 
-    A request is accepted with its first byte. It is completed when it was answered (a 4xx is an answer), failed when we
-    answered 5xx or broke off, client-aborted when the client left first. `cut` says how many of the failed ones were
-    ended by a drain deadline; `drained` how many of the completed ones were in flight when the generation stopped
-    taking requests. Requests that came in through the slot's own door count under `door` alone.
+    A request is accepted with its first byte. It is completed when it was answered (a 4xx is an answer), failed when
+    the answer was a 5xx or was broken off, client-aborted when the client disconnected first. `cut` counts the failed
+    requests that a drain deadline ended, `drained` the completed ones that were in flight when the generation stopped
+    taking requests. Requests through the slot's internal socket are counted as `internal` and nowhere else.
     """
 
     accepted: int = 0
@@ -35,12 +40,17 @@ class Ledger:
     cut: int = 0
     handed_out: int = 0
     adopted: int = 0
-    door: int = 0
+    internal: int = 0
+
+    @property
+    def in_flight(self) -> int:
+        """Requests that were accepted and have not ended."""
+        return self.accepted - self.completed - self.failed - self.client_aborted
 
 
 @dataclass
-class Report:
-    """How far this worker has come with an order to hold other weights; `pause_ms`: how long requests waited for it."""
+class SwapReport:
+    """How far the worker has come with a weights order; `pause_ms`: how long requests waited for it."""
 
     id: str
     state: str
@@ -51,76 +61,112 @@ class Report:
 
 
 @dataclass
-class Account:
-    """The worker's state file `<runtime>/<slot>/<generation>/<pid>.json`, replaced by rename."""
+class PastVersion:
+    """A version whose weights the worker held before, and its ledger when the next version replaced it."""
 
-    path: Path
-    slot: str
-    generation: int
     version: str
-    pid: int = field(default_factory=os.getpid)
-    born: int | None = field(default_factory=lambda: birth(os.getpid()))
-    """With `pid` it tells this process from any later one; clock ticks since boot."""
-    phase: Phase = "loading"
+    ledger: Ledger
+
+
+@dataclass
+class WorkerState:
+    """What a worker publishes about itself."""
+
+    pid: int
+    version: str
+    phase: Phase
+    slot: str = ""
+    generation: int = 0
+    start_ticks: int | None = None
+    """With `pid` it identifies the process; clock ticks since boot."""
     step: str = ""
     progress: float = 0.0
     error: str | None = None
     gate: Literal["open", "closed"] = "closed"
     gate_changed_at: float | None = None
-    """CLOCK_MONOTONIC seconds, which all processes of the host share."""
+    """CLOCK_MONOTONIC, in seconds."""
     answering: bool = True
+    """False when the engine has work and has made no progress for too long."""
     connections: int = 0
     in_flight: int = 0
     ledger: Ledger = field(default_factory=Ledger)
-    change: Report | None = None
-    past: list[dict[str, Any]] = field(default_factory=list)
-    """Versions that the model held before, each with the ledger as it stood when the next one took its place."""
+    swap: SwapReport | None = None
+    past: list[PastVersion] = field(default_factory=list)
+    updated_at: float = 0.0
+    """Seconds since the epoch."""
 
-    def __post_init__(self) -> None:
-        self._written: dict[str, Any] = {}
-        self._written_at = 0.0
-        self._complained = False
+    @classmethod
+    def of_this_process(cls, *, slot: str, generation: int, version: str) -> WorkerState:
+        """Return the state of a worker that has just started."""
+        return cls(
+            pid=os.getpid(),
+            version=version,
+            phase="loading",
+            slot=slot,
+            generation=generation,
+            start_ticks=processes.own_start_ticks(),
+        )
 
-    def write(self, *, at_least_every: float = 1.0) -> None:
-        """Replace the file if anything changed, or if it is older than `at_least_every` seconds.
-
-        A full disk must not end the service: the failure is logged once and the next change is tried again.
-        """
-        document = self._document()
-        now = time.monotonic()
-        if document == self._written and now - self._written_at < at_least_every:
-            return
-        temporary = self.path.with_suffix(".new")
+    @classmethod
+    def read(cls, path: Path) -> WorkerState | None:
+        """Read a state file; None when it is absent or damaged."""
         try:
-            temporary.write_text(json.dumps(document | {"updated_at": time.time()}))
-            temporary.replace(self.path)
-        except OSError as error:
-            if not self._complained:
-                logger.error("cannot write the state file %s: %s", self.path, error)  # noqa: TRY400
-            self._complained = True
-            return
-        self._written, self._written_at, self._complained = document, now, False
+            return fields.from_json(cls, path.read_bytes())
+        except (OSError, ValueError):
+            return None
 
-    def _document(self) -> dict[str, Any]:
-        change = dict(vars(self.change)) if self.change else None
-        more = {"ledger": dict(vars(self.ledger)), "change": change, "past": list(self.past)}
-        return {name: getattr(self, name) for name in _WRITTEN} | more
+    def document(self) -> dict[str, Any]:
+        """Return the fields as JSON objects, without the time of writing.
 
-    def tell(self, report: Report) -> None:
-        """Show, from now on, how far an order has come."""
-        self.change = report
-        self.write()
+        asdict would take ten times as long, and this is called up to 50 times a second.
+        """
+        nested: dict[str, Any] = {
+            "ledger": dict(vars(self.ledger)),
+            "swap": dict(vars(self.swap)) if self.swap else None,
+            "past": [asdict(one) for one in self.past],
+        }
+        return vars(self) | nested
 
-    def turn(self, version: str) -> None:
-        """What is counted from now on is of another version."""
-        self.past.append({"version": self.version, "ledger": dict(vars(self.ledger))})
-        self.version = version
+    @property
+    def is_alive(self) -> bool:
+        """Whether the process is still running."""
+        return self.phase != "gone" and processes.is_alive(self.pid, self.start_ticks)
 
     def set_gate(self, is_open: bool) -> None:
-        """Note that the gate was opened or closed, now."""
+        """Record that the gate was opened or closed now."""
         self.gate = "open" if is_open else "closed"
         self.gate_changed_at = time.monotonic()
 
+    def set_version(self, version: str) -> None:
+        """Count everything from now on for `version`, whose weights the model holds now."""
+        self.past.append(PastVersion(self.version, Ledger(**vars(self.ledger))))
+        self.version = version
 
-# by name and not by asdict, which takes ten times as long and is asked 50 times a second
-_WRITTEN = [one.name for one in fields(Account) if one.name not in ("path", "ledger", "change", "past")]
+
+class WorkerStateFile:
+    """Publishes the state of the calling worker."""
+
+    def __init__(self, path: Path, state: WorkerState) -> None:
+        self.path = path
+        self.state = state
+        self._written: dict[str, Any] = {}
+        self._written_at = 0.0
+        self._failed = False
+
+    def publish(self, *, at_least_every: float = 1.0) -> None:
+        """Replace the file if anything changed, or if it is older than `at_least_every` seconds.
+
+        A full disk must not stop the service: a failure is logged once, and the next call tries again.
+        """
+        document = self.state.document()
+        now = time.monotonic()
+        if document == self._written and now - self._written_at < at_least_every:
+            return
+        try:
+            atomic.write_text(self.path, json.dumps(document | {"updated_at": time.time()}))
+        except OSError as error:
+            if not self._failed:
+                logger.error("cannot write the state file %s: %s", self.path, error)  # noqa: TRY400
+            self._failed = True
+            return
+        self._written, self._written_at, self._failed = document, now, False

@@ -1,4 +1,4 @@
-"""One client connection that counts its requests, so that "between requests" is a fact and not a guess."""
+"""One client connection that counts its requests, so that "between requests" is known exactly."""
 
 from __future__ import annotations
 
@@ -11,51 +11,48 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
-from service.contract.samples import Message, Receive, Samples, Send, Stopwatch
+from service.contract.samples import SampleRing
 from service.contract.worker_state import Ledger
 from service.handover.fd_passing import Outcome
-from service.routing import head
-from service.routing import timing as echo
-from service.routing.canary import Side
+from service.routing.canary import Side, has_whole_head
 from service.routing.mirror import Mirror
 from service.routing.ownership import Gate
+from service.routing.timing import MIRRORED_HEADER, Message, Receive, ResponseTimer, Send
+
+__all__ = ["Connection", "Owner"]
 
 _READ = 65536  # bytes
-_AGAIN = 0.01  # seconds until a full backlog, or a client that reads slowly, is tried again
+_RETRY = 0.01  # seconds until a full backlog, or a client that reads slowly, is tried again
 
 
 class Owner(Protocol):
-    """What a connection asks of the server that holds it."""
+    """What a connection needs of the server that holds it."""
 
-    guests: set[Connection]
-    """Connections of clients, as opposed to those at the slot's own door."""
+    clients: set[Connection]
+    """Connections of clients, as opposed to those of the slot's internal socket."""
     busy: set[Connection]
-    """Of the guests: those with a request in flight."""
+    """The client connections that have a request in flight."""
+    gate: Gate
+    samples: SampleRing
+    mirror: Mirror
 
     @property
     def ledger(self) -> Ledger:
-        """Where to count."""
-
-    gate: Gate
-    """Whose a connection is, and a request."""
-    samples: Samples
-    """Where to note how an answer went."""
-    mirror: Mirror
-    """Which asks the candidate too."""
+        """The counts of this worker."""
 
     def keeps(self, connection: Connection) -> bool:
-        """Whether the connection's next request is ours to answer."""
+        """Return whether the connection's next request is answered here."""
 
-    def pass_on(self, client: socket.socket, side: Side, held: bytes = b"") -> Outcome:
-        """Hand the client's connection to its owner, with what was read from it and not answered."""
+    def pass_on(self, client: socket.socket, side: Side, unread: bytes = b"") -> Outcome:
+        """Send the client's connection to its owner, with what was read from it and not answered."""
 
 
 class Connection(HttpToolsProtocol):
-    """An HTTP/1.x connection that may change hands between two requests.
+    """An HTTP/1.x connection that may be passed to another process between two requests.
 
-    Three counts move independently (requests begun, requests received whole, responses completed). The connection is
-    between requests only where all three agree and nothing is left to write: then no byte of a request has been read
-    that the next owner would miss, and none of a response is still to be sent.
+    Three counts move independently: requests begun, requests received whole, responses completed. The connection is
+    between requests only where all three are equal and nothing is left to write. Then no byte of a request has been
+    read that the next owner would miss, and no byte of a response is still to be sent.
     """
 
     def __init__(
@@ -66,20 +63,20 @@ class Connection(HttpToolsProtocol):
         *,
         public: bool,
         adopted: bool = False,
-        held: bytes = b"",
+        unread: bytes = b"",
     ) -> None:
         super().__init__(config, server_state, {})
         self.owner = owner
         self.public = public
         self.adopted = adopted
         self.side: Side = "live"
-        """Who is to answer the next request. Drawn once for each: who was handed a connection does not toss again."""
-        self._held = bytearray(held)
+        """The side that answers the next request. Drawn once for each: the receiver keeps the sender's choice."""
+        self._held = bytearray(unread)
         self.begun = self.received = self.answered = 0
         self._to_drain = 0
-        self._answering: Stopwatch | None = None
-        self._broken = self._gone = False
-        self._serve = self.app
+        self._timer: ResponseTimer | None = None
+        self._broken_off = self._client_gone = False
+        self._application = self.app
         self.app = self._answer
 
     @property
@@ -89,7 +86,7 @@ class Connection(HttpToolsProtocol):
 
     @property
     def is_between_requests(self) -> bool:
-        """Whether another process could take this connection now and nobody would notice."""
+        """Whether the connection can be passed to another process without its client noticing."""
         return (
             self._is_idle
             and not self._held
@@ -97,20 +94,20 @@ class Connection(HttpToolsProtocol):
             and self.transport.get_write_buffer_size() == 0
         )
 
-    def note_gate_shut(self) -> None:
-        """What is in flight now is finished by a generation that begins nothing more."""
+    def note_gate_closed(self) -> None:
+        """Count what is in flight now as drained when it completes: its generation begins nothing more."""
         self._to_drain = self.in_flight
 
     def move(self) -> Outcome | None:
-        """Hand the connection to its owner if it is between requests; None when it is not.
+        """Pass the connection to its owner if it is between requests; None when it is not.
 
-        Reading stops first: what the client sends from here on stays in the kernel, for the next owner to read.
+        Reading stops first: what the client sends from here on stays in the kernel for the next owner.
         """
         if not self.is_between_requests:
             return None
         self.transport.pause_reading()
         outcome = self.owner.pass_on(self.transport.get_extra_info("socket"), self.side)
-        if outcome is Outcome.GIVEN:
+        if outcome is Outcome.SENT:
             if self.public:
                 self.owner.ledger.handed_out += 1
             self.transport.close()
@@ -118,72 +115,72 @@ class Connection(HttpToolsProtocol):
             self.transport.resume_reading()
         return outcome
 
-    # what the transport and the parser tell us
+    # called by the transport and the parser
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Start the idle clock at once: a client that connects and says nothing is an idle client too."""
+        """Start the idle timeout at once: a client that connects and sends nothing is idle too."""
         super().connection_made(transport)
         if self.public:
-            self.owner.guests.add(self)
+            self.owner.clients.add(self)
         if self.adopted:
             self.owner.ledger.adopted += 1
             self.side = self.owner.gate.own_side
         else:
-            self._draw()
-        self._start_idle_clock()
+            self._pick_side()
+        self._start_idle_timeout()
         if self._held:
             self._release()
         elif self.adopted and self.owner.keeps(self):
             self._read_at_once()
 
     def _read_at_once(self) -> None:
-        """Read what came with the connection: on a busy worker the loop's next turn is milliseconds away."""
+        """Read what came with the connection: on a busy worker the event loop's next turn is milliseconds away."""
         try:
             data = os.read(self.transport.get_extra_info("socket").fileno(), _READ)
-        except OSError:  # nothing yet, or a broken connection, which the transport will meet
+        except OSError:  # nothing yet, or a broken connection, which the transport reports
             return
         if data:
             self.data_received(data)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Settle what was begun and will not be answered any more."""
+        """Count the requests that will not be answered any more."""
         self._unset_keepalive_if_required()
-        self._gone = True
+        self._client_gone = True
         if self.in_flight:
-            self._end("failed" if self._broken else "client_aborted", self.in_flight)
-        self.owner.guests.discard(self)
+            self._end("failed" if self._broken_off else "client_aborted", self.in_flight)
+        self.owner.clients.discard(self)
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Read. While a canary holds, the head of a request is looked at before any of it is parsed.
+        """Parse what came. While a canary holds, a request's head is looked at first: it may decide the side.
 
-        One that was sent before the last was answered goes where that one went.
+        A request that was sent before the last one was answered goes where that one went.
         """
         if not (self._held or (self.public and self._is_idle and self.owner.gate.reads_heads)):
             super().data_received(data)
             return
         self._unset_keepalive_if_required()
         self._held += data
-        if not head.is_whole(self._held) or not self.transport.is_reading():
-            return  # the rest waits to be passed on: Python 3.11.2 delivers after a pause in connection_made
-        wanted = self.owner.gate.side_of(self._held)
-        self.side = wanted or self.side
-        if wanted is None or self.owner.keeps(self):
+        if not has_whole_head(self._held) or not self.transport.is_reading():
+            return  # the rest waits to be passed on: Python 3.11.2 delivers data after a pause in connection_made
+        side = self.owner.gate.side_by_head(self._held)
+        self.side = side or self.side
+        if side is None or self.owner.keeps(self):
             self._release()
         else:
             self.transport.pause_reading()
             self._pass_on_held()
 
     def _pass_on_held(self) -> None:
-        """Hand over the connection together with the request that was read from it; answer it here if nobody does."""
+        """Pass the connection on with the request that was read from it; answer it here without a receiver."""
         if self.transport.is_closing():
             return
         client, outcome = self.transport.get_extra_info("socket"), Outcome.TRY_AGAIN
         if self.transport.get_write_buffer_size() == 0:
             outcome = self.owner.pass_on(client, self.side, bytes(self._held))
         if outcome is Outcome.TRY_AGAIN:
-            self.loop.call_later(_AGAIN, self._pass_on_held)
-        elif outcome is Outcome.GIVEN:
+            self.loop.call_later(_RETRY, self._pass_on_held)
+        elif outcome is Outcome.SENT:
             self.owner.ledger.handed_out += 1
             self._held.clear()
             self.transport.close()
@@ -198,7 +195,7 @@ class Connection(HttpToolsProtocol):
         super().data_received(data)
 
     def shutdown(self) -> None:
-        """Close between requests, or say so with the answer to the one that was begun."""
+        """Close between requests; with a request in flight answer it with "Connection: close"."""
         if self._held:
             self._release()
         super().shutdown()
@@ -208,7 +205,7 @@ class Connection(HttpToolsProtocol):
         return self.begun == self.received == self.answered
 
     def cut(self) -> None:
-        """End the connection with its requests unanswered: the drain deadline has passed."""
+        """Abort the connection with its requests unanswered: the drain deadline has passed."""
         if self.in_flight:
             self._count("cut", self.in_flight)
             self._end("failed", self.in_flight)
@@ -223,40 +220,39 @@ class Connection(HttpToolsProtocol):
         """Count a request whose last byte has come."""
         super().on_message_complete()
         self.received += 1
-        self._consider_moving()
+        self._move_if_not_ours()
 
     def on_response_complete(self) -> None:
-        """Count an answer, then let the connection go to its owner if that is another."""
+        """Count a completed response, then pass the connection on if it belongs elsewhere."""
         if self.transport.is_closing() and not self.in_flight:
-            return  # what it answers was settled: its body turned out to be no HTTP, and got a 400
-        status = self._answering.status if self._answering else None
+            return  # counted already: the request's body was no valid HTTP and got a 400
+        status = self._timer.status if self._timer else None
         self._end("completed" if status is not None and status < 500 else "failed")
-        self._answering = None
+        self._timer = None
         super().on_response_complete()
-        self._draw()
+        self._pick_side()
 
     def send_400_response(self, msg: str) -> None:
-        """Answer what is not HTTP; it was a request as far as the account goes."""
+        """Answer what is not HTTP; the ledger counts it as a request."""
         if not self.in_flight:
             self._begin()
         self._end("completed")
         super().send_400_response(msg)
 
     async def _answer(self, scope: Message, receive: Receive, send: Send) -> None:
-        """Run the application; remember how it answers, and whether it broke off in mid-response."""
-        scope["state"]["door"] = not self.public
-        self._answering = watch = Stopwatch(scope, receive, send)
-        tape = self.owner.mirror.tape(scope, watch) if self.public else None
-        is_mirrored = not self.public and any(name == echo.HEADER for name, _ in scope["headers"])
-        around = tape or (echo.Echo(watch) if is_mirrored else watch)
+        """Run the application, and record how it answered and whether it broke off."""
+        scope["state"]["internal"] = not self.public
+        is_mirrored = not self.public and any(name == MIRRORED_HEADER for name, _ in scope["headers"])
+        self._timer = timer = ResponseTimer(scope, receive, send, trailer=is_mirrored)
+        exchange = self.owner.mirror.capture(scope, timer) if self.public else None
         try:
-            await self._serve(scope, around.receive, around.send)
+            await self._application(scope, timer.receive, timer.send)
         finally:
-            self._broken = self._broken or not watch.complete
+            self._broken_off = self._broken_off or not timer.complete
             if self.public:
-                self.owner.samples.add(watch.sample(client_gone=self._gone))
-            if tape:
-                self.owner.mirror.play(tape)
+                self.owner.samples.add(timer.sample(client_gone=self._client_gone))
+            if exchange:
+                self.owner.mirror.replay(exchange)
 
     def _begin(self) -> None:
         self.begun += 1
@@ -264,32 +260,32 @@ class Connection(HttpToolsProtocol):
         if self.public:
             self.owner.busy.add(self)
 
-    def _end(self, how: str, requests: int = 1) -> None:
-        """Settle the oldest of the requests in flight, for they end in the order in which they began."""
-        self._count(how, requests)
+    def _end(self, outcome: str, requests: int = 1) -> None:
+        """Count the oldest of the requests in flight: they end in the order in which they began."""
+        self._count(outcome, requests)
         drained = min(requests, self._to_drain)
         self._to_drain -= drained
-        if how == "completed":
+        if outcome == "completed":
             self._count("drained", drained)
         self.answered += requests
         if not self.in_flight:
             self.owner.busy.discard(self)
 
-    def _count(self, what: str, many: int = 1) -> None:
+    def _count(self, field: str, amount: int = 1) -> None:
         ledger = self.owner.ledger
         if self.public:
-            setattr(ledger, what, getattr(ledger, what) + many)
-        elif what == "accepted":
-            ledger.door += many
+            setattr(ledger, field, getattr(ledger, field) + amount)
+        elif field == "accepted":
+            ledger.internal += amount
 
-    def _draw(self) -> None:
+    def _pick_side(self) -> None:
         if self.public:
-            self.side = self.owner.gate.draw()
-        self._consider_moving()
+            self.side = self.owner.gate.pick_side()
+        self._move_if_not_ours()
 
-    def _consider_moving(self) -> None:
+    def _move_if_not_ours(self) -> None:
         if self.public and not self.owner.keeps(self):
             self.loop.call_soon(self.move)
 
-    def _start_idle_clock(self) -> None:
+    def _start_idle_timeout(self) -> None:
         self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)

@@ -1,7 +1,7 @@
-"""Passing a client connection to its owner, as a file descriptor over a Unix socket (SCM_RIGHTS).
+"""Passes a client connection to its owner, as a file descriptor over a Unix socket (SCM_RIGHTS).
 
-Nothing here ever waits for the other side: two generations that hand over to each other would wait for ever. The giver
-connects, sends and goes on; what the taker has not read yet stands in the taker's backlog, in the kernel.
+No call waits for the other process, because two generations that pass connections to each other would deadlock. The
+sender connects, sends and goes on; what the receiver has not accepted yet stays in its socket's backlog, in the kernel.
 """
 
 from __future__ import annotations
@@ -15,52 +15,55 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
-_PASS = b"c"  # a descriptor needs at least one byte to travel with
-_PATIENCE = 5.0  # seconds a giver may take between connecting and sending; it does both in one breath
+__all__ = ["FdReceiver", "Outcome", "receive", "send_fd"]
+
+_PAYLOAD = b"c"  # a descriptor needs at least one byte to travel with
+_SEND_TIMEOUT = 5.0  # seconds that a sender may take between connecting and sending
 _BURST = 64
 
 logger = logging.getLogger("gunicorn.error")
 
 
 class Outcome(enum.Enum):
-    """What became of an attempt to hand a connection over."""
+    """The result of an attempt to pass a connection."""
 
-    GIVEN = enum.auto()
+    SENT = enum.auto()
     TRY_AGAIN = enum.auto()
-    NOBODY = enum.auto()
+    NO_RECEIVER = enum.auto()
 
 
-def give(descriptor: int, owner: Path, held: bytes = b"") -> Outcome:
-    """Send the open connection `descriptor` to the generation that listens at `owner`.
+def send_fd(descriptor: int, owner: Path, unread: bytes = b"") -> Outcome:
+    """Send the open connection `descriptor` to the generation that listens at `owner`. Never blocks.
 
-    `held` is what was read from it and not answered: it travels in a second descriptor, so that no buffer is too small.
+    `unread` is what was read from the connection and not answered. It travels in a second descriptor, a memory file,
+    whose size no socket buffer limits.
 
-    On GIVEN the caller closes its copy: no FIN is sent while the other copy is open. On anything else the connection is
-    still the caller's. Never blocks.
+    After SENT the caller closes its copy; no FIN is sent while the other copy is open. Otherwise the connection is
+    still the caller's.
     """
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as door, ExitStack() as stack:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as channel, ExitStack() as stack:
         try:
-            door.connect(str(owner))
+            channel.connect(str(owner))
             descriptors = [descriptor]
-            if held:
-                file = stack.enter_context(open(os.memfd_create("held"), "wb", buffering=0))  # noqa: PTH123
-                file.write(held)
+            if unread:
+                file = stack.enter_context(os.fdopen(os.memfd_create("unread"), "wb", buffering=0))
+                file.write(unread)
                 descriptors.append(file.fileno())
-            socket.send_fds(door, [_PASS], descriptors)
+            socket.send_fds(channel, [_PAYLOAD], descriptors)
         except (FileNotFoundError, ConnectionRefusedError):
-            return Outcome.NOBODY
-        except OSError:  # backlog full, too many descriptors under way, the taker died between the two calls
+            return Outcome.NO_RECEIVER
+        except OSError:  # backlog full, too many descriptors in flight, or the receiver died between the two calls
             return Outcome.TRY_AGAIN
-    return Outcome.GIVEN
+    return Outcome.SENT
 
 
-def receive(giver: socket.socket) -> tuple[socket.socket, bytes] | None:
-    """Take what a giver sent: a client's connection and what was read from it; None when it left without a word.
+def receive(channel: socket.socket) -> tuple[socket.socket, bytes] | None:
+    """Receive a client connection and what was read from it; None when the sender closed without sending.
 
-    Raises BlockingIOError when it has not sent yet.
+    Raises BlockingIOError when nothing has been sent yet.
     """
     try:
-        _, descriptors, _, _ = socket.recv_fds(giver, len(_PASS), 2)
+        _, descriptors, _, _ = socket.recv_fds(channel, len(_PAYLOAD), 2)
     except BlockingIOError:
         raise
     except OSError:
@@ -73,75 +76,75 @@ def receive(giver: socket.socket) -> tuple[socket.socket, bytes] | None:
     return client, b"".join(map(_read, descriptors[1:]))
 
 
-class Taker:
-    """Takes connections from a handoff socket that the generation's workers share."""
+class FdReceiver:
+    """Receives connections from a handoff socket that all workers of the generation share."""
 
-    def __init__(self, listener: socket.socket, admit: Callable[[socket.socket, bytes], None]) -> None:
+    def __init__(self, listener: socket.socket, adopt: Callable[[socket.socket, bytes], None]) -> None:
         self._listener = listener
-        self._admit = admit
+        self._adopt = adopt
         self._loop = asyncio.get_running_loop()
-        self._met: set[socket.socket] = set()
+        self._accepted: set[socket.socket] = set()
 
     @property
-    def expects(self) -> bool:
-        """Whether a giver was met that has not sent yet; what it sends is ours, whatever we do meanwhile."""
-        return bool(self._met)
+    def is_expecting(self) -> bool:
+        """Whether a sender was accepted that has not sent yet: its connection will belong to this process."""
+        return bool(self._accepted)
 
     def start(self) -> None:
         """Watch the socket."""
-        self._loop.add_reader(self._listener.fileno(), self.take)
+        self._loop.add_reader(self._listener.fileno(), self.accept)
 
     def stop(self) -> None:
-        """Take what already waits, then leave the socket to the siblings."""
+        """Receive what waits already, then leave the socket to the other workers."""
         self._loop.remove_reader(self._listener.fileno())
-        while self.take():
+        while self.accept():
             pass
 
-    def take(self) -> int:
-        """Admit up to a burst of waiting connections; returns how many givers were met."""
-        for met in range(_BURST):
+    def accept(self) -> int:
+        """Accept up to a burst of senders; returns how many there were."""
+        for accepted in range(_BURST):
             try:
-                giver, _ = self._listener.accept()
+                channel, _ = self._listener.accept()
             except BlockingIOError:
-                return met
+                return accepted
             except OSError as error:
-                logger.warning("cannot take a connection: %s", error)
+                logger.warning("cannot receive a connection: %s", error)
                 return 0
-            giver.setblocking(False)
-            self._receive(giver)
+            channel.setblocking(False)
+            self._receive(channel)
         return _BURST
 
-    def _receive(self, giver: socket.socket) -> None:
+    def _receive(self, channel: socket.socket) -> None:
         try:
-            taken = receive(giver)
-        except BlockingIOError:  # we were faster than the giver
-            self._await(giver)
+            received = receive(channel)
+        except BlockingIOError:  # accepted before the sender has sent
+            self._await(channel)
             return
-        giver.close()
-        if taken:
-            self._admit(*taken)
+        channel.close()
+        if received:
+            self._adopt(*received)
 
-    def _await(self, giver: socket.socket) -> None:
-        descriptor = giver.fileno()
-        self._met.add(giver)
+    def _await(self, channel: socket.socket) -> None:
+        descriptor = channel.fileno()
+        self._accepted.add(channel)
 
-        def arrived() -> None:
+        def readable() -> None:
             self._loop.remove_reader(descriptor)
-            self._met.discard(giver)
-            deadline.cancel()
-            self._receive(giver)
+            self._accepted.discard(channel)
+            timeout.cancel()
+            self._receive(channel)
 
-        def gave_up() -> None:
+        def timed_out() -> None:
             self._loop.remove_reader(descriptor)
-            self._met.discard(giver)
-            giver.close()
+            self._accepted.discard(channel)
+            channel.close()
 
-        self._loop.add_reader(descriptor, arrived)
-        deadline = self._loop.call_later(_PATIENCE, gave_up)
+        self._loop.add_reader(descriptor, readable)
+        timeout = self._loop.call_later(_SEND_TIMEOUT, timed_out)
 
 
 def _read(descriptor: int) -> bytes:
-    """Read a whole file, wherever its writer stands in it, and close it."""
-    with open(descriptor, "rb") as file:
+    """Read a whole file from its start and close it."""
+    with os.fdopen(descriptor, "rb") as file:
         file.seek(0)
         return file.read()

@@ -1,4 +1,4 @@
-"""The server of one worker: Uvicorn's, with a gate before the listening socket and a way out for its connections."""
+"""The server of one worker: Uvicorn's, with a gate before the listening socket and with passing of connections."""
 
 from __future__ import annotations
 
@@ -15,104 +15,112 @@ from typing import Any
 from uvicorn.config import Config
 from uvicorn.server import Server
 
-from service.contract.samples import Samples
-from service.contract.worker_state import Account, Ledger
+from service.contract.samples import SampleRing
+from service.contract.worker_state import Ledger, WorkerStateFile
 from service.handover.connection import Connection
-from service.handover.fd_passing import Outcome, Taker, give
+from service.handover.fd_passing import FdReceiver, Outcome, send_fd
 from service.metrics import Metrics
 from service.routing.canary import Side
 from service.routing.mirror import Mirror
 from service.routing.ownership import Gate
 from service.settings import Settings
 
-TICK = 0.02  # seconds: how soon a worker follows `live`; a look costs 4 µs, and unlike inotify it cannot miss one
+__all__ = ["SlotServer"]
+
+TICK = 0.02  # seconds: how soon a worker follows `live`; a look costs 4 µs, and unlike inotify it misses no change
 _TICKS_PER_HOUSEKEEPING = 5  # Uvicorn expects its own tick every 100 ms
-_BURST = 64  # connections accepted in one go, so that siblings get their share
-_BREATH = 1.0  # seconds without accepting after the process ran out of descriptors
+_BURST = 64  # connections accepted in one go, so that the other workers get their share
+_ACCEPT_PAUSE = 1.0  # seconds without accepting after the process ran out of descriptors
 
 logger = logging.getLogger("gunicorn.error")
 
 
 class SlotServer(Server):
-    """Accepts from three sockets: the public one while the gate is open, the slot's door and the handoff always."""
+    """Accepts from three sockets: the public one while the gate is open, the internal and handoff ones always."""
 
     def __init__(
         self,
         config: Config,
         settings: Settings,
         gate: Gate,
-        account: Account,
+        state_file: WorkerStateFile,
         *,
         public: list[socket.socket],
-        door: socket.socket,
+        internal: socket.socket,
         handoff: socket.socket,
         has_siblings: Callable[[], bool],
     ) -> None:
         super().__init__(config)
         self.settings = settings
         self.gate = gate
-        self.account = account
-        self.samples = Samples(account.path.with_suffix(".samples"))
-        self.mirror = Mirror(gate, self.samples, Metrics(account.version, account.slot).mirrored)
+        self.state = state_file.state
+        self.samples = SampleRing(state_file.path.with_suffix(".samples"))
+        self.mirror = Mirror(gate, self.samples, Metrics(self.state.version, self.state.slot).count_mirrored)
+        self.clients: set[Connection] = set()
+        self.busy: set[Connection] = set()
+        self._state_file = state_file
         self._public = public
-        self._door = door
+        self._internal = internal
         self._handoff = handoff
         self._has_siblings = has_siblings
-        self.guests: set[Connection] = set()
-        self.busy: set[Connection] = set()
-        self._is_open = self._takes = False
+        self._is_open = self._takes_requests = False
         self._accepting = False
         self._accept_again_at = 0.0
         self._leaving = False
         self._cut_now = False
         self._arriving: set[Coroutine[Any, Any, object]] = set()
 
-    # what a connection asks of us
+    # called by the connections
 
     @property
     def ledger(self) -> Ledger:
-        """Where this worker's connections count."""
-        return self.account.ledger
+        """The counts of this worker."""
+        return self.state.ledger
 
     @property
     def is_serving(self) -> bool:
-        """Whether this worker takes public connections now."""
+        """Whether this worker accepts public connections now."""
         return self._is_open
 
     def keeps(self, connection: Connection) -> bool:
-        """Whether the connection's next request is ours: a door's always, a public one's while the gate is open."""
+        """Return whether the connection's next request is answered here.
+
+        Always true on the internal socket; on a public connection, while the gate of its side is open.
+        """
         return not connection.public or (not self._leaving and self.gate.is_open(connection.side))
 
-    def pass_on(self, client: socket.socket, side: Side, held: bytes = b"") -> Outcome:
-        """Hand a client's connection to its owner; to the live one where the candidate does not take it."""
-        outcome = self._pass_to(client, side, held)
-        return self._pass_to(client, "live", held) if side != "live" and outcome is Outcome.NOBODY else outcome
+    def pass_on(self, client: socket.socket, side: Side, unread: bytes = b"") -> Outcome:
+        """Send a client's connection to its owner; to the live slot where the candidate does not receive it."""
+        outcome = self._pass_to(client, side, unread)
+        if side != "live" and outcome is Outcome.NO_RECEIVER:
+            return self._pass_to(client, "live", unread)
+        return outcome
 
-    def _pass_to(self, client: socket.socket, side: Side, held: bytes) -> Outcome:
-        """Pass it to the owner, who may be a sibling of ours if we alone are leaving."""
+    def _pass_to(self, client: socket.socket, side: Side, unread: bytes) -> Outcome:
+        """Send it to the owner, which may be another worker of this generation if this one alone is leaving."""
         owner = self.gate.owner(side)
         if not self.settings.handoff or owner is None:
-            return Outcome.NOBODY
+            return Outcome.NO_RECEIVER
         if self.gate.is_open(side) and not (self._leaving and self._has_siblings()):
-            return Outcome.NOBODY
-        return give(client.fileno(), owner, held)
+            return Outcome.NO_RECEIVER
+        return send_fd(client.fileno(), owner, unread)
 
-    # the life of the server
+    # startup, main loop, shutdown
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:  # noqa: ARG002
-        """Watch the door and the handoff socket; the gate is looked at in the main loop."""
+        """Watch the internal and the handoff socket; the main loop opens the gate."""
         await self.lifespan.startup()
         loop = asyncio.get_running_loop()
-        self._taker = Taker(
-            self._handoff, lambda client, held: self._admit(client, public=True, adopted=True, held=held)
+        self._receiver = FdReceiver(
+            self._handoff, lambda client, unread: self._admit(client, public=True, adopted=True, unread=unread)
         )
-        self._taker.start()
-        loop.add_reader(self._door.fileno(), self._accept, self._door, False)
+        self._receiver.start()
+        loop.add_reader(self._internal.fileno(), self._accept, self._internal, False)
         self.servers = []
         self.started = True
 
     async def main_loop(self) -> None:
-        """Follow `live` every tick until we are told to leave."""
+        """Follow `live` every tick until a signal ends the worker."""
         ticks = 0
         while not self.should_exit:
             self.follow()
@@ -122,58 +130,58 @@ class SlotServer(Server):
             await asyncio.sleep(TICK)
 
     def follow(self) -> None:
-        """Open or shut the gate as `live` says, and send the connections that are not ours to their owner."""
+        """Open or close the gate as `live` says, and pass on the connections that belong elsewhere."""
         is_open = self.gate.is_open() and not self._leaving
         if is_open != self._is_open:
             self._is_open = is_open
-            self.account.set_gate(is_open)
-            logger.info("gate %s (%s %s)", self.account.gate, self.account.slot, self.account.version)
+            self.state.set_gate(is_open)
+            logger.info("gate %s (%s %s)", self.state.gate, self.state.slot, self.state.version)
         accepting = is_open and time.monotonic() >= self._accept_again_at
         if accepting != self._accepting:
             self._set_accepting(accepting)
         ours: dict[Side, bool] = {"live": is_open, "candidate": not self._leaving and self.gate.is_open("candidate")}
-        takes = any(ours.values())
-        if self._takes and not takes:
+        takes_requests = any(ours.values())
+        if self._takes_requests and not takes_requests:
             for connection in self.busy:
-                connection.note_gate_shut()
-        self._takes = takes
+                connection.note_gate_closed()
+        self._takes_requests = takes_requests
         if not all(ours.values()):
-            for connection in list(self.guests):
+            for connection in list(self.clients):
                 if not ours[connection.side]:
-                    self._send_home(connection)
+                    self._move(connection)
         self.mirror.follow()
-        self.report()
+        self.publish_state()
 
-    def report(self) -> None:
+    def publish_state(self) -> None:
         """Bring the state file up to date."""
-        self.account.connections = len(self.guests)
-        self.account.in_flight = sum(connection.in_flight for connection in self.busy)
-        self.account.write()
+        self.state.connections = len(self.clients)
+        self.state.in_flight = sum(connection.in_flight for connection in self.busy)
+        self._state_file.publish()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:  # noqa: ARG002
-        """Leave: give idle connections away, finish what was begun, cut what outlives the drain time."""
+        """Pass idle connections on, finish the requests in flight, cut what outlives the drain time."""
         self._leaving = True
-        self.account.phase = "leaving"
-        self._taker.stop()
+        self.state.phase = "leaving"
+        self._receiver.stop()
         await self.mirror.close()
         self.follow()
-        asyncio.get_running_loop().remove_reader(self._door.fileno())
+        asyncio.get_running_loop().remove_reader(self._internal.fileno())
         deadline = time.monotonic() + self.settings.drain
-        while self._taker.expects or self._arriving or self.server_state.connections:
+        while self._receiver.is_expecting or self._arriving or self.server_state.connections:
             if self._cut_now or time.monotonic() >= deadline:
-                self._cut_everyone()
+                self._cut_all()
             for connection in self._connections():
-                self._send_home(connection)
-            self.report()
+                self._move(connection)
+            self.publish_state()
             if self.config.callback_notify:
-                await self.config.callback_notify()  # a worker that drains for long is not a hung one
+                await self.config.callback_notify()  # a worker that drains for long must not be taken for a hung one
             await asyncio.sleep(TICK)
         await self.lifespan.shutdown()
-        self.account.phase = "gone"
-        self.report()
+        self.state.phase = "gone"
+        self.publish_state()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002
-        """TERM: leave when everything begun is finished. QUIT and INT: leave now."""
+        """Leave: on TERM when the requests in flight are finished, on QUIT and INT at once."""
         self.should_exit = True
         if sig != signal.SIGTERM:
             self._cut_now = True
@@ -195,32 +203,32 @@ class SlotServer(Server):
                 client, _ = listener.accept()
             except (BlockingIOError, ConnectionAbortedError):
                 return
-            except OSError as error:  # out of descriptors: whoever waits, waits in the backlog
-                logger.error("cannot accept: %s; next try in %s s", error, _BREATH)  # noqa: TRY400
+            except OSError as error:  # out of descriptors: clients wait in the backlog
+                logger.error("cannot accept: %s; next try in %s s", error, _ACCEPT_PAUSE)  # noqa: TRY400
                 if public:
                     self._set_accepting(False)
-                    self._accept_again_at = time.monotonic() + _BREATH
+                    self._accept_again_at = time.monotonic() + _ACCEPT_PAUSE
                 return
             client.setblocking(False)
             self._admit(client, public=public)
 
-    def _admit(self, client: socket.socket, *, public: bool, adopted: bool = False, held: bytes = b"") -> None:
+    def _admit(self, client: socket.socket, *, public: bool, adopted: bool = False, unread: bytes = b"") -> None:
         def connection() -> Connection:
-            return Connection(self.config, self.server_state, self, public=public, adopted=adopted, held=held)
+            return Connection(self.config, self.server_state, self, public=public, adopted=adopted, unread=unread)
 
         arrival = asyncio.get_running_loop().connect_accepted_socket(connection, client)
         try:
-            # its first step makes the transport; a task would take that in the loop's next turn, milliseconds later
+            # The first step makes the transport; a task would run it in the loop's next turn, milliseconds later.
             arrived: asyncio.Future[None] = arrival.send(None)
-        except OSError as error:  # gone before it was here
+        except OSError as error:  # the client is gone already
             logger.info("a client left on arrival: %s", error)
             client.close()
             return
         self._arriving.add(arrival)
-        arrived.add_done_callback(lambda _: self._end(arrival))
+        arrived.add_done_callback(lambda _: self._end_arrival(arrival))
 
-    def _end(self, arrival: Coroutine[Any, Any, object]) -> None:
-        self._arriving.discard(arrival)  # whatever its last step says: who leaves waits for those that are still here
+    def _end_arrival(self, arrival: Coroutine[Any, Any, object]) -> None:
+        self._arriving.discard(arrival)  # first, whatever the last step raises: shutdown waits until the set is empty
         with suppress(StopIteration):
             arrival.send(None)
 
@@ -229,13 +237,13 @@ class SlotServer(Server):
     def _connections(self) -> list[Connection]:
         return [connection for connection in self.server_state.connections if isinstance(connection, Connection)]
 
-    def _send_home(self, connection: Connection) -> None:
-        """Give the connection to its owner; where there is none, close it once we leave and it is idle."""
+    def _move(self, connection: Connection) -> None:
+        """Pass the connection to its owner; without one, close it once this worker leaves and it is idle."""
         outcome = connection.move() if connection.public else None
-        abandoned = outcome is Outcome.NOBODY or not connection.public
-        if abandoned and (self._leaving or not self.settings.handoff):
-            connection.shutdown()  # closes it between requests, else says "Connection: close" with the answer
+        has_no_owner = outcome is Outcome.NO_RECEIVER or not connection.public
+        if has_no_owner and (self._leaving or not self.settings.handoff):
+            connection.shutdown()  # closes it between requests, else answers with "Connection: close"
 
-    def _cut_everyone(self) -> None:
+    def _cut_all(self) -> None:
         for connection in self._connections():
             connection.cut()

@@ -1,4 +1,4 @@
-"""The slot's Unix sockets: made in the master, shared by its workers, published by rename when all are ready."""
+"""The slot's Unix sockets: bound in the master, shared by its workers, published by rename when all are ready."""
 
 from __future__ import annotations
 
@@ -7,17 +7,19 @@ import socket
 from dataclasses import dataclass
 from pathlib import Path
 
-from service.handover.fd_passing import Outcome, give, receive
+from service.handover.fd_passing import Outcome, receive, send_fd
+
+__all__ = ["SlotSockets"]
 
 _BACKLOG = 4096
 
 
 @dataclass(frozen=True)
-class Doors:
-    """`http.sock` speaks plain HTTP to this slot alone, `handoff.sock` receives client connections.
+class SlotSockets:
+    """`http.sock` serves plain HTTP to this slot alone, `handoff.sock` receives client connections.
 
-    Each is bound under the generation's own directory and renamed to the slot's, so that the slot's path always leads
-    to the newest ready generation.
+    Each is bound in the generation's own directory and renamed to the slot's, so that the slot's path always leads to
+    the newest ready generation.
     """
 
     slot_directory: Path
@@ -28,48 +30,51 @@ class Doors:
     handoff_inode: tuple[int, int]
 
     @classmethod
-    def bind(cls, slot_directory: Path, generation_directory: Path) -> Doors:
-        """Make both sockets, not yet reachable under the slot's paths."""
+    def bind(cls, slot_directory: Path, generation_directory: Path) -> SlotSockets:
+        """Bind both sockets; the slot's paths do not lead to them yet."""
         http, http_inode = _listen(generation_directory / "http.sock")
         handoff, handoff_inode = _listen(generation_directory / "handoff.sock")
         return cls(slot_directory, generation_directory, http, handoff, http_inode, handoff_inode)
 
     def publish(self, name: str) -> None:
-        """Rename the socket `name` over the slot's path of that name."""
+        """Rename the socket `name` to the slot's path of that name."""
         (self.generation_directory / name).rename(self.slot_directory / name)
 
     @property
     def are_published(self) -> bool:
-        """Whether the slot's handoff path leads to us: no younger generation has taken it, and we have not left."""
+        """Whether the slot's handoff path leads here: no newer generation has replaced it, nor was it withdrawn."""
         try:
             return _inode(self.slot_directory / "handoff.sock") == self.handoff_inode
         except OSError:
             return False
 
     def forward(self, owner: Path) -> None:
-        """Pass on the connections that wait at our handoff socket, when nobody of ours is there to take them.
+        """Pass on the connections that wait in the backlog of the handoff socket, while there is no worker.
 
-        While a slot has no workers they stand in the socket's backlog, in the kernel: what their clients send waits
-        with them. Stops where the owner takes no more for now; the one in hand then waits at our own socket again.
+        What their clients send waits with them in the kernel. Stops when the owner takes no more for now; the
+        connection at hand then goes back to the end of the backlog.
         """
         while True:
             try:
-                giver, _ = self.handoff.accept()
+                channel, _ = self.handoff.accept()
             except OSError:
                 return
-            with giver:
-                giver.setblocking(False)
-                held = receive(giver)
-            if held is None:
+            with channel:
+                channel.setblocking(False)
+                try:
+                    received = receive(channel)
+                except BlockingIOError:  # the sender has connected and not sent: it sees a reset and tries again
+                    continue
+            if received is None:
                 continue
-            client, sent = held
+            client, unread = received
             with client:
-                if give(client.fileno(), owner, sent) is not Outcome.GIVEN:
-                    give(client.fileno(), self.slot_directory / "handoff.sock", sent)
+                if send_fd(client.fileno(), owner, unread) is not Outcome.SENT:
+                    send_fd(client.fileno(), self.slot_directory / "handoff.sock", unread)
                     return
 
     def withdraw(self) -> None:
-        """Take the slot's paths away where they still lead to us: nobody shall hand anything to a leaving master."""
+        """Remove the slot's paths where they still lead here, so that nothing is sent to a master that ends."""
         for name, inode in (("handoff.sock", self.handoff_inode), ("http.sock", self.http_inode)):
             path = self.slot_directory / name
             with contextlib.suppress(OSError):

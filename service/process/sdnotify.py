@@ -1,4 +1,4 @@
-"""What the master says to systemd. It alone speaks, so that no worker can vouch for another."""
+"""Notifications to systemd (sd_notify), sent by the master alone: a worker cannot speak for the others."""
 
 from __future__ import annotations
 
@@ -6,34 +6,36 @@ import os
 
 import sdnotify
 
+__all__ = ["ServiceManager"]
 
-class Manager:
-    """The service manager that started us, or nobody when the server was started by hand."""
+
+class ServiceManager:
+    """The service manager that started the unit; without $NOTIFY_SOCKET every call does nothing."""
 
     def __init__(self) -> None:
-        # sdnotify reads the variable here; then it must go, or Gunicorn would say READY=1 before a model is loaded
+        # sdnotify reads the variable here. It is removed then: Gunicorn would send READY=1 before a model is loaded.
         self._notifier = sdnotify.SystemdNotifier()
         os.environ.pop("NOTIFY_SOCKET", None)
         self._status = ""
 
     def ready(self, pid: int) -> None:
-        """The generation of the master `pid` is ready, and its master is the unit's main process from now on."""
+        """Report that the generation of the master `pid` is ready, and that it is the unit's main process now."""
         self._notifier.notify(f"MAINPID={pid}\nREADY=1")
 
     def status(self, text: str) -> None:
-        """Show one line in `systemctl status`; said again only when it changes."""
+        """Show one line in `systemctl status`; sent only when it changes."""
         if text != self._status:
             self._notifier.notify(f"STATUS={text}")
             self._status = text
 
     def extend_timeout(self, seconds: float) -> None:
-        """Ask for so much more time, from now, to start or to stop."""
+        """Extend the unit's start or stop timeout to `seconds` from now."""
         self._notifier.notify(f"EXTEND_TIMEOUT_USEC={int(seconds * 1e6)}")
 
     def watchdog(self) -> None:
-        """Say that we are well."""
+        """Reset the unit's watchdog."""
         self._notifier.notify("WATCHDOG=1")
 
     def stopping(self) -> None:
-        """Say that we are going."""
+        """Report that the unit is stopping."""
         self._notifier.notify("STOPPING=1")

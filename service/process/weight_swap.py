@@ -1,8 +1,8 @@
-"""Other weights for a model that serves, as a worker carries it out: what the controller orders, step by step.
+"""Replaces the weights of a model that serves: carries out a weights order in one worker.
 
-The worker reads the weights beside those in use. Then it lets no request pass to the engine any more, and when those
-that passed have been answered, the model is given the weights and asked the release's checks, before any client meets
-them. What comes then is the controller's word or the slot's symlink, the same for all workers: on, or back.
+The worker reads the new weights beside those in use. Then it blocks new requests, and when the admitted ones have been
+answered, the model is given the new weights and the release's checks are run, before any client is answered with them.
+After that the order or the slot's symlink decides, alike for all workers, whether the new weights stay.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING
 
 from service.chat.admission import Admission
 from service.contract.checks import DEFAULT_CHECKS
-from service.contract.weights_order import Order, Orders, Step
-from service.contract.worker_state import Account, Report
+from service.contract.weights_order import Step, WeightsOrder, WeightsOrderFile
+from service.contract.worker_state import SwapReport, WorkerStateFile
 from service.engine import Usage
 from service.identity import Identity
 from service.metrics import Metrics
@@ -30,164 +30,168 @@ if TYPE_CHECKING:
     from service.engine.model_engine import ModelEngine
     from service.engine.tensors import State
 
-__all__ = ["Changes"]
+__all__ = ["WeightSwapper"]
 
-_TICK = 0.02  # seconds between two looks for an order
-_BUSY_TICK = 0.005  # and while one is carried out, for clients wait
-_LONGEST = 60.0  # seconds for which requests may wait without an order
-_AGAIN = 5.0  # seconds until what went wrong then is tried again
+_POLL = 0.02  # seconds between two looks for an order
+_BUSY_POLL = 0.005  # the same while requests wait
+_MAX_WAIT = 60.0  # seconds that requests may wait when the worker catches up without an order
+_RETRY = 5.0  # seconds until a failed attempt to catch up is repeated
 
 logger = logging.getLogger("gunicorn.error")
 
 
-class _Back(Exception):
-    """The old weights are to be kept."""
+class _KeepOld(Exception):
+    """The order was called off."""
 
 
 @dataclass
-class Changes:
-    """Follows the orders that a generation is given. It alone says which version the worker's model holds."""
+class WeightSwapper:
+    """Follows the weights orders of a generation. It alone sets the version that the worker's model holds."""
 
     engine: ModelEngine
     admission: Admission
     identity: Identity
-    account: Account
-    orders: Orders
-    _done: str = ""  # the order that was carried out last
+    state_file: WorkerStateFile
+    order_file: WeightsOrderFile
+    _done: str = ""  # the id of the last order that was carried out
 
     async def follow(self) -> None:
         """Look for orders until cancelled."""
         while True:
-            order = self.orders.read()
-            if order is not None and self._is_for_us(order):
+            order = self.order_file.read()
+            if order is not None and self._is_for_this_worker(order):
                 self._done = order.id
                 await self._carry_out(order)
-            elif self.orders.version(self.identity.version) != self.identity.version:
+            elif self.order_file.version(self.identity.version) != self.identity.version:
                 await self._catch_up()
-            await asyncio.sleep(_TICK)
+            await asyncio.sleep(_POLL)
 
-    def _is_for_us(self, order: Order) -> bool:
-        return order.id != self._done and os.getpid() in order.workers and self.orders.verdict(order) is None
+    def _is_for_this_worker(self, order: WeightsOrder) -> bool:
+        return order.id != self._done and os.getpid() in order.workers and self.order_file.verdict(order) is None
 
-    async def _carry_out(self, order: Order) -> None:
-        report = Report(order.id, "preparing")
-        self.account.tell(report)
+    async def _carry_out(self, order: WeightsOrder) -> None:
+        report = SwapReport(order.id, "preparing")
+        self.state_file.state.swap = report
+        self.state_file.publish()
         try:
             release, new = await asyncio.to_thread(self._read, order.after, report)
-            _, old = await asyncio.to_thread(self._read, order.before, Report(order.id, "preparing"))
-            self._say(report, "prepared")
+            _, old = await asyncio.to_thread(self._read, order.before, SwapReport(order.id, "preparing"))
+            self._report(report, "prepared")
             await self._await_step(order, "vacate")
             async with asyncio.timeout(order.seconds), self._vacated(order, report):
-                self._say(report, "vacated")
+                self._report(report, "vacated")
                 await self._await_step(order, "verify")
-                async with self._old_ones_unless_decided(old):
+                async with self._restored_on_failure(old):
                     await self._try(order, release, new, report)
-        except _Back:
-            self._say(report, "back")
+        except _KeepOld:
+            self._report(report, "back")
         except TimeoutError:
             report.error = f"requests had waited for {order.seconds:.0f} s"
-            self._say(report, "failed")
+            self._report(report, "failed")
         except (ReleaseError, CheckFailed) as error:
             report.error = str(error)
-            self._say(report, "failed")
+            self._report(report, "failed")
         except Exception as error:
-            logger.exception("the weights of %s were not taken", order.after)
+            logger.exception("cannot use the weights of %s", order.after)
             report.error = f"{type(error).__name__}: {error}"
-            self._say(report, "failed")
+            self._report(report, "failed")
         else:
-            self._say(report, "done")
+            self._report(report, "done")
 
-    async def _try(self, order: Order, release: Release, new: State, report: Report) -> None:
-        """Prove the new weights, and hold them from the moment on at which all workers do."""
+    async def _try(self, order: WeightsOrder, release: Release, new: State, report: SwapReport) -> None:
+        """Use the new weights, run the checks, and keep the weights from the moment at which all workers do."""
 
         def progress(step: str, share: float) -> None:
             report.step, report.progress = step, share
 
-        self._say(report, "checking")
+        self._report(report, "checking")
         await self.engine.put(new)
         await run_checks(self.engine, replace(release, checks=release.checks or DEFAULT_CHECKS), progress)
-        self._say(report, "passed")
-        while not (holds := self.orders.verdict(self._present(order))):
-            if holds is False:
-                raise _Back
-            await asyncio.sleep(_BUSY_TICK)
-        self._become(order.after)
+        self._report(report, "passed")
+        while not (verdict := self.order_file.verdict(self._present(order))):
+            if verdict is False:
+                raise _KeepOld
+            await asyncio.sleep(_BUSY_POLL)
+        self._set_version(order.after)
 
     async def _catch_up(self) -> None:
-        """Take the weights that the others hold: this worker was born while they changed, with the old ones."""
-        version = self.orders.version(self.identity.version)
-        report = Report("", "preparing")
+        """Use the weights that the other workers hold: this one loaded the old ones while the order was carried out."""
+        version = self.order_file.version(self.identity.version)
+        report = SwapReport("", "preparing")
         try:
             _, new = await asyncio.to_thread(self._read, version, report)
             _, old = await asyncio.to_thread(self._read, self.identity.version, report)
             vacated = self._vacated(None, report)
-            async with asyncio.timeout(_LONGEST), vacated, self._old_ones_unless_decided(old):
+            async with asyncio.timeout(_MAX_WAIT), vacated, self._restored_on_failure(old):
                 await self.engine.put(new)
-                self._become(version)
+                self._set_version(version)
         except Exception:
-            logger.exception("%s is to be served, and %s is", version, self.identity.version)
-            await asyncio.sleep(_AGAIN)
+            logger.exception("this worker serves %s, its generation %s", self.identity.version, version)
+            await asyncio.sleep(_RETRY)
 
-    def _read(self, version: str, report: Report) -> tuple[Release, State]:
+    def _read(self, version: str, report: SwapReport) -> tuple[Release, State]:
         def progress(step: str, share: float) -> None:
             report.step, report.progress = step, share
 
-        release = Release.read((self.orders.root / "releases" / version).resolve())
+        release = Release.read((self.order_file.slots.root / "releases" / version).resolve())
         return release, self.engine.read(release, progress)
 
     @asynccontextmanager
-    async def _vacated(self, order: Order | None, report: Report) -> AsyncIterator[None]:
-        """Let nobody pass, wait until who passed is in the engine's hands, and measure how long all wait."""
-        began = time.monotonic()
+    async def _vacated(self, order: WeightsOrder | None, report: SwapReport) -> AsyncIterator[None]:
+        """Block new requests, wait until the engine has answered the admitted ones, and measure the pause."""
+        started = time.monotonic()
         self.admission.pause()
         try:
             while self.admission.pending or self._is_answering():
-                if order is not None and self.orders.verdict(self._present(order)) is False:
-                    raise _Back
-                await asyncio.sleep(_BUSY_TICK)
+                if order is not None and self.order_file.verdict(self._present(order)) is False:
+                    raise _KeepOld
+                await asyncio.sleep(_BUSY_POLL)
             yield
         finally:
             self.admission.resume()
-            report.pause_ms = round((time.monotonic() - began) * 1000, 1)
+            report.pause_ms = round((time.monotonic() - started) * 1000, 1)
 
     def _is_answering(self) -> bool:
         usage = self.engine.usage()
         return bool(usage.running or usage.waiting)
 
     @asynccontextmanager
-    async def _old_ones_unless_decided(self, old: State) -> AsyncIterator[None]:
-        """Put the old weights back if what is done inside fails; rather no worker at all than one of both."""
+    async def _restored_on_failure(self, old: State) -> AsyncIterator[None]:
+        """Put the old weights back if the block fails.
+
+        A worker that cannot do that exits, because its model may hold parts of both.
+        """
         try:
             yield
         except BaseException:
-            if self.engine.closed:  # the worker has left
+            if self.engine.closed:  # the worker is leaving
                 raise
             try:
                 await self.engine.put(old)
             except BaseException:
-                logger.exception("the old weights could not be put back")
+                logger.exception("cannot put the old weights back")
                 os._exit(1)
             raise
 
-    async def _await_step(self, order: Order, step: Step) -> None:
-        """Wait until the controller has taken the order so far; raises _Back when it is off."""
+    async def _await_step(self, order: WeightsOrder, step: Step) -> None:
+        """Wait until the controller sets this step; raises _KeepOld when the order is called off."""
         while (present := self._present(order)).step != step:
-            if self.orders.verdict(present) is not None:
-                raise _Back
-            await asyncio.sleep(_BUSY_TICK)
+            if self.order_file.verdict(present) is not None:
+                raise _KeepOld
+            await asyncio.sleep(_BUSY_POLL)
 
-    def _present(self, order: Order) -> Order:
-        """The order as it stands now; one that is gone, or gave way to another, stands as we knew it."""
-        present = self.orders.read()
+    def _present(self, order: WeightsOrder) -> WeightsOrder:
+        """Return the order as it stands now; the last known one if it is gone or was replaced by another."""
+        present = self.order_file.read()
         return present if present is not None and present.id == order.id else order
 
-    def _become(self, version: str) -> None:
-        """From here on the worker says that it is `version`. Nothing that can fail may follow."""
+    def _set_version(self, version: str) -> None:
+        """Answer as `version` from here on. Nothing that can fail may follow."""
         logger.info("the model holds the weights of %s (before: %s)", version, self.identity.version)
         Metrics(self.identity.version, self.identity.slot).set_engine_usage(Usage(0, 0, 0, 0))
-        self.account.turn(version)
+        self.state_file.state.set_version(version)
         self.identity.version = version
 
-    def _say(self, report: Report, state: str) -> None:
+    def _report(self, report: SwapReport, state: str) -> None:
         report.state = state
-        self.account.write()
+        self.state_file.publish()

@@ -1,4 +1,4 @@
-"""The Gunicorn worker: loads the model, lets it prove itself, then serves."""
+"""The Gunicorn worker: loads the model, warms it up, runs the release's checks, then serves."""
 
 from __future__ import annotations
 
@@ -9,25 +9,31 @@ import os
 import signal
 import sys
 import time
-from contextlib import suppress
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from uvicorn.config import Config
 from uvicorn_worker import UvicornWorker
 
 from service import metrics
-from service.app import Identity, create_app
-from service.chat.admission import Turnstile
-from service.contract.worker_state import Account
-from service.engine.model_engine import Limits, ModelEngine
+from service.app import create_app
+from service.chat.admission import Admission
+from service.contract.generations import Generation
+from service.contract.worker_state import WorkerState, WorkerStateFile
 from service.handover.connection import Connection
 from service.handover.server import SlotServer
+from service.identity import Identity
 from service.model.release import Release, ReleaseError
 from service.process.checks import CheckFailed, run_checks
-from service.process.master import NOT_READY, Generation
-from service.process.weight_swap import Changes
+from service.process.master import NOT_READY, Master
+from service.process.weight_swap import WeightSwapper
 
-_RESPAWN_PAUSE = 1.0  # seconds before a worker that cannot load lets the master try another
+if TYPE_CHECKING:
+    from service.engine.model_engine import ModelEngine
+
+__all__ = ["SlotWorker"]
+
+_RESPAWN_PAUSE = 1.0  # seconds before a worker that cannot load exits, and the master starts another
 
 logger = logging.getLogger("gunicorn.error")
 
@@ -35,52 +41,52 @@ logger = logging.getLogger("gunicorn.error")
 class SlotWorker(UvicornWorker):  # type: ignore[misc]  # Gunicorn's classes carry no types
     """One process, one model, one device."""
 
-    generation: Generation
+    master: Master
     """Set by the `post_fork` hook."""
     release: Release
-    """What this worker loads."""
+    """The release that this worker loads."""
+    state_file: WorkerStateFile
 
     def load_wsgi(self) -> None:
-        """Do nothing: the application is made around an engine, which takes a while to load."""
+        """Do nothing: the application needs an engine, which is loaded later."""
 
     def handle_quit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002
-        """Leave at once; while a model loads there is nothing to finish."""
+        """Exit at once: while a model loads there is nothing to finish."""
         os._exit(0)
 
     def run(self) -> None:
-        """Load, prove, serve; leaves with NOT_READY if that ends before the generation was ready."""
-        generation = self.generation
-        self.release = generation.present_release()
-        account = Account(
-            generation.directory / f"{os.getpid()}.json",
-            generation.settings.slot,
-            generation.number,
-            self.release.version,
+        """Load, verify, serve. Exits with NOT_READY if that fails before the generation was ready."""
+        self.release = self.master.present_release()
+        state = WorkerState.of_this_process(
+            slot=self.master.settings.slot,
+            generation=self.master.record.generation,
+            version=self.release.version,
         )
+        self.state_file = WorkerStateFile(self.master.directory / f"{state.pid}.json", state)
         for number in (signal.SIGQUIT, signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self.handle_quit)
         try:
-            asyncio.run(self._load_and_serve(account))
+            asyncio.run(self._load_and_serve())
         except (ReleaseError, CheckFailed) as error:
-            self._give_up(account, str(error))
+            self._fail(str(error))
         except (MemoryError, RuntimeError, OSError) as error:
             logger.exception("the worker failed")
-            self._give_up(account, f"{type(error).__name__}: {error}")
+            self._fail(f"{type(error).__name__}: {error}")
 
-    async def _load_and_serve(self, account: Account) -> None:
-        beat = asyncio.create_task(self._beat(account))
-        engine = await self._prepare(account)
-        beat.cancel()
-        generation = self.generation
-        settings = generation.settings
+    async def _load_and_serve(self) -> None:
+        heartbeat = asyncio.create_task(self._heartbeat())
+        engine = await self._prepare()
+        heartbeat.cancel()
+        master, state = self.master, self.state_file.state
+        settings = master.settings
         server: SlotServer
-        identity = Identity(self.release.version, settings.slot, generation.number)
-        turnstile = Turnstile(identity)
-        app = create_app(engine, identity, settings, serving=lambda: server.is_serving, turnstile=turnstile)
+        identity = Identity(self.release.version, settings.slot, master.record.generation)
+        admission = Admission(identity)
+        app = create_app(engine, identity, settings, serving=lambda: server.is_serving, admission=admission)
 
-        async def still_well() -> None:
-            account.answering = engine.answering()
-            if account.answering:  # a worker whose engine hangs is silent, and Gunicorn replaces it
+        async def notify_while_healthy() -> None:
+            state.answering = engine.answering()
+            if state.answering:  # without a sign of life Gunicorn replaces a worker whose engine hangs
                 self.notify()
 
         config = Config(
@@ -94,35 +100,38 @@ class SlotWorker(UvicornWorker):  # type: ignore[misc]  # Gunicorn's classes car
             proxy_headers=False,
             timeout_keep_alive=settings.keep_alive,
             timeout_notify=1,
-            callback_notify=still_well,
+            callback_notify=notify_while_healthy,
         )
         config.load()
         server = SlotServer(
             config,
             settings,
-            generation.gate,
-            account,
+            master.gate,
+            self.state_file,
             public=[listener.sock for listener in self.sockets],
-            door=generation.doors.http,
-            handoff=generation.doors.handoff,
-            has_siblings=lambda: os.getppid() == generation.master,
+            internal=master.sockets.http,
+            handoff=master.sockets.handoff,
+            has_siblings=lambda: os.getppid() == master.pid,
         )
         asyncio.get_running_loop().add_signal_handler(signal.SIGQUIT, server.handle_exit, signal.SIGQUIT, None)
-        account.phase, account.step, account.progress = "ready", "", 1.0
-        account.write()
-        changes = asyncio.create_task(Changes(engine, turnstile, identity, account, generation.orders).follow())
+        state.phase, state.step, state.progress = "ready", "", 1.0
+        self.state_file.publish()
+        swapper = WeightSwapper(engine, admission, identity, self.state_file, master.weights_order)
+        following = asyncio.create_task(swapper.follow())
         await server.serve(sockets=[])
-        changes.cancel()
+        following.cancel()
         engine.close()
 
-    async def _prepare(self, account: Account) -> ModelEngine:
-        """Load the model, warm it up, ask the release's own checks."""
-        settings = self.generation.settings
+    async def _prepare(self) -> ModelEngine:
+        """Load the model, warm it up, run the release's checks."""
+        from service.engine.model_engine import Limits, ModelEngine
+
+        settings, state = self.master.settings, self.state_file.state
 
         def progress(step: str, share: float) -> None:
-            account.step, account.progress = step, share
+            state.step, state.progress = step, share
 
-        began = time.monotonic()
+        started = time.monotonic()
         engine = await asyncio.to_thread(
             ModelEngine.load,
             self.release,
@@ -130,32 +139,29 @@ class SlotWorker(UvicornWorker):  # type: ignore[misc]  # Gunicorn's classes car
             limits=Limits(settings.max_prompt_tokens, settings.max_wait, settings.max_seconds, settings.stall),
             progress=progress,
         )
-        account.phase = "warming up"
+        state.phase = "warming up"
         await asyncio.to_thread(engine.warm_up, progress)
-        account.phase = "checking"
+        state.phase = "checking"
         await run_checks(engine, self.release, progress)
         gc.collect()
-        gc.freeze()  # a full collection would look through all that was imported, and stop everybody for 0.2 s
-        metrics.set_load_seconds(self.release.version, settings.slot, time.monotonic() - began)
+        gc.freeze()  # a full collection would visit all imported objects, and stop every request for 0.2 s
+        metrics.set_load_seconds(self.release.version, settings.slot, time.monotonic() - started)
         return engine
 
-    async def _beat(self, account: Account) -> None:
-        """Keep the master and the state file informed while the model loads in its thread."""
+    async def _heartbeat(self) -> None:
+        """Notify Gunicorn and publish the state while the model loads in a thread."""
         while True:
             self.notify()
-            account.write()
+            self.state_file.publish()
             await asyncio.sleep(0.1)
 
-    def _give_up(self, account: Account, reason: str) -> None:
-        logger.error("%s cannot serve: %s", account.version, reason)
-        account.phase, account.error = "failed", reason
-        account.write()
-        if not self._generation_is_ready():
+    def _fail(self, reason: str) -> None:
+        state = self.state_file.state
+        logger.error("%s cannot serve: %s", state.version, reason)
+        state.phase, state.error = "failed", reason
+        self.state_file.publish()
+        record = Generation.read_record(self.master.directory) or self.master.record
+        if not record.ready:
             sys.exit(NOT_READY)
-        time.sleep(_RESPAWN_PAUSE)  # siblings serve on, or clients wait; the master tries again
+        time.sleep(_RESPAWN_PAUSE)  # the other workers serve on, or clients wait; the master starts another
         sys.exit(1)
-
-    def _generation_is_ready(self) -> bool:
-        with suppress(OSError):
-            return '"ready": true' in (self.generation.directory / "generation.json").read_text()
-        return self.generation.ready

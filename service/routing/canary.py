@@ -1,94 +1,54 @@
-"""The canary: which share of the clients' requests the candidate answers before it is live."""
+"""Which side answers a request while a canary holds: drawn at random, or by a header of the request."""
 
 from __future__ import annotations
 
 import hashlib
-import json
-import logging
 import random
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal
 
-from service.routing.head import header
+from service.contract.canary_file import Canary
 
-__all__ = ["Canary", "CanaryFile", "Side"]
-
-logger = logging.getLogger("gunicorn.error")
+__all__ = ["Side", "has_whole_head", "pick_mirrored", "pick_side", "side_by_head"]
 
 Side = Literal["live", "candidate"]
 
 PIN = "x-glm-slot"  # the header by which a client chooses a side
+MAX_HEAD = 1 << 16  # bytes; a longer head is left to the parser
 
 
-@dataclass(frozen=True)
-class Canary:
-    """The candidate's slot, and its share of the requests in percent.
-
-    With `sticky`, the name of a header, requests with the same value of it stay on one side for the length of a step.
-    """
-
-    slot: str
-    weight: float
-    step: int = 0
-    sticky: str | None = None
-    mirror: float = 0.0
-    """Of the requests that the live slot answers, the share in percent that the candidate is asked too."""
-
-    def toss(self) -> Side:
-        """Whose a request is."""
-        return "candidate" if random.random() * 100 < self.weight else "live"  # noqa: S311  # a share, no secret
-
-    def toss_mirror(self) -> bool:
-        """Whether the candidate is to be asked too."""
-        return random.random() * 100 < self.mirror  # noqa: S311
-
-    def side_of(self, head: bytes | bytearray) -> Side | None:
-        """Whose a request is by its head; None where the head does not decide."""
-        pinned = header(head, PIN)
-        if pinned in ("live", "candidate"):
-            return "live" if pinned == "live" else "candidate"
-        if self.sticky is None:
-            return None
-        key = header(head, self.sticky)
-        if key is None:
-            return self.toss()
-        digest = hashlib.blake2b(f"{self.step} {key}".encode(), digest_size=8).digest()
-        return "candidate" if int.from_bytes(digest) * 100 < self.weight * 2**64 else "live"
+def pick_side(canary: Canary) -> Side:
+    """Draw the side of a request, the candidate's with the canary's weight."""
+    return "candidate" if random.random() * 100 < canary.weight else "live"  # noqa: S311  # no secret
 
 
-@dataclass
-class CanaryFile:
-    """`<runtime>/canary`, replaced by rename by whoever rolls out, and gone after a reboot: then `live` alone rules."""
+def pick_mirrored(canary: Canary) -> bool:
+    """Draw whether a request is sent to the candidate too."""
+    return random.random() * 100 < canary.mirror  # noqa: S311
 
-    path: Path
-    _seen: tuple[int, int] | None = field(default=None, init=False)
-    _canary: Canary | None = field(default=None, init=False)
 
-    def read(self) -> Canary | None:
-        """Tell what holds now; one system call unless the file is another. What makes no sense is no canary."""
-        try:
-            status = self.path.stat()
-            seen = (status.st_ino, status.st_mtime_ns)
-            if seen != self._seen:
-                self._canary, self._seen = self._parse(), seen
-        except FileNotFoundError:
-            self._canary, self._seen = None, None
-        return self._canary
+def side_by_head(canary: Canary, head: bytes | bytearray) -> Side | None:
+    """Return the side that a request's head chooses: pinned, or sticky. None where the head does not decide."""
+    pinned = _header(head, PIN)
+    if pinned in ("live", "candidate"):
+        return "live" if pinned == "live" else "candidate"
+    if canary.sticky is None:
+        return None
+    key = _header(head, canary.sticky)
+    if key is None:
+        return pick_side(canary)
+    digest = hashlib.blake2b(f"{canary.step} {key}".encode(), digest_size=8).digest()
+    return "candidate" if int.from_bytes(digest) * 100 < canary.weight * 2**64 else "live"
 
-    def _parse(self) -> Canary | None:
-        try:
-            document = json.loads(self.path.read_bytes())
-            sticky = document.get("sticky")
-            return Canary(
-                str(document["slot"]),
-                float(document["weight"]),
-                int(document.get("step", 0)),
-                str(sticky).lower() if sticky else None,
-                float(document.get("mirror", 0)),
-            )
-        except FileNotFoundError:
-            raise
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            logger.error("%s makes no sense, live alone rules: %r", self.path, error)  # noqa: TRY400
-            return None
+
+def has_whole_head(data: bytes | bytearray) -> bool:
+    """Return whether the data holds a request's whole head, or more than a head may have."""
+    return b"\r\n\r\n" in data or len(data) > MAX_HEAD
+
+
+def _header(data: bytes | bytearray, name: str) -> str | None:
+    """Return the value of the first header of that name (lower case); None without one."""
+    for line in bytes(data).partition(b"\r\n\r\n")[0].split(b"\r\n")[1:]:
+        key, _, value = line.partition(b":")
+        if key.strip().lower() == name.encode():
+            return value.strip().decode("latin-1")
+    return None

@@ -1,4 +1,4 @@
-"""What an answer says, sent whole or in pieces, without what differs each time: its ids and its time."""
+"""Whether two answers to one request say the same, ids and times left out."""
 
 from __future__ import annotations
 
@@ -7,51 +7,98 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["Said", "length", "read"]
+from service.contract.samples import BROKEN_OFF, DIFFERENT, EQUAL, MIRRORED
+
+__all__ = ["Comparison", "compare", "is_failure"]
 
 _EVENT = b"data: "
 _DONE = b"[DONE]"
+_OK, _BAD_REQUEST, _QUEUE_FULL, _SERVER_ERROR = 200, 400, 429, 500
+_NOT_A_COMPLETION = (ValueError, KeyError, TypeError, AttributeError)
 
 
 @dataclass
-class Said:
-    """One choice of an answer. A call is its function's name and arguments; the id is drawn anew each time."""
+class ChoiceText:
+    """The text of one choice of an answer. A tool call is its function's name and arguments, without its random id."""
 
     content: str = ""
     reasoning: str = ""
     calls: dict[int, tuple[str, str]] = field(default_factory=dict)
-    reason: str | None = None
+    finish_reason: str | None = None
 
-    def add(self, message: dict[str, Any], reason: str | None) -> None:
-        """Take a message, or a piece of one."""
+    def add(self, message: dict[str, Any], finish_reason: str | None) -> None:
+        """Append a message, or a delta of one."""
         self.content += message.get("content") or ""
         self.reasoning += message.get("reasoning_content") or ""
         for place, call in enumerate(message.get("tool_calls") or ()):
-            number = call.get("index", place)
-            name, arguments = self.calls.get(number, ("", ""))
-            more = call["function"]
-            self.calls[number] = (name + (more.get("name") or ""), arguments + (more.get("arguments") or ""))
-        self.reason = reason or self.reason
+            index = call.get("index", place)
+            name, arguments = self.calls.get(index, ("", ""))
+            function = call["function"]
+            self.calls[index] = (name + (function.get("name") or ""), arguments + (function.get("arguments") or ""))
+        self.finish_reason = finish_reason or self.finish_reason
 
 
-def read(body: bytes | bytearray) -> dict[int, Said]:
-    """Read the body of a chat completion, by the index of each choice.
+@dataclass(frozen=True)
+class Comparison:
+    """The candidate's answer beside the live slot's."""
 
-    Raises ValueError, KeyError or TypeError where it is none, or a stream that did not end well.
+    status: int
+    """The candidate's; BROKEN_OFF where its body is no completion."""
+    kind: int
+    """MIRRORED where the two cannot be compared, else EQUAL or DIFFERENT."""
+    ratio: float = 0.0
+    """The length of the candidate's answer divided by the live slot's; 0 where unknown."""
+
+
+def compare(live: tuple[int, bytes], candidate: tuple[int, bytes], *, greedy: bool) -> Comparison:
+    """Compare two answers, each a status and a body; texts are compared where no token was sampled (`greedy`).
+
+    A request that the live slot answered and the candidate refused counts as different, greedy or not.
     """
-    said: dict[int, Said] = {}
+    live_status, live_body = live
+    status, body = candidate
+    if status != _OK or live_status != _OK:
+        refused = live_status == _OK and _BAD_REQUEST <= status < _SERVER_ERROR and status != _QUEUE_FULL
+        return Comparison(status, DIFFERENT if refused else MIRRORED)
+    try:
+        expected = read_choices(live_body)
+    except _NOT_A_COMPLETION:
+        return Comparison(status, MIRRORED)
+    try:
+        found = read_choices(body)
+    except _NOT_A_COMPLETION:
+        return Comparison(BROKEN_OFF, MIRRORED)
+    ratio = text_length(found) / max(1, text_length(expected))
+    if not greedy:
+        return Comparison(status, MIRRORED, ratio)
+    return Comparison(status, EQUAL if expected == found else DIFFERENT, ratio)
+
+
+def is_failure(status: int) -> bool:
+    """Return whether a status means that the server failed the client."""
+    return status >= _SERVER_ERROR or status == _QUEUE_FULL
+
+
+def read_choices(body: bytes | bytearray) -> dict[int, ChoiceText]:
+    """Read the body of a chat completion, streamed or whole, by the index of each choice.
+
+    Raises ValueError, KeyError or TypeError for any other body, and for a stream that was cut short.
+    """
+    choices: dict[int, ChoiceText] = {}
     for document in _events(body) if body.startswith(_EVENT) else [json.loads(body)]:
         for choice in document["choices"]:
             message = choice["delta"] if "delta" in choice else choice["message"]
-            said.setdefault(choice["index"], Said()).add(message, choice.get("finish_reason"))
-    return said
+            choices.setdefault(choice["index"], ChoiceText()).add(message, choice.get("finish_reason"))
+    return choices
 
 
-def length(said: dict[int, Said]) -> int:
-    """How many characters it has, thoughts and calls included."""
+def text_length(choices: dict[int, ChoiceText]) -> int:
+    """Return the number of characters of all choices, reasoning and tool calls included."""
     return sum(
-        len(one.content) + len(one.reasoning) + sum(len(name) + len(more) for name, more in one.calls.values())
-        for one in said.values()
+        len(one.content)
+        + len(one.reasoning)
+        + sum(len(name) + len(arguments) for name, arguments in one.calls.values())
+        for one in choices.values()
     )
 
 
@@ -62,4 +109,4 @@ def _events(body: bytes | bytearray) -> Iterator[dict[str, Any]]:
             if data == _DONE:
                 return
             yield json.loads(data)
-    raise ValueError("a stream without its end")
+    raise ValueError("the stream has no [DONE]")

@@ -1,27 +1,28 @@
-"""Who owns the client connections: one look at a few paths, and nothing remembered."""
+"""Which generation owns the client connections: derived from a few paths at every look, and never cached."""
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from service.routing.canary import CanaryFile, Side
+from service.contract.canary_file import CanaryFile
+from service.contract.slots import Slots, handoff_socket, http_socket
+from service.routing.canary import Side, pick_mirrored, pick_side, side_by_head
 
-SLOTS = ("blue", "green")
+__all__ = ["Gate"]
 
 
 @dataclass(frozen=True)
 class Gate:
     """The gate of one generation: open while `live` leads to the handoff socket that this generation bound.
 
-    `live` names the slot and the slot's `handoff.sock` is always the newest ready generation's, so that one comparison
-    of inodes answers for both ways to the next generation: across slots and in place. A generation that is not ready
-    has not published its socket, and finds its gate closed.
+    `live` names the slot, and the slot's `handoff.sock` is always the newest ready generation's. So one comparison of
+    inodes covers both ways to the next generation, across slots and in place. A generation that is not ready has not
+    published its socket, and its gate is closed.
 
-    While a canary holds, a connection is on one of two sides, drawn anew for every request. What is on the candidate's
-    belongs to the slot that the canary names; without a canary both sides are the live slot's.
+    While a canary holds, every request of a client connection is on one of two sides, drawn anew each time. The
+    candidate's side belongs to the slot that the canary names; without a canary both sides are the live slot's.
     """
 
     root: Path
@@ -30,17 +31,16 @@ class Gate:
     """Device and inode of the handoff socket that this generation bound."""
 
     def owner(self, side: Side = "live") -> Path | None:
-        """The handoff socket to which connections of a side belong now; None while no slot is live."""
-        try:
-            slot = os.readlink(self.root / "live")  # noqa: PTH115  (a string is what we want)
-        except OSError:
+        """Return the handoff socket that connections of a side belong to; None while no slot is live."""
+        slot = self._slots.live
+        if slot is None:
             return None
         if side == "candidate" and (canary := self._canary.read()):
             slot = canary.slot
-        return self.runtime / slot / "handoff.sock" if slot in SLOTS else None
+        return handoff_socket(self.runtime, slot)
 
     def is_open(self, side: Side = "live") -> bool:
-        """Whether this generation is the owner. Costs two or three system calls, about 2 µs each."""
+        """Return whether this generation is the owner. Costs two or three system calls, about 2 µs each."""
         owner = self.owner(side)
         if owner is None:
             return False
@@ -52,41 +52,45 @@ class Gate:
 
     @property
     def own_side(self) -> Side:
-        """On which side a connection is that was handed to this generation."""
+        """The side of a connection that was passed to this generation."""
         return "live" if self.is_open() else "candidate"
 
-    def draw(self) -> Side:
-        """Toss for the owner of a connection's next request; where its head will tell, it stays where it is."""
+    def pick_side(self) -> Side:
+        """Draw the side of a connection's next request; where its head will decide, the connection stays here."""
         canary = self._canary.read()
         if canary is None:
             return "live"
-        return self.own_side if canary.sticky else canary.toss()
+        return self.own_side if canary.sticky else pick_side(canary)
 
     @property
     def reads_heads(self) -> bool:
-        """Whether a request's head may tell whose it is."""
+        """Whether the head of a request may decide its side."""
         return self._canary.read() is not None
 
-    def side_of(self, head: bytes | bytearray) -> Side | None:
-        """Whose a request is by its head; None where the head does not decide."""
+    def side_by_head(self, head: bytes | bytearray) -> Side | None:
+        """Return the side that a request's head chooses; None where the head does not decide."""
         canary = self._canary.read()
-        return canary.side_of(head) if canary else None
+        return side_by_head(canary, head) if canary else None
 
-    def toss_mirror(self) -> bool:
-        """Whether a request is one of those that the candidate is asked too, if it is ours; costs a look at a path."""
+    def pick_mirrored(self) -> bool:
+        """Draw whether a request is sent to the candidate too, if this generation is live."""
         canary = self._canary.read()
-        return canary is not None and canary.toss_mirror()
+        return canary is not None and pick_mirrored(canary)
 
     @property
     def mirror(self) -> Path | None:
-        """The candidate's door, while what we answer as the live one is to be asked of it too."""
+        """The candidate's internal socket while requests answered here, as the live slot's, are mirrored to it."""
         canary = self._canary.read()
-        if canary is None or not canary.mirror or canary.slot not in SLOTS:
+        if canary is None or not canary.mirror:
             return None
         if not self.is_open() or self.is_open("candidate"):
             return None
-        return self.runtime / canary.slot / "http.sock"
+        return http_socket(self.runtime, canary.slot)
 
     @cached_property
     def _canary(self) -> CanaryFile:
-        return CanaryFile(self.runtime / "canary")
+        return CanaryFile(self.runtime)
+
+    @cached_property
+    def _slots(self) -> Slots:
+        return Slots(self.root)

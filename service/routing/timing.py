@@ -1,40 +1,106 @@
-"""What the candidate sends back for a mirrored request: its answer, and how long that took by its own clock.
-
-The live slot cannot tell: it runs a model of its own, and would measure how long that keeps it from reading.
-"""
+"""How long an answer takes: measured around the application, and sent along with the answer to a mirrored request."""
 
 from __future__ import annotations
 
 import re
+import time
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any, Protocol
 
-from service.contract.samples import Message, Stopwatch
+from service.contract.samples import ANSWERED, BROKEN_OFF, CLIENT_GONE, NOT_ANSWERED, Sample
 
-__all__ = ["HEADER", "Echo", "split"]
+__all__ = ["CHAT_PATH", "MIRRORED_HEADER", "Capture", "Message", "Receive", "ResponseTimer", "Send", "split_trailer"]
 
-HEADER = b"x-glm-mirrored"  # what the live slot asks with; it counts at a slot's own door alone
-_LINE = b"\n: %.6f %.6f\n"  # seconds, and to the first piece or -1; a comment, as far as events go
-_WRITTEN = re.compile(rb"\n: (\d+\.\d+) (-?\d+\.\d+)\n\Z")
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+
+CHAT_PATH = "/v1/chat/completions"
+MIRRORED_HEADER = b"x-glm-mirrored"  # asks for the trailer; it counts on a slot's internal socket alone
+_TRAILER = b"\n: %.6f %.6f\n"  # seconds, and seconds to the first piece or -1; a comment in server-sent events
+_TRAILER_PATTERN = re.compile(rb"\n: (\d+\.\d+) (-?\d+\.\d+)\n\Z")
+_MAX_TRAILER = 100  # bytes
 
 
-class Echo:
-    """Stands around the application, and lets the answer end with a line of times."""
+class Capture(Protocol):
+    """Receives a copy of the bodies of one request and its answer."""
 
-    def __init__(self, watch: Stopwatch) -> None:
-        self._watch = watch
-        self.receive = watch.receive
+    def add_request(self, body: bytes, *, complete: bool) -> None:
+        """Take the next piece of the request's body."""
+
+    def add_response(self, body: bytes, *, complete: bool) -> None:
+        """Take the next piece of the answer's body."""
+
+
+class ResponseTimer:
+    """The one wrapper of an application's `receive` and `send`: notes status, completion and times of its answer.
+
+    The clock starts with the last byte of the request, because the time that a client takes to send it is not the
+    model's. The time that a client takes to read the answer is included: the two cannot be told apart.
+
+    With `trailer` the answer ends with a line of times by this process's clock. The live slot reads it from a mirrored
+    answer: it runs a model of its own, and would measure how long that delays its reading.
+    """
+
+    def __init__(self, scope: Message, receive: Receive, send: Send, *, trailer: bool = False) -> None:
+        self._is_chat = scope.get("path") == CHAT_PATH
+        self._receive, self._send = receive, send
+        self._trailer = trailer
+        self._started = time.monotonic()
+        self._first: float | None = None
+        self.status: int | None = None
+        self.complete = False
+        self.capture: Capture | None = None
+
+    async def receive(self) -> Message:
+        """Pass a message of the request to the application."""
+        message = await self._receive()
+        if message["type"] == "http.request":
+            complete = not message.get("more_body", False)
+            if complete and self.status is None:
+                self._started = time.monotonic()
+            if self.capture:
+                self.capture.add_request(message.get("body", b""), complete=complete)
+        return message
 
     async def send(self, message: Message) -> None:
-        """Let the application write."""
+        """Pass a message of the answer to the connection."""
         if message["type"] == "http.response.start":
-            headers = [(name, value) for name, value in message["headers"] if name.lower() != b"content-length"]
-            message = {**message, "headers": headers}
-        elif not message.get("more_body", False):
-            message = {**message, "body": message.get("body", b"") + _LINE % self._watch.times()}
-        await self._watch.send(message)
+            self.status = message["status"]
+            await self._send(_without_length(message) if self._trailer else message)
+            return
+        complete = not message.get("more_body", False)
+        body = message.get("body", b"")
+        if self._first is None and not complete and body:
+            self._first = time.monotonic()
+        if self._trailer and complete:
+            message = {**message, "body": body + _TRAILER % self.times()}
+        self.complete = complete
+        await self._send(message)
+        if self.capture:
+            self.capture.add_response(body, complete=complete)
+
+    def times(self) -> tuple[float, float]:
+        """Return the seconds until now, and until the first piece of a streamed answer or -1."""
+        return time.monotonic() - self._started, self._first - self._started if self._first is not None else -1.0
+
+    def sample(self, *, client_gone: bool) -> Sample:
+        """Return how the answer went."""
+        status = self.status or 500
+        if not self.complete:
+            status = CLIENT_GONE if client_gone else BROKEN_OFF
+        seconds, first = self.times()
+        kind = ANSWERED if self._is_chat else NOT_ANSWERED
+        return Sample(time.monotonic(), seconds, first if first >= 0 else None, status, kind)
 
 
-def split(body: bytes | bytearray) -> tuple[bytes, tuple[float, float] | None]:
-    """Take an answer and its times apart; None where it has none, being cut short or of a version that tells none."""
+def split_trailer(body: bytes | bytearray) -> tuple[bytes, tuple[float, float] | None]:
+    """Split a mirrored answer into its body and its times; None where it was cut short, or a version sends none."""
     data = bytes(body)
-    found = _WRITTEN.search(data, max(0, len(data) - 100))
+    found = _TRAILER_PATTERN.search(data, max(0, len(data) - _MAX_TRAILER))
     return (data[: found.start()], (float(found[1]), float(found[2]))) if found else (data, None)
+
+
+def _without_length(message: Message) -> Message:
+    headers = [(name, value) for name, value in message["headers"] if name.lower() != b"content-length"]
+    return {**message, "headers": headers}

@@ -1,0 +1,77 @@
+"""The file `$RUNTIME/canary`: the share of the requests that the candidate answers before it is live."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from service.contract import atomic, fields
+from service.contract.cached_file import CachedFile
+from service.contract.slots import SLOTS
+
+__all__ = ["Canary", "CanaryFile"]
+
+logger = logging.getLogger("gunicorn.error")
+
+
+@dataclass(frozen=True)
+class Canary:
+    """One canary step."""
+
+    slot: str
+    """The candidate's."""
+    weight: float
+    """Percent of the requests that the candidate answers."""
+    step: int = 0
+    """Counted from 1."""
+    sticky: str | None = None
+    """The name of a header: requests with the same value of it stay on one side for the length of a step."""
+    promoted: bool = False
+    """The step is to end before its time."""
+    mirror: float = 0.0
+    """Percent of the live slot's requests that are sent to the candidate too."""
+
+
+class CanaryFile:
+    """Absent without a canary, and after a reboot.
+
+    The rollout and `promote` write it; `abort` and the cutover remove it. An unreadable file counts as no canary:
+    then the symlink `live` alone decides.
+    """
+
+    def __init__(self, runtime: Path) -> None:
+        self.path = runtime / "canary"
+        self._file = CachedFile(self.path, _parse, self._log)
+
+    def read(self) -> Canary | None:
+        """Return the canary that holds now; one stat unless the file was replaced."""
+        return self._file.read()
+
+    def write(self, canary: Canary) -> None:
+        """Begin a step; raises OSError."""
+        atomic.write_text(self.path, json.dumps(asdict(canary)))
+
+    def promote(self) -> Canary | None:
+        """Mark the step as to be ended before its time, and return it; None without a canary."""
+        canary = self.read()
+        if canary is not None:
+            self.write(replace(canary, promoted=True))
+        return canary
+
+    def remove(self) -> Canary | None:
+        """End the canary at once and return it; None without one."""
+        canary = self.read()
+        self.path.unlink(missing_ok=True)
+        return canary
+
+    def _log(self, error: Exception) -> None:
+        logger.error("%s is ignored, requests go to the live slot alone: %s", self.path, error)
+
+
+def _parse(text: bytes) -> Canary:
+    canary = fields.from_json(Canary, text)
+    if canary.slot not in SLOTS:
+        raise ValueError(f"slot is {canary.slot!r}")
+    return replace(canary, sticky=canary.sticky.lower() if canary.sticky else None)

@@ -1,0 +1,140 @@
+"""The record of one generation, `$RUNTIME/<slot>/<generation>/generation.json`, with the state files of its workers."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Collection, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+from service.contract import atomic, fields, processes
+from service.contract.slots import SLOTS
+from service.contract.worker_state import WorkerState
+
+__all__ = ["Generation", "all_generations", "current", "generations", "started_since", "worker_states"]
+
+_RECORD = "generation.json"
+
+
+@dataclass
+class _Record:
+    generation: int
+    slot: str
+    version: str
+    release: str
+    """The release directory."""
+    master: int
+    """The pid of the Gunicorn master."""
+    start_ticks: int | None = None
+    """With `master` it identifies the process; clock ticks since boot."""
+    parent: int | None = None
+    """The master that started this one with USR2."""
+    workers_wanted: int = 1
+    ready: bool = False
+    stopping: bool = False
+    recorded_at: float = 0.0
+    """Seconds since the epoch."""
+
+
+@dataclass
+class Generation(_Record):
+    """One Gunicorn master and its workers. State files of workers that are gone are included."""
+
+    def __post_init__(self) -> None:
+        self.workers: list[WorkerState] = []
+
+    @classmethod
+    def read(cls, directory: Path) -> Generation | None:
+        """Read a generation's record and its workers' state files; None when the record is absent or damaged."""
+        found = cls.read_record(directory)
+        if found is not None:
+            found.workers = worker_states(directory)
+        return found
+
+    @classmethod
+    def read_record(cls, directory: Path) -> Generation | None:
+        """Read the record alone."""
+        try:
+            return fields.from_json(cls, (directory / _RECORD).read_bytes())
+        except (OSError, ValueError):
+            return None
+
+    def write(self, directory: Path) -> None:
+        """Replace the record; raises OSError."""
+        atomic.write_text(directory / _RECORD, json.dumps(asdict(self) | {"recorded_at": time.time()}))
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether its master is still running."""
+        return processes.is_alive(self.master, self.start_ticks)
+
+    @property
+    def alive_workers(self) -> list[WorkerState]:
+        """The workers that are still running."""
+        return [worker for worker in self.workers if worker.is_alive]
+
+    @property
+    def is_serving(self) -> bool:
+        """Whether a worker of it can answer now."""
+        return self.ready and any(worker.phase == "ready" for worker in self.alive_workers)
+
+    @property
+    def gate(self) -> Literal["open", "closed"]:
+        """Open as soon as one worker takes connections."""
+        return "open" if any(worker.gate == "open" for worker in self.alive_workers) else "closed"
+
+    @property
+    def in_flight(self) -> int:
+        """Requests in flight in its running workers."""
+        return sum(worker.in_flight for worker in self.alive_workers)
+
+    @property
+    def connections(self) -> int:
+        """Client connections of its running workers."""
+        return sum(worker.connections for worker in self.alive_workers)
+
+    @property
+    def error(self) -> str | None:
+        """Why the first worker that failed could not become ready."""
+        return next((worker.error for worker in self.workers if worker.error), None)
+
+    @property
+    def load(self) -> str:
+        """How far the slowest worker's load has come, as text."""
+        loading = [worker for worker in self.alive_workers if worker.phase != "ready"]
+        if not loading:
+            return "loaded" if self.alive_workers else "starting"
+        slowest = min(loading, key=lambda worker: worker.progress)
+        return f"{slowest.step or slowest.phase} {slowest.progress:.0%}"
+
+
+def worker_states(directory: Path) -> list[WorkerState]:
+    """Read the state files of a generation's directory, of workers that are gone too."""
+    found = (WorkerState.read(path) for path in directory.glob("[0-9]*.json"))
+    return [state for state in found if state is not None]
+
+
+def generations(runtime: Path, slot: str) -> list[Generation]:
+    """Read all generations of `slot` whose records still exist, oldest first."""
+    found = (Generation.read(path.parent) for path in (runtime / slot).glob(f"[0-9]*/{_RECORD}"))
+    return sorted((one for one in found if one is not None), key=lambda one: one.generation)
+
+
+def started_since(runtime: Path, slot: str, known: Collection[int]) -> list[Generation]:
+    """Read the generations of `slot` whose numbers are not among the `known`, oldest first."""
+    return [one for one in generations(runtime, slot) if one.generation not in known]
+
+
+def current(runtime: Path, slot: str) -> Generation | None:
+    """Return the newest ready generation of `slot` that runs, else the newest that runs."""
+    running = [one for one in generations(runtime, slot) if one.is_alive]
+    ready = [one for one in running if one.ready]
+    return next(iter(reversed(ready or running)), None)
+
+
+def all_generations(runtime: Path) -> Iterator[Generation]:
+    """Read all generations of both slots."""
+    for slot in SLOTS:
+        yield from generations(runtime, slot)

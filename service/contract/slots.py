@@ -1,0 +1,88 @@
+"""The slots: the symlinks that decide what is served, and the paths under the runtime directory.
+
+`$ROOT/live` is a symlink to `blue` or `green`; `$ROOT/blue` and `$ROOT/green` are symlinks to `releases/<version>`.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from service.contract import atomic
+
+__all__ = [
+    "SLOTS",
+    "Slots",
+    "generation_directory",
+    "handoff_socket",
+    "http_socket",
+    "release_target",
+]
+
+SLOTS = ("blue", "green")
+
+
+@dataclass(frozen=True)
+class Slots:
+    """The symlinks below `root`, read again at every call."""
+
+    root: Path
+
+    @property
+    def live(self) -> str | None:
+        """The slot that serves; None on an empty host."""
+        name = _readlink(self.root / "live")
+        return name if name in SLOTS else None
+
+    @property
+    def idle(self) -> str:
+        """The slot that is not live."""
+        return "green" if self.live == "blue" else "blue"
+
+    def version(self, slot: str) -> str | None:
+        """Return the version that the slot's symlink leads to."""
+        target = self.target(slot)
+        return target.rpartition("/")[2] if target else None
+
+    def target(self, slot: str) -> str | None:
+        """Return the text of the slot's symlink."""
+        return _readlink(self.root / slot)
+
+    def point(self, slot: str, target: str | None) -> None:
+        """Make the slot's symlink lead to `target`, relative to the root; None removes the link."""
+        if target is None:
+            (self.root / slot).unlink(missing_ok=True)
+        else:
+            atomic.replace_symlink(self.root / slot, target)
+
+    def go_live(self, slot: str) -> None:
+        """Rename `live`: the cutover. Every worker follows it."""
+        atomic.replace_symlink(self.root / "live", slot)
+
+
+def release_target(version: str) -> str:
+    """Return the text of a slot's symlink to a release."""
+    return f"releases/{version}"
+
+
+def http_socket(runtime: Path, slot: str) -> Path:
+    """Return the slot's internal HTTP socket: it leads to the newest ready generation, gate open or closed."""
+    return runtime / slot / "http.sock"
+
+
+def handoff_socket(runtime: Path, slot: str) -> Path:
+    """Return the slot's socket for client connections: it leads to the newest ready generation."""
+    return runtime / slot / "handoff.sock"
+
+
+def generation_directory(runtime: Path, slot: str, generation: int) -> Path:
+    """Return where a generation and its workers keep their state files."""
+    return runtime / slot / str(generation)
+
+
+def _readlink(path: Path) -> str | None:
+    try:
+        return os.readlink(path)  # noqa: PTH115  (the text of the link, not a path)
+    except OSError:
+        return None
