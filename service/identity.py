@@ -1,4 +1,4 @@
-"""Who answers."""
+"""The identity of a worker's release, as responses report it."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ __all__ = ["Identity"]
 
 @dataclass
 class Identity:
-    """The release's version, the slot, and the number of the generation in it.
+    """The release's version, the slot, and the number of the generation in the slot.
 
-    The version is that of the weights which the model holds now, and changes with them. Who needs to know which version
-    answered a request asks its passage through the turnstile.
+    `version` is that of the weights which the model holds now, and changes with them. The version that answers a
+    request is on its admission ticket.
     """
 
     version: str

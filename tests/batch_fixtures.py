@@ -20,6 +20,7 @@ from openai import OpenAI
 from openai.types import Batch
 from starlette.applications import Starlette
 
+from service.api.error_handlers import EXCEPTION_HANDLERS
 from service.batches.claims import Claims
 from service.batches.database import Database
 from service.batches.files import Files
@@ -27,7 +28,6 @@ from service.batches.owner import current_owner, owner_of
 from service.batches.runner import BatchRunner
 from service.batches.service import BatchService
 from service.batches.store import Batches, BatchParams
-from service.api.error_handlers import EXCEPTION_HANDLERS
 from service.chat.errors import ApiError
 from service.engine import Priority
 from service.identity import Identity

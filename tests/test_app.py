@@ -634,11 +634,11 @@ def test_metrics_of_all_processes_are_in_one_scrape(tmp_path: Path) -> None:
 import sys
 from service import metrics
 who = metrics.Metrics(sys.argv[1], "blue")
-who.begun(); who.begun(); who.ended("/x", "200", 0.1); who.tokens(5)
+who.request_started(); who.request_started(); who.request_ended("/x", "200", 0.1); who.count_tokens(5)
 metrics.set_load_seconds(sys.argv[1], "blue", 2.5)
 import os
 if sys.argv[1] == "two":
-    metrics.forget(int(sys.argv[2]))
+    metrics.forget_worker(int(sys.argv[2]))
     print(metrics.render().decode())
 else:
     print(os.getpid())

@@ -20,9 +20,9 @@ from openai import OpenAI
 from starlette.applications import Starlette
 from starlette.types import Message
 
+from service.api.error_handlers import EXCEPTION_HANDLERS
 from service.batches import lines
 from service.batches.service import BatchService
-from service.api.error_handlers import EXCEPTION_HANDLERS
 from tests.batch_fixtures import (
     IDENTITY,
     BatchStore,

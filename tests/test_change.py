@@ -18,10 +18,10 @@ import pytest
 from starlette.testclient import TestClient
 
 from service.app import create_app
-from service.chat.admission import Turnstile
+from service.chat.admission import Admission
 from service.chat.errors import ApiError
 from service.chat.request import parse_document
-from service.chat.service import Chat
+from service.chat.service import ChatService
 from service.contract.processes import birth
 from service.contract.weights_order import Orders
 from service.contract.worker_state import Account
@@ -73,11 +73,11 @@ class Worker:
         release = Release.read(root / "releases" / OLD)
         self.engine = ModelEngine.load(release, threads=1, limits=limits, progress=lambda *_: None)
         self.identity = Identity(OLD, "blue", 1)
-        self.turnstile = Turnstile(self.identity)
+        self.admission = Admission(self.identity)
         self.account = Account(root / "1.json", "blue", 1, OLD)
-        self.chat = Chat(self.engine, self.identity, Settings(slot="blue", **settings), self.turnstile)
+        self.chat = ChatService(self.engine, self.identity, Settings(slot="blue", **settings), self.admission)
         self.changes = Changes(
-            self.engine, self.turnstile, self.identity, self.account, Orders(root, "blue", self.path)
+            self.engine, self.admission, self.identity, self.account, Orders(root, "blue", self.path)
         )
         self.given: dict[str, Any] = {}
         self.passed: list[str] = []  # the versions that requests were told
@@ -116,7 +116,7 @@ class Worker:
 
     async def ask(self, document: dict[str, Any], priority: Any = "interactive") -> tuple[str, str]:
         """The version that answered, and all that it said."""
-        answer = await self.chat.answer(parse_document(document), priority, self.passed.append)
+        answer = await self.chat.create_completion(parse_document(document), priority, self.passed.append)
         return answer["system_fingerprint"], " | ".join(str(one["message"]["content"]) for one in answer["choices"])
 
     async def change(self) -> None:
@@ -205,7 +205,7 @@ def test_nobody_is_answered_by_two_models(run: Callable[..., None], monkeypatch:
         had = len(worker.passed)
         await _until(lambda: len(worker.passed) == had + len(early))
         worker.order("vacate")
-        await _until(lambda: not worker.turnstile._is_open)
+        await _until(lambda: worker.admission.paused)
         late = [asyncio.create_task(worker.ask(document)) for document in asked]
         await asyncio.gather(
             *(one for one, document in zip(early, [*asked, LONG], strict=True) if document is not slow)
@@ -361,21 +361,21 @@ def test_what_makes_no_sense_is_no_order(run: Callable[..., None], garbage: str)
 
 
 def test_who_waits_counts_against_the_queue_and_may_leave(run: Callable[..., None]) -> None:
-    """Before the turnstile as in the engine's queue: too many are told to come again, who leaves makes room."""
+    """Before the admission as in the engine's queue: too many are told to come again, who leaves makes room."""
 
     async def scenario(worker: Worker) -> None:
-        worker.turnstile.shut()
+        worker.admission.pause()
         waiting = [asyncio.create_task(worker.ask(SHORT)) for _ in range(2)]
-        await _until(lambda: worker.turnstile.waiting == 2)
-        with pytest.raises(ApiError, match="waiting already"):
+        await _until(lambda: worker.admission.waiting == 2)
+        with pytest.raises(ApiError, match="queue is full"):
             await worker.ask(SHORT)
         waiting[0].cancel()
-        await _until(lambda: worker.turnstile.waiting == 1)
+        await _until(lambda: worker.admission.waiting == 1)
         last = asyncio.create_task(worker.ask(SHORT))
-        await _until(lambda: worker.turnstile.waiting == 2)
-        worker.turnstile.open()
+        await _until(lambda: worker.admission.waiting == 2)
+        worker.admission.resume()
         assert (await waiting[1])[0] == (await last)[0] == OLD
-        assert worker.turnstile.under_way == 0
+        assert worker.admission.pending == 0
 
     run(scenario, max_queue=2)
 
@@ -385,7 +385,7 @@ def test_a_reader_who_is_slow_holds_nobody_up(run: Callable[..., None]) -> None:
 
     async def scenario(worker: Worker) -> None:
         told: list[str] = []
-        events = worker.chat.events(parse_document(LONG | {"stream": True}), "r", told.append)
+        events = worker.chat.stream_events(parse_document(LONG | {"stream": True}), "r", told.append)
         first = await anext(events)
         await worker.change()
         assert (await worker.ask(SHORT))[0] == NEW
@@ -397,7 +397,7 @@ def test_a_reader_who_is_slow_holds_nobody_up(run: Callable[..., None]) -> None:
     run(scenario)
 
 
-def test_a_request_that_fails_leaves_the_turnstile(run: Callable[..., None]) -> None:
+def test_a_request_that_fails_is_no_longer_pending(run: Callable[..., None]) -> None:
     """What is refused, and who leaves in the middle, is under way no more: the next change does not wait for it."""
 
     async def scenario(worker: Worker) -> None:
@@ -406,11 +406,11 @@ def test_a_request_that_fails_leaves_the_turnstile(run: Callable[..., None]) -> 
         leaving = asyncio.create_task(worker.ask(LONG | {"n": 4}))
         await asyncio.sleep(0.1)
         leaving.cancel()
-        events = worker.chat.events(parse_document(LONG | {"stream": True}), "r")
+        events = worker.chat.stream_events(parse_document(LONG | {"stream": True}), "r")
         await anext(events)
         await events.aclose()
         await worker.change()
-        assert worker.turnstile.under_way == 0
+        assert worker.admission.pending == 0
         assert (await worker.ask(SHORT))[0] == NEW
 
     run(scenario)
@@ -421,13 +421,13 @@ def test_who_waited_counts_for_the_version_that_answered() -> None:
     who = Identity(f"old-{uuid.uuid4().hex}", "green", 1)
     met, later = who.version, f"new-{uuid.uuid4().hex}"
 
-    class Changing(Turnstile):
-        def passage(self, answers: int) -> Any:
+    class Changing(Admission):
+        def admit(self, answers: int) -> Any:
             who.version = later
-            return super().passage(answers)
+            return super().admit(answers)
 
     http = TestClient(
-        create_app(FakeEngine(), who, Settings(slot="green"), serving=lambda: True, turnstile=Changing(who))
+        create_app(FakeEngine(), who, Settings(slot="green"), serving=lambda: True, admission=Changing(who))
     )
     answer = http.post("/v1/chat/completions", json=SHORT)
     assert answer.headers["x-model-version"] == answer.json()["system_fingerprint"] == later
@@ -441,7 +441,7 @@ def test_who_waited_counts_for_the_version_that_answered() -> None:
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_response_names_the_weights_that_answered(stream: bool) -> None:
-    """Header, body and metrics say the version that the request met at the turnstile, whatever came meanwhile."""
+    """Header, body and metrics say the version that the request met at the admission, whatever came meanwhile."""
     who = Identity(f"old-{uuid.uuid4().hex}", "green", 1)
     met, later = who.version, f"new-{uuid.uuid4().hex}"
 

@@ -15,8 +15,8 @@ from starlette.types import Message
 
 from service.app import create_app
 from service.chat.errors import ApiError
-from service.chat.service import Chat
-from service.engine import Refused, Sampling, TokenLogprob, WaitedTooLong
+from service.chat.service import ChatService
+from service.engine import Refused, Sampling, TokenLogprob, QueueTimeout
 from tests.test_app import CHAT, HELLO, IDENTITY, FakeEngine, client, events, raw, settings
 
 WEATHER = {
@@ -117,7 +117,7 @@ def test_cancelling_who_waits_ends_all_n_answers() -> None:
 
     async def scenario() -> int:
         engine = FakeEngine(wait_at=2)
-        task = asyncio.create_task(Chat(engine, IDENTITY, settings()).complete({**HELLO, "n": 3}))
+        task = asyncio.create_task(ChatService(engine, IDENTITY, settings()).complete({**HELLO, "n": 3}))
         for _ in range(3):
             await engine.asked.get()
         task.cancel()
@@ -298,7 +298,7 @@ class RefusedFormat(Refused):
     [
         (Refused("no"), 400, "messages", None),
         (RefusedFormat("no"), 400, "response_format", None),
-        (WaitedTooLong("60 s"), 429, None, "queue_timeout"),
+        (QueueTimeout("60 s"), 429, None, "queue_timeout"),
     ],
 )
 def test_what_the_engine_refuses_has_its_status(
@@ -316,7 +316,7 @@ def test_batch_work_takes_no_place_in_the_queue() -> None:
 
     async def scenario() -> None:
         engine = FakeEngine(wait_at=0)
-        chat = Chat(engine, IDENTITY, settings(max_queue=1))
+        chat = ChatService(engine, IDENTITY, settings(max_queue=1))
         batch = [asyncio.create_task(chat.complete(HELLO, priority="batch")) for _ in range(3)]
         waiting = asyncio.create_task(chat.complete(HELLO))
         for _ in range(4):
@@ -350,7 +350,7 @@ def test_batch_work_takes_no_place_in_the_queue() -> None:
 def test_documents_that_json_cannot_carry_are_refused(more: dict[str, Any]) -> None:
     """Python objects with lone surrogates, infinities or huge numbers in them are 400s too."""
     with pytest.raises(ApiError) as caught:
-        asyncio.run(Chat(FakeEngine(), IDENTITY, settings()).complete({**HELLO, **more}))
+        asyncio.run(ChatService(FakeEngine(), IDENTITY, settings()).complete({**HELLO, **more}))
     assert caught.value.status == 400
 
 

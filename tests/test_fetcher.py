@@ -17,7 +17,7 @@ import pytest
 import trustme
 from PIL import Image
 
-from service.chat.image_fetcher import Fetcher
+from service.chat.image_fetcher import ImageFetcher
 from service.chat.images import ImageError
 from tests.test_app import CHAT, FakeEngine, client, picture
 
@@ -120,7 +120,7 @@ def fetch(*urls: str, hosts: list[str], authority: trustme.CA | None, **more: An
     async def run() -> list[bytes | ImageError]:
         options: dict[str, Any] = {"timeout": 5, "max_bytes": LIMIT, **more}
         total = options.pop("max_total", 10 * LIMIT)
-        fetcher = Fetcher(hosts, tls=context, **options)
+        fetcher = ImageFetcher(hosts, tls=context, **options)
         try:
             return list((await fetcher.fetch(urls, max_total=total)).values())
         finally:
@@ -144,13 +144,13 @@ def test_a_listed_host_is_fetched_from_over_tls(host: Quiet, authority: trustme.
     ("path", "why"),
     [
         ("away", "another host"),
-        ("plain", "https alone"),
+        ("plain", "must use https"),
         ("round", "more than 3 times"),
-        ("large", "more than 2000 bytes"),
-        ("lies", "more than 2000 bytes"),
+        ("large", "larger than 2000 bytes"),
+        ("lies", "larger than 2000 bytes"),
         ("zipped", "compressed"),
         ("slow", "within 0.5 s"),
-        ("none", "answered 404"),
+        ("none", "status 404"),
     ],
 )
 def test_a_host_that_behaves_badly_is_an_error_that_says_how(
@@ -178,7 +178,7 @@ def test_all_images_of_a_request_share_one_limit(host: Quiet, authority: trustme
     assert found == [red()]
     both = fetch(*urls, hosts=[name(host)], authority=authority, max_total=2 * len(red()) - 1)
     assert [str(one) for one in both if isinstance(one, ImageError)] == [
-        f"the images of the request have more than {2 * len(red()) - 1} bytes"
+        f"the images of the request are larger than {2 * len(red()) - 1} bytes in total"
     ]
 
 
@@ -256,5 +256,5 @@ def test_no_host_is_listed_by_default() -> None:
     """Out of the box nothing is fetched, and the error says why and what to do."""
     answer = client().post(CHAT, json=asking("https://images.example.org/a.png"))
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "invalid_image")
-    assert "no host may be fetched from" in answer.text
+    assert "the server's settings allow no hosts" in answer.text
     assert "data URL" in answer.text

@@ -9,7 +9,7 @@ from jsonschema import Draft202012Validator
 from jsonschema.protocols import Validator
 from starlette.routing import Route
 
-from service.chat import request as schema
+from service.chat.request import ChatRequest
 from tests.test_app import CHAT, HELLO, FakeEngine, client
 
 
@@ -44,7 +44,7 @@ def test_the_request_is_what_the_code_checks(served: dict[str, Any]) -> None:
     """The schema has every field of the model that checks, and takes what the service takes."""
     chat = served["paths"][CHAT]["post"]["requestBody"]["content"]["application/json"]["schema"]
     assert chat == {"$ref": "#/components/schemas/ChatRequest"}
-    assert set(served["components"]["schemas"]["ChatRequest"]["properties"]) == set(schema.ChatRequest.model_fields)
+    assert set(served["components"]["schemas"]["ChatRequest"]["properties"]) == set(ChatRequest.model_fields)
     check = _validator(served, "ChatRequest")
     check.validate({**HELLO, "stop": "x", "modalities": ["text"]})
     check.validate({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "data:,"}]}]})
@@ -61,4 +61,4 @@ def test_answers_follow_their_schemas(served: dict[str, Any]) -> None:
     assert not _validator(served, "Completion").is_valid(answer | {"usage": {}})
     _validator(served, "ErrorBody").validate(http.post(CHAT, json={}).json())
     _validator(served, "Models").validate(http.get("/v1/models").json())
-    _validator(served, "Who").validate(http.get("/version").json())
+    _validator(served, "VersionInfo").validate(http.get("/version").json())

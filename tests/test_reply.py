@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.chat.output_parser import Piece, Reader
+from service.chat.output_parser import OutputParser, ParsedText
 
 WEATHER = {
     "type": "function",
@@ -30,14 +30,14 @@ WEATHER = {
 NOW = {"type": "function", "function": {"name": "now"}}
 
 
-def reader(*, thinking: bool = True, boxes: bool = False, tools: Any = ()) -> Reader:
-    return Reader(thinking=thinking, boxes=boxes, tools=tools)
+def parser(*, thinking: bool = True, boxes: bool = False, tools: Any = ()) -> OutputParser:
+    return OutputParser(thinking=thinking, boxes=boxes, tools=tools)
 
 
-def streamed(pieces: list[str], **options: Any) -> Piece:
-    one = reader(**options)
-    found = [*map(one.feed, pieces), one.end()]
-    return Piece(
+def streamed(pieces: list[str], **options: Any) -> ParsedText:
+    one = parser(**options)
+    found = [*map(one.feed, pieces), one.flush()]
+    return ParsedText(
         "".join(piece.reasoning for piece in found),
         "".join(piece.content for piece in found),
         tuple(call for piece in found for call in piece.calls),
@@ -73,45 +73,45 @@ def cuts(text: str) -> Iterator[list[str]]:
 def test_a_thought_is_told_apart_wherever_the_tokens_end(text: str, thought: str, answer: str) -> None:
     """A stream cut anywhere says the same as the table; so does the whole text, unless a closing mark stands alone."""
     for pieces in cuts(text):
-        assert streamed(pieces) == Piece(thought, answer), pieces
+        assert streamed(pieces) == ParsedText(thought, answer), pieces
     if not text.startswith("  yes"):
-        assert reader().whole(text) == Piece(thought, answer)
+        assert parser().parse(text) == ParsedText(thought, answer)
 
 
 def test_a_closing_mark_alone_splits_a_whole_text_only() -> None:
     """Without the opening mark a whole text is split; a stream has said it already, and keeps the mark."""
     text = "hm\n</think>\nyes"
-    assert reader().whole(text) == Piece("hm", "yes")
-    assert streamed(list(text)) == Piece("", text)
+    assert parser().parse(text) == ParsedText("hm", "yes")
+    assert streamed(list(text)) == ParsedText("", text)
 
 
 def test_without_thinking_all_is_the_answer() -> None:
     """A request that switches thinking off gets its text as it is."""
     text = "<think>hm</think>yes"
-    assert reader(thinking=False).whole(text) == Piece("", text)
-    assert streamed(list(text), thinking=False) == Piece("", text)
+    assert parser(thinking=False).parse(text) == ParsedText("", text)
+    assert streamed(list(text), thinking=False) == ParsedText("", text)
 
 
 def test_boxes_are_kept_when_the_setting_says_so() -> None:
     """With `boxes` the marks stay."""
     text = "<|begin_of_box|>4<|end_of_box|>"
-    assert streamed(list(text), boxes=True) == reader(boxes=True).whole(text) == Piece("", text)
-    assert streamed(list(text)) == Piece("", "4")
+    assert streamed(list(text), boxes=True) == parser(boxes=True).parse(text) == ParsedText("", text)
+    assert streamed(list(text)) == ParsedText("", "4")
 
 
 def test_nothing_is_held_back_without_need() -> None:
     """Text that can become no mark is given out with the piece in which it came."""
-    one = reader(tools=[NOW])
+    one = parser(tools=[NOW])
     assert [one.feed(word) for word in ("1 ", "< 2", " and <b", "> ", "x")] == [
-        Piece("", "1"),
-        Piece("", " < 2"),
-        Piece("", " and <b"),
-        Piece("", ">"),
-        Piece("", " x"),
+        ParsedText("", "1"),
+        ParsedText("", " < 2"),
+        ParsedText("", " and <b"),
+        ParsedText("", ">"),
+        ParsedText("", " x"),
     ]
-    two = reader()
-    assert two.feed("<think>a b") == Piece("a b")
-    assert two.feed("</thinking> c") == Piece("</thinking> c")
+    two = parser()
+    assert two.feed("<think>a b") == ParsedText("a b")
+    assert two.feed("</thinking> c") == ParsedText("</thinking> c")
 
 
 CALL = (
@@ -126,7 +126,7 @@ ARGUMENTS = {"city": "42", "days": 3, "more": {"a": [1, "世"]}, "free": "not JS
 def test_calls_are_read_wherever_the_tokens_end() -> None:
     """Values are JSON where they are and the schema does not say string; white space around calls is no content."""
     text = f"<think>call</think>\nLet me see.\n{CALL}\n<tool_call>now</tool_call>\n"
-    for said in (reader(tools=[WEATHER, NOW]).whole(text), *(streamed(p, tools=[WEATHER, NOW]) for p in cuts(text))):
+    for said in (parser(tools=[WEATHER, NOW]).parse(text), *(streamed(p, tools=[WEATHER, NOW]) for p in cuts(text))):
         assert (said.reasoning, said.content) == ("call", "Let me see.")
         first, second = said.calls
         assert (first.name, json.loads(first.arguments)) == ("weather", ARGUMENTS)
@@ -151,8 +151,8 @@ def test_calls_are_read_wherever_the_tokens_end() -> None:
 def test_what_is_no_call_stays_text(text: str) -> None:
     """A call that is malformed, cut short or names no tool of the request is given out as it came."""
     for pieces in cuts(text):
-        assert streamed(pieces, tools=[WEATHER]) == Piece("", text)
-    assert reader(tools=[WEATHER]).whole(text) == Piece("", text)
+        assert streamed(pieces, tools=[WEATHER]) == ParsedText("", text)
+    assert parser(tools=[WEATHER]).parse(text) == ParsedText("", text)
 
 
 def test_a_value_may_hold_the_closing_mark() -> None:
@@ -167,14 +167,14 @@ def test_a_value_may_hold_the_closing_mark() -> None:
 def test_values_that_json_cannot_carry_are_strings(value: str) -> None:
     """Numbers without bound, endless nesting and lone surrogates become no part of the arguments but as text."""
     text = f"<tool_call>weather<arg_key>days</arg_key><arg_value>{value}</arg_value></tool_call>"
-    [call] = reader(tools=[WEATHER]).whole(text).calls
+    [call] = parser(tools=[WEATHER]).parse(text).calls
     assert json.loads(call.arguments)["days"] == value
     call.arguments.encode()
 
 
 def test_without_tools_a_call_is_text() -> None:
     """A request that gave no tools is never told of a call."""
-    assert reader().whole(CALL) == streamed(list(CALL)) == Piece("", CALL)
+    assert parser().parse(CALL) == streamed(list(CALL)) == ParsedText("", CALL)
 
 
 MARKS = ("<think>", "</think>", "<tool_call>", "</tool_call>", "<|begin_of_box|>", "<arg_key>", "</arg_key>")
@@ -188,7 +188,7 @@ def test_how_a_text_is_cut_changes_nothing(words: list[str], data: st.DataObject
     ends = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=8)))
     pieces = [text[a:b] for a, b in itertools.pairwise([0, *ends, len(text)])]
 
-    def plain(piece: Piece) -> Any:
+    def plain(piece: ParsedText) -> Any:
         return piece.reasoning, piece.content, [(call.name, call.arguments) for call in piece.calls]
 
     assert plain(streamed(pieces, tools=[NOW])) == plain(streamed([text], tools=[NOW]))

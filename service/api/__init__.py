@@ -1,5 +1,5 @@
-"""HTTP: routes' handlers, bodies, server-sent events, error responses and the OpenAPI document.
+"""The HTTP API: route handlers, request bodies, server-sent events, error responses and the OpenAPI document.
 
-Bad input never becomes a 500, and every response carries the version, the slot and the request's id. Begin with
-`handlers.py`.
+Invalid input never causes a 500, every response carries the version, the slot and the request's id, and the engine's
+work for a client ends when the client disconnects. Begin with `handlers.py`.
 """

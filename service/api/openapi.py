@@ -1,7 +1,7 @@
-"""GET /openapi.json, made from the routes and what `@describes` says at their handlers.
+"""GET /openapi.json, generated from the routes and the `@describes` decorators of their handlers.
 
-A handler's docstring is its description; the models that check its request and the shapes of its answer are the
-schemas. No field is written down a second time.
+A handler's docstring is the operation's summary. The schemas are those of the models that validate requests and of the
+TypedDicts that responses are typed with, so that no field is declared twice.
 """
 
 from __future__ import annotations
@@ -25,68 +25,72 @@ __all__ = ["OpenApi", "describes"]
 
 JSON = "application/json"
 HEADERS = {
-    "X-Model-Version": "the version of the release that answered",
-    "X-Slot": "the slot that answered",
-    "X-Request-Id": "the client's own, or one that was made for the request",
+    "X-Model-Version": "version of the release that produced the response",
+    "X-Slot": "slot that produced the response",
+    "X-Request-Id": "the request's X-Request-Id, or a generated one",
 }
 
 H = TypeVar("H", bound=Callable[..., Any])
-Shape = type | Mapping[str, Any]  # a model, a TypedDict, or JSON schema as it is
+Shape = type | Mapping[str, Any]  # a pydantic model, a TypedDict, or a JSON schema
 
 
 @dataclass(frozen=True)
 class _Description:
-    answer: Shape
-    answer_type: str
+    response: Shape
+    response_type: str
     events: bool
     body: Shape | None
     body_type: str
     query: type[BaseModel] | None
     errors: tuple[int, ...]
-    unwell: Shape | None
+    unavailable: Shape | None
 
     def shapes(self) -> Iterable[tuple[Shape, str]]:
-        """All schemas that the operation needs, each as it is read or as it is written."""
-        for shape, mode in ((self.body, "validation"), (self.answer, "serialization"), (self.unwell, "serialization")):
+        """All schemas of the operation, each with the mode that it is used in."""
+        for shape, mode in (
+            (self.body, "validation"),
+            (self.response, "serialization"),
+            (self.unavailable, "serialization"),
+        ):
             if shape is not None:
                 yield shape, mode
 
 
 def describes(
     *,
-    answer: Shape,
-    answer_type: str = JSON,
+    response: Shape,
+    response_type: str = JSON,
     events: bool = False,
     body: Shape | None = None,
     body_type: str = JSON,
     query: type[BaseModel] | None = None,
     errors: Sequence[int] = (),
-    unwell: Shape | None = None,
+    unavailable: Shape | None = None,
 ) -> Callable[[H], H]:
-    """Say at a handler what it takes and gives.
+    """Attach a description of request and responses to a handler.
 
-    `answer` is the shape of a 200, `events` whether that may be a stream of events too, `unwell` the shape of a 503
-    that is no error object, and `errors` are the other statuses that are.
+    `response` is the shape of a 200, which is also available as a stream of events if `events` is set. `errors` are the
+    statuses answered with an error object. `unavailable` is the shape of a 503 that is not an error object.
     """
 
-    def note(handler: H) -> H:
+    def decorate(handler: H) -> H:
         handler.described = _Description(  # type: ignore[attr-defined]
-            answer, answer_type, events, body, body_type, query, tuple(errors), unwell
+            response, response_type, events, body, body_type, query, tuple(errors), unavailable
         )
         return handler
 
-    return note
+    return decorate
 
 
 class OpenApi:
-    """The document of an application; made when it is first asked for, and for each version anew."""
+    """The document of an application, generated on the first request and again when the version changes."""
 
     def __init__(self, identity: Identity) -> None:
         self._identity = identity
         self._text = b""
         self._version = ""
 
-    @describes(answer={"type": "object"})
+    @describes(response={"type": "object"})
     async def serve(self, request: Request) -> Response:
         """GET /openapi.json: this document."""
         if self._version != self._identity.version:
@@ -96,7 +100,7 @@ class OpenApi:
 
 
 def document(routes: Sequence[BaseRoute], version: str) -> dict[str, Any]:
-    """Describe the routes; raises AttributeError for one whose handler says nothing of itself."""
+    """Return the OpenAPI document; raises AttributeError for a route whose handler is not decorated."""
     operations = [(route, _described(route)) for route in routes if isinstance(route, Route)]
     schemas = _Schemas([shape for _, described in operations for shape in described.shapes()])
     paths: dict[str, dict[str, Any]] = {}
@@ -109,8 +113,7 @@ def document(routes: Sequence[BaseRoute], version: str) -> dict[str, Any]:
         "info": {
             "title": "GLM",
             "version": version,
-            "description": "The version is that of the release that answers. Fields of requests that are not "
-            "described here are ignored.",
+            "description": "The version is that of the serving release. Unknown fields of requests are ignored.",
         },
         "paths": paths,
         "components": {
@@ -121,39 +124,39 @@ def document(routes: Sequence[BaseRoute], version: str) -> dict[str, Any]:
 
 
 def _described(route: Route) -> _Description:
-    found: _Description = route.endpoint.described  # type: ignore[attr-defined]
-    return found
+    described: _Description = route.endpoint.described  # type: ignore[attr-defined]
+    return described
 
 
 class _Schemas:
-    """JSON schemas of shapes, those that are types under `#/components/schemas`."""
+    """JSON schemas of shapes; those of types are under `#/components/schemas`."""
 
     def __init__(self, shapes: Iterable[tuple[Shape, str]]) -> None:
-        wanted: dict[tuple[Any, str], Any] = {(ErrorBody, "serialization"): TypeAdapter(ErrorBody)}
-        wanted |= {(shape, mode): TypeAdapter(shape) for shape, mode in shapes if isinstance(shape, type)}
-        found, definitions = TypeAdapter.json_schemas(
-            [(shape, mode, adapter) for (shape, mode), adapter in wanted.items()],  # type: ignore[misc]
+        adapters: dict[tuple[Any, str], Any] = {(ErrorBody, "serialization"): TypeAdapter(ErrorBody)}
+        adapters |= {(shape, mode): TypeAdapter(shape) for shape, mode in shapes if isinstance(shape, type)}
+        schemas, definitions = TypeAdapter.json_schemas(
+            [(shape, mode, adapter) for (shape, mode), adapter in adapters.items()],  # type: ignore[misc]
             ref_template="#/components/schemas/{model}",
         )
         self.definitions: dict[str, Any] = definitions.get("$defs", {})
-        self._found: dict[Any, Any] = found
+        self._schemas: dict[Any, Any] = schemas
 
     def content(self, shape: Shape, mode: str, media_type: str) -> dict[str, Any]:
-        """Put a shape where OpenAPI has the content of a body."""
-        return {media_type: {"schema": self._found[shape, mode] if isinstance(shape, type) else dict(shape)}}
+        """Return the content object of a body."""
+        return {media_type: {"schema": self._schemas[shape, mode] if isinstance(shape, type) else dict(shape)}}
 
 
 def _operation(route: Route, path: str, described: _Description, schemas: _Schemas) -> dict[str, Any]:
-    text = " ".join((route.endpoint.__doc__ or "").split())
-    content = schemas.content(described.answer, "serialization", described.answer_type)
+    summary = " ".join((route.endpoint.__doc__ or "").split())
+    content = schemas.content(described.response, "serialization", described.response_type)
     if described.events:
         content["text/event-stream"] = {"schema": {"type": "string"}}
     error = schemas.content(ErrorBody, "serialization", JSON)
-    answers = {"200": _response(200, content)} | {str(code): _response(code, error) for code in described.errors}
-    if described.unwell is not None:
-        answers["503"] = _response(503, schemas.content(described.unwell, "serialization", JSON))
-    answers["default"] = _response(500, error) | {"description": "Any other failure"}
-    operation: dict[str, Any] = {"summary": text, "operationId": route.name, "responses": answers}
+    responses = {"200": _response(200, content)} | {str(code): _response(code, error) for code in described.errors}
+    if described.unavailable is not None:
+        responses["503"] = _response(503, schemas.content(described.unavailable, "serialization", JSON))
+    responses["default"] = _response(500, error) | {"description": "Any other error"}
+    operation: dict[str, Any] = {"summary": summary, "operationId": route.name, "responses": responses}
     parameters = [
         {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
         for name in re.findall(r"\{(\w+)\}", path)

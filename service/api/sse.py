@@ -1,4 +1,4 @@
-"""What must end as soon as the client has gone, the engine's work for it included."""
+"""Server-sent events, and cancellation of the work for a client that disconnects."""
 
 from __future__ import annotations
 
@@ -10,13 +10,16 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-__all__ = ["EventStream", "unless_gone"]
+__all__ = ["EventStream", "cancel_on_disconnect"]
 
 T = TypeVar("T")
 
 
 class EventStream(Response):
-    """Server-sent events, one send for each; `first` was awaited before, so that a failure could still get a status."""
+    """A response of server-sent events, each of which is sent at once.
+
+    `first` is the first event: a caller that awaits it before can still respond with an error status.
+    """
 
     media_type = "text/event-stream"
 
@@ -28,9 +31,9 @@ class EventStream(Response):
 
     async def __call__(self, _scope: Scope, receive: Receive, send: Send) -> None:  # noqa: D102
         try:
-            await unless_gone(receive, self._send(send))
+            await cancel_on_disconnect(receive, self._send(send))
         finally:
-            await self.events.aclose()  # also when it was never begun
+            await self.events.aclose()  # needed if the generator was never iterated here
 
     async def _send(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
@@ -40,20 +43,23 @@ class EventStream(Response):
         await send({"type": "http.response.body", "body": b""})
 
 
-async def unless_gone(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
-    """Do `work`, and cancel it when the client leaves; raises ClientDisconnect then. The body must have been read."""
+async def cancel_on_disconnect(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
+    """Await `work`; if the client disconnects before, cancel it and raise ClientDisconnect.
 
-    async def gone() -> None:
+    The request's body must have been read, since messages from `receive` are dropped.
+    """
+
+    async def wait_for_disconnect() -> None:
         while (await receive())["type"] != "http.disconnect":
             pass
 
-    task, watch = asyncio.ensure_future(work), asyncio.create_task(gone())
+    task, watcher = asyncio.ensure_future(work), asyncio.create_task(wait_for_disconnect())
     try:
-        await asyncio.wait((task, watch), return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait((task, watcher), return_when=asyncio.FIRST_COMPLETED)
         if task.done():
             return task.result()
         raise ClientDisconnect
     finally:
         task.cancel()
-        watch.cancel()
-        await asyncio.gather(task, watch, return_exceptions=True)
+        watcher.cancel()
+        await asyncio.gather(task, watcher, return_exceptions=True)

@@ -1,5 +1,5 @@
-"""Chat completions without HTTP: a request is validated, rendered as a prompt, answered and formatted.
+"""Chat completions, independent of HTTP: a request is validated, converted to a prompt, answered and formatted.
 
-Every error that the client is told about is an ApiError. Begin with `service.py`; `request.py` is what comes in,
-`response.py` what goes out.
+Every error that is returned to the client is an ApiError, and no request mixes two weight sets. Begin with
+`service.py`; `request.py` defines the input, `response.py` the output, `admission.py` the pause while weights change.
 """

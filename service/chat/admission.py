@@ -1,8 +1,8 @@
-"""Where requests pass on their way to the engine, and where they wait while the model is given other weights.
+"""Admission of requests to the engine, which is paused while the model's weights are replaced.
 
-A request passes with all of its answers at once and is told whose weights will give them. While the turnstile is shut
-nobody passes, and who passed before is answered: then there is no request whose pictures were seen, or whose answers
-were given, half by these weights and half by those.
+A request is admitted once for all of its answers, and its ticket names the version of the weights that produce them.
+While admission is paused new requests wait; those admitted before are answered. Therefore no request mixes two weight
+sets, neither between its images and its text nor between its answers.
 """
 
 from __future__ import annotations
@@ -14,67 +14,70 @@ from contextlib import asynccontextmanager
 
 from service.identity import Identity
 
-__all__ = ["Passage", "Turnstile"]
+__all__ = ["Admission", "Ticket"]
 
 
-class Passage:
-    """One request on its way: `version` answers it. It is under way until the engine has begun every answer."""
+class Ticket:
+    """One admitted request. `version` is that of the weights that answer it."""
 
-    def __init__(self, turnstile: Turnstile, version: str, answers: int) -> None:
+    def __init__(self, admission: Admission, version: str, answers: int) -> None:
         self.version = version
-        self._turnstile = turnstile
-        self._left = answers
-        turnstile.under_way += answers
+        self._admission = admission
+        self._pending = answers
+        admission.pending += answers
 
-    def begun(self) -> None:
-        """Note that the engine has begun one more of the answers; from here on it knows of it itself."""
-        if self._left:
-            self._left -= 1
-            self._turnstile.under_way -= 1
+    def started(self) -> None:
+        """Record that the engine has started one more answer; the engine's usage accounts for it from now on."""
+        if self._pending:
+            self._pending -= 1
+            self._admission.pending -= 1
 
-    def end(self) -> None:
-        """Note that the engine is asked for no more of them."""
-        while self._left:
-            self.begun()
+    def release(self) -> None:
+        """Give up the answers that the engine has not started."""
+        while self._pending:
+            self.started()
 
 
-class Turnstile:
-    """Open, it lets everybody pass at once. Every call comes from the thread of one event loop."""
+class Admission:
+    """Admits every request at once unless paused. All calls must come from the thread of one event loop.
+
+    `pending` is the number of admitted answers that the engine has not started.
+    """
 
     def __init__(self, identity: Identity) -> None:
         self._identity = identity
-        self._is_open = True
         self._waiting: deque[asyncio.Future[None]] = deque()
-        self.under_way = 0
+        self.paused = False
+        self.pending = 0
 
     @property
     def waiting(self) -> int:
-        """Requests that wait before it."""
+        """Number of requests that wait to be admitted."""
         return len(self._waiting)
 
-    def shut(self) -> None:
-        """Let nobody pass any more."""
-        self._is_open = False
+    def pause(self) -> None:
+        """Block new requests."""
+        self.paused = True
 
-    def open(self) -> None:
-        """Let everybody pass, in the order in which they came."""
-        self._is_open = True
+    def resume(self) -> None:
+        """Admit waiting requests in order of arrival, and new ones at once."""
+        self.paused = False
         for waiter in self._waiting:
             if not waiter.done():
                 waiter.set_result(None)
 
     @asynccontextmanager
-    async def passage(self, answers: int) -> AsyncIterator[Passage]:
-        """Wait until it is open, then pass with a request for so many answers."""
-        while not self._is_open:
+    async def admit(self, answers: int) -> AsyncIterator[Ticket]:
+        """Wait until admission is not paused, then yield the ticket of a request for that many answers."""
+        while self.paused:
             waiter = asyncio.get_running_loop().create_future()
             self._waiting.append(waiter)
             try:
                 await waiter
             finally:
                 self._waiting.remove(waiter)
-        passage = Passage(self, self._identity.version, answers)
+        ticket = Ticket(self, self._identity.version, answers)
         try:
-            yield passage
+            yield ticket
         finally:
-            passage.end()
+            ticket.release()

@@ -1,4 +1,4 @@
-"""Images from https URLs: of listed hosts alone, and never more bytes or time than the settings allow."""
+"""Fetching of images from https URLs, restricted to allowed hosts and limited in bytes and time."""
 
 from __future__ import annotations
 
@@ -11,18 +11,19 @@ import httpx
 
 from service.chat.images import ImageError
 
-__all__ = ["Fetcher"]
+__all__ = ["ImageFetcher"]
 
-REDIRECTS = 3
-# `identity`: a compressed body could grow a thousandfold when it is read.
+MAX_REDIRECTS = 3
+# `identity`: a compressed body could expand a thousandfold when it is decoded.
 HEADERS = {"accept": "image/*", "accept-encoding": "identity", "user-agent": "glm-service"}
 
 
-class Fetcher:
-    """Fetches for one worker.
+class ImageFetcher:
+    """The HTTPS client of one worker.
 
-    A host matches as it is spelled in the list, `images.example.org` or `images.example.org:8443`; no other name of it
-    does, no subdomain, no address. So what is reachable is what the list says and the DNS of those names.
+    `hosts` are compared, ignoring case, with the authority of the URL: `images.example.org` or
+    `images.example.org:8443`. Subdomains, other spellings and addresses do not match, so that only the listed names, as
+    DNS resolves them, are reachable. `timeout` is in seconds, `max_bytes` is the limit of one image.
     """
 
     def __init__(
@@ -42,20 +43,23 @@ class Fetcher:
         self._client: httpx.AsyncClient | None = None
 
     async def fetch(self, urls: Sequence[str], *, max_total: int) -> dict[str, bytes | ImageError]:
-        """Fetch each distinct URL at once, `max_total` bytes of them together; what fails is told in its place."""
-        budget = _Budget(max_total)
+        """Fetch every distinct URL concurrently; the value of one that fails is its error.
+
+        `max_total` limits the bytes of all of them together.
+        """
+        budget = _ByteBudget(max_total)
         distinct = list(dict.fromkeys(urls))
-        found = await asyncio.gather(*(self._fetch(url, budget) for url in distinct))
-        return dict(zip(distinct, found, strict=True))
+        results = await asyncio.gather(*(self._fetch(url, budget) for url in distinct))
+        return dict(zip(distinct, results, strict=True))
 
     async def close(self) -> None:
-        """Close what connections are kept."""
+        """Close idle connections."""
         if self._client is not None:
             await self._client.aclose()
 
-    async def _fetch(self, address: str, budget: _Budget) -> bytes | ImageError:
+    async def _fetch(self, address: str, budget: _ByteBudget) -> bytes | ImageError:
         try:
-            url = self._allowed(address)
+            url = self._parse_url(address)
             async with asyncio.timeout(self._timeout):
                 return await self._get(url, budget)
         except ImageError as error:
@@ -65,69 +69,70 @@ class Fetcher:
         except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, OSError) as error:
             return ImageError(f"the image could not be fetched: {type(error).__name__}")
 
-    def _allowed(self, address: str) -> httpx.URL:
-        """Read the URL once: what is checked is what is asked for."""
+    def _parse_url(self, address: str) -> httpx.URL:
+        """Parse the URL once, so that the URL checked is the URL requested; raises ImageError."""
         try:
             url = httpx.URL(address)
-        except (httpx.InvalidURL, ValueError, TypeError) as error:  # ValueError: not to be encoded
+        except (httpx.InvalidURL, ValueError, TypeError) as error:  # ValueError: it cannot be encoded
             raise ImageError("not a valid URL") from error
         if url.scheme != "https":
-            raise ImageError("images are fetched by https alone; or send the image as a data URL")
+            raise ImageError("image URLs must use https; or send a data URL: data:image/png;base64,…")
         if url.userinfo:
-            raise ImageError("the URL must hold no user name")
+            raise ImageError("the URL must not contain a user name or password")
         if url.netloc.decode("ascii", "replace").lower() not in self._hosts:
+            allowed = "only other hosts" if self._hosts else "no hosts"
             raise ImageError(
-                f"images are not fetched from {url.host[:100]!r}: {'no host' if not self._hosts else 'only others'} "
-                "may be fetched from by this server's settings; send a data URL: data:image/png;base64,…"
+                f"fetching images from {url.host[:100]!r} is not allowed: the server's settings allow {allowed}; "
+                "send a data URL: data:image/png;base64,…"
             )
         return url
 
-    async def _get(self, url: httpx.URL, budget: _Budget) -> bytes:
-        for _ in range(REDIRECTS + 1):
-            async with self._connected().stream("GET", url) as answer:
-                if answer.has_redirect_location:
-                    follow = url.join(answer.headers["location"])
-                    if follow.netloc != url.netloc:
-                        raise ImageError("the host sent the request on to another host, which is not followed")
-                    url = self._allowed(str(follow))
+    async def _get(self, url: httpx.URL, budget: _ByteBudget) -> bytes:
+        for _ in range(MAX_REDIRECTS + 1):
+            async with self._get_client().stream("GET", url) as response:
+                if response.has_redirect_location:
+                    target = url.join(response.headers["location"])
+                    if target.netloc != url.netloc:
+                        raise ImageError("the image could not be fetched: its host redirected to another host")
+                    url = self._parse_url(str(target))
                     continue
-                if answer.status_code != HTTPStatus.OK:
-                    raise ImageError(f"the image could not be fetched: its host answered {answer.status_code}")
-                return await self._read(answer, budget)
-        raise ImageError(f"the host sent the request on more than {REDIRECTS} times")
+                if response.status_code != HTTPStatus.OK:
+                    raise ImageError(f"the image could not be fetched: its host returned status {response.status_code}")
+                return await self._read(response, budget)
+        raise ImageError(f"the image could not be fetched: its host redirected more than {MAX_REDIRECTS} times")
 
-    async def _read(self, answer: httpx.Response, budget: _Budget) -> bytes:
-        if answer.headers.get("content-encoding", "identity") != "identity":
-            raise ImageError("the host sent the image compressed, which was not asked for")
-        length = answer.headers.get("content-length", "")
+    async def _read(self, response: httpx.Response, budget: _ByteBudget) -> bytes:
+        if response.headers.get("content-encoding", "identity") != "identity":
+            raise ImageError("the image could not be fetched: its host sent a compressed response")
+        length = response.headers.get("content-length", "")
         if length.isdecimal() and int(length[:20]) > self._max_bytes:
             raise self._too_large()
         data = bytearray()
-        async for chunk in answer.aiter_raw():
+        async for chunk in response.aiter_raw():
             data += chunk
             if len(data) > self._max_bytes:
                 raise self._too_large()
-            budget.take(len(chunk))
+            budget.spend(len(chunk))
         return bytes(data)
 
     def _too_large(self) -> ImageError:
-        return ImageError(f"the image has more than {self._max_bytes} bytes")
+        return ImageError(f"the image is larger than {self._max_bytes} bytes")
 
-    def _connected(self) -> httpx.AsyncClient:
-        if self._client is None:  # made late: reading the authorities' certificates takes a while
+    def _get_client(self) -> httpx.AsyncClient:
+        if self._client is None:  # created on first use, because loading the CA certificates is slow
             self._client = httpx.AsyncClient(
                 headers=HEADERS, verify=self._tls, timeout=self._timeout, transport=self._transport
             )
         return self._client
 
 
-class _Budget:
+class _ByteBudget:
     """The bytes that one request may still fetch."""
 
-    def __init__(self, left: int) -> None:
-        self._limit = self._left = left
+    def __init__(self, limit: int) -> None:
+        self._limit = self._left = limit
 
-    def take(self, count: int) -> None:
+    def spend(self, count: int) -> None:
         self._left -= count
         if self._left < 0:
-            raise ImageError(f"the images of the request have more than {self._limit} bytes")
+            raise ImageError(f"the images of the request are larger than {self._limit} bytes in total")

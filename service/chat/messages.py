@@ -1,8 +1,8 @@
-"""The messages of a chat request as OpenAI writes them."""
+"""The messages of a chat request, in OpenAI's format."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, LiteralString
 
 import pydantic_core
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -12,40 +12,40 @@ __all__ = ["FunctionCall", "ImagePart", "Message", "RequestModel", "TextPart"]
 
 
 class RequestModel(BaseModel):
-    """A part of a request: what is known is checked strictly, what is unknown is ignored."""
+    """Base of all parts of a request: known fields are validated strictly, unknown fields are ignored."""
 
     model_config = ConfigDict(strict=True, frozen=True, extra="ignore", allow_inf_nan=False)
 
 
 class TextPart(RequestModel):
-    """A piece of text in a message."""
+    """A text part of a message."""
 
     type: Literal["text"]
     text: str
 
 
 class ImageURL(RequestModel):
-    """Where an image is. `detail` is accepted and has no effect."""
+    """The location of an image. `detail` is accepted and ignored."""
 
-    url: str = Field(description="data:image/…;base64,… or an https URL of a host that the server may fetch from")
+    url: str = Field(description="data:image/…;base64,… or an https URL of a host that the server's settings allow")
     detail: Literal["auto", "low", "high"] | None = None
 
 
-def _url(value: Any) -> Any:
+def _wrap_url(value: Any) -> Any:
     return {"url": value} if isinstance(value, str) else value
 
 
 class ImagePart(RequestModel):
-    """An image in a message: `{"url": …}` as OpenAI has it, or the URL itself."""
+    """An image part of a message: `{"url": …}` as in OpenAI's API, or the URL alone."""
 
     type: Literal["image_url"]
-    image_url: Annotated[ImageURL, BeforeValidator(_url, json_schema_input_type=ImageURL | str)]
+    image_url: Annotated[ImageURL, BeforeValidator(_wrap_url, json_schema_input_type=ImageURL | str)]
 
 
 Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
 
 
-def _parts(value: Any) -> Any:
+def _wrap_text(value: Any) -> Any:
     if isinstance(value, str):
         return [{"type": "text", "text": value}]
     if value is not None and not isinstance(value, list):
@@ -53,28 +53,28 @@ def _parts(value: Any) -> Any:
     return value
 
 
-def _object(value: Any) -> Any:
-    """Read the JSON text of an object, which chat templates want as the object that it is."""
+def _parse_arguments(value: Any) -> Any:
+    """Parse a JSON object from text: chat templates take the object."""
     if not isinstance(value, str):
-        raise PydanticCustomError("arguments_type", "must be a string: the JSON text of an object")
+        raise PydanticCustomError("arguments_type", "must be a string that contains a JSON object")
     try:
-        found = pydantic_core.from_json(value or "{}", allow_inf_nan=False)
+        arguments = pydantic_core.from_json(value or "{}", allow_inf_nan=False)
     except ValueError:
-        found = None
-    if not isinstance(found, dict):
-        raise PydanticCustomError("arguments_json", "is not the JSON text of an object")
-    return found
+        arguments = None
+    if not isinstance(arguments, dict):
+        raise PydanticCustomError("arguments_json", "must contain a JSON object")
+    return arguments
 
 
 class FunctionCall(RequestModel):
-    """A call that the assistant made."""
+    """The function of a tool call and its arguments."""
 
     name: str = Field(min_length=1)
-    arguments: Annotated[dict[str, Any], BeforeValidator(_object, json_schema_input_type=str)]
+    arguments: Annotated[dict[str, Any], BeforeValidator(_parse_arguments, json_schema_input_type=str)]
 
 
 class MessageToolCall(RequestModel):
-    """A call in an assistant's message."""
+    """A tool call in an assistant's message."""
 
     id: str | None = None
     type: Literal["function"] = "function"
@@ -82,25 +82,25 @@ class MessageToolCall(RequestModel):
 
 
 class Message(RequestModel):
-    """One turn. A string content is read as one text part; only an assistant's may be null."""
+    """One message. A string content is read as one text part; it may be null for the assistant only."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: Annotated[list[Part] | None, BeforeValidator(_parts, json_schema_input_type=list[Part] | str | None)] = (
-        None
-    )
-    reasoning_content: str | None = Field(default=None, description="what the assistant thought")
+    content: Annotated[
+        list[Part] | None, BeforeValidator(_wrap_text, json_schema_input_type=list[Part] | str | None)
+    ] = None
+    reasoning_content: str | None = Field(default=None, description="the reasoning of the assistant")
     tool_calls: list[MessageToolCall] | None = None
-    tool_call_id: str | None = Field(default=None, description="the call that a tool's message answers")
+    tool_call_id: str | None = Field(default=None, description="the tool call whose result this message contains")
 
     @model_validator(mode="after")
-    def _fits_the_role(self) -> Message:
+    def _check_role(self) -> Message:
         if not self.content and self.role != "assistant":
-            raise PydanticCustomError("content_missing", "content is missing: a {role} must say something", self._who())
+            raise self._role_error("content_missing", "content is required for role {role}")
         if self.role != "user" and any(isinstance(part, ImagePart) for part in self.content or ()):
-            raise PydanticCustomError("image_role", "only a user may send images, not a {role}", self._who())
+            raise self._role_error("image_role", "images are allowed for role user only, not for role {role}")
         if self.role != "assistant" and self.tool_calls:
-            raise PydanticCustomError("calls_role", "only an assistant makes tool_calls, not a {role}", self._who())
+            raise self._role_error("calls_role", "tool_calls are allowed for role assistant only, not for role {role}")
         return self
 
-    def _who(self) -> dict[str, Any]:
-        return {"role": self.role}
+    def _role_error(self, kind: LiteralString, message: LiteralString) -> PydanticCustomError:
+        return PydanticCustomError(kind, message, {"role": self.role})

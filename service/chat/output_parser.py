@@ -1,56 +1,58 @@
-"""What the engine's text says: a thought, an answer, calls of tools."""
+"""Parser of the model's output: reasoning, content and tool calls."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from service.chat import reasoning
-from service.chat.tags import BOXES, Eraser
-from service.chat.tool_calls import CallReader, ToolCall
+from service.chat.reasoning import ReasoningSplitter, split_reasoning
+from service.chat.tags import BOX_TAGS, TagStripper
+from service.chat.tool_calls import ToolCall, ToolCallParser
 
-__all__ = ["Piece", "Reader"]
+__all__ = ["OutputParser", "ParsedText"]
 
 
-class Piece(NamedTuple):
-    """A part of a reply, or all of it; there is one for every token of every stream."""
+class ParsedText(NamedTuple):
+    """Parsed output, or a piece of it. A tuple, because one is created for every token of every stream."""
 
     reasoning: str = ""
     content: str = ""
     calls: tuple[ToolCall, ...] = ()
 
 
-class Reader:
-    """Reads one reply: either `whole`, or `feed` and then `end`."""
+class OutputParser:
+    """Parses the output of one choice: either `parse` once, or `feed` for each piece and then `flush`."""
 
     def __init__(self, *, thinking: bool, boxes: bool, tools: Sequence[Mapping[str, Any]] = ()) -> None:
         self._thinking = thinking
-        self._eraser = None if boxes else Eraser(BOXES)
-        self._splitter = reasoning.Splitter(thinking=thinking)
-        self._calls = CallReader(tools) if tools else None
+        self._stripper = None if boxes else TagStripper(BOX_TAGS)
+        self._splitter = ReasoningSplitter(thinking=thinking)
+        self._calls = ToolCallParser(tools) if tools else None
 
-    def feed(self, text: str) -> Piece:
-        """Take a piece of the text; returns what is certain."""
-        if self._eraser:
-            text = self._eraser.feed(text)
-        return self._piece(*self._splitter.feed(text))
+    def feed(self, text: str) -> ParsedText:
+        """Add a piece and return what is certain."""
+        if self._stripper:
+            text = self._stripper.feed(text)
+        return self._parse_calls(*self._splitter.feed(text))
 
-    def end(self) -> Piece:
-        """Return what was held back: the text ends here."""
-        last = self._piece(*self._splitter.feed(self._eraser.end())) if self._eraser else Piece()
-        rest = self._piece(*self._splitter.end())
-        held = self._calls.end() if self._calls else ""
-        return Piece(last.reasoning + rest.reasoning, last.content + rest.content + held, (*last.calls, *rest.calls))
+    def flush(self) -> ParsedText:
+        """Return the text held back, at the end of the output."""
+        last = self._parse_calls(*self._splitter.feed(self._stripper.flush())) if self._stripper else ParsedText()
+        rest = self._parse_calls(*self._splitter.flush())
+        held = self._calls.flush() if self._calls else ""
+        return ParsedText(
+            last.reasoning + rest.reasoning, last.content + rest.content + held, (*last.calls, *rest.calls)
+        )
 
-    def whole(self, text: str) -> Piece:
-        """Read a text that is known to its end."""
-        if self._eraser:
-            text = self._eraser.feed(text) + self._eraser.end()
-        piece = self._piece(*reasoning.split(text, thinking=self._thinking))
-        return Piece(piece.reasoning, piece.content + (self._calls.end() if self._calls else ""), piece.calls)
+    def parse(self, text: str) -> ParsedText:
+        """Parse a complete output."""
+        if self._stripper:
+            text = self._stripper.feed(text) + self._stripper.flush()
+        parsed = self._parse_calls(*split_reasoning(text, thinking=self._thinking))
+        return ParsedText(parsed.reasoning, parsed.content + (self._calls.flush() if self._calls else ""), parsed.calls)
 
-    def _piece(self, thought: str, answer: str) -> Piece:
+    def _parse_calls(self, reasoning: str, content: str) -> ParsedText:
         if not self._calls:
-            return Piece(thought, answer)
-        said, calls = self._calls.feed(answer)
-        return Piece(thought, said, tuple(calls))
+            return ParsedText(reasoning, content)
+        content, calls = self._calls.feed(content)
+        return ParsedText(reasoning, content, tuple(calls))

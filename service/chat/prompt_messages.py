@@ -1,4 +1,4 @@
-"""The conversation as the engine takes it, pictures decoded."""
+"""Conversion of a request's messages to those of the engine, with decoded images."""
 
 from __future__ import annotations
 
@@ -9,78 +9,74 @@ from typing import Any
 from PIL import Image
 
 from service.chat import images
-from service.chat.errors import ApiError, invalid
-from service.chat.image_fetcher import Fetcher
+from service.chat.errors import invalid
+from service.chat.image_fetcher import ImageFetcher
 from service.chat.messages import ImagePart, Message, TextPart
 from service.chat.request import ChatRequest
 from service.settings import Settings
 
-__all__ = ["Turns"]
+__all__ = ["PromptMessages"]
 
-DECODING = 4  # requests whose images are decoded at the same time: each may take hundreds of megabytes meanwhile
+CONCURRENT_DECODES = 4  # requests whose images are decoded at a time: each can use hundreds of megabytes
 
-Fetched = Mapping[str, bytes | images.ImageError]
+FetchedImages = Mapping[str, bytes | images.ImageError]
 
 
-class Turns:
-    """Makes the engine's messages of a request's."""
+class PromptMessages:
+    """Builds the engine's messages; see `Engine.stream` for their format."""
 
-    def __init__(self, settings: Settings, fetcher: Fetcher) -> None:
+    def __init__(self, settings: Settings, fetcher: ImageFetcher) -> None:
         self._settings = settings
         self._fetcher = fetcher
-        self._decoding = asyncio.Semaphore(DECODING)
+        self._decoding = asyncio.Semaphore(CONCURRENT_DECODES)
 
-    async def of(self, asked: ChatRequest) -> list[dict[str, Any]]:
-        """Fetch and decode what is to be; raises ApiError."""
-        if not asked.images:
-            return self._messages(asked, {})
-        if len(asked.images) > self._settings.max_images:
+    async def build(self, request: ChatRequest) -> list[dict[str, Any]]:
+        """Fetch and decode the images and return the messages; raises ApiError."""
+        if not request.images:
+            return self._messages(request, {})
+        if len(request.images) > self._settings.max_images:
             raise invalid(
-                f"{len(asked.images)} images; at most {self._settings.max_images} are allowed", param="messages"
+                f"the request has {len(request.images)} images; at most {self._settings.max_images} are allowed",
+                param="messages",
             )
-        urls = [part.image_url.url for part in asked.images]
+        urls = [part.image_url.url for part in request.images]
         fetched = await self._fetcher.fetch(list(filter(images.is_remote, urls)), max_total=self._settings.max_body)
         async with self._decoding:
-            return await asyncio.to_thread(self._messages, asked, fetched)
+            return await asyncio.to_thread(self._messages, request, fetched)
 
-    def _messages(self, asked: ChatRequest, fetched: Fetched) -> list[dict[str, Any]]:
-        return [self._message(message, f"messages[{number}]", fetched) for number, message in enumerate(asked.messages)]
+    def _messages(self, request: ChatRequest, fetched: FetchedImages) -> list[dict[str, Any]]:
+        return [self._message(message, f"messages[{i}]", fetched) for i, message in enumerate(request.messages)]
 
-    def _message(self, message: Message, where: str, fetched: Fetched) -> dict[str, Any]:
-        parts = [
-            self._part(part, f"{where}.content[{place}]", fetched) for place, part in enumerate(message.content or ())
-        ]
-        # Templates differ in which roles may have parts; a string they all take.
-        plain = "".join(part["text"] for part in parts) if all("text" in part for part in parts) else None
-        made: dict[str, Any] = {
+    def _message(self, message: Message, path: str, fetched: FetchedImages) -> dict[str, Any]:
+        parts = [self._part(part, f"{path}.content[{i}]", fetched) for i, part in enumerate(message.content or ())]
+        # Every template accepts a string; not every one accepts parts for every role.
+        text = "".join(part["text"] for part in parts) if all("text" in part for part in parts) else None
+        converted: dict[str, Any] = {
             "role": "system" if message.role == "developer" else message.role,
-            "content": parts if plain is None else plain,
+            "content": parts if text is None else text,
         }
         if message.reasoning_content is not None:
-            made["reasoning_content"] = message.reasoning_content
+            converted["reasoning_content"] = message.reasoning_content
         if message.tool_calls:
-            made["tool_calls"] = [call.model_dump(exclude_none=True) for call in message.tool_calls]
+            converted["tool_calls"] = [call.model_dump(exclude_none=True) for call in message.tool_calls]
         if message.tool_call_id is not None:
-            made["tool_call_id"] = message.tool_call_id
-        return made
+            converted["tool_call_id"] = message.tool_call_id
+        return converted
 
-    def _part(self, part: TextPart | ImagePart, where: str, fetched: Fetched) -> dict[str, Any]:
+    def _part(self, part: TextPart | ImagePart, path: str, fetched: FetchedImages) -> dict[str, Any]:
         if isinstance(part, TextPart):
             return {"type": "text", "text": part.text}
         try:
-            return {"type": "image", "image": self._image(part.image_url.url, fetched)}
+            return {"type": "image", "image": self._decode(part.image_url.url, fetched)}
         except images.ImageError as error:
-            raise _unusable(error, f"{where}.image_url") from error
+            param = f"{path}.image_url"
+            raise invalid(f"{param}: {error}", param=param, code="invalid_image") from error
 
-    def _image(self, url: str, fetched: Fetched) -> Image.Image:
-        limit = self._settings.max_pixels
+    def _decode(self, url: str, fetched: FetchedImages) -> Image.Image:
+        max_pixels = self._settings.max_pixels
         if not images.is_remote(url):
-            return images.from_data_url(url, max_pixels=limit)
-        found = fetched[url]
-        if isinstance(found, images.ImageError):
-            raise found
-        return images.from_bytes(found, max_pixels=limit)
-
-
-def _unusable(error: images.ImageError, where: str) -> ApiError:
-    return invalid(f"{where}: {error}", param=where, code="invalid_image")
+            return images.from_data_url(url, max_pixels=max_pixels)
+        data = fetched[url]
+        if isinstance(data, images.ImageError):
+            raise data
+        return images.from_bytes(data, max_pixels=max_pixels)

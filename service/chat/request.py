@@ -1,4 +1,4 @@
-"""The chat request as OpenAI writes it, and what is wrong with one."""
+"""The chat request in OpenAI's format, and its validation."""
 
 from __future__ import annotations
 
@@ -12,31 +12,31 @@ from pydantic_core import PydanticCustomError
 from service.chat.errors import ApiError, invalid
 from service.chat.messages import ImagePart, Message, RequestModel
 
-__all__ = ["ChatRequest", "explain", "parse", "parse_document"]
+__all__ = ["ChatRequest", "parse_document", "parse_request"]
 
 MAX_TOKENS = 2**31 - 1
-MAX_EXPLANATION = 300  # characters: pydantic quotes what it met, and the client may have sent megabytes
+MAX_MESSAGE = 300  # characters: pydantic quotes the input, which may be megabytes long
 
 
 class StreamOptions(RequestModel):
-    """What a stream carries besides the answer."""
+    """Options of a streamed response."""
 
     include_usage: bool | None = None
 
 
 class TemplateOptions(RequestModel):
-    """Variables of the chat template that clients may set."""
+    """Variables of the chat template that a request may set."""
 
     enable_thinking: bool | None = None
 
 
 class Function(RequestModel):
-    """What the model is told of a tool; `parameters` is a JSON schema of an object."""
+    """The definition of a function; `parameters` is the JSON schema of its arguments, an object."""
 
     name: str = Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")
     description: str | None = None
     parameters: dict[str, Any] | None = None
-    strict: bool | None = Field(default=None, description="accepted; calls are not constrained")
+    strict: bool | None = Field(default=None, description="accepted and ignored: arguments are not constrained")
 
 
 class Tool(RequestModel):
@@ -46,17 +46,17 @@ class Tool(RequestModel):
     function: Function
 
     @model_validator(mode="after")
-    def _is_json(self) -> Tool:
-        _json_text(self.function.parameters)
+    def _check_parameters(self) -> Tool:
+        _to_json(self.function.parameters)
         return self
 
     def definition(self) -> dict[str, Any]:
-        """Put it as the chat template has it."""
+        """Return the tool as chat templates expect it."""
         return self.model_dump(exclude_none=True)
 
 
 class JsonSchema(RequestModel):
-    """The form that an answer must have."""
+    """A JSON schema for the content."""
 
     name: str | None = None
     description: str | None = None
@@ -65,25 +65,25 @@ class JsonSchema(RequestModel):
 
     @field_validator("schema_")
     @classmethod
-    def _is_json(cls, value: dict[str, Any]) -> dict[str, Any]:
-        _json_text(value)
+    def _check_schema(cls, value: dict[str, Any]) -> dict[str, Any]:
+        _to_json(value)
         return value
 
 
 class TextFormat(RequestModel):
-    """Any text."""
+    """Unconstrained text."""
 
     type: Literal["text"]
 
 
 class JsonObjectFormat(RequestModel):
-    """A JSON object of any form."""
+    """Any JSON object."""
 
     type: Literal["json_object"]
 
 
 class JsonSchemaFormat(RequestModel):
-    """JSON that follows a schema."""
+    """JSON that conforms to a schema."""
 
     type: Literal["json_schema"]
     json_schema: JsonSchema
@@ -92,48 +92,48 @@ class JsonSchemaFormat(RequestModel):
 Format = Annotated[TextFormat | JsonObjectFormat | JsonSchemaFormat, Field(discriminator="type")]
 
 
-def _json_text(value: Any) -> str:
-    """Write as JSON what was read as JSON, which may hold 1e999."""
+def _to_json(value: Any) -> str:
+    """Serialize a value that was parsed from JSON; it may contain infinity, which 1e999 is parsed as."""
     try:
         return json.dumps(value, ensure_ascii=False, allow_nan=False)
     except ValueError as error:
-        raise PydanticCustomError("not_json", "cannot be written as JSON") from error
+        raise PydanticCustomError("not_json", "contains a number that JSON cannot represent") from error
 
 
-def _as_list(value: Any) -> Any:
+def _wrap_string(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
-def _choice(value: Any) -> Any:
+def _check_tool_choice(value: Any) -> Any:
     if value in ("none", "auto", None):
         return value
-    raise PydanticCustomError("tool_choice", "must be none or auto: a call cannot be forced here")
+    raise PydanticCustomError("tool_choice", "must be none or auto: forcing a tool call is not supported")
 
 
-def _refuse(value: Any) -> None:
+def _reject(value: Any) -> None:
     if value:
-        raise PydanticCustomError("unsupported", "is not supported here; leave it out")
+        raise PydanticCustomError("unsupported", "is not supported; omit it")
 
 
-def _text_alone(value: Any) -> None:
+def _check_modalities(value: Any) -> None:
     if value not in (None, ["text"], []):
-        raise PydanticCustomError("modalities", 'must be ["text"]: answers are text here')
+        raise PydanticCustomError("modalities", 'must be ["text"]: only text output is supported')
 
 
 Unsupported = Annotated[
-    None, BeforeValidator(_refuse), Field(description="not supported: refused, for it would matter")
+    None, BeforeValidator(_reject), Field(description="not supported; rejected, because ignoring it changes the result")
 ]
-Stop = Annotated[str, Field(min_length=1, max_length=1000)]
+StopString = Annotated[str, Field(min_length=1, max_length=1000)]
 
 
 class ChatRequest(RequestModel):
-    """The body of POST /v1/chat/completions. Null means the default, everywhere but in `messages`."""
+    """The body of POST /v1/chat/completions. Outside `messages`, null selects the default."""
 
     messages: list[Message] = Field(min_length=1)
-    model: str | None = Field(default=None, description="any: a host serves one model, and the answer says its name")
+    model: str | None = Field(default=None, description="ignored: a host serves one model, which the response names")
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    n: int | None = Field(default=None, ge=1, description="answers to give; the server limits it")
+    n: int | None = Field(default=None, ge=1, description="number of choices; limited by the server's settings")
     max_tokens: int | None = Field(default=None, ge=1, le=MAX_TOKENS)
     max_completion_tokens: int | None = Field(default=None, ge=1, le=MAX_TOKENS)
     temperature: float | None = Field(default=None, ge=0, le=2)
@@ -144,20 +144,20 @@ class ChatRequest(RequestModel):
     presence_penalty: float | None = Field(default=None, ge=-2, le=2)
     frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
     seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
-    stop: Annotated[list[Stop] | None, BeforeValidator(_as_list, json_schema_input_type=list[Stop] | str | None)] = (
-        Field(default=None, max_length=4)
-    )
+    stop: Annotated[
+        list[StopString] | None, BeforeValidator(_wrap_string, json_schema_input_type=list[StopString] | str | None)
+    ] = Field(default=None, max_length=4)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
     response_format: Format | None = None
     tools: list[Tool] | None = Field(default=None, max_length=128)
-    tool_choice: Annotated[Literal["none", "auto"] | None, BeforeValidator(_choice)] = None
-    parallel_tool_calls: bool | None = Field(default=None, description="accepted; has no effect")
+    tool_choice: Annotated[Literal["none", "auto"] | None, BeforeValidator(_check_tool_choice)] = None
+    parallel_tool_calls: bool | None = Field(default=None, description="accepted and ignored")
     user: str | None = None
     chat_template_kwargs: TemplateOptions | None = None
-    modalities: Annotated[None, BeforeValidator(_text_alone, json_schema_input_type=list[Literal["text"]] | None)] = (
-        None
-    )
+    modalities: Annotated[
+        None, BeforeValidator(_check_modalities, json_schema_input_type=list[Literal["text"]] | None)
+    ] = None
     audio: Unsupported = None
     logit_bias: Unsupported = None
     functions: Unsupported = None
@@ -165,80 +165,80 @@ class ChatRequest(RequestModel):
     web_search_options: Unsupported = None
 
     @model_validator(mode="after")
-    def _fits_together(self) -> ChatRequest:
+    def _check_combinations(self) -> ChatRequest:
         if self.stream_options is not None and not self.stream:
-            raise _misfit("stream_options", "is only allowed when stream is true")
+            raise _combination_error("stream_options", "is only allowed when stream is true")
         if self.top_logprobs is not None and not self.logprobs:
-            raise _misfit("top_logprobs", "is only allowed when logprobs is true")
-        if self.json_schema is not None and self.called_tools:
-            raise _misfit("response_format", "and tools exclude each other: a call is not of that form")
+            raise _combination_error("top_logprobs", "is only allowed when logprobs is true")
+        if self.json_schema is not None and self.enabled_tools:
+            raise _combination_error("response_format", "cannot be a JSON format together with tools")
         return self
 
     @property
     def images(self) -> list[ImagePart]:
-        """All images, in order."""
+        """The images of all messages, in order."""
         return [part for message in self.messages for part in message.content or () if isinstance(part, ImagePart)]
 
     @property
     def json_schema(self) -> str | None:
-        """The schema that the answer must follow, as JSON text."""
+        """The JSON schema that constrains the content, as text; None without a constraint."""
         if isinstance(self.response_format, JsonSchemaFormat):
-            return _json_text(self.response_format.json_schema.schema_)
+            return _to_json(self.response_format.json_schema.schema_)
         return '{"type":"object"}' if isinstance(self.response_format, JsonObjectFormat) else None
 
     @property
-    def called_tools(self) -> list[dict[str, Any]]:
-        """The tools that the model is told of."""
+    def enabled_tools(self) -> list[dict[str, Any]]:
+        """The definitions of the tools that the prompt offers to the model."""
         return [tool.definition() for tool in self.tools or ()] if self.tool_choice != "none" else []
 
     @property
     def thinking(self) -> bool | None:
-        """Whether to think before the answer; None leaves it to the chat template."""
-        asked = self.chat_template_kwargs.enable_thinking if self.chat_template_kwargs else None
-        return False if asked is None and self.json_schema is not None else asked
+        """Whether reasoning precedes the content; None leaves it to the chat template."""
+        requested = self.chat_template_kwargs.enable_thinking if self.chat_template_kwargs else None
+        return False if requested is None and self.json_schema is not None else requested
 
 
-def _misfit(param: str, why: str) -> PydanticCustomError:
-    return PydanticCustomError("misfit", "{param} {why}", {"param": param, "why": why})
+def _combination_error(param: str, reason: str) -> PydanticCustomError:
+    return PydanticCustomError("combination", "{param} {reason}", {"param": param, "reason": reason})
 
 
-def parse(body: bytes) -> ChatRequest:
-    """Read a request body; raises ApiError 400 that names the field."""
+def parse_request(body: bytes) -> ChatRequest:
+    """Parse and validate a request body; raises ApiError 400 that names the field."""
     if not body.strip():
-        raise invalid("the body is empty; it must be a JSON object")
+        raise invalid("the request body is empty; it must be a JSON object")
     try:
         document = pydantic_core.from_json(body, allow_inf_nan=False, cache_strings="none")
     except ValueError as error:
-        raise invalid(f"the body is not valid JSON: {str(error)[:MAX_EXPLANATION]}") from error
+        raise invalid(f"the request body is not valid JSON: {str(error)[:MAX_MESSAGE]}") from error
     if not isinstance(document, dict):
-        raise invalid("the body must be a JSON object")
+        raise invalid("the request body must be a JSON object")
     try:
         return ChatRequest.model_validate(document)
     except ValidationError as error:
-        raise explain(error, document) from error
+        raise _validation_error(error, document) from error
 
 
 def parse_document(document: dict[str, Any]) -> ChatRequest:
-    """Read a request that is no text any more, by the same rules; raises ApiError 400 that names the field."""
+    """Validate a request that was parsed from JSON, by the same rules; raises ApiError 400 that names the field."""
     try:
         body = pydantic_core.to_json(document)
     except ValueError as error:
-        raise invalid("the request cannot be written as JSON") from error
-    return parse(body)
+        raise invalid("the request contains a value that JSON cannot represent") from error
+    return parse_request(body)
 
 
-def explain(error: ValidationError, document: Any) -> ApiError:
-    """Turn the first finding into OpenAI's words: `param` is a path such as messages[0].content[1].text."""
-    finding = error.errors(include_url=False, include_input=False)[0]
-    location, path = finding["loc"], ""
-    here: Any = document
-    for step, key in enumerate(location):
+def _validation_error(error: ValidationError, document: Any) -> ApiError:
+    """Convert the first error; `param` is its path in the request, such as messages[0].content[1].text."""
+    detail = error.errors(include_url=False, include_input=False)[0]
+    location, path = detail["loc"], ""
+    value: Any = document
+    for depth, key in enumerate(location):
         if isinstance(key, int):
             path += f"[{key}]"
-            here = here[key] if isinstance(here, list) and key < len(here) else None
-        elif isinstance(here, dict) and (key in here or step == len(location) - 1):
+            value = value[key] if isinstance(value, list) and key < len(value) else None
+        elif isinstance(value, dict) and (key in value or depth == len(location) - 1):
             path += f".{key}" if path else key
-            here = here.get(key)
-        # any other name is the branch of a union that pydantic took, and no part of the request
-    message = finding["msg"][:MAX_EXPLANATION]
-    return invalid(f"{path}: {message}" if path else message, param=path or finding.get("ctx", {}).get("param"))
+            value = value.get(key)
+        # Any other key names a branch of a union in pydantic's schema and is not part of the request.
+    message = detail["msg"][:MAX_MESSAGE]
+    return invalid(f"{path}: {message}" if path else message, param=path or detail.get("ctx", {}).get("param"))

@@ -1,4 +1,4 @@
-"""The answer as OpenAI writes it: in one piece, or as server-sent events."""
+"""The response in OpenAI's format: one `chat.completion`, or server-sent events."""
 
 from __future__ import annotations
 
@@ -13,78 +13,78 @@ from typing import Any, Literal, NotRequired
 from typing_extensions import TypedDict
 
 from service.chat.errors import ApiError, ErrorBody, error_object, unexpected
-from service.chat.output_parser import Reader
+from service.chat.output_parser import OutputParser
 from service.chat.tool_calls import ToolCall
 from service.engine import Delta, Finish, TokenLogprob
 
-__all__ = ["Completion", "Head", "Item", "pieces", "whole"]
+__all__ = ["Completion", "Item", "ResponseHead", "collect_completion", "encode_events"]
 
 log = logging.getLogger("service")
 
 Item = Delta | Finish
-Indexed = tuple[int, Item]  # of which choice
-Reason = Literal["stop", "length", "tool_calls"]
+ChoiceItem = tuple[int, Item]  # index of the choice
+FinishReason = Literal["stop", "length", "tool_calls"]
 
-IMPOSSIBLE = -9999.0  # OpenAI's number for the logarithm of nothing, which JSON cannot carry
+MIN_LOGPROB = -9999.0  # stands for minus infinity, which JSON cannot represent, as in OpenAI's API
 
 
-class Likely(TypedDict):
-    """A token and how likely it was."""
+class TokenProb(TypedDict):
+    """A token and its log probability."""
 
     token: str
     bytes: list[int]
     logprob: float
 
 
-class Token(Likely):
-    """A token of the answer, and the likeliest ones in its place."""
+class GeneratedToken(TokenProb):
+    """A generated token and the most likely tokens at its position."""
 
-    top_logprobs: list[Likely]
+    top_logprobs: list[TokenProb]
 
 
 class Logprobs(TypedDict):
-    """Every token that the model said: of the thought and of calls too."""
+    """All generated tokens, including those of reasoning and tool calls."""
 
-    content: list[Token]
+    content: list[GeneratedToken]
     refusal: None
 
 
 class CalledFunction(TypedDict):
-    """`arguments` is the JSON text of an object."""
+    """The function of a tool call; `arguments` is a JSON object encoded as text."""
 
     name: str
     arguments: str
 
 
-class Called(TypedDict):
-    """A call that the client is asked to make."""
+class ResponseToolCall(TypedDict):
+    """A tool call for the client to execute."""
 
     id: str
     type: Literal["function"]
     function: CalledFunction
 
 
-class Answer(TypedDict):
-    """The assistant's message. The content is null where there are only calls."""
+class AssistantMessage(TypedDict):
+    """The assistant's message; `content` is null if there are only tool calls."""
 
     role: Literal["assistant"]
     content: str | None
     refusal: None
     reasoning_content: NotRequired[str]
-    tool_calls: NotRequired[list[Called]]
+    tool_calls: NotRequired[list[ResponseToolCall]]
 
 
 class Choice(TypedDict):
-    """One of `n` answers."""
+    """One of the `n` choices."""
 
     index: int
-    message: Answer
+    message: AssistantMessage
     logprobs: Logprobs | None
-    finish_reason: Reason
+    finish_reason: FinishReason
 
 
-class UsageCount(TypedDict):
-    """Tokens: those of the conversation once, those of all answers together."""
+class CompletionUsage(TypedDict):
+    """Token counts: those of the prompt once, those of all choices together."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -92,7 +92,7 @@ class UsageCount(TypedDict):
 
 
 class Completion(TypedDict):
-    """The whole answer."""
+    """The response to a request that is not streamed."""
 
     id: str
     object: Literal["chat.completion"]
@@ -100,20 +100,20 @@ class Completion(TypedDict):
     model: str
     system_fingerprint: str
     choices: list[Choice]
-    usage: UsageCount
+    usage: CompletionUsage
 
 
 @dataclass(frozen=True)
-class Head:
-    """What all pieces of one answer begin with."""
+class ResponseHead:
+    """The fields that a completion, or every event of a stream, begins with."""
 
     id: str
     created: int
     model: str
     fingerprint: str
 
-    def completion(self, choices: list[Choice], usage: UsageCount) -> Completion:
-        """Make the whole answer."""
+    def completion(self, choices: list[Choice], usage: CompletionUsage) -> Completion:
+        """Return the completion."""
         return {
             "id": self.id,
             "object": "chat.completion",
@@ -125,17 +125,19 @@ class Head:
         }
 
     def event(self, choices: str, usage: str) -> str:
-        """Make one event of a stream around JSON that was rendered already; `usage` begins with a comma or is empty."""
+        """Return one event of a stream around encoded JSON; `usage` begins with a comma or is empty."""
         return (
             f'data: {{"id":{quoted(self.id)},"object":"chat.completion.chunk","created":{self.created},'
             f'"model":{quoted(self.model)},"system_fingerprint":{quoted(self.fingerprint)},"choices":[{choices}]{usage}}}\n\n'
         )
 
 
-async def whole(items: AsyncGenerator[Indexed, None], readers: Sequence[Reader], head: Head) -> Completion:
-    """Collect the answers into one `chat.completion`."""
-    texts: list[list[str]] = [[] for _ in readers]
-    tokens: list[list[Token]] = [[] for _ in readers]
+async def collect_completion(
+    items: AsyncGenerator[ChoiceItem, None], parsers: Sequence[OutputParser], head: ResponseHead
+) -> Completion:
+    """Collect the engine's items into one completion with a choice for each parser."""
+    texts: list[list[str]] = [[] for _ in parsers]
+    tokens: list[list[GeneratedToken]] = [[] for _ in parsers]
     finished: dict[int, Finish] = {}
     async with aclosing(items):
         async for index, item in items:
@@ -145,69 +147,74 @@ async def whole(items: AsyncGenerator[Indexed, None], readers: Sequence[Reader],
                 texts[index].append(item.text)
                 tokens[index] += _tokens(item.logprobs)
     choices = [
-        _choice(index, "".join(texts[index]), tokens[index], reader, finished[index].reason)
-        for index, reader in enumerate(readers)
+        _choice(index, "".join(texts[index]), tokens[index], parser, finished[index].reason)
+        for index, parser in enumerate(parsers)
     ]
     return head.completion(choices, _usage(finished.values()))
 
 
-def _choice(index: int, text: str, tokens: list[Token], reader: Reader, reason: Literal["stop", "length"]) -> Choice:
-    reply = reader.whole(text)
-    message: Answer = {"role": "assistant", "content": reply.content, "refusal": None}
-    if reply.reasoning:
-        message["reasoning_content"] = reply.reasoning
-    if reply.calls:
-        message["content"] = reply.content or None
-        message["tool_calls"] = [_called(call) for call in reply.calls]
+def _choice(
+    index: int, text: str, tokens: list[GeneratedToken], parser: OutputParser, reason: Literal["stop", "length"]
+) -> Choice:
+    parsed = parser.parse(text)
+    message: AssistantMessage = {"role": "assistant", "content": parsed.content, "refusal": None}
+    if parsed.reasoning:
+        message["reasoning_content"] = parsed.reasoning
+    if parsed.calls:
+        message["content"] = parsed.content or None
+        message["tool_calls"] = [_tool_call(call) for call in parsed.calls]
     return {
         "index": index,
         "message": message,
         "logprobs": {"content": tokens, "refusal": None} if tokens else None,
-        "finish_reason": "tool_calls" if reply.calls and reason == "stop" else reason,
+        "finish_reason": "tool_calls" if parsed.calls and reason == "stop" else reason,
     }
 
 
-async def pieces(
-    first: Indexed,
-    items: AsyncGenerator[Indexed, None],
-    readers: Sequence[Reader],
-    head: Head,
+async def encode_events(
+    first: ChoiceItem,
+    items: AsyncGenerator[ChoiceItem, None],
+    parsers: Sequence[OutputParser],
+    head: ResponseHead,
     request_id: str,
     *,
     usage: bool,
 ) -> AsyncGenerator[bytes, None]:
-    """Write the answers as server-sent events, one piece of bytes for each of the engine's; an error is the last."""
-    writers = [_Writer(head, index, reader, usage=usage) for index, reader in enumerate(readers)]
+    """Encode the engine's items, `first` before the others, as server-sent events, at most one chunk for each item.
+
+    An error ends the stream with an error object as the last event, without [DONE].
+    """
+    encoders = [_ChoiceEncoder(head, index, parser, usage=usage) for index, parser in enumerate(parsers)]
     finished: list[Finish] = []
-    begin = b"".join(writer.begin() for writer in writers)
+    begin = b"".join(encoder.begin() for encoder in encoders)
     async with aclosing(items):
         index, item = first
         try:
             while True:
                 if isinstance(item, Finish):
                     finished.append(item)
-                    if written := begin + writers[index].end(item.reason):
-                        if len(finished) == len(writers):
-                            yield written + _last(head, finished, usage=usage)
+                    if chunk := begin + encoders[index].end(item.reason):
+                        if len(finished) == len(encoders):
+                            yield chunk + _last_events(head, finished, usage=usage)
                             return
-                        yield written
+                        yield chunk
                         begin = b""
-                elif written := begin + writers[index].feed(item):
-                    yield written
+                elif chunk := begin + encoders[index].feed(item):
+                    yield chunk
                     begin = b""
                 index, item = await anext(items)
         except ApiError as error:
-            yield _event(error_object(error.status, str(error), error.param, error.code))
+            yield _error_event(error_object(error.status, str(error), error.param, error.code))
         except Exception:
-            log.exception("request %s failed in its stream", request_id)
-            yield _event(unexpected(request_id))
+            log.exception("request %s failed while its response was streamed", request_id)
+            yield _error_event(unexpected(request_id))
 
 
-class _Writer:
-    """Writes the events of one choice. What never changes is rendered once, for nearly every token has an event."""
+class _ChoiceEncoder:
+    """Encodes the events of one choice. Constant parts are encoded once, because nearly every token has an event."""
 
-    def __init__(self, head: Head, index: int, reader: Reader, *, usage: bool) -> None:
-        self._reader = reader
+    def __init__(self, head: ResponseHead, index: int, parser: OutputParser, *, usage: bool) -> None:
+        self._parser = parser
         self._calls = 0
         before, _, after = head.event("\0", ',"usage":null' if usage else "").partition("\0")
         self._before = f'{before}{{"index":{index},"delta":'
@@ -219,66 +226,66 @@ class _Writer:
         return self._event('{"role":"assistant","content":""}')
 
     def feed(self, delta: Delta) -> bytes:
-        thought, content, calls = self._reader.feed(delta.text)
-        if content and not (thought or calls or delta.logprobs):
+        reasoning, content, calls = self._parser.feed(delta.text)
+        if content and not (reasoning or calls or delta.logprobs):
             return self._plain_before + quoted(content).encode() + self._plain_after
-        return self._events(thought, content, calls, _tokens(delta.logprobs))
+        return self._events(reasoning, content, calls, _tokens(delta.logprobs))
 
-    def end(self, reason: Reason) -> bytes:
-        last = self._events(*self._reader.end(), [])
+    def end(self, reason: FinishReason) -> bytes:
+        last = self._events(*self._parser.flush(), [])
         return last + self._event("{}", reason="tool_calls" if self._calls and reason == "stop" else reason)
 
-    def _events(self, thought: str, content: str, calls: Sequence[ToolCall], tokens: list[Token]) -> bytes:
-        """Write what is there, logprobs with the first of it, or with an empty content."""
+    def _events(self, reasoning: str, content: str, calls: Sequence[ToolCall], tokens: list[GeneratedToken]) -> bytes:
+        """Encode what is not empty; logprobs go with the first event, or with an empty content if there is no other."""
         deltas: list[dict[str, Any]] = []
-        if thought:
-            deltas.append({"reasoning_content": thought})
-        if content or (tokens and not thought and not calls):
+        if reasoning:
+            deltas.append({"reasoning_content": reasoning})
+        if content or (tokens and not reasoning and not calls):
             deltas.append({"content": content})
         if calls:
             numbered = enumerate(calls, self._calls)
-            deltas.append({"tool_calls": [{"index": number, **_called(call)} for number, call in numbered]})
+            deltas.append({"tool_calls": [{"index": number, **_tool_call(call)} for number, call in numbered]})
             self._calls += len(calls)
-        written = b""
+        chunk = b""
         for delta in deltas:
-            written += self._event(_json(delta), tokens)
+            chunk += self._event(_json(delta), tokens)
             tokens = []
-        return written
+        return chunk
 
-    def _event(self, delta: str, tokens: Sequence[Token] = (), reason: Reason | None = None) -> bytes:
+    def _event(self, delta: str, tokens: Sequence[GeneratedToken] = (), reason: FinishReason | None = None) -> bytes:
         logprobs = _json({"content": tokens, "refusal": None}) if tokens else "null"
         return f'{self._before}{delta},"logprobs":{logprobs},"finish_reason":{_json(reason)}{self._after}'.encode()
 
 
-def _last(head: Head, finished: Sequence[Finish], *, usage: bool) -> bytes:
-    counted = head.event("", f',"usage":{_json(_usage(finished))}').encode() if usage else b""
-    return counted + b"data: [DONE]\n\n"
+def _last_events(head: ResponseHead, finished: Sequence[Finish], *, usage: bool) -> bytes:
+    usage_event = head.event("", f',"usage":{_json(_usage(finished))}').encode() if usage else b""
+    return usage_event + b"data: [DONE]\n\n"
 
 
-def _usage(finished: Iterable[Finish]) -> UsageCount:
+def _usage(finished: Iterable[Finish]) -> CompletionUsage:
     finished = list(finished)
     prompt, completion = finished[0].prompt_tokens, sum(finish.completion_tokens for finish in finished)
     return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
 
 
-def _called(call: ToolCall) -> Called:
+def _tool_call(call: ToolCall) -> ResponseToolCall:
     return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
 
 
-def _tokens(found: Sequence[TokenLogprob]) -> list[Token]:
+def _tokens(logprobs: Sequence[TokenLogprob]) -> list[GeneratedToken]:
     return [
-        {**_likely(token.data, token.logprob), "top_logprobs": [_likely(*other) for other in token.top]}
-        for token in found
+        {**_token_prob(token.data, token.logprob), "top_logprobs": [_token_prob(*other) for other in token.top]}
+        for token in logprobs
     ]
 
 
-def _likely(data: bytes, logprob: float) -> Likely:
-    return {"token": data.decode(errors="replace"), "bytes": list(data), "logprob": max(IMPOSSIBLE, logprob)}
+def _token_prob(data: bytes, logprob: float) -> TokenProb:
+    return {"token": data.decode(errors="replace"), "bytes": list(data), "logprob": max(MIN_LOGPROB, logprob)}
 
 
 def _json(document: Any) -> str:
     return json.dumps(document, ensure_ascii=False, separators=(",", ":"))
 
 
-def _event(document: ErrorBody) -> bytes:
+def _error_event(document: ErrorBody) -> bytes:
     return f"data: {_json(document)}\n\n".encode()

@@ -1,4 +1,4 @@
-"""Chat completions without HTTP: a request goes in, the answer comes out whole or as events."""
+"""The chat service: validated requests go to the engine, its output becomes a completion or events."""
 
 from __future__ import annotations
 
@@ -9,172 +9,181 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from typing import Any, cast
 
-from service.chat import request as schema
-from service.chat.admission import Passage, Turnstile
+from service.chat.admission import Admission, Ticket
 from service.chat.errors import ApiError, invalid
-from service.chat.image_fetcher import Fetcher
-from service.chat.output_parser import Reader
-from service.chat.prompt_messages import Turns
-from service.chat.request import ChatRequest
-from service.chat.response import Completion, Head, Item, pieces, whole
-from service.chat.stream_merge import merged
-from service.engine import Engine, Finish, Priority, PromptTooLong, Refused, Sampling, WaitedTooLong
+from service.chat.image_fetcher import ImageFetcher
+from service.chat.output_parser import OutputParser
+from service.chat.prompt_messages import PromptMessages
+from service.chat.request import ChatRequest, parse_document
+from service.chat.response import Completion, Item, ResponseHead, collect_completion, encode_events
+from service.chat.stream_merge import merge_streams
+from service.engine import Engine, Finish, Priority, PromptTooLong, QueueTimeout, Refused, Sampling
 from service.identity import Identity
 from service.metrics import Metrics
 from service.settings import Settings
 
-__all__ = ["Chat"]
+__all__ = ["ChatService"]
 
 
-class Chat:
-    """Answers requests from one engine. Every method raises ApiError for what the client is to be told.
+def _ignore_version(_version: str) -> None:
+    pass
 
-    Any `model` is accepted: a host serves one, and the answer says its name. Cancelling who awaits frees the engine.
+
+class ChatService:
+    """Answers requests with one engine. Every method raises ApiError for errors to be returned to the client.
+
+    The request's `model` is ignored: a host serves one model, which the response names. Cancelling the awaiting task,
+    or closing the generator, frees the engine.
     """
 
     def __init__(
-        self, engine: Engine, identity: Identity, settings: Settings, turnstile: Turnstile | None = None
+        self, engine: Engine, identity: Identity, settings: Settings, admission: Admission | None = None
     ) -> None:
         self._engine = engine
         self._slot = identity.slot
         self._settings = settings
-        self._turnstile = turnstile or Turnstile(identity)
-        self._fetcher = Fetcher(
+        self._admission = admission or Admission(identity)
+        self._fetcher = ImageFetcher(
             settings.image_hosts, timeout=settings.image_timeout, max_bytes=settings.max_image_bytes
         )
-        self._turns = Turns(settings, self._fetcher)
-        self._waiting = 0  # interactive answers that the engine has not begun
+        self._prompt_messages = PromptMessages(settings, self._fetcher)
+        self._queued = 0  # interactive answers that the engine has not started
 
     async def complete(self, document: dict[str, Any], *, priority: Priority = "interactive") -> dict[str, Any]:
-        """Answer the body of a request, as JSON was read, with a whole `chat.completion`."""
-        asked = await asyncio.to_thread(schema.parse_document, document)
-        if asked.stream:
-            raise invalid("stream must be false here: the answer comes in one piece", param="stream")
-        return dict(await self.answer(asked, priority))
+        """Answer a request given as a JSON object with a `chat.completion`; streaming is not supported."""
+        request = await asyncio.to_thread(parse_document, document)
+        if request.stream:
+            raise invalid("stream must be false: streaming is not supported in a batch", param="stream")
+        return dict(await self.create_completion(request, priority))
 
-    async def answer(
-        self, asked: ChatRequest, priority: Priority = "interactive", tell: Callable[[str], None] = lambda _: None
+    async def create_completion(
+        self,
+        request: ChatRequest,
+        priority: Priority = "interactive",
+        on_version: Callable[[str], None] = _ignore_version,
     ) -> Completion:
-        """Answer with a whole `chat.completion`; `tell` learns whose weights do it before they begin."""
-        messages = await self._messages(asked, priority)
-        async with self._turnstile.passage(asked.n or 1) as passage:
-            tell(passage.version)
-            streams = self._streams(asked, messages, priority, passage)
-            return await whole(merged(streams), self._readers(asked), self._head(passage.version))
+        """Answer with a `chat.completion`; `on_version` receives the version of the weights before they are used."""
+        messages = await self._build_messages(request, priority)
+        async with self._admission.admit(request.n or 1) as ticket:
+            on_version(ticket.version)
+            items = merge_streams(self._streams(request, messages, priority, ticket))
+            return await collect_completion(items, self._parsers(request), self._head(ticket.version))
 
-    async def events(
-        self, asked: ChatRequest, request_id: str, tell: Callable[[str], None] = lambda _: None
+    async def stream_events(
+        self, request: ChatRequest, request_id: str, on_version: Callable[[str], None] = _ignore_version
     ) -> AsyncGenerator[bytes, None]:
-        """Answer as server-sent events; what cannot be answered raises before the first of them."""
-        usage = bool(asked.stream_options and asked.stream_options.include_usage)
-        messages = await self._messages(asked, "interactive")
-        async with self._turnstile.passage(asked.n or 1) as passage:
-            tell(passage.version)
-            async with aclosing(merged(self._streams(asked, messages, "interactive", passage))) as items:
+        """Answer with server-sent events. ApiError is raised before the first event only; later errors are events."""
+        include_usage = bool(request.stream_options and request.stream_options.include_usage)
+        messages = await self._build_messages(request, "interactive")
+        async with self._admission.admit(request.n or 1) as ticket:
+            on_version(ticket.version)
+            async with aclosing(merge_streams(self._streams(request, messages, "interactive", ticket))) as items:
                 first = await anext(items)
-                head = self._head(passage.version)
-                written = pieces(first, items, self._readers(asked), head, request_id, usage=usage)
-                async with aclosing(written) as events:
+                head = self._head(ticket.version)
+                encoded = encode_events(first, items, self._parsers(request), head, request_id, usage=include_usage)
+                async with aclosing(encoded) as events:
                     async for event in events:
                         yield event
 
     async def close(self) -> None:
-        """Close what connections are kept to hosts of images."""
+        """Close the idle connections to image hosts."""
         await self._fetcher.close()
 
-    def _head(self, version: str) -> Head:
-        return Head(f"chatcmpl-{uuid.uuid4().hex}", int(time.time()), self._settings.served_model, version)
+    def _head(self, version: str) -> ResponseHead:
+        return ResponseHead(f"chatcmpl-{uuid.uuid4().hex}", int(time.time()), self._settings.served_model, version)
 
-    def _readers(self, asked: ChatRequest) -> list[Reader]:
-        thinking, tools = asked.thinking is not False, asked.called_tools
-        return [Reader(thinking=thinking, boxes=self._settings.boxes, tools=tools) for _ in range(asked.n or 1)]
+    def _parsers(self, request: ChatRequest) -> list[OutputParser]:
+        thinking, tools = request.thinking is not False, request.enabled_tools
+        return [OutputParser(thinking=thinking, boxes=self._settings.boxes, tools=tools) for _ in range(request.n or 1)]
 
-    async def _messages(self, asked: ChatRequest, priority: Priority) -> list[dict[str, Any]]:
-        """Make the conversation as the engine reads it, its pictures fetched and decoded."""
-        if (asked.n or 1) > self._settings.max_choices:
+    async def _build_messages(self, request: ChatRequest, priority: Priority) -> list[dict[str, Any]]:
+        """Return the engine's messages, with images fetched and decoded."""
+        if (request.n or 1) > self._settings.max_choices:
             raise invalid(f"n must be at most {self._settings.max_choices}", param="n")
         interactive = priority == "interactive"
         if interactive:
-            self._refuse_if_full()  # before anything is fetched or decoded
-        messages = await self._turns.of(asked)
+            self._check_queue()  # before any image is fetched or decoded
+        messages = await self._prompt_messages.build(request)
         if interactive:
-            self._refuse_if_full()
+            self._check_queue()
         return messages
 
-    def _streams(
-        self, asked: ChatRequest, messages: list[dict[str, Any]], priority: Priority, passage: Passage
-    ) -> list[AsyncGenerator[Item, None]]:
-        """Make one stream for each of `n`; none has begun."""
-        choices = range(asked.n or 1)
-        return [self._stream(asked, messages, _sampling(asked, number), priority, passage) for number in choices]
-
-    def _refuse_if_full(self) -> None:
-        waiting = self._waiting + self._turnstile.waiting
+    def _check_queue(self) -> None:
+        waiting = self._queued + self._admission.waiting
         if waiting >= self._settings.max_queue:
             raise ApiError(
                 429,
-                f"{waiting} requests are waiting already; try again later",
+                f"the queue is full: {waiting} requests are waiting; try again later",
                 code="queue_full",
                 headers={"Retry-After": "1"},
             )
 
+    def _streams(
+        self, request: ChatRequest, messages: list[dict[str, Any]], priority: Priority, ticket: Ticket
+    ) -> list[AsyncGenerator[Item, None]]:
+        """Return one stream for each of the `n` choices; none has started."""
+        return [
+            self._stream(request, messages, _sampling(request, index), priority, ticket)
+            for index in range(request.n or 1)
+        ]
+
     async def _stream(
         self,
-        asked: ChatRequest,
+        request: ChatRequest,
         messages: list[dict[str, Any]],
         sampling: Sampling,
         priority: Priority,
-        passage: Passage,
+        ticket: Ticket,
     ) -> AsyncGenerator[Item, None]:
-        """Stream from the engine, in its queue first."""
+        """Stream one choice from the engine, maintaining the queue's length, the ticket and the metrics."""
         interactive = priority == "interactive"
-        metrics = Metrics(passage.version, self._slot)
-        began, waiting = time.monotonic(), True
-        self._waiting += interactive
+        metrics = Metrics(ticket.version, self._slot)
+        began, queued = time.monotonic(), True
+        self._queued += interactive
         try:
-            # engines are async generators, whatever the least that their Protocol asks for
+            # The Engine protocol asks for an iterator only, but every engine is an async generator.
             stream = cast(
                 "AsyncGenerator[Item, None]",
                 self._engine.stream(
-                    messages, sampling, thinking=asked.thinking, tools=asked.called_tools, priority=priority
+                    messages, sampling, thinking=request.thinking, tools=request.enabled_tools, priority=priority
                 ),
             )
             async with aclosing(stream):
                 async for item in stream:
-                    if waiting:
-                        waiting = False
-                        self._waiting -= interactive
-                        passage.begun()
-                        metrics.first_token(time.monotonic() - began)
-                        metrics.engine(self._engine.usage())
+                    if queued:
+                        queued = False
+                        self._queued -= interactive
+                        ticket.started()
+                        metrics.observe_first_token(time.monotonic() - began)
+                        metrics.set_engine_usage(self._engine.usage())
                     if isinstance(item, Finish):
-                        metrics.tokens(item.completion_tokens)
+                        metrics.count_tokens(item.completion_tokens)
                     yield item
         except PromptTooLong as error:
             raise invalid(str(error), param=error.param, code="context_length_exceeded") from error
         except Refused as error:
             raise invalid(str(error), param=error.param) from error
-        except WaitedTooLong as error:
+        except QueueTimeout as error:
             raise ApiError(429, str(error), code="queue_timeout", headers={"Retry-After": "5"}) from error
         finally:
-            self._waiting -= interactive and waiting
-            metrics.engine(self._engine.usage())
+            self._queued -= interactive and queued
+            metrics.set_engine_usage(self._engine.usage())
 
 
-def _sampling(asked: ChatRequest, number: int) -> Sampling:
-    """Say how to choose the tokens of one of `n` answers: with a seed, each has one of its own."""
-    seed = asked.seed if asked.seed is None else (asked.seed + number + 2**63) % 2**64 - 2**63
+def _sampling(request: ChatRequest, index: int) -> Sampling:
+    """Return the sampling of one of the `n` choices; with a seed, every choice has a different one derived from it."""
+    seed = request.seed if request.seed is None else (request.seed + index + 2**63) % 2**64 - 2**63
     return Sampling(
-        max_tokens=asked.max_completion_tokens or asked.max_tokens,
-        temperature=asked.temperature,
-        top_p=asked.top_p,
-        top_k=asked.top_k,
-        min_p=asked.min_p,
-        repetition_penalty=asked.repetition_penalty,
-        presence_penalty=asked.presence_penalty or 0.0,
-        frequency_penalty=asked.frequency_penalty or 0.0,
+        max_tokens=request.max_completion_tokens or request.max_tokens,
+        temperature=request.temperature,
+        top_p=request.top_p,
+        top_k=request.top_k,
+        min_p=request.min_p,
+        repetition_penalty=request.repetition_penalty,
+        presence_penalty=request.presence_penalty or 0.0,
+        frequency_penalty=request.frequency_penalty or 0.0,
         seed=seed,
-        stop=tuple(asked.stop or ()),
-        logprobs=(asked.top_logprobs or 0) if asked.logprobs else None,
-        json_schema=asked.json_schema,
+        stop=tuple(request.stop or ()),
+        logprobs=(request.top_logprobs or 0) if request.logprobs else None,
+        json_schema=request.json_schema,
     )

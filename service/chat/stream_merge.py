@@ -1,4 +1,4 @@
-"""Several streams as one, each item with the number of its stream."""
+"""Merging of several asynchronous streams into one."""
 
 from __future__ import annotations
 
@@ -7,13 +7,16 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import TypeVar
 
-__all__ = ["merged"]
+__all__ = ["merge_streams"]
 
 T = TypeVar("T")
 
 
-async def merged(streams: Sequence[AsyncGenerator[T, None]]) -> AsyncGenerator[tuple[int, T], None]:
-    """Give out items as they come; the first failure ends all streams, as closing this one does."""
+async def merge_streams(streams: Sequence[AsyncGenerator[T, None]]) -> AsyncGenerator[tuple[int, T], None]:
+    """Yield items as they arrive, each with the index of its stream.
+
+    The first exception is raised and closes all streams, as does closing this generator.
+    """
     if len(streams) == 1:
         async with aclosing(streams[0]) as stream:
             async for item in stream:
@@ -21,23 +24,23 @@ async def merged(streams: Sequence[AsyncGenerator[T, None]]) -> AsyncGenerator[t
         return
     queue: asyncio.Queue[tuple[int, T] | Exception | None] = asyncio.Queue()
 
-    async def drain(number: int) -> None:
+    async def drain(index: int) -> None:
         try:
-            async with aclosing(streams[number]) as stream:
+            async with aclosing(streams[index]) as stream:
                 async for item in stream:
-                    queue.put_nowait((number, item))
-        except Exception as error:  # the reader raises it
+                    queue.put_nowait((index, item))
+        except Exception as error:  # raised below, in the consumer's task
             queue.put_nowait(error)
         else:
             queue.put_nowait(None)
 
-    tasks = [asyncio.create_task(drain(number)) for number in range(len(streams))]
+    tasks = [asyncio.create_task(drain(index)) for index in range(len(streams))]
     try:
         for _ in streams:
-            while (found := await queue.get()) is not None:
-                if isinstance(found, Exception):
-                    raise found
-                yield found
+            while (queued := await queue.get()) is not None:
+                if isinstance(queued, Exception):
+                    raise queued
+                yield queued
     finally:
         for task in tasks:
             task.cancel()

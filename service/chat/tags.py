@@ -1,44 +1,44 @@
-"""Marks in a text that comes in pieces: a mark may begin in one piece and end in another."""
+"""Tags in a text that arrives in pieces: a tag may begin in one piece and end in a later one."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-__all__ = ["BOXES", "Eraser", "withheld"]
+__all__ = ["BOX_TAGS", "TagStripper", "partial_tag"]
 
-BOXES = ("<|begin_of_box|>", "<|end_of_box|>")
+BOX_TAGS = ("<|begin_of_box|>", "<|end_of_box|>")
 
 
-def withheld(text: str, marks: Sequence[str]) -> int:
-    """Count the characters at the end of `text` that may begin one of the marks, all of which begin with `<`."""
-    longest = max(map(len, marks)) - 1
+def partial_tag(text: str, tags: Sequence[str]) -> int:
+    """Return how many characters at the end of `text` may begin one of `tags`; every tag begins with `<`."""
+    longest = max(map(len, tags)) - 1
     at = text.find("<", max(0, len(text) - longest))
     while at >= 0:
-        if any(mark.startswith(text[at:]) for mark in marks):
+        if any(tag.startswith(text[at:]) for tag in tags):
             return len(text) - at
         at = text.find("<", at + 1)
     return 0
 
 
-class Eraser:
-    """Takes marks out of a text, and holds back no more than what may become one."""
+class TagStripper:
+    """Removes tags from a text, holding back only characters that may begin a tag."""
 
-    def __init__(self, marks: Sequence[str]) -> None:
-        self._marks = marks
+    def __init__(self, tags: Sequence[str]) -> None:
+        self._tags = tags
         self._held = ""
 
     def feed(self, text: str) -> str:
-        """Take a piece; returns what is certain."""
+        """Add a piece and return the text that is complete."""
         text, self._held = self._held + text, ""
         if "<" not in text:
             return text
-        for mark in self._marks:
-            text = text.replace(mark, "")
-        certain = len(text) - withheld(text, self._marks)
-        self._held = text[certain:]
-        return text[:certain]
+        for tag in self._tags:
+            text = text.replace(tag, "")
+        end = len(text) - partial_tag(text, self._tags)
+        self._held = text[end:]
+        return text[:end]
 
-    def end(self) -> str:
-        """Return what was held back: the text ends here, and it became no mark."""
+    def flush(self) -> str:
+        """Return the text held back, at the end of the input."""
         text, self._held = self._held, ""
         return text

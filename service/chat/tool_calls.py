@@ -1,4 +1,4 @@
-"""Calls of the client's tools, read from the answer's text as GLM writes them:
+"""Tool calls, parsed from the content in GLM's format:
 
 <tool_call>name
 <arg_key>key</arg_key>
@@ -17,104 +17,104 @@ from typing import Any
 
 import pydantic_core
 
-from service.chat.tags import withheld
+from service.chat.tags import partial_tag
 
-__all__ = ["CallReader", "ToolCall"]
+__all__ = ["ToolCall", "ToolCallParser"]
 
-OPEN, CLOSE = "<tool_call>", "</tool_call>"
+OPEN_TAG, CLOSE_TAG = "<tool_call>", "</tool_call>"
 ARGUMENT = re.compile(r"\s*<arg_key>(.*?)</arg_key>\s*<arg_value>(.*?)</arg_value>", re.DOTALL)
 
 
 @dataclass(frozen=True)
 class ToolCall:
-    """One call; `arguments` is the JSON text of an object."""
+    """One call; `arguments` is a JSON object encoded as text."""
 
     id: str
     name: str
     arguments: str
 
 
-class CallReader:
-    """Takes the calls out of a text that comes in pieces.
+class ToolCallParser:
+    """Extracts tool calls from a text that arrives in pieces.
 
-    A call is known when it is complete. What looks like one and is none, for it is malformed, cut short or names no
-    tool of the request, stays text.
+    A call is returned when it is complete. One that is malformed, cut off or names no tool of the request is returned
+    as text, unchanged.
     """
 
     def __init__(self, tools: Sequence[Mapping[str, Any]]) -> None:
         self._schemas = {tool["function"]["name"]: _properties(tool["function"]) for tool in tools}
         self._held = ""
-        self._inside = False  # whether what is held begins with the opening mark, after white space
-        self._searched = 0  # how far the closing mark was looked for
-        self._called = False
+        self._in_call = False  # the held text begins with the opening tag, after optional white space
+        self._searched = 0  # length of the held text already searched for the closing tag
+        self._found_call = False
 
     def feed(self, text: str) -> tuple[str, list[ToolCall]]:
-        """Take a piece; returns the text that is certain to be no call, and the calls that are complete."""
-        said, calls = "", []
+        """Add a piece; return the text that is certainly not part of a call, and the calls that are complete."""
+        content, calls = "", []
         self._held += text
         while True:
-            if not self._inside:
-                said += self._before_a_call()
-                if not self._inside:
+            if not self._in_call:
+                content += self._take_content()
+                if not self._in_call:
                     break
-            end = self._held.find(CLOSE, self._searched)
+            end = self._held.find(CLOSE_TAG, self._searched)
             if end < 0:
-                self._searched = max(0, len(self._held) - len(CLOSE) + 1)
+                self._searched = max(0, len(self._held) - len(CLOSE_TAG) + 1)
                 break
-            whole, call = self._held[: end + len(CLOSE)], None
-            if whole.count("<arg_value>") > whole.count("</arg_value>"):  # the mark is part of a value
-                self._searched = len(whole)
+            element = self._held[: end + len(CLOSE_TAG)]
+            if element.count("<arg_value>") > element.count("</arg_value>"):  # the closing tag is part of a value
+                self._searched = len(element)
                 continue
-            call = self._parse(whole.lstrip()[len(OPEN) : -len(CLOSE)])
-            self._held, self._inside, self._searched = self._held[len(whole) :], False, 0
+            call = self._parse(element.lstrip()[len(OPEN_TAG) : -len(CLOSE_TAG)])
+            self._held, self._in_call, self._searched = self._held[len(element) :], False, 0
             if call is None:
-                said += whole
+                content += element
             else:
                 calls.append(call)
-                self._called = True
-        return said, calls
+                self._found_call = True
+        return content, calls
 
-    def end(self) -> str:
-        """Return what was held back: the text ends here."""
+    def flush(self) -> str:
+        """Return the text held back, at the end of the input; white space after a call is dropped."""
         text, self._held = self._held, ""
-        return "" if self._called and not text.strip() else text
+        return "" if self._found_call and not text.strip() else text
 
-    def _before_a_call(self) -> str:
-        """Give out what precedes the next opening mark; the white space before a mark goes with it."""
+    def _take_content(self) -> str:
+        """Remove and return the held text before the next opening tag; white space before the tag stays with it."""
         text = self._held
-        begin = text.find(OPEN)
-        certain = begin if begin >= 0 else len(text) - withheld(text, (OPEN,))
-        said = text[:certain].rstrip()
-        self._held, self._inside = text[len(said) :], begin >= 0
-        return said
+        begin = text.find(OPEN_TAG)
+        end = begin if begin >= 0 else len(text) - partial_tag(text, (OPEN_TAG,))
+        content = text[:end].rstrip()
+        self._held, self._in_call = text[len(content) :], begin >= 0
+        return content
 
     def _parse(self, body: str) -> ToolCall | None:
-        name, mark, _ = body.partition("<arg_key>")
+        name, tag, _ = body.partition("<arg_key>")
         arguments, at = {}, len(name)
         name = name.strip()
-        while mark and (found := ARGUMENT.match(body, at)):
-            key = found[1].strip()
-            arguments[key] = _value(found[2], self._schemas.get(name, {}).get(key))
-            at = found.end()
+        while tag and (argument := ARGUMENT.match(body, at)):
+            key = argument[1].strip()
+            arguments[key] = _parse_value(argument[2], self._schemas.get(name, {}).get(key))
+            at = argument.end()
         if name not in self._schemas or body[at:].strip():
             return None
         return ToolCall(f"call_{uuid.uuid4().hex[:24]}", name, json.dumps(arguments, ensure_ascii=False))
 
 
 def _properties(function: Mapping[str, Any]) -> dict[str, Any]:
-    found = (function.get("parameters") or {}).get("properties")
-    return found if isinstance(found, dict) else {}
+    properties = (function.get("parameters") or {}).get("properties")
+    return properties if isinstance(properties, dict) else {}
 
 
-def _value(text: str, schema: Any) -> Any:
-    """Read a value: as the string it is where the tool's schema says so, else as JSON if it is JSON."""
-    kinds = schema.get("type") if isinstance(schema, dict) else None
-    kinds = [kinds] if isinstance(kinds, str) else kinds if isinstance(kinds, list) else []
-    if "string" in kinds and not ("null" in kinds and text.strip() == "null"):
+def _parse_value(text: str, schema: Any) -> Any:
+    """Return the text itself if the tool's schema allows a string, otherwise its JSON value if it is valid JSON."""
+    types = schema.get("type") if isinstance(schema, dict) else None
+    types = [types] if isinstance(types, str) else types if isinstance(types, list) else []
+    if "string" in types and not ("null" in types and text.strip() == "null"):
         return text
     try:
         value = pydantic_core.from_json(text.strip(), allow_inf_nan=False)
-        json.dumps(value, allow_nan=False)  # 1e999 is read as an infinity
+        json.dumps(value, allow_nan=False)  # 1e999 is parsed as infinity, which JSON cannot represent
     except ValueError:
         return text
     return value
