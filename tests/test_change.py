@@ -22,15 +22,15 @@ from service.chat.admission import Admission
 from service.chat.errors import ApiError
 from service.chat.request import parse_document
 from service.chat.service import ChatService
-from service.contract.processes import birth
-from service.contract.weights_order import Orders
-from service.contract.worker_state import Account
+from service.contract.processes import start_ticks
+from service.contract.weights_order import WeightsOrderFile
+from service.contract.worker_state import WorkerState, WorkerStateFile
 from service.demo_models import tiny
 from service.engine import Delta, Finish
 from service.engine.model_engine import Limits, ModelEngine
 from service.identity import Identity
 from service.model.release import Release
-from service.process.weight_swap import Changes
+from service.process.weight_swap import WeightSwapper
 from service.settings import Settings
 from tests.test_app import FakeEngine, picture
 
@@ -67,17 +67,18 @@ class Worker:
     """One worker of blue without a socket: what it is asked, what it is ordered, and what it says of itself."""
 
     def __init__(self, root: Path, **settings: Any) -> None:
-        self.root, self.path = root, root / "change.json"
+        self.root, self.path = root, root / "weights_order.json"
         (root / "blue").symlink_to(f"releases/{OLD}")
         limits = Limits(prompt_tokens=600, stall=30)
         release = Release.read(root / "releases" / OLD)
         self.engine = ModelEngine.load(release, threads=1, limits=limits, progress=lambda *_: None)
         self.identity = Identity(OLD, "blue", 1)
         self.admission = Admission(self.identity)
-        self.account = Account(root / "1.json", "blue", 1, OLD)
+        self.state = WorkerState.of_this_process(slot="blue", generation=1, version=OLD)
+        state_file = WorkerStateFile(root / "1.json", self.state)
         self.chat = ChatService(self.engine, self.identity, Settings(slot="blue", **settings), self.admission)
-        self.changes = Changes(
-            self.engine, self.admission, self.identity, self.account, Orders(root, "blue", self.path)
+        self.swapper = WeightSwapper(
+            self.engine, self.admission, self.identity, state_file, WeightsOrderFile(root, "blue", root)
         )
         self.given: dict[str, Any] = {}
         self.passed: list[str] = []  # the versions that requests were told
@@ -86,8 +87,8 @@ class Worker:
         """As the controller, which is this process unless it is said otherwise."""
         own = os.getpid()
         self.given = {
-            "id": "1", "before": OLD, "after": NEW, "workers": [own], "controller": own, "born": birth(own),
-            "seconds": 60.0, **self.given, "step": step, **more,
+            "id": "1", "before": OLD, "after": NEW, "workers": [own], "controller": own,
+            "start_ticks": start_ticks(own), "seconds": 60.0, **self.given, "step": step, **more,
         }  # fmt: skip
         temporary = self.path.with_suffix(".new")
         temporary.write_text(json.dumps(self.given))
@@ -112,7 +113,7 @@ class Worker:
     @property
     def said(self) -> dict[str, Any]:
         """What the state file says of the change."""
-        return json.loads((self.root / "1.json").read_text())["change"] or {} if self.account.change else {}
+        return json.loads((self.root / "1.json").read_text())["swap"] or {} if self.state.swap else {}
 
     async def ask(self, document: dict[str, Any], priority: Any = "interactive") -> tuple[str, str]:
         """The version that answered, and all that it said."""
@@ -137,7 +138,7 @@ def run(releases: Path, tmp_path: Path) -> Callable[..., None]:
     @asynccontextmanager
     async def following(**settings: Any) -> AsyncIterator[Worker]:
         worker = Worker(tmp_path, **settings)
-        task = asyncio.create_task(worker.changes.follow())
+        task = asyncio.create_task(worker.swapper.follow())
         try:
             yield worker
             assert not task.done(), task.exception()
@@ -171,13 +172,13 @@ def test_a_change_step_by_step(run: Callable[..., None]) -> None:
 
     async def scenario(worker: Worker) -> None:
         before = await _alone(worker, SHORT, SEES)
-        worker.account.ledger.accepted = worker.account.ledger.completed = 5
+        worker.state.ledger.accepted = worker.state.ledger.completed = 5
         await worker.change()
         after = await _alone(worker, SHORT, SEES)
         assert before[0] != after[0]
         assert before[1] != after[1]
-        assert worker.identity.version == worker.account.version == NEW
-        assert [(one["version"], one["ledger"]["accepted"]) for one in worker.account.past] == [(OLD, 5)]
+        assert worker.identity.version == worker.state.version == NEW
+        assert [(one.version, one.ledger.accepted) for one in worker.state.past] == [(OLD, 5)]
         assert worker.said["pause_ms"] > 0
         assert worker.said["error"] is None
 
@@ -250,11 +251,11 @@ def test_before_the_rename_it_goes_back(run: Callable[..., None], state: str, ho
         if how == "the controller says so":
             worker.order("back")
         else:
-            worker.order(step, controller=dead.pid, born=1)
+            worker.order(step, controller=dead.pid, start_ticks=1)
         assert await worker.until("back", "failed") == "back", worker.said
         assert await waiting == (OLD, old[0])
         assert await _alone(worker, SHORT, SEES) == old
-        assert (worker.identity.version, worker.account.past) == (OLD, [])
+        assert (worker.identity.version, worker.state.past) == (OLD, [])
 
     run(scenario)
 
@@ -267,7 +268,7 @@ def test_after_the_rename_the_death_of_the_controller_changes_nothing(run: Calla
             worker.order(step)
             await worker.until(state)
         worker.go_live()
-        worker.order("verify", controller=2**22 + 1, born=1)
+        worker.order("verify", controller=2**22 + 1, start_ticks=1)
         assert await worker.until("done", "back") == "done"
         assert (await worker.ask(SHORT))[0] == NEW
 
@@ -333,7 +334,7 @@ def test_an_order_is_for_those_it_names(run: Callable[..., None]) -> None:
     async def scenario(worker: Worker) -> None:
         worker.order("prepare", workers=[1])
         await asyncio.sleep(0.1)
-        assert worker.account.change is None
+        assert worker.state.swap is None
         assert (await worker.ask(SHORT))[0] == OLD
         worker.go_live()
         await _until(lambda: worker.identity.version == NEW)

@@ -17,11 +17,11 @@ from typing import Any
 import pytest
 from uvicorn.config import Config
 
-from service.contract.worker_state import Account, Ledger
+from service.contract.worker_state import Ledger, WorkerState, WorkerStateFile
 from service.handover.connection import Connection
 from service.handover.fd_passing import Outcome
 from service.handover.server import SlotServer
-from service.handover.sockets import Doors
+from service.handover.sockets import SlotSockets
 from service.routing.canary import Side
 from service.routing.ownership import Gate
 from service.settings import Settings
@@ -154,8 +154,9 @@ class Slot:
         directory = runtime / name / "1"
         directory.mkdir(parents=True)
         self.app = App(name)
-        self.doors = Doors.bind(runtime / name, directory)
-        self.account = Account(directory / "1.json", name, 1, "1.0.0", phase="ready")
+        self.sockets = SlotSockets.bind(runtime / name, directory)
+        self.state = WorkerState.of_this_process(slot=name, generation=1, version="1.0.0")
+        self.state.phase = "ready"
         config = Config(
             self.app, http=Connection, loop="asyncio", ws="none", lifespan="off", log_config=None, access_log=False
         )
@@ -163,18 +164,18 @@ class Slot:
         self.server = SlotServer(
             config,
             Settings(root=root, runtime=runtime, slot=name, **settings),
-            Gate(root, runtime, self.doors.handoff_inode),
-            self.account,
+            Gate(root, runtime, self.sockets.handoff_inode),
+            WorkerStateFile(directory / "1.json", self.state),
             public=[listener],
-            door=self.doors.http,
-            handoff=self.doors.handoff,
+            internal=self.sockets.http,
+            handoff=self.sockets.handoff,
             has_siblings=lambda: False,
         )
         self.task = asyncio.create_task(self.server._serve([]))
 
     @property
     def ledger(self) -> Ledger:
-        return self.account.ledger
+        return self.state.ledger
 
     @property
     def connections(self) -> list[Connection]:
@@ -185,8 +186,8 @@ class Slot:
         return self.server.is_serving and len(self.connections) == many
 
     def publish(self) -> None:
-        self.doors.publish("http.sock")
-        self.doors.publish("handoff.sock")
+        self.sockets.publish("http.sock")
+        self.sockets.publish("handoff.sock")
 
     def look(self) -> None:
         """What the server does every tick, now."""
@@ -241,20 +242,20 @@ class Host:
         for slot in self.slots:
             slot.app.proceed.set()
             await slot.leave()
-            slot.doors.http.close()
-            slot.doors.handoff.close()
+            slot.sockets.http.close()
+            slot.sockets.handoff.close()
         self.listener.close()
 
     async def assert_accounts_balance(self) -> None:
         """Every request is in exactly one column of its ledger, and every connection given was taken."""
         await until(lambda: not any(slot.server._arriving for slot in self.slots), "the arrivals")
         for slot in self.slots:
-            slot.server.report()
+            slot.server.publish_state()
             counted = slot.ledger
             ended = counted.completed + counted.failed + counted.client_aborted
-            assert counted.accepted == ended + slot.account.in_flight, (slot.account.slot, counted)
-            assert min(vars(counted).values()) >= 0, (slot.account.slot, counted)
-            assert slot.account.in_flight >= 0
+            assert counted.accepted == ended + slot.state.in_flight, (slot.state.slot, counted)
+            assert min(vars(counted).values()) >= 0, (slot.state.slot, counted)
+            assert slot.state.in_flight >= 0
         assert sum(slot.ledger.handed_out for slot in self.slots) == sum(slot.ledger.adopted for slot in self.slots)
 
 
@@ -282,7 +283,7 @@ async def host(
     finally:
         await host.close()
     await host.assert_accounts_balance()
-    assert all(slot.account.in_flight == 0 for slot in host.slots)
+    assert all(slot.state.in_flight == 0 for slot in host.slots)
     assert not complaints, complaints
 
 
@@ -336,7 +337,7 @@ async def test_what_comes_while_a_request_waits_to_be_passed_on_goes_with_it(
 
     def pass_on(_client: socket.socket, _side: Side, held: bytes) -> Outcome:
         tried.append(held)
-        return Outcome.TRY_AGAIN if len(tried) == 1 else Outcome.NOBODY
+        return Outcome.TRY_AGAIN if len(tried) == 1 else Outcome.NO_RECEIVER
 
     monkeypatch.setattr(host.blue.server, "pass_on", pass_on)
     connection.data_received(PINNED)
@@ -351,10 +352,10 @@ async def test_connection_moves_as_often_as_live_does(host: Host) -> None:
     client = await host.client()
     for number in range(20):
         here, there = host.slots if number % 2 else host.slots[::-1]
-        host.go_live(here.account.slot)
+        host.go_live(here.state.slot)
         await until(partial(here.holds, 1), "the move")
         there.look()
-        assert (await client.ask()).slot == here.account.slot
+        assert (await client.ask()).slot == here.state.slot
     assert host.blue.ledger.accepted == host.green.ledger.accepted == 10
 
 
@@ -642,7 +643,7 @@ async def test_nobody_there_to_take(host: Host) -> None:
     (host.runtime / "green/handoff.sock").rename(held)
     client = await host.client()
     host.switch()
-    assert host.blue.account.gate == "closed"
+    assert host.blue.state.gate == "closed"
     assert [(await client.ask()).slot for _ in range(3)] == ["blue"] * 3
     held.rename(host.runtime / "green/handoff.sock")
     await until(lambda: host.green.ledger.adopted == 1, "the move")
@@ -672,7 +673,7 @@ async def test_door_is_never_handed_over_and_counts_apart(host: Host) -> None:
     host.go_live("blue")
     await until(lambda: not host.green.server.is_serving, "the gate")
     assert (await client.ask()).slot == "green"
-    assert host.green.ledger == Ledger(door=2)
+    assert host.green.ledger == Ledger(internal=2)
 
 
 async def test_door_is_closed_with_its_slot(host: Host) -> None:
@@ -683,7 +684,7 @@ async def test_door_is_closed_with_its_slot(host: Host) -> None:
     await host.green.leave()
     assert await client.rest() == b""
     assert host.blue.ledger == Ledger()
-    assert host.green.ledger == Ledger(door=1)
+    assert host.green.ledger == Ledger(internal=1)
 
 
 async def test_leaving_server_finishes_then_hands_over(host: Host) -> None:
@@ -698,7 +699,7 @@ async def test_leaving_server_finishes_then_hands_over(host: Host) -> None:
     host.blue.app.proceed.set()
     assert (await busy.reply()).slot == "blue"
     await leaving
-    assert host.blue.account.phase == "gone"
+    assert host.blue.state.phase == "gone"
     assert (await busy.ask()).slot == "green"
     assert host.blue.ledger == Ledger(accepted=1, completed=1, drained=1, handed_out=2)
 
@@ -762,7 +763,7 @@ async def test_many_clients_cross_many_cutovers(host: Host) -> None:
             group.create_task(keep_asking(client))
         for number in range(10):
             there = host.slots[1 - number % 2]
-            host.go_live(there.account.slot)
+            host.go_live(there.state.slot)
             await until(partial(there.holds, len(clients)), "all of them")
         over.set()
     assert host.blue.ledger.completed + host.green.ledger.completed == asked

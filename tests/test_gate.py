@@ -1,4 +1,4 @@
-"""The gate and the doors: who owns the client connections, read from two paths and nothing else."""
+"""The gate and the sockets: who owns the client connections, read from two paths and nothing else."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from service.handover.sockets import Doors
+from service.handover.sockets import SlotSockets
 from service.routing.ownership import Gate
 
-Bind = Callable[[str, int], Doors]
+Bind = Callable[[str, int], SlotSockets]
 
 
 @pytest.fixture
@@ -22,24 +22,24 @@ def runtime(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def bind(runtime: Path) -> Iterator[Bind]:
-    """Binds the doors of a generation of a slot."""
-    bound: list[Doors] = []
+    """Binds the sockets of a generation of a slot."""
+    bound: list[SlotSockets] = []
 
-    def bind(slot: str, generation: int) -> Doors:
+    def bind(slot: str, generation: int) -> SlotSockets:
         directory = runtime / slot / str(generation)
         directory.mkdir(parents=True)
-        bound.append(Doors.bind(runtime / slot, directory))
+        bound.append(SlotSockets.bind(runtime / slot, directory))
         return bound[-1]
 
     yield bind
-    for doors in bound:
-        doors.http.close()
-        doors.handoff.close()
+    for sockets in bound:
+        sockets.http.close()
+        sockets.handoff.close()
 
 
 @pytest.fixture
-def gate_of(tmp_path: Path, runtime: Path) -> Callable[[Doors], Gate]:
-    return lambda doors: Gate(tmp_path, runtime, doors.handoff_inode)
+def gate_of(tmp_path: Path, runtime: Path) -> Callable[[SlotSockets], Gate]:
+    return lambda sockets: Gate(tmp_path, runtime, sockets.handoff_inode)
 
 
 def go_live(root: Path, target: str) -> None:
@@ -47,13 +47,13 @@ def go_live(root: Path, target: str) -> None:
     (root / "next").rename(root / "live")
 
 
-def publish(doors: Doors) -> None:
-    doors.publish("http.sock")
-    doors.publish("handoff.sock")
+def publish(sockets: SlotSockets) -> None:
+    sockets.publish("http.sock")
+    sockets.publish("handoff.sock")
 
 
 def test_gate_is_open_for_the_slot_that_live_names(
-    tmp_path: Path, runtime: Path, bind: Bind, gate_of: Callable[[Doors], Gate]
+    tmp_path: Path, runtime: Path, bind: Bind, gate_of: Callable[[SlotSockets], Gate]
 ) -> None:
     """One rename of `live` closes one gate and opens the other; at no moment are both open."""
     blue, green = bind("blue", 1), bind("green", 1)
@@ -67,113 +67,113 @@ def test_gate_is_open_for_the_slot_that_live_names(
 
 
 def test_gate_is_closed_until_the_generation_is_ready(
-    tmp_path: Path, bind: Bind, gate_of: Callable[[Doors], Gate]
+    tmp_path: Path, bind: Bind, gate_of: Callable[[SlotSockets], Gate]
 ) -> None:
     """A live slot whose generation has not published its handoff socket accepts nothing: not ready, no traffic."""
-    doors = bind("blue", 1)
+    sockets = bind("blue", 1)
     go_live(tmp_path, "blue")
-    assert not gate_of(doors).is_open()
-    doors.publish("http.sock")
-    assert not gate_of(doors).is_open()
-    doors.publish("handoff.sock")
-    assert gate_of(doors).is_open()
+    assert not gate_of(sockets).is_open()
+    sockets.publish("http.sock")
+    assert not gate_of(sockets).is_open()
+    sockets.publish("handoff.sock")
+    assert gate_of(sockets).is_open()
 
 
 def test_younger_generation_takes_the_gate_by_rename(
-    tmp_path: Path, bind: Bind, gate_of: Callable[[Doors], Gate]
+    tmp_path: Path, bind: Bind, gate_of: Callable[[SlotSockets], Gate]
 ) -> None:
-    """In place: the heir's rename opens its gate and closes its elder's, with `live` untouched."""
-    elder, heir = bind("blue", 1), bind("blue", 2)
-    publish(elder)
+    """In place: the new's rename opens its gate and closes its old's, with `live` untouched."""
+    old, new = bind("blue", 1), bind("blue", 2)
+    publish(old)
     go_live(tmp_path, "blue")
-    assert (gate_of(elder).is_open(), gate_of(heir).is_open()) == (True, False)
-    publish(heir)
-    assert (gate_of(elder).is_open(), gate_of(heir).is_open()) == (False, True)
-    assert (elder.are_published, heir.are_published) == (False, True)
+    assert (gate_of(old).is_open(), gate_of(new).is_open()) == (True, False)
+    publish(new)
+    assert (gate_of(old).is_open(), gate_of(new).is_open()) == (False, True)
+    assert (old.are_published, new.are_published) == (False, True)
 
 
 @pytest.mark.parametrize(
     "live", [None, "", "purple", "../blue", "blue/", "./blue", "BLUE", "blue\n", "/etc", "a file", "a directory"]
 )
 def test_live_that_names_no_slot_opens_no_gate(
-    tmp_path: Path, bind: Bind, gate_of: Callable[[Doors], Gate], live: str | None
+    tmp_path: Path, bind: Bind, gate_of: Callable[[SlotSockets], Gate], live: str | None
 ) -> None:
     """Missing, foreign or garbage: whatever `live` is, but a symlink that reads blue or green, every gate is closed."""
-    doors = bind("blue", 1)
-    publish(doors)
+    sockets = bind("blue", 1)
+    publish(sockets)
     if live == "a file":
         (tmp_path / "live").write_text("blue")
     elif live == "a directory":
         (tmp_path / "live").mkdir()
     elif live:
         (tmp_path / "live").symlink_to(live)
-    assert gate_of(doors).owner() is None
-    assert not gate_of(doors).is_open()
+    assert gate_of(sockets).owner() is None
+    assert not gate_of(sockets).is_open()
 
 
 def test_foreign_socket_at_the_path_closes_the_gate(
-    tmp_path: Path, runtime: Path, bind: Bind, gate_of: Callable[[Doors], Gate]
+    tmp_path: Path, runtime: Path, bind: Bind, gate_of: Callable[[SlotSockets], Gate]
 ) -> None:
     """What counts is the socket itself and not its name: another one under the same path is not ours."""
-    doors = bind("blue", 1)
-    publish(doors)
+    sockets = bind("blue", 1)
+    publish(sockets)
     go_live(tmp_path, "blue")
     path = runtime / "blue/handoff.sock"
     path.rename(runtime / "aside")
-    assert not gate_of(doors).is_open()
+    assert not gate_of(sockets).is_open()
     path.write_text("no socket")
-    assert not gate_of(doors).is_open()
+    assert not gate_of(sockets).is_open()
     (runtime / "aside").rename(path)
-    assert gate_of(doors).is_open()
+    assert gate_of(sockets).is_open()
 
 
 def test_doors_take_connections_at_once(runtime: Path, bind: Bind) -> None:
     """A published path leads to a socket that listens: who comes before anybody accepts waits, and is not refused."""
-    doors = bind("blue", 1)
-    publish(doors)
+    sockets = bind("blue", 1)
+    publish(sockets)
     with socket.socket(socket.AF_UNIX) as client:
         client.connect(str(runtime / "blue/http.sock"))
         client.sendall(b"hello")
-        accepted, _ = doors.http.accept()
+        accepted, _ = sockets.http.accept()
         with accepted:
             assert accepted.recv(5) == b"hello"
-    assert doors.http.getblocking() is doors.handoff.getblocking() is False
+    assert sockets.http.getblocking() is sockets.handoff.getblocking() is False
 
 
 def test_path_never_leads_nowhere_while_generations_change(runtime: Path, bind: Bind) -> None:
     """Publishing replaces the path in one step: a client that connects after each finds the newest listening."""
     for number in range(1, 6):
-        doors = bind("blue", number)
-        publish(doors)
+        sockets = bind("blue", number)
+        publish(sockets)
         with socket.socket(socket.AF_UNIX) as client:
             client.connect(str(runtime / "blue/handoff.sock"))
-            doors.handoff.accept()[0].close()
+            sockets.handoff.accept()[0].close()
 
 
 def test_withdrawing_takes_the_own_paths_away(
-    tmp_path: Path, runtime: Path, bind: Bind, gate_of: Callable[[Doors], Gate]
+    tmp_path: Path, runtime: Path, bind: Bind, gate_of: Callable[[SlotSockets], Gate]
 ) -> None:
     """A master that leaves takes its paths with it, so that nobody hands anything to it; twice does no harm."""
-    doors = bind("blue", 1)
-    publish(doors)
+    sockets = bind("blue", 1)
+    publish(sockets)
     go_live(tmp_path, "blue")
-    doors.withdraw()
-    doors.withdraw()
+    sockets.withdraw()
+    sockets.withdraw()
     assert not (runtime / "blue/http.sock").exists()
     assert not (runtime / "blue/handoff.sock").exists()
-    assert not doors.are_published
-    assert not gate_of(doors).is_open()
+    assert not sockets.are_published
+    assert not gate_of(sockets).is_open()
 
 
 def test_withdrawing_leaves_an_heirs_paths_alone(
-    tmp_path: Path, runtime: Path, bind: Bind, gate_of: Callable[[Doors], Gate]
+    tmp_path: Path, runtime: Path, bind: Bind, gate_of: Callable[[SlotSockets], Gate]
 ) -> None:
-    """An elder that leaves late does not take the paths of the generation that relieved it."""
-    elder, heir = bind("blue", 1), bind("blue", 2)
-    publish(elder)
-    publish(heir)
+    """An old that leaves late does not take the paths of the generation that relieved it."""
+    old, new = bind("blue", 1), bind("blue", 2)
+    publish(old)
+    publish(new)
     go_live(tmp_path, "blue")
-    elder.withdraw()
-    assert heir.are_published
-    assert gate_of(heir).is_open()
+    old.withdraw()
+    assert new.are_published
+    assert gate_of(new).is_open()
     assert (runtime / "blue/http.sock").is_socket()

@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from service.contract.processes import birth
-from service.process.master import Generation
+from service.contract.processes import start_ticks
+from service.process.master import Master
 
 
 class Listener:
@@ -46,7 +46,7 @@ def systemd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Listene
 
 
 @pytest.fixture
-def generation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, systemd: Listener) -> Iterator[Generation]:
+def master(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, systemd: Listener) -> Iterator[Master]:
     release = tmp_path / "root/releases/1.0.0"
     release.mkdir(parents=True)
     (release / "release.json").write_text('{"version": "1.0.0"}')
@@ -54,47 +54,55 @@ def generation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, systemd: Listene
     for name, value in (("GLM_ROOT", tmp_path / "root"), ("GLM_RUNTIME", tmp_path / "run"), ("GLM_SLOT", "blue")):
         monkeypatch.setenv(name, str(value))
     before = signal.signal(signal.SIGALRM, signal.SIG_IGN)  # a master ticks by this timer; here it is ticked by hand
-    one = Generation.begin(SimpleNamespace(master_pid=0))
+    one = Master.begin(SimpleNamespace(master_pid=0))
     yield one
     one.end()
     signal.signal(signal.SIGALRM, before)
     one.manager._notifier.socket.close()  # sdnotify keeps it open as long as a master lives
-    one.doors.http.close()
-    one.doors.handoff.close()
+    one.sockets.http.close()
+    one.sockets.handoff.close()
 
 
-def _worker(generation: Generation, **changes: Any) -> SimpleNamespace:
+def _worker(master: Master, **changes: Any) -> SimpleNamespace:
     """A worker's state file, and the master that has this worker."""
     pid = os.getpid()
-    account = {"pid": pid, "born": birth(pid), "phase": "ready", "step": "", "progress": 1.0, "error": None}
+    account = {
+        "pid": pid,
+        "version": "1.0.0",
+        "start_ticks": start_ticks(pid),
+        "phase": "ready",
+        "step": "",
+        "progress": 1.0,
+        "error": None,
+    }
     account |= {"answering": True, "in_flight": 0, "updated_at": time.time()} | changes
-    (generation.directory / f"{pid}.json").write_text(json.dumps(account))
+    (master.directory / f"{pid}.json").write_text(json.dumps(account))
     return SimpleNamespace(WORKERS={pid: None}, num_workers=1)
 
 
 def test_ready_is_said_when_the_last_worker_is_ready_and_opens_the_doors_around_it(
-    generation: Generation, systemd: Listener, tmp_path: Path
+    master: Master, systemd: Listener, tmp_path: Path
 ) -> None:
     """No READY while a worker loads; then READY with MAINPID, once, and both doors lead to this generation."""
-    generation._tick(_worker(generation, phase="loading", progress=0.5))
+    master._tick(_worker(master, phase="loading", progress=0.5))
     assert not any(word.startswith("READY") for word in systemd.heard())
     assert not (tmp_path / "run/blue/http.sock").exists()
-    server = _worker(generation)
+    server = _worker(master)
     server.num_workers = 2
-    generation._tick(server)
+    master._tick(server)
     assert "READY=1" not in systemd.heard()
     server.num_workers = 1
-    generation._tick(server)
+    master._tick(server)
     assert [f"MAINPID={os.getpid()}", "READY=1"] == systemd.heard()[:2]
-    assert generation.doors.are_published
-    generation._tick(server)
+    assert master.sockets.are_published
+    master._tick(server)
     assert "READY=1" not in systemd.heard()
 
 
-def test_only_a_load_that_moves_gets_more_time(generation: Generation, systemd: Listener) -> None:
+def test_only_a_load_that_moves_gets_more_time(master: Master, systemd: Listener) -> None:
     """EXTEND_TIMEOUT_USEC comes with progress, and not with mere time."""
     for progress, extended in ((0.1, True), (0.1, False), (0.2, True), (0.2, False)):
-        generation._tick(_worker(generation, phase="loading", progress=progress))
+        master._tick(_worker(master, phase="loading", progress=progress))
         assert any(word.startswith("EXTEND_TIMEOUT_USEC=") for word in systemd.heard()) is extended
 
 
@@ -108,12 +116,12 @@ def test_only_a_load_that_moves_gets_more_time(generation: Generation, systemd: 
     ],
 )
 def test_the_watchdog_is_fed_only_while_every_engine_answers(
-    generation: Generation, systemd: Listener, changes: dict[str, Any], well: bool
+    master: Master, systemd: Listener, changes: dict[str, Any], well: bool
 ) -> None:
     """A ready worker whose engine hangs, or that is silent, starves the watchdog; one that loads does not."""
-    generation._tick(_worker(generation))
+    master._tick(_worker(master))
     systemd.heard()
-    generation._tick(_worker(generation, **changes))
+    master._tick(_worker(master, **changes))
     assert ("WATCHDOG=1" in systemd.heard()) is well
 
 
@@ -123,7 +131,7 @@ def test_a_slot_without_a_release_says_why(tmp_path: Path, monkeypatch: pytest.M
     for name, value in (("GLM_ROOT", tmp_path / "root"), ("GLM_RUNTIME", tmp_path / "run"), ("GLM_SLOT", "blue")):
         monkeypatch.setenv(name, str(value))
     with pytest.raises(SystemExit) as ended:
-        Generation.begin(SimpleNamespace(master_pid=0))
+        Master.begin(SimpleNamespace(master_pid=0))
     assert ended.value.code == 3
     assert any("slot blue holds no release" in word for word in systemd.heard())
     del ended

@@ -20,15 +20,17 @@ import httpx
 import pytest
 from prometheus_client import REGISTRY
 
-from deploy.analysis.samples import Sample, Samples, _Ring
+from deploy.analysis.samples import Samples
 from deploy.journal.journal import Journal
 from deploy.rollout.canary_file import Share
 from service.app import create_app
+from service.contract.canary_file import Canary
+from service.contract.samples import Sample, new_samples
 from service.contract.worker_state import Ledger
 from service.identity import Identity
-from service.routing import mirror as mirrors
-from service.routing.canary import Canary
-from service.routing.compare import length, read
+from service.routing import mirror as module
+from service.routing.canary import pick_mirrored
+from service.routing.compare import read_choices, text_length
 from service.settings import Settings
 from tests import test_connection
 from tests.box import Box, kill, wait_for
@@ -73,7 +75,8 @@ class Pair:
         self.host = host
         self.blue, self.green = host.blue, host.green
         self.path = host.runtime / "canary"
-        self._ring = _Ring(host.runtime / "blue/1/1.samples")
+        self._ring = host.runtime / "blue/1/1.samples"
+        self._seen = 0
 
     @property
     def events(self) -> list[str]:
@@ -95,12 +98,13 @@ class Pair:
 
     def samples(self) -> list[Sample]:
         """Those of mirrored answers that came since the last call."""
-        return [one for one in self._ring.new() if one.is_mirrored]
+        found, self._seen = new_samples(self._ring, self._seen)
+        return [one for one in found if one.is_mirrored]
 
     async def settled(self) -> list[Sample]:
         mirror = self.blue.server.mirror
         await until(lambda: self.events.count("blue begins") == self.events.count("blue ends"), "the end of answers")
-        await until(lambda: not mirror.kept and not mirror._asking, "the end of the mirror's work")
+        await until(lambda: not mirror.kept and not mirror._tasks, "the end of the mirror's work")
         return self.samples()
 
     def dropped(self) -> float:
@@ -180,15 +184,15 @@ async def test_a_request_is_asked_again_when_its_answer_was_sent(
 async def test_no_account_knows_of_it(pair: Pair) -> None:
     """The live one counts its own request once, the candidate only at its door; the metrics say the same."""
     pair.give(100)
-    before = answered("blue"), answered("green"), answered("green", "door"), counted("equal")
+    before = answered("blue"), answered("green"), answered("green", "internal"), counted("equal")
     client = await pair.client()
     for _ in range(3):
         assert (await client.ask(request(GREEDY))).status == 200
         await pair.settled()
     assert pair.blue.ledger == Ledger(accepted=3, completed=3)
-    assert pair.green.ledger == Ledger(door=3)
-    assert [one.kind for one in _Ring(pair.host.runtime / "green/1/1.samples").new()] == []
-    after = answered("blue"), answered("green"), answered("green", "door"), counted("equal")
+    assert pair.green.ledger == Ledger(internal=3)
+    assert new_samples(pair.host.runtime / "green/1/1.samples", 0) == ([], 0)
+    after = answered("blue"), answered("green"), answered("green", "internal"), counted("equal")
     assert [now - then for now, then in zip(after, before, strict=True)] == [3, 0, 3, 3]
 
 
@@ -208,7 +212,7 @@ async def test_nothing_is_mirrored_without_a_mirror(pair: Pair, given: dict[str,
 @pytest.mark.parametrize("share", [0, 1, 20, 100])
 def test_each_request_is_a_toss_of_its_own(share: float) -> None:
     """Of 20,000, as many as the file says."""
-    tossed = sum(Canary("green", 0, mirror=share).toss_mirror() for _ in range(20_000))
+    tossed = sum(pick_mirrored(Canary("green", 0, mirror=share)) for _ in range(20_000))
     spread = 3.9 * math.sqrt(20_000 * share / 100 * (1 - share / 100))  # one run in 10,000 lies beyond
     assert abs(tossed - 200 * share) <= spread
 
@@ -278,7 +282,7 @@ async def test_nor_for_a_candidate_that_reads_nothing(pair: Pair, tmp_path: Path
         large = {"messages": [{"role": "user", "content": "a" * (4 << 20)}], "temperature": 0}
         for body in (large, large, GREEDY, GREEDY):
             assert (await client.ask(request(body))).slot == "blue"
-        await until(lambda: len(pair.blue.server.mirror._asking) == mirrors.AT_ONCE, "the mirrored requests")
+        await until(lambda: len(pair.blue.server.mirror._tasks) == module.AT_ONCE, "the mirrored requests")
         await pair.blue.leave()
     assert pair.blue.server.mirror.kept == 0
     assert pair.samples() == []
@@ -290,8 +294,8 @@ async def test_what_is_too_long_is_dropped(
     pair: Pair, monkeypatch: pytest.MonkeyPatch, body: int, answer: int, both: int
 ) -> None:
     """A body, an answer, or all that is kept: the sample is dropped and counted, the client gets its answer."""
-    for name, most in (("LONGEST_BODY", body), ("LONGEST_ANSWER", answer), ("KEPT", both)):
-        monkeypatch.setattr(mirrors, name, most)
+    for name, most in (("MAX_REQUEST", body), ("MAX_ANSWER", answer), ("KEPT", both)):
+        monkeypatch.setattr(module, name, most)
     pair.give(100)
     before = pair.dropped()
     client = await pair.client()
@@ -362,16 +366,16 @@ def whole(**message: Any) -> bytes:
 )
 def test_an_answer_is_what_it_says(other: bytes, equal: bool) -> None:
     """Text, thought, calls and the reason of its end; not ids, and not when it was."""
-    said = read(whole(content="a", reasoning_content="b", tool_calls=[CALL]))
-    assert (read(other) == said) is equal
-    assert length(said) == len("ab") + len("now{}")
+    said = read_choices(whole(content="a", reasoning_content="b", tool_calls=[CALL]))
+    assert (read_choices(other) == said) is equal
+    assert text_length(said) == len("ab") + len("now{}")
 
 
 @pytest.mark.parametrize("broken", [b"", b"[]", b'{"error": {}}', b'data: {"choices": []}\n\n', b"data: {\n\n"])
 def test_what_is_no_answer_is_not_read(broken: bytes) -> None:
     """A stream without its end is none."""
     with pytest.raises((ValueError, KeyError, TypeError)):
-        read(broken)
+        read_choices(broken)
 
 
 # with a real systemd and real models
@@ -437,7 +441,7 @@ def test_the_candidate_is_asked_its_share_and_the_clients_see_nothing(live: Box)
         found = [one for one in seen.new() if one.is_mirrored]
         asked = len(found) + dropped(live)
         spread = 3.9 * math.sqrt(requests * share * (1 - share))  # one run in 10,000 lies beyond
-        assert abs(asked - requests * share) <= spread + mirrors.AT_ONCE, (len(found), asked)
+        assert abs(asked - requests * share) <= spread + module.AT_ONCE, (len(found), asked)
         assert len(found) > asked / 2
         assert {one.status for one in found} == {200}
         assert all(one.first is None or one.first <= one.seconds for one in found)
@@ -460,7 +464,7 @@ def test_a_candidate_that_hangs_or_dies_delays_and_breaks_nothing(live: Box) -> 
         try:
             before = dropped(live)
             assert ask(live, 30) == plain
-            assert dropped(live) >= before + 30 - mirrors.AT_ONCE
+            assert dropped(live) >= before + 30 - module.AT_ONCE
         finally:
             kill(worker.pid)
         assert ask(live, 30) == plain
