@@ -1,13 +1,14 @@
-"""The controller: one command moves every client to a new model version, and loses nothing.
+"""The controller: `glmctl` moves every client of a model server to a new version without losing a request.
 
 1. The listening socket is never closed. systemd holds it; processes come and go.
-2. Not ready, no traffic. A generation accepts nothing until it has said READY=1.
-3. One truth, one rename. The symlink `live` names the slot that serves; cutover renames it, and nothing else decides.
-4. A request ends where it began; a connection changes hands between requests.
-5. Nothing is lost, and it can be proved: accepted = completed + failed + client-aborted + in flight.
-6. The old version stays warm until the new one has earned its place. Rollback is the same rename backwards.
-7. A crash at any step leaves one version serving, and the next call ends cleanly what was interrupted.
+2. A generation serves clients only after READY=1, and sends it when all its workers have loaded the model, warmed up
+   and passed the release's checks.
+3. The symlink `live` alone decides which slot serves. Cutover is one atomic rename of it.
+4. A request is answered by the process that received it. A connection is handed over between two requests.
+5. No request is lost, and the receipt proves it: accepted = completed + failed + client-aborted + in flight.
+6. The old version stays loaded until the new one was watched under load. Rollback is the rename back.
+7. A crash at any step leaves one version serving. The next `glmctl` command ends the interrupted rollout.
 
-This package imports no torch and no Starlette; it meets the server in files and sockets only (CONTRIBUTING,
-"Contracts"). The place to begin reading is `rollout.py`.
+This package imports neither torch nor Starlette. It shares files and sockets with the server, in the formats of
+`service/contract`. Begin with `rollout/rollout.py`; `cli.py` lists the verbs.
 """

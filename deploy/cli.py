@@ -1,4 +1,4 @@
-"""glmctl: the table of contents of its verbs, and the edge where errors are printed once."""
+"""The entry point of glmctl: the list of its verbs, and the one place where errors are printed."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from types import FrameType
 import click
 
 from deploy.commands import (
-    canary,
+    abort,
     demo,
     deploy,
     doctor,
     history,
     install,
+    promote,
     release,
     reload,
     retire,
@@ -31,28 +32,35 @@ from deploy.errors import GlmError
 @click.version_option(package_name="glm-handover", prog_name="glmctl")
 @shared
 def glmctl(options: Options) -> None:
-    """Update a model server without anyone noticing.
+    """Move every client of a model server to a new version, without losing a request.
 
     \b
     A first rollout:
-      glmctl install --user                     our units, once
+      glmctl install --user                      install the units, once
+      systemctl --user enable --now glm.target   listen on 127.0.0.1:8000
       glmctl release add ./my-checkpoint --version 1.0.0
-      glmctl deploy 1.0.0                       starts it and goes live
-      glmctl deploy 1.1.0                       every client moves over, none notices
-      glmctl rollback                           and back, at once while the old one is warm
+      glmctl deploy 1.0.0                        load it and make it live
+      glmctl deploy 1.1.0                        move every client to 1.1.0
+      glmctl rollback                            move every client back
 
     \b
-    Exit codes: 0 done; 1 unexpected; 2 usage; 3 refused by preflight, nothing was touched; 4 the candidate did
-    not become ready, live untouched; 5 rolled back; 6 done, but the drain deadline cut requests; 7 another
-    rollout holds the lock.
-    """  # noqa: D301  (click reads \b as "keep these lines")
+    Exit codes:
+      0  done
+      1  unexpected error
+      2  usage error
+      3  refused by preflight; nothing was changed
+      4  the candidate did not become ready; the live slot was not touched
+      5  rolled back
+      6  done, but the drain deadline cut requests
+      7  another rollout holds the lock
+    """  # noqa: D301  (\b keeps line breaks)
 
 
 for verb in (
     release.release,
     deploy.deploy,
-    canary.promote,
-    canary.abort,
+    promote.promote,
+    abort.abort,
     rollback.rollback,
     reload.reload,
     retire.retire,
@@ -67,33 +75,33 @@ for verb in (
 
 
 def main() -> None:
-    """Run glmctl; every error leaves as one line with a hint, and a code that says what it means."""
+    """Run glmctl. Every error is printed as one line with a hint, and has its exit code."""
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)
     options = Options()
     try:
         status = glmctl.main(standalone_mode=False, obj=options)
     except click.exceptions.Abort:
-        status = _tell(options, "interrupted", None, 130)
+        status = _fail(options, "interrupted", None, 130)
     except KeyboardInterrupt:
-        status = _tell(options, "interrupted", "the next glmctl call ends what was begun", 130)
+        status = _fail(options, "interrupted", "the next glmctl command ends the rollout", 130)
     except click.ClickException as error:
-        if "--json" in sys.argv:  # it may not have been read yet
-            click.echo(_document(error.format_message(), "`--help` tells", error.exit_code))
+        if "--json" in sys.argv:  # a usage error may come before the option was parsed
+            click.echo(_document(error.format_message(), "see `glmctl --help`", error.exit_code))
         error.show()
         status = error.exit_code
     except GlmError as error:
-        status = _tell(options, str(error), error.hint, error.exit_code)
+        status = _fail(options, str(error), error.hint, error.exit_code)
     except BrokenPipeError:
         status = 1
     except OSError as error:
-        status = _tell(
-            options, f"{error.filename or 'the system'}: {error.strerror}", "`glmctl doctor` looks closer", 1
+        status = _fail(
+            options, f"{error.filename or 'the system'}: {error.strerror}", "`glmctl doctor` checks the host", 1
         )
     sys.exit(status if isinstance(status, int) else 0)
 
 
-def _tell(options: Options, message: str, hint: str | None, code: int) -> int:
+def _fail(options: Options, message: str, hint: str | None, code: int) -> int:
     options.display.close()
     if options.json:
         click.echo(_document(message, hint, code))

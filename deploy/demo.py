@@ -1,4 +1,4 @@
-"""The whole thing on this machine, with two small models that answer truly, and nothing installed."""
+"""A rollout under load in a private service manager, with two small trained models."""
 
 from __future__ import annotations
 
@@ -19,63 +19,63 @@ from deploy.errors import GlmError
 from deploy.rollout.slot_client import data_url
 from deploy.systemd.sandbox import Sandbox
 
-_WARM = 2.0  # seconds of load before the rollout, so that there are connections to move
+_LOAD_BEFORE = 2.0  # seconds of load before the rollout, so that there are connections to hand over
 _RELEASES = Path(__file__).resolve().parent.parent / "service" / "demo_models" / "shapes" / "releases"
-_BEFORE, _AFTER = "1.0.0", "1.1.0"  # the first knows colours, the second colours and shapes
+_BEFORE, _AFTER = "1.0.0", "1.1.0"  # trained on colours; on colours and shapes
 _PICTURES = ("red circle", "blue square", "yellow triangle", "green circle")
 _QUESTION = "What is in this picture?"
 
 
 class Demo:
-    """Plays a rollout under load; every step is a command that a person could type."""
+    """Runs a rollout under load. Every step is a command line that is printed before it runs."""
 
     def __init__(self, box: Sandbox, scratch: Path) -> None:
         self._box = box
         self._scratch = scratch
 
-    def play(self, *, watched: bool) -> bool:
-        """Go live with 1.0.0, deploy 1.1.0 under load; whether nothing was lost.
+    def play(self, *, interactive: bool) -> bool:
+        """Make 1.0.0 live and deploy 1.1.0 under load; returns whether no request was lost.
 
-        When it is `watched`, the page is up before the upgrade, which then waits for a key.
+        If `interactive`, the page is started and a key press is awaited before the deploy. Raises GlmError.
         """
         for version in (_BEFORE, _AFTER):
-            self._do(f"glmctl release add {_RELEASES / version}")
-        self._do(f"glmctl deploy {_BEFORE}")
-        for thing in _PICTURES:
-            self._do(f"python -m service.demo_models.shapes {_file(thing)} --draw {thing}")
-        self._ask(_PICTURES[0])
-        if watched:
+            self._run(f"glmctl release add {_RELEASES / version}")
+        self._run(f"glmctl deploy {_BEFORE}")
+        for drawing in _PICTURES:
+            self._run(f"python -m service.demo_models.shapes {_file(drawing)} --draw {drawing}")
+        self._print_answer(_PICTURES[0])
+        if interactive:
             self._show_page()
         report = self._scratch / "load.json"
-        load = self._begin(
+        load = self._start(
             f"python -m deploy.loadtest {self._box.addresses.listen} --seconds 600 --think 0.05 --json {report}"
         )
         try:
-            time.sleep(_WARM)
-            self._do(f"glmctl deploy {_AFTER} --bake 3s")
-            self._ask(_PICTURES[0])
+            time.sleep(_LOAD_BEFORE)
+            self._run(f"glmctl deploy {_AFTER} --bake 3s")
+            self._print_answer(_PICTURES[0])
         finally:
             load.send_signal(signal.SIGTERM)
             load.wait()
-        self._do("glmctl status")
+        self._run("glmctl status")
         return self._verdict(json.loads(report.read_text()))
 
     def stay(self) -> None:
-        """Keep everything up until Ctrl-C."""
+        """Print the addresses and wait for Ctrl-C."""
         address = self._box.addresses
         click.echo(
-            f"\n  Ask again on the page with {_file(_PICTURES[0])}: now it says the shape too."
+            f"\n  Ask again on the page with {_file(_PICTURES[0])}: the answer now names the shape, too."
             f"\n\n  service   http://{address.listen}/v1   (OpenAI-compatible)"
             f"\n  page      http://{address.ui}"
             f"\n  pictures  {self._scratch}"
             f"\n  log       {self._box.log}"
-            "\n  in another terminal, to go back to colours alone:"
+            "\n  to go back to 1.0.0, in another terminal:"
             f"\n            export XDG_RUNTIME_DIR={self._box.env['XDG_RUNTIME_DIR']}"
             f" XDG_CONFIG_HOME={self._box.env['XDG_CONFIG_HOME']}"
             f" XDG_DATA_HOME={self._box.env['XDG_DATA_HOME']}"
             f" XDG_STATE_HOME={self._box.env['XDG_STATE_HOME']} GLM_USER=1"
             f"\n            {Path(sys.executable).with_name('glmctl')} rollback"
-            "\n\n  Ctrl-C ends it, and nothing is left behind."
+            "\n\n  Ctrl-C stops and removes everything."
         )
         try:
             signal.pause()
@@ -83,18 +83,18 @@ class Demo:
             click.echo()
 
     def _show_page(self) -> None:
-        self._do("systemctl --user start glm-ui.service")
+        self._run("systemctl --user start glm-ui.service")
         click.echo(
             f"\n  Open      http://{self._box.addresses.ui}"
-            f"\n  upload    {self._scratch / _file(_PICTURES[0])}   (or another from there, or your own)"
+            f"\n  upload    {self._scratch / _file(_PICTURES[0])}   (or another picture)"
             f"\n  and ask   {_QUESTION}"
-            f"\n\n  {_BEFORE} knows colours alone. Keep the page open and ask again after the upgrade."
+            f"\n\n  {_BEFORE} names colours only. Keep the page open and ask again after the deploy."
         )
-        click.pause("  Press any key to upgrade under load …")
+        click.pause(f"  Press any key to start the load and deploy {_AFTER} …")
 
-    def _ask(self, thing: str) -> None:
-        """Show the live version a picture and print what it says of it; raises GlmError."""
-        picture = {"type": "image_url", "image_url": {"url": data_url(self._scratch / _file(thing))}}
+    def _print_answer(self, drawing: str) -> None:
+        """Ask the live version about a picture and print its answer; raises GlmError."""
+        picture = {"type": "image_url", "image_url": {"url": data_url(self._scratch / _file(drawing))}}
         message = {"role": "user", "content": [picture, {"type": "text", "text": _QUESTION}]}
         try:
             response = httpx.post(
@@ -104,10 +104,10 @@ class Demo:
                 trust_env=False,
             ).raise_for_status()
         except httpx.HTTPError as error:
-            raise GlmError(f"the live version does not answer: {error}", hint=f"the log: {self._save_log()}") from error
-        said = response.json()["choices"][0]["message"]["content"].strip()
-        click.secho(f"\n{_file(thing)}: {_QUESTION}", bold=True)
-        click.echo(f"{response.headers['x-model-version']} says: {said}")
+            raise GlmError(f"the live version did not answer: {error}", hint=f"the log: {self._save_log()}") from error
+        answer = response.json()["choices"][0]["message"]["content"].strip()
+        click.secho(f"\n{_file(drawing)}: {_QUESTION}", bold=True)
+        click.echo(f"{response.headers['x-model-version']}: {answer}")
 
     def _verdict(self, load: dict[str, Any]) -> bool:
         history = subprocess.run(
@@ -117,7 +117,7 @@ class Demo:
         good = bool(load["lost"] == 0 and receipt["lost"] == 0 and receipt["adds_up"])
         click.secho(
             f"\nThe clients sent {load['sent']} requests and lost {load['lost']}."
-            f" The longest pause that one of them saw was {load['longest_pause_ms']:.0f} ms.",
+            f" The longest pause of a client was {load['longest_pause_ms']:.0f} ms.",
             bold=True,
             fg="green" if good else "red",
         )
@@ -125,12 +125,12 @@ class Demo:
             click.echo(f"  lost: {loss}")
         return good
 
-    def _do(self, command: str) -> None:
-        """Type a command and show what it says; raises GlmError if it fails."""
-        if self._begin(command).wait() != 0:
+    def _run(self, command: str) -> None:
+        """Print a command and run it to its end; raises GlmError if it fails."""
+        if self._start(command).wait() != 0:
             raise GlmError(f"{command} failed", hint=f"the log: {self._save_log()}")
 
-    def _begin(self, command: str) -> subprocess.Popen[bytes]:
+    def _start(self, command: str) -> subprocess.Popen[bytes]:
         click.secho(f"\n$ {command.replace(f'{self._scratch}/', '')}", bold=True)
         argv = shlex.split(command)
         if argv[0] == "python":
@@ -143,16 +143,16 @@ class Demo:
         return kept
 
 
-def _file(thing: str) -> str:
-    return f"{thing.replace(' ', '-')}.png"
+def _file(drawing: str) -> str:
+    return f"{drawing.replace(' ', '-')}.png"
 
 
 def run(*, once: bool) -> bool:
-    """Play the demo; whether nothing was lost."""
-    click.echo("Starting a private systemd user manager: nothing is installed, and nothing will be left behind.")
+    """Run the demo; returns whether no request was lost."""
+    click.echo("Starting a private systemd user manager. Nothing is installed, and nothing is left behind.")
     with Sandbox() as box, tempfile.TemporaryDirectory(prefix="glm-demo-") as scratch:
         demo = Demo(box, Path(scratch))
-        good = demo.play(watched=not once)
+        good = demo.play(interactive=not once)
         if not once:
             demo.stay()
         return good

@@ -1,4 +1,4 @@
-"""glmctl as a person types it, on a host without a service manager: plain facts, right codes, never a traceback."""
+"""glmctl on a host without a service manager: its messages and exit codes; never a traceback."""
 
 from __future__ import annotations
 
@@ -16,16 +16,17 @@ from tests.box import CODE
 
 VERBS = (
     "release add", "release list", "release verify", "release remove", "release prune", "release",
-    "deploy", "rollback", "reload", "status", "history", "doctor", "install", "demo", "sandbox",
+    "deploy", "promote", "abort", "rollback", "reload", "retire", "status", "history", "doctor", "install", "demo",
+    "sandbox",
 )  # fmt: skip
 EXAMPLES = {
     "": ("glmctl install --user", "glmctl release add ./my-checkpoint --version 1.0.0", "glmctl deploy 1.0.0 "),
-    "release add": ('[{"name": "red", "image": "red.png", "question": "Which colour?", "answer": "red", ',),
+    "release add": ('[{"name": "red", "image": "red.png",', '"question": "Which colour?", "answer": "red", '),
     "sandbox": ("glmctl sandbox -- bash", "glmctl sandbox -- sh -c '"),
 }
 
 
-# glmctl, imported once and forked for every call: a process of its own each time, without the half second of imports.
+# Imports glmctl once and forks for every call, which saves half a second of imports each time.
 _GLMCTL = """
 import json, os, sys, traceback
 from deploy.cli import main
@@ -60,7 +61,7 @@ for line in sys.stdin:
 
 @pytest.fixture(scope="module")
 def glmctl() -> Iterator[subprocess.Popen[str]]:
-    """The process that is forked for every call."""
+    """The process that forks for every call."""
     with subprocess.Popen(
         [sys.executable, "-c", _GLMCTL], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=CODE
     ) as process:
@@ -70,8 +71,8 @@ def glmctl() -> Iterator[subprocess.Popen[str]]:
         process.wait(10)
 
 
-class Person:
-    """Somebody with an account on a host, and nothing installed."""
+class Account:
+    """A user account on a host on which nothing is installed."""
 
     def __init__(self, home: Path, glmctl: subprocess.Popen[str]) -> None:
         self.home = home
@@ -90,10 +91,8 @@ class Person:
             "COLUMNS": "200",
         }
 
-    def types(
-        self, *words: str, expect: int | None = None, uid: int = 0, **env: str
-    ) -> subprocess.CompletedProcess[str]:
-        """Run glmctl; whatever comes of it, it is no traceback."""
+    def run(self, *words: str, expect: int | None = None, uid: int = 0, **env: str) -> subprocess.CompletedProcess[str]:
+        """Run glmctl; fails on a traceback, or if the exit code is not `expect`."""
         out, err = self.home.with_name("out"), self.home.with_name("err")
         call = {"words": words, "env": self.env | env, "out": str(out), "err": str(err), "uid": uid}
         assert self._glmctl.stdin is not None
@@ -106,23 +105,28 @@ class Person:
         assert expect is None or done.returncode == expect, (done.returncode, done.stdout, done.stderr)
         return done
 
-    def gets(self, *words: str, expect: int, uid: int = 0) -> Any:
-        """Run glmctl with --json; stdout is one document and nothing else."""
-        return json.loads(self.types(*words, "--json", expect=expect, uid=uid).stdout)
+    def run_json(self, *words: str, expect: int, uid: int = 0) -> Any:
+        """Run glmctl with --json and return its document; stdout must hold nothing else."""
+        return json.loads(self.run(*words, "--json", expect=expect, uid=uid).stdout)
 
 
 @pytest.fixture
-def person(tmp_path: Path, glmctl: subprocess.Popen[str]) -> Person:
-    return Person(tmp_path / "home", glmctl)
+def account(tmp_path: Path, glmctl: subprocess.Popen[str]) -> Account:
+    return Account(tmp_path / "home", glmctl)
 
 
 @pytest.mark.parametrize("verb", ["", *VERBS])
-def test_help(person: Person, verb: str) -> None:
-    """Every verb explains itself, and examples are printed line by line as they stand in the source."""
-    done = person.types(*verb.split(), "--help", expect=0)
+def test_help(account: Account, verb: str) -> None:
+    """The help of every verb fits 80 columns, and its examples keep their lines."""
+    done = account.run(*verb.split(), "--help", expect=0, COLUMNS="80")
     assert done.stdout.startswith(f"Usage: glmctl {verb}".rstrip())
     assert "\\b" not in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= 80
+    summaries = done.stdout.partition("Commands:")[2].splitlines()
+    assert not any(line.endswith("...") for line in summaries), "a summary was cut off"
     lines = [line.strip() for line in done.stdout.splitlines()]
+    if verb != "release":
+        assert any(line.startswith(f"glmctl {verb}".rstrip()) for line in lines), "an example is missing"
     for example in EXAMPLES.get(verb, ()):
         assert any(line.startswith(example) for line in lines), example
 
@@ -148,85 +152,85 @@ def test_help(person: Person, verb: str) -> None:
         "sandbox",
     ],
 )
-def test_usage_errors(person: Person, words: str) -> None:
-    """What was mistyped ends with 2, says what was wrong on stderr, and touches nothing."""
-    done = person.types(*words.split(), expect=2)
+def test_usage_errors(account: Account, words: str) -> None:
+    """A usage error has exit code 2 and a message on stderr, and changes nothing."""
+    done = account.run(*words.split(), expect=2)
     assert "Error: " in done.stderr
     assert done.stdout == ""
-    assert [path.name for path in person.home.iterdir()] == ["run"]
+    assert [path.name for path in account.home.iterdir()] == ["run"]
 
 
 @pytest.mark.parametrize("words", ["deploy", "deploy 1.0.0 --bake soon", "frobnicate", "install --listen nonsense"])
-def test_usage_errors_in_json(person: Person, words: str) -> None:
-    """A program that asks for JSON gets a document for usage errors too."""
-    error = json.loads(person.types("--json", *words.split(), expect=2).stdout)["error"]
+def test_usage_errors_in_json(account: Account, words: str) -> None:
+    """With --json, usage errors are a JSON document, too."""
+    error = json.loads(account.run("--json", *words.split(), expect=2).stdout)["error"]
     assert error["exit_code"] == 2
     assert error["message"]
 
 
 @pytest.mark.parametrize("words", ["deploy 1.0.0", "deploy 1.0.0 --dry-run", "reload"])
-def test_without_units_nothing_is_begun(person: Person, words: str) -> None:
-    """Without our units a rollout is refused with 3, a reason and a hint; in words and in JSON."""
-    done = person.types(*words.split(), expect=3)
+def test_rollouts_need_units(account: Account, words: str) -> None:
+    """Without installed units a rollout is refused with exit code 3, a reason and a hint, as text and as JSON."""
+    done = account.run(*words.split(), expect=3)
     assert "glmctl: " in done.stderr
     assert "install" in done.stderr
     assert done.stdout == ""
-    error = person.gets(*words.split(), expect=3)["error"]
+    error = account.run_json(*words.split(), expect=3)["error"]
     assert error["exit_code"] == 3
     assert error["message"]
     assert error["hint"]
-    assert not (person.root / "live").is_symlink()
+    assert not (account.root / "live").is_symlink()
 
 
-def test_refusals_stand_in_the_history(person: Person) -> None:
-    """A deploy that preflight refused is told by history, and is not under way for ever."""
-    person.types("deploy", "1.0.0", expect=3)
-    (record,) = person.gets("history", expect=0)["rollouts"]
+def test_refusals_are_recorded(account: Account) -> None:
+    """A deploy that preflight refused is in the history, with an outcome."""
+    account.run("deploy", "1.0.0", expect=3)
+    (record,) = account.run_json("history", expect=0)["rollouts"]
     assert (record["version"], record["outcome"]) == ("1.0.0", "refused")
-    assert record["id"] in person.types("history", expect=0).stdout
-    assert person.gets("history", record["id"], expect=0)["id"] == record["id"]
-    assert person.types("history", "nonsense", expect=3).stderr.startswith("glmctl: there is no rollout nonsense")
-    assert person.gets("status", expect=0)["rollout"]["outcome"] == "refused"
+    assert record["id"] in account.run("history", expect=0).stdout
+    assert account.run_json("history", record["id"], expect=0)["id"] == record["id"]
+    assert account.run("history", "nonsense", expect=3).stderr.startswith("glmctl: there is no rollout nonsense")
+    assert account.run_json("status", expect=0)["rollout"]["outcome"] == "refused"
 
 
-def test_nothing_to_go_back_to(person: Person) -> None:
+def test_rollback_needs_a_previous_version(account: Account) -> None:
     """On an empty host a rollback is refused."""
-    assert "nothing to go back to" in person.types("rollback", expect=3).stderr
+    assert "nothing to go back to" in account.run("rollback", expect=3).stderr
 
 
-def test_empty_host_can_be_looked_at(person: Person) -> None:
-    """Looking needs no units, no root and no manager, and creates none."""
-    status = person.gets("status", expect=0)
+def test_reading_an_empty_host(account: Account) -> None:
+    """Reading verbs need no units, root or manager, and create nothing."""
+    status = account.run_json("status", expect=0)
     assert status["live"] is None
     assert status["rollout"] is None
     assert {slot["state"] for slot in status["slots"].values()} == {"empty"}
     assert set(status["slots"]) == {"blue", "green"}
     assert {"version", "state", "gate", "generation", "in_flight"} <= set(status["slots"]["blue"])
-    assert person.gets("release", "list", expect=0) == {"releases": []}
-    assert person.gets("history", expect=0) == {"rollouts": []}
-    assert "no releases yet" in person.types("release", "list", expect=0).stdout
-    assert "empty" in person.types("status", expect=0).stdout
-    assert [path.name for path in person.home.iterdir()] == ["run"]
+    assert account.run_json("release", "list", expect=0) == {"releases": []}
+    assert account.run_json("history", expect=0) == {"rollouts": []}
+    assert "no releases yet" in account.run("release", "list", expect=0).stdout
+    assert "empty" in account.run("status", expect=0).stdout
+    assert [path.name for path in account.home.iterdir()] == ["run"]
 
 
-def test_doctor_says_what_is_missing(person: Person) -> None:
-    """An examination that finds something ends with 1, and each finding says how to fix it."""
-    findings = person.gets("doctor", expect=1)["findings"]
-    assert any(not one["good"] and one["fix"] for one in findings)
-    assert "BAD" in person.types("doctor", expect=1).stdout
+def test_doctor_names_a_fix(account: Account) -> None:
+    """With a bad finding, doctor has exit code 1, and the finding has a fix."""
+    findings = account.run_json("doctor", expect=1)["findings"]
+    assert any(not finding["good"] and finding["fix"] for finding in findings)
+    assert "BAD" in account.run("doctor", expect=1).stdout
 
 
-def test_global_options_before_and_after_the_verb(person: Person, tmp_path: Path) -> None:
-    """--root, --user and --json mean the same wherever they stand, and so do their environment variables."""
+def test_global_options_before_and_after_the_verb(account: Account, tmp_path: Path) -> None:
+    """--root, --user and --json have the same effect before and after the verb, and as environment variables."""
     other = tmp_path / "other"
     (other / "releases/9.9").mkdir(parents=True)
     manifest = {"version": "9.9", "created_at": "2025-01-01T00:00:00+00:00", "files": []}
     (other / "releases/9.9/release.json").write_text(json.dumps(manifest))
     shown = [
-        person.types("--user", "--root", str(other), "--json", "release", "list", expect=0, GLM_USER="").stdout,
-        person.types("release", "list", "--json", "--root", str(other), "--user", expect=0, GLM_USER="0").stdout,
-        person.types("--json", "release", "list", expect=0, GLM_ROOT=str(other)).stdout,
-        person.types("--root", str(other), "release", "list", "--json", expect=0, GLM_ROOT="/nowhere").stdout,
+        account.run("--user", "--root", str(other), "--json", "release", "list", expect=0, GLM_USER="").stdout,
+        account.run("release", "list", "--json", "--root", str(other), "--user", expect=0, GLM_USER="0").stdout,
+        account.run("--json", "release", "list", expect=0, GLM_ROOT=str(other)).stdout,
+        account.run("--root", str(other), "release", "list", "--json", expect=0, GLM_ROOT="/nowhere").stdout,
     ]
     assert len(set(shown)) == 1
     (release,) = json.loads(shown[0])["releases"]
@@ -234,44 +238,44 @@ def test_global_options_before_and_after_the_verb(person: Person, tmp_path: Path
     assert set(release) == {"version", "path", "size", "created_at", "slots"}
 
 
-def test_relative_root_is_taken_from_here(person: Person, tmp_path: Path) -> None:
-    """A root given relative to the working directory is that directory."""
+def test_relative_root(account: Account, tmp_path: Path) -> None:
+    """A relative root is relative to the working directory."""
     done = subprocess.run(
-        ["glmctl", "--root", "here", "deploy", "1"], env=person.env, cwd=tmp_path, capture_output=True, timeout=30
+        ["glmctl", "--root", "here", "deploy", "1"], env=account.env, cwd=tmp_path, capture_output=True, timeout=30
     )
     assert done.returncode == 3
     assert not (tmp_path / "here").exists()
 
 
-def test_garbage_in_the_history_is_passed_over(person: Person) -> None:
-    """A damaged journal keeps nobody from looking or working."""
-    person.history.mkdir(parents=True)
+def test_damaged_records_are_skipped(account: Account) -> None:
+    """Damaged records do not hinder other verbs."""
+    account.history.mkdir(parents=True)
     for number, content in enumerate([b"", b"{", b"\xff\xfe", b"[]", b'{"id": 1}', b"null"], start=1):
-        (person.history / f"20250101-000000-{number:02}.json").write_bytes(content)
-    (person.history / "20250101-000000-99.json").mkdir()
-    assert person.gets("history", expect=0) == {"rollouts": []}
-    assert person.gets("status", expect=0)["rollout"] is None
-    person.types("deploy", "1.0.0", expect=3)
-    assert len(person.gets("history", expect=0)["rollouts"]) == 1
+        (account.history / f"20250101-000000-{number:02}.json").write_bytes(content)
+    (account.history / "20250101-000000-99.json").mkdir()
+    assert account.run_json("history", expect=0) == {"rollouts": []}
+    assert account.run_json("status", expect=0)["rollout"] is None
+    account.run("deploy", "1.0.0", expect=3)
+    assert len(account.run_json("history", expect=0)["rollouts"]) == 1
 
 
-def test_garbage_in_the_runtime_directory_is_passed_over(person: Person) -> None:
-    """State files that a full disk or a crash left half written keep nobody from looking."""
-    directory = person.home / "run/glm/blue/1"
+def test_damaged_state_files_are_skipped(account: Account) -> None:
+    """Truncated state files do not hinder `status`."""
+    directory = account.home / "run/glm/blue/1"
     directory.mkdir(parents=True)
     (directory / "generation.json").write_text("{")
     (directory / "17.json").write_text("[]")
-    (person.home / "run/glm/blue/2").write_text("")
-    (person.home / "run/glm/green").write_text("")
-    assert person.gets("status", expect=0)["slots"]["blue"]["generation"] is None
+    (account.home / "run/glm/blue/2").write_text("")
+    (account.home / "run/glm/green").write_text("")
+    assert account.run_json("status", expect=0)["slots"]["blue"]["generation"] is None
 
 
 @pytest.mark.parametrize("links", ["file", "directory", "loop", "foreign", "dangling"])
-def test_garbage_in_the_root_is_said_or_passed_over(person: Person, links: str) -> None:
-    """Whatever lies where `live` and the slots should be, status answers and a deploy is refused."""
-    person.root.mkdir(parents=True)
+def test_wrong_links_in_the_root(account: Account, links: str) -> None:
+    """With anything else in place of the links `live`, `blue` and `green`, status works and a deploy is refused."""
+    account.root.mkdir(parents=True)
     for name in ("live", "blue", "green"):
-        path = person.root / name
+        path = account.root / name
         match links:
             case "file":
                 path.write_text("")
@@ -279,15 +283,15 @@ def test_garbage_in_the_root_is_said_or_passed_over(person: Person, links: str) 
                 path.mkdir()
             case _:
                 path.symlink_to({"loop": name, "foreign": "/etc", "dangling": "releases/9"}[links])
-    assert person.gets("status", expect=0)["live"] is None
-    person.gets("release", "list", expect=0)
-    person.types("doctor", expect=1)
-    person.types("deploy", "1.0.0", expect=3)
+    assert account.run_json("status", expect=0)["live"] is None
+    account.run_json("release", "list", expect=0)
+    account.run("doctor", expect=1)
+    account.run("deploy", "1.0.0", expect=3)
 
 
 @pytest.mark.parametrize("root", ["a file", "/proc/nowhere", "/dev/null", "dangling"])
-def test_root_that_is_no_directory(person: Person, tmp_path: Path, root: str) -> None:
-    """A root where nothing can be kept is a plain fact: looking works, adding says why not."""
+def test_unusable_root(account: Account, tmp_path: Path, root: str) -> None:
+    """With a root that is not a directory, reading verbs work, and `release add` names the path and a hint."""
     path = Path(root) if root.startswith("/") else tmp_path / root
     if root == "a file":
         path.write_text("")
@@ -297,64 +301,64 @@ def test_root_that_is_no_directory(person: Person, tmp_path: Path, root: str) ->
     source.mkdir()
     (source / "config.json").write_text("{}")
     (source / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
-    person.types("status", "--root", str(path), expect=0)
-    person.types("release", "list", "--root", str(path), expect=0)
+    account.run("status", "--root", str(path), expect=0)
+    account.run("release", "list", "--root", str(path), expect=0)
     if root == "dangling":
-        return  # may be made
-    error = person.gets("release", "add", str(source), "--version", "1", "--root", str(path), expect=1)["error"]
+        return  # the directory can be created
+    error = account.run_json("release", "add", str(source), "--version", "1", "--root", str(path), expect=1)["error"]
     assert str(path) in error["message"]
     assert error["hint"]
 
 
-@pytest.mark.skipif(os.getuid() != 0, reason="only root can be somebody else")
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can change its uid")
 @pytest.mark.parametrize("unfinished", [False, True])
-def test_others_may_look(person: Person, tmp_path: Path, unfinished: bool) -> None:
-    """Who may read the journal may see the state of a host, also while or after somebody else's rollout."""
-    person.types("deploy", "1.0.0", expect=3)
-    (path,) = person.history.glob("*.json")
+def test_other_users_can_read(account: Account, tmp_path: Path, unfinished: bool) -> None:
+    """A user who may read the journal can see status and history, also with another user's unfinished rollout."""
+    account.run("deploy", "1.0.0", expect=3)
+    (path,) = account.history.glob("*.json")
     if unfinished:
         path.write_text(json.dumps(json.loads(path.read_text()) | {"outcome": None}))
     for directory in (tmp_path, *tmp_path.parents[:2]):
         directory.chmod(0o755)
-    assert person.gets("status", expect=0, uid=65534)["rollout"]["version"] == "1.0.0"
-    assert len(person.gets("history", expect=0, uid=65534)["rollouts"]) == 1
+    assert account.run_json("status", expect=0, uid=65534)["rollout"]["version"] == "1.0.0"
+    assert len(account.run_json("history", expect=0, uid=65534)["rollouts"]) == 1
 
 
-def test_unreadable_release_source(person: Person) -> None:
-    """A path that leads nowhere is refused and named."""
-    error = person.gets("release", "add", "/nowhere/at/all", expect=3)["error"]
+def test_unreadable_release_source(account: Account) -> None:
+    """A missing path is refused and named."""
+    error = account.run_json("release", "add", "/nowhere/at/all", expect=3)["error"]
     assert "/nowhere/at/all" in error["message"]
 
 
-def test_release_verbs(person: Person, tmp_path: Path) -> None:
-    """Add, list, verify, prune and remove: one document each on stdout, progress beside it."""
+def test_release_verbs(account: Account, tmp_path: Path) -> None:
+    """Add, list, verify, prune and remove print one JSON document each."""
     source = tmp_path / "checkpoint"
     source.mkdir()
     (source / "config.json").write_text("{}")
     (source / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
-    added = person.gets("release", "add", str(source), "-V", "1.0.0", expect=0)
+    added = account.run_json("release", "add", str(source), "-V", "1.0.0", expect=0)
     assert added["version"] == "1.0.0"
-    assert person.gets("release", "list", expect=0)["releases"] == [added]
-    assert person.gets("release", "verify", "1.0.0", expect=0) == added
-    assert person.gets("release", "add", str(source), "-V", "1.0.0", expect=3)["error"]["message"]
-    assert person.gets("release", "prune", "--keep", "1", expect=0) == {"removed": []}
-    assert person.gets("release", "remove", "1.0.0", expect=0) == {"removed": ["1.0.0"]}
-    assert person.gets("release", "remove", "1.0.0", expect=3)["error"]["exit_code"] == 3
+    assert account.run_json("release", "list", expect=0)["releases"] == [added]
+    assert account.run_json("release", "verify", "1.0.0", expect=0) == added
+    assert account.run_json("release", "add", str(source), "-V", "1.0.0", expect=3)["error"]["message"]
+    assert account.run_json("release", "prune", "--keep", "1", expect=0) == {"removed": []}
+    assert account.run_json("release", "remove", "1.0.0", expect=0) == {"removed": ["1.0.0"]}
+    assert account.run_json("release", "remove", "1.0.0", expect=3)["error"]["exit_code"] == 3
 
 
-def test_manager_that_cannot_be_reached_is_said(person: Person) -> None:
-    """With units written and no manager to run them, nobody is sent back to `install`, which says all is well."""
-    installed = person.types("install")
-    again = person.types("install")
-    deployed = person.types("deploy", "1.0.0", expect=3)
+def test_unreachable_service_manager(account: Account) -> None:
+    """With unit files but no service manager, the message does not claim that the units are not installed."""
+    installed = account.run("install")
+    again = account.run("install")
+    deployed = account.run("deploy", "1.0.0", expect=3)
     assert installed.returncode == again.returncode == 1
     assert "bus" in again.stderr
     assert "not installed" not in deployed.stderr
 
 
-def test_reader_that_leaves_is_no_error_to_show(person: Person) -> None:
-    """A pipe that is closed before all was written, as by `head`, ends glmctl quietly."""
+def test_closed_pipe(account: Account) -> None:
+    """If the reader closes the pipe early, as `head` does, glmctl prints no error."""
     done = subprocess.run(
-        ["sh", "-c", "glmctl --help | true"], env=person.env, capture_output=True, text=True, timeout=30
+        ["sh", "-c", "glmctl --help | true"], env=account.env, capture_output=True, text=True, timeout=30
     )
     assert done.stderr == ""

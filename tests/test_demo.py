@@ -1,4 +1,4 @@
-"""The demo is a promise too."""
+"""`glmctl demo`: a rollout under load in a private service manager."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import subprocess
 from tests.box import CODE
 
 
-def test_the_demo_plays_and_loses_nothing() -> None:
-    """`glmctl demo --once` ends by itself, with 0 only if the receipt shows nothing lost, and shows what changed."""
+def test_demo_loses_no_request() -> None:
+    """`glmctl demo --once` ends by itself, loses no request, and prints different answers of the two versions."""
     done = subprocess.run(["glmctl", "demo", "--once"], capture_output=True, text=True, timeout=180, cwd=CODE)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Nothing was lost" in done.stdout
     assert "requests and lost 0" in done.stdout
-    before, after = done.stdout.find("1.0.0 says: a red thing\n"), done.stdout.find("1.1.0 says: a red circle\n")
+    before, after = done.stdout.find("1.0.0: a red thing\n"), done.stdout.find("1.1.0: a red circle\n")
     assert 0 < before < after, done.stdout

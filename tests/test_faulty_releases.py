@@ -176,7 +176,7 @@ def test_without_analysis_only_death_is_a_reason(box: Box, tmp_path: Path, flag:
         flag.touch()
         out, _ = deploy.communicate(timeout=120)
     assert deploy.returncode == 0, out
-    assert "--max-p95 means nothing with --no-analysis" in out
+    assert "--max-p95 has no effect with --no-analysis" in out
     record = box.json("history")["rollouts"][-1]
     assert record["receipt"]["failed"] > 0
     assert record["analysis"] == []

@@ -1,4 +1,4 @@
-"""The timeline: what is done, under way and to come, for each kind of rollout and each way in which it may end."""
+"""The timeline of a rollout: phases that are done, running, failed or to come, for each kind and outcome."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from deploy.reports.timeline import stages
 
 
 def record(*phases: Phase, **more: Any) -> Record:
-    """A rollout that entered a phase every 10 s."""
+    """A rollout that entered one phase every 10 s."""
     plain: dict[str, Any] = {
         "id": "20260101-000000-01", "kind": "deploy", "version": "1.1.0", "slot": "green", "previous": "1.0.0",
         "previous_slot": "blue", "started_at": "2026-01-01T00:00:00.000+00:00",
@@ -29,7 +29,7 @@ CASES: dict[str, tuple[Record, Sequence[str]]] = {
         record("preflight", bake=60.0),
         ["● preflight", "· prepare", "· start", "· verify", "· cutover", "· bake", "· retire"],
     ),
-    "in the second step of three": (
+    "in the second of three canary steps": (
         record(*BEFORE, "canary", "canary", canary=[1, 10, 50], bake=60.0),
         [
             *(f"✓ {name}" for name in BEFORE),
@@ -51,7 +51,7 @@ CASES: dict[str, tuple[Record, Sequence[str]]] = {
         record("preflight", "prepare", "start", outcome="not ready"),
         ["✓ preflight", "✓ prepare", "✗ start"],
     ),
-    "on its way back": (
+    "rolling back": (
         record(*BEFORE, "cutover", "bake", "rollback"),
         [*(f"✓ {name}" for name in BEFORE), "✓ cutover", "✗ bake", "● rollback"],
     ),
@@ -59,7 +59,7 @@ CASES: dict[str, tuple[Record, Sequence[str]]] = {
         record(*BEFORE, "cutover", "bake", "rollback", outcome="rolled back"),
         [*(f"✓ {name}" for name in BEFORE), "✓ cutover", "✗ bake", "✓ rollback"],
     ),
-    "rolled back from another terminal": (
+    "rolled back by the operator": (
         record(*BEFORE, "cutover", "bake", outcome="rolled back"),
         [*(f"✓ {name}" for name in BEFORE), "✓ cutover", "✗ bake"],
     ),
@@ -72,22 +72,22 @@ MARKS = {"done": "✓", "running": "●", "failed": "✗", "to come": "·"}
 
 
 @pytest.mark.parametrize(("rollout", "expected"), CASES.values(), ids=CASES.keys())
-def test_order(rollout: Record, expected: Sequence[str]) -> None:
-    """Each phase once, in the order in which it comes."""
-    found = [f"{MARKS[one.state]} {one.name}" for one in stages(rollout)]
+def test_states_and_order(rollout: Record, expected: Sequence[str]) -> None:
+    """Every entered and planned phase is listed once, in order, with its state."""
+    found = [f"{MARKS[stage.state]} {stage.name}" for stage in stages(rollout)]
     assert found == list(expected)
 
 
-def test_a_phase_lasts_until_the_next_one() -> None:
-    """And the last one until the end; each canary step has its own verdict, and the bake has its."""
+def test_durations_and_verdicts() -> None:
+    """A phase lasts until the next one, the last until the end; canary steps and bake have their own verdicts."""
     verdicts = [Verdict(window="1 %"), Verdict(window="10 %"), Verdict(window="bake")]
     done = record(
         *BEFORE, "canary", "canary", "cutover", "bake", "retire",
         canary=[1, 10], step=9.0, bake=8.0, outcome="done", analysis=verdicts, ended_at="2026-01-01T00:01:23.000+00:00",
     )  # fmt: skip
     found = stages(done)
-    assert [one.seconds for one in found] == [10.0] * 8 + [3.0]
-    assert [one.verdict.window if one.verdict else None for one in found] == [
+    assert [stage.seconds for stage in found] == [10.0] * 8 + [3.0]
+    assert [stage.verdict.window if stage.verdict else None for stage in found] == [
         *[None] * 4, "1 %", "10 %", None, "bake", None,
     ]  # fmt: skip
-    assert [one.planned for one in found] == [*[None] * 4, 9.0, 9.0, None, 8.0, None]
+    assert [stage.planned for stage in found] == [*[None] * 4, 9.0, 9.0, None, 8.0, None]

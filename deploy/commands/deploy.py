@@ -8,24 +8,22 @@ from typing import get_args
 import click
 from click.core import ParameterSource
 
-from deploy.commands.options import Duration, Options, Shares, Step, shared
+from deploy.commands.options import Duration, Options, Shares, StepDuration, shared
 from deploy.errors import DrainCut, RolledBack
 from deploy.journal.journal import Journal, Strategy
 from deploy.policy import Policy
 from deploy.reports import report
-from deploy.rollout import preflight
-from deploy.rollout import weights as inplace
-from deploy.rollout.plan import Plan
-from deploy.rollout.rollout import deploy as roll_out
+from deploy.rollout import preflight, rollout, weights
+from deploy.rollout.plan import Context, Plan
 
 _LIMITS = ("max_error_rate", "max_p95", "max_ttft_p95")
-_HEEDED_BY = {
+_STRATEGIES = {
     "bake": {"overlap", "swap"},
     "keep_warm": {"overlap"},
     "deadline": {"swap"},
     **{limit: {"overlap", "swap"} for limit in _LIMITS},
 }
-"""Strategies for which an option means something, where that is not all of them."""
+"""Strategies in which an option has an effect; all, where it is not listed."""
 
 
 @click.command()
@@ -35,61 +33,81 @@ _HEEDED_BY = {
     type=click.Choice(get_args(Strategy)),
     default="overlap",
     show_default=True,
-    help="overlap: beside the old version. swap: after it left, where two do not fit; clients wait meanwhile. weights: "
-    "new weights into the running model, for a release of the same architecture.",
+    help="overlap: load VERSION beside the live version. swap: stop the live version first, where memory does not hold "
+    "two; clients wait meanwhile. weights: load its weights into the running processes; same architecture only.",
 )
 @click.option(
     "--canary",
     type=Shares(),
     default="",
-    metavar="PERCENT,…",
-    help="Shares of the requests that it answers before cutover: 10,50.",
+    help="Ascending shares of the requests for the candidate before the cutover, one step each.",
 )
 @click.option(
-    "--step", type=Step(), default="60s", show_default=True, help="How long each share holds; `pause`: until promote."
+    "--step",
+    type=StepDuration(),
+    metavar="DURATION|pause",
+    default="60s",
+    show_default=True,
+    help="Duration of each canary step. pause: until `glmctl promote`.",
 )
 @click.option(
     "--sticky",
     is_flag=False,
     flag_value="authorization",
     metavar="[HEADER]",
-    help="Requests with the same value of this header (Authorization) stay on one side for a step.",
+    help="During a canary step, requests with the same value of HEADER go to the same slot.  [HEADER: Authorization]",
 )
 @click.option(
     "--mirror",
     type=click.FloatRange(0, 100),
     default=0,
     metavar="PERCENT",
-    help="Ask the candidate this share of the live slot's requests too, compare the answers, throw them away.",
+    help="Send this share of the live slot's requests to the candidate too, and compare the responses. Clients never "
+    "get them.",
 )
 @click.option(
     "--analysis/--no-analysis",
     default=True,
-    help="Compare its errors and times with the live slot's, ask its checks again, and roll back if it is worse; "
-    "limits: glm.toml. Without: only its death is a reason to.",
+    help="Compare error rate and response times of the candidate with the live slot's, repeat its checks, and roll "
+    "back if it is worse. Limits: glm.toml. Without analysis, only a dead candidate is rolled back.",
 )
-@click.option("--max-error-rate", type=click.FloatRange(0, 100), metavar="PERCENT", help="Roll back above this.")
-@click.option("--max-p95", type=Duration(), help="Roll back when its slowest twentieth takes longer than this.")
-@click.option("--max-ttft-p95", type=Duration(), help="The same, until the first token.")
-@click.option("--bake", type=Duration(), default="60s", show_default=True, help="How long the old slot stays warm.")
+@click.option(
+    "--max-error-rate",
+    type=click.FloatRange(0, 100),
+    metavar="PERCENT",
+    help="Roll back if more of the candidate's requests fail.",
+)
+@click.option("--max-p95", type=Duration(), help="Roll back if the candidate's p95 response time is longer.")
+@click.option("--max-ttft-p95", type=Duration(), help="Roll back if the candidate's p95 time to first token is longer.")
+@click.option(
+    "--bake",
+    type=Duration(),
+    default="60s",
+    show_default=True,
+    help="How long the new version is watched, while the old one stays loaded.",
+)
 @click.option(
     "--keep-warm",
     type=Duration(),
     default="0s",
     show_default=True,
-    help="How long the old slot stays warm after that, unwatched, so that `rollback` is the rename.",
+    help="How long the old version stays loaded after the bake, for `glmctl rollback`.",
 )
-@click.option("--drain", type=Duration(), default="120s", show_default=True, help="How long it may finish requests.")
+@click.option(
+    "--drain",
+    type=Duration(),
+    default="120s",
+    show_default=True,
+    help="How long requests of the old version may take to finish; what still runs then is cut.",
+)
 @click.option(
     "--deadline",
     type=Duration(),
     default="10m",
     show_default=True,
-    help="swap: how long the new version may load before the old one is brought back.",
+    help="With --strategy swap: how long VERSION may take to load before the old version is loaded again.",
 )
-@click.option(
-    "--dry-run", is_flag=True, help="Check everything that can be checked, say what would be done, do nothing."
-)
+@click.option("--dry-run", is_flag=True, help="Run the preflight checks, print the result, change nothing.")
 @shared
 def deploy(
     options: Options,
@@ -109,36 +127,51 @@ def deploy(
     deadline: float,
     dry_run: bool,
 ) -> None:
-    """Move every client to VERSION, and lose nothing.
+    """Move every client to VERSION without losing a request.
 
-    preflight, prepare, start, verify, canary, cutover, bake, retire: the new version is loaded beside the old one, has
-    to prove itself, answers a share of the requests if you say so, gets every client by one rename, and is watched
-    while the old one stays warm. `glmctl promote` and `abort`, from another terminal, end a canary step; `glmctl
-    rollback` goes back at once while it bakes. The receipt at the end accounts for every request.
-    """
+    \b
+    Phases, in order:
+      preflight  check units, policy, disk, memory and the release's digests
+      prepare    point the slot that is not live (the candidate) to VERSION
+      vacate     with swap or weights: hold new requests, finish the others
+      start      load VERSION and run its checks
+      verify     repeat the checks over HTTP, through the candidate's socket
+      canary     with --canary or --mirror: send it a share of the requests
+      cutover    rename the symlink `live`; every client moves over
+      bake       watch the new version; the old one stays loaded
+      retire     let the old version finish its requests, and stop it
+
+    If the candidate fails or is worse than the live version, the rollout goes back by itself and exits with 4 or 5. In
+    another terminal, `glmctl promote` ends a canary step, `glmctl abort` the canary, and `glmctl rollback` the bake.
+    The receipt at the end accounts for every request. Nothing is done if VERSION is live already.
+
+    DURATION is a number of seconds, or 500ms, 60s, 10m, 2h.
+
+    \b
+    Examples:
+      glmctl deploy 1.1.0 --dry-run
+      glmctl deploy 1.1.0 --bake 10m
+      glmctl deploy 1.1.0 --canary 1,10,50 --step 5m
+      glmctl deploy 1.1.0 --strategy swap
+    """  # noqa: D301  (\b keeps line breaks)
     options.recover()
     context = options.context
     live = context.slots.live
-    if (
-        live
-        and context.slots.version(live) == version
-        and context.systemd.state(context.host.unit(live)).active == "active"
-    ):
-        options.show(
-            {"outcome": "unchanged", "version": version, "live": live}, f"{version} is live already, in {live}"
-        )
+    if live and context.slots.version(live) == version and _is_active(context, live):
+        document = {"outcome": "unchanged", "version": version, "live": live}
+        options.show(document, f"{version} is live already, in {live}")
         return
     if strategy != "overlap" and (canary or mirror):
-        raise click.UsageError(f"--strategy {strategy} has no second copy that could answer a share of the requests")
-    for option, why in _unheeded(strategy, analysis=analysis):
-        options.display.line(f"[yellow]note[/] {option} means nothing with {why}")
-    given = {
+        raise click.UsageError(f"--canary and --mirror need two loaded versions; --strategy {strategy} loads one")
+    for option, reason in _without_effect(strategy, analysis=analysis):
+        options.display.line(f"[yellow]note[/] {option} has no effect with {reason}")
+    limits = {
         "enabled": None if analysis else False,
         "max_error_rate": max_error_rate / 100 if max_error_rate else None,
         "max_p95": max_p95,
         "max_ttft_p95": max_ttft_p95,
     }
-    limits = Policy.of(options.host).analysis
+    given = {name: value for name, value in limits.items() if value is not None}
     plan = Plan(
         version,
         strategy=strategy,
@@ -150,23 +183,13 @@ def deploy(
         sticky=sticky,
         mirror=mirror,
         deadline=deadline,
-        analysis=limits.model_copy(update={name: value for name, value in given.items() if value is not None}),
+        analysis=Policy.of(context.host).analysis.model_copy(update=given),
     )
     if dry_run:
-        preflight.rehearse(context, plan)
-        if strategy == "weights":
-            inplace.require_possible(context, plan)
-            text = f"The weights of {version} could be put into the model in {live}. Nothing was touched."
-            options.show({"outcome": "dry run", "version": version, "slot": live, "live": live}, text)
-            return
-        old = f"; {context.slots.version(live)} in {live} would stay warm for {bake:g} s" if live else ""
-        options.show(
-            {"outcome": "dry run", "version": version, "slot": context.slots.idle, "live": live},
-            f"{version} could be deployed to {context.slots.idle}{old}. Nothing was touched.",
-        )
+        _rehearse(options, plan, live)
         return
     try:
-        record = roll_out(context, plan)
+        record = rollout.deploy(context, plan)
     except (DrainCut, RolledBack):
         last = Journal(context.host).last_of("deploy", version)
         if last and not options.json:
@@ -176,14 +199,33 @@ def deploy(
     options.show(record, report.text(record))
 
 
-def _unheeded(strategy: Strategy, *, analysis: bool) -> Iterator[tuple[str, str]]:
-    """Options that were given and will not matter, each with the one that it means nothing beside."""
-    ctx = click.get_current_context()
-    for option in ctx.command.params:
+def _is_active(context: Context, slot: str) -> bool:
+    return context.systemd.state(context.host.unit(slot)).active == "active"
+
+
+def _rehearse(options: Options, plan: Plan, live: str | None) -> None:
+    context = options.context
+    preflight.rehearse(context, plan)
+    if plan.strategy == "weights":
+        weights.require_possible(context, plan)
+        slot = live
+        text = f"The weights of {plan.version} could be put into the model in {live}."
+    else:
+        slot = context.slots.idle
+        old = f"; {context.slots.version(live)} in {live} would stay loaded for {plan.bake:g} s" if live else ""
+        text = f"{plan.version} could be deployed to {slot}{old}."
+    document = {"outcome": "dry run", "version": plan.version, "slot": slot, "live": live}
+    options.show(document, f"{text} Nothing was changed.")
+
+
+def _without_effect(strategy: Strategy, *, analysis: bool) -> Iterator[tuple[str, str]]:
+    """Yield the options on the command line that have no effect, each with the option that is the reason."""
+    command_line = click.get_current_context()
+    for option in command_line.command.params:
         name = option.name or ""
-        if ctx.get_parameter_source(name) is not ParameterSource.COMMANDLINE:
+        if command_line.get_parameter_source(name) is not ParameterSource.COMMANDLINE:
             continue
-        if strategy not in _HEEDED_BY.get(name, {strategy}):
+        if strategy not in _STRATEGIES.get(name, {strategy}):
             yield option.opts[0], f"--strategy {strategy}"
         elif name in _LIMITS and not analysis:
             yield option.opts[0], "--no-analysis"

@@ -11,14 +11,23 @@ from deploy.reports.doctor import examine
 @click.command()
 @shared
 def doctor(options: Options) -> None:
-    """Say what is wrong with this host and how to fix it; exit code 1 if anything is."""
+    """Check this host, and print what is wrong and how to fix it.
+
+    Checks the units, the public socket, the slot links, the live slot and the free disk space, in this order. Nothing
+    is changed. Exit code 1 if anything is wrong.
+
+    \b
+    Example:
+      glmctl doctor
+    """  # noqa: D301  (\b keeps line breaks)
     options.recover()
     findings = examine(options.context)
-    lines = [
-        f"{'ok  ' if one.good else 'BAD '} {one.what}" + (f"\n     {one.fix}" if one.fix else "") for one in findings
-    ]
-    options.show(
-        {"findings": [{"good": one.good, "what": one.what, "fix": one.fix} for one in findings]}, "\n".join(lines)
-    )
-    if not all(one.good for one in findings):
+    document = [{"good": finding.good, "what": finding.what, "fix": finding.fix} for finding in findings]
+    lines = []
+    for finding in findings:
+        lines.append(f"{'ok  ' if finding.good else 'BAD '} {finding.what}")
+        if finding.fix:
+            lines.append(f"     {finding.fix}")
+    options.show({"findings": document}, "\n".join(lines))
+    if not all(finding.good for finding in findings):
         raise click.exceptions.Exit(1)

@@ -7,21 +7,30 @@ import click
 from deploy.commands.options import Options, shared
 from deploy.errors import Refused
 from deploy.journal.journal import Journal
-from deploy.reports import history as chronicle
+from deploy.reports.history import details, listing
 
 
 @click.command()
 @click.argument("identifier", metavar="[ID]", required=False)
 @shared
 def history(options: Options, identifier: str | None) -> None:
-    """List past rollouts, or show one: its phases, how it was judged, and the account of its requests."""
+    """List past rollouts, or show one in full.
+
+    Without ID: one line for each rollout, newest last. With ID: its phases and their times, the metrics by which the
+    candidate was judged, the hooks that ran, and the receipt, which accounts for every request.
+
+    \b
+    Examples:
+      glmctl history
+      glmctl history 20261123-083203-01
+    """  # noqa: D301  (\b keeps line breaks)
     options.recover()
     records = Journal(options.host).records()
     if identifier is None:
-        text = chronicle.listing(records) if records else "no rollout yet"
+        text = listing(records) if records else "no rollout yet"
         options.show({"rollouts": [record.model_dump() for record in records]}, text)
         return
-    found = [record for record in records if record.id == identifier]
-    if not found:
+    record = next((record for record in records if record.id == identifier), None)
+    if record is None:
         raise Refused(f"there is no rollout {identifier}", hint="`glmctl history` lists them")
-    options.show(found[0], chronicle.text(found[0]))
+    options.show(record, details(record))

@@ -1,4 +1,4 @@
-"""glmctl release: import, list, verify, remove and prune releases."""
+"""glmctl release add, list, verify, remove and prune."""
 
 from __future__ import annotations
 
@@ -9,55 +9,76 @@ from pathlib import Path
 import click
 
 from deploy.commands.options import Options, shared
+from deploy.display import size
 from deploy.releases.store import Release
 
 
 @click.group()
 def release() -> None:
-    """Import checkpoints as releases, and look after them."""
+    """Import, list, verify and delete releases."""
 
 
 @release.command()
 @click.argument("path", type=click.Path(path_type=Path))
-@click.option("--version", "-V", help="Its name from now on; by default the directory's.")
-@click.option("--checks", type=click.Path(path_type=Path), help="Questions it must answer rightly; see above.")
-@click.option("--engine", type=click.Path(path_type=Path), help="Engine settings: device, dtype, max_new_tokens.")
+@click.option("--version", "-V", help="Name of the release.  [default: name of PATH]")
+@click.option("--checks", type=click.Path(path_type=Path), help="JSON file of checks.  [default: PATH/checks.json]")
+@click.option(
+    "--engine",
+    type=click.Path(path_type=Path),
+    help="JSON file of engine settings.  [default: PATH/engine.json]",
+)
 @shared
 def add(options: Options, path: Path, version: str | None, checks: Path | None, engine: Path | None) -> None:
-    """Import the checkpoint directory PATH as a release.
+    """Import a checkpoint directory as a release.
 
-    PATH is a directory as Hugging Face writes it: config.json, tokenizer, chat template, *.safetensors. A file that may
-    hold a pickle is refused by name. It is copied, hashed and published by one rename: interrupted, nothing is left.
+    PATH is a directory in the format of Hugging Face: config.json, tokenizer, chat template and *.safetensors. Files
+    that may hold a pickle are refused. The files are copied and hashed, and the release is published by one rename; an
+    interrupted import leaves nothing behind.
+
+    A release that fails one of its checks does not become ready. A check is a question; its answer, if given, must
+    occur in the reply:
 
     \b
-    A checks file (by default PATH/checks.json) is a list like
-      [{"name": "red", "image": "red.png", "question": "Which colour?", "answer": "red", "max_tokens": 16}]
-    where `answer` must occur in the reply. A release that fails one never becomes ready.
-    """  # noqa: D301  (click reads \b as "keep these lines")
+      [{"name": "red", "image": "red.png",
+        "question": "Which colour?", "answer": "red", "max_tokens": 16}]
+
+    \b
+    Examples:
+      glmctl release add ./GLM-4.6V-Flash --version 1.0.0
+      glmctl release add ./1.1.0 --checks ./checks.json
+    """  # noqa: D301  (\b keeps line breaks)
     options.recover()
     with ExitStack() as stack:
 
         def begin(total: int) -> Callable[[int], None]:
-            options.display.phase("add", f"{path}, {total / (1 << 20):.1f} MiB")
+            options.display.phase("add", f"{path}, {size(total)}")
             return stack.enter_context(options.display.bytes("copying and hashing", total))
 
         added = options.context.releases.add(path, version=version, checks=checks, engine=engine, begin=begin)
-    options.show(_document(added, ()), f"added {added.version} ({_size(added)}) at {added.path}")
+    options.show(_document(added, ()), f"added {added.version} ({size(added.manifest.size)}) at {added.path}")
 
 
 @release.command("list")
 @shared
 def list_(options: Options) -> None:
-    """List the releases of this host, oldest first."""
+    """List the releases of this host, oldest first.
+
+    Each line has version, size, time of the import (UTC), and the slots that point to the release.
+
+    \b
+    Example:
+      glmctl release list
+    """  # noqa: D301  (\b keeps line breaks)
     options.recover()
     releases = options.context.releases
     found = [(one, releases.slots_of(one.version)) for one in releases.list()]
     rows = [
-        f"{one.version:<24} {_size(one):>10}  {one.manifest.created_at[:19]}  {' '.join(slots)}" for one, slots in found
+        f"{one.version:<24} {size(one.manifest.size):>10}  {one.manifest.created_at[:19]}  {' '.join(slots)}"
+        for one, slots in found
     ]
     options.show(
         {"releases": [_document(one, slots) for one, slots in found]},
-        "\n".join(rows) or "no releases yet: `glmctl release add PATH` imports one",
+        "\n".join(rows) or "no releases yet; `glmctl release add PATH` imports one",
     )
 
 
@@ -65,32 +86,53 @@ def list_(options: Options) -> None:
 @click.argument("version")
 @shared
 def verify(options: Options, version: str) -> None:
-    """Compare every file of VERSION with its digest."""
+    """Compare every file of VERSION with its SHA-256 digest.
+
+    Exit code 3 if a file was changed, is missing, or cannot be read.
+
+    \b
+    Example:
+      glmctl release verify 1.0.0
+    """  # noqa: D301  (\b keeps line breaks)
     options.recover()
     releases = options.context.releases
     with options.display.bytes(f"digests of {version}", releases.get(version).manifest.size) as advance:
         verified = releases.verify(version, advance)
-    options.show(_document(verified, releases.slots_of(version)), f"{version} is as it was added")
+    options.show(_document(verified, releases.slots_of(version)), f"all files of {version} match their digests")
 
 
 @release.command()
 @click.argument("version")
 @shared
 def remove(options: Options, version: str) -> None:
-    """Delete VERSION; refused while a slot points to it."""
+    """Delete VERSION.
+
+    Refused with exit code 3 while a slot points to it, a process serves it, or a rollout uses it.
+
+    \b
+    Example:
+      glmctl release remove 1.0.0
+    """  # noqa: D301  (\b keeps line breaks)
     options.recover()
     options.context.releases.remove(version)
     options.show({"removed": [version]}, f"removed {version}")
 
 
 @release.command()
-@click.option("--keep", type=click.IntRange(min=0), default=3, show_default=True, help="How many of the newest stay.")
+@click.option("--keep", type=click.IntRange(min=0), default=3, show_default=True, help="Number of releases to keep.")
 @shared
 def prune(options: Options, keep: int) -> None:
-    """Delete old releases, but never one that a slot points to."""
+    """Delete all but the newest releases.
+
+    Releases in use are kept, too: see `glmctl release remove --help`.
+
+    \b
+    Example:
+      glmctl release prune --keep 2
+    """  # noqa: D301  (\b keeps line breaks)
     options.recover()
-    gone = options.context.releases.prune(keep)
-    options.show({"removed": list(gone)}, f"removed {', '.join(gone)}" if gone else "nothing to remove")
+    removed = options.context.releases.prune(keep)
+    options.show({"removed": list(removed)}, f"removed {', '.join(removed)}" if removed else "nothing to remove")
 
 
 def _document(one: Release, slots: tuple[str, ...]) -> dict[str, object]:
@@ -101,7 +143,3 @@ def _document(one: Release, slots: tuple[str, ...]) -> dict[str, object]:
         "created_at": one.manifest.created_at,
         "slots": list(slots),
     }
-
-
-def _size(one: Release) -> str:
-    return f"{one.manifest.size / (1 << 20):.1f} MiB"

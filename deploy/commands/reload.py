@@ -7,19 +7,26 @@ import click
 from deploy.commands.options import Options, shared
 from deploy.reports import report
 from deploy.rollout.plan import Plan
-from deploy.rollout.reload import reload as hand_over
+from deploy.rollout.reload import reload as reload_slot
 
 
 @click.command()
 @click.argument("version", required=False)
 @shared
 def reload(options: Options, version: str | None) -> None:
-    """Hand the live slot over in place: a new generation of it takes every connection, then the old one leaves.
+    """Replace the processes of the live slot by new ones, in place.
 
-    Without VERSION it serves what the slot points to, freshly loaded (new code, new settings). With VERSION the slot is
-    pointed to that release first, and back again if the new generation does not become ready.
-    """
+    A new generation is started beside the running one in the same slot. When it is ready, it takes over every client
+    connection, and the old one finishes its requests and ends.
+
+    Without VERSION the release stays the same: for new code or new settings. With VERSION the slot is pointed to that
+    release first, and back again if the new generation does not become ready.
+
+    \b
+    Examples:
+      glmctl reload
+      glmctl reload 1.1.0
+    """  # noqa: D301  (\b keeps line breaks)
     options.recover()
-    context = options.context
-    record = hand_over(context, Plan(version or "", kind="reload"))
+    record = reload_slot(options.context, Plan(version or "", kind="reload"))
     options.show(record, report.text(record))

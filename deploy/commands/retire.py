@@ -6,23 +6,35 @@ import click
 
 from deploy.commands.options import Duration, Options, shared
 from deploy.host import SLOTS
-from deploy.rollout.retirement import retire as see_off
+from deploy.rollout.retirement import retire as retire_slot
 
 
 @click.command()
 @click.argument("slot", type=click.Choice(SLOTS), required=False)
-@click.option("--version", help="Only if the slot still serves this.")
-@click.option("--drain", type=Duration(), default="120s", show_default=True, help="How long it may finish requests.")
+@click.option("--version", help="Do nothing unless the slot serves this version.")
+@click.option(
+    "--drain",
+    type=Duration(),
+    default="120s",
+    show_default=True,
+    help="How long its requests may take to finish; what still runs then is cut.",
+)
 @shared
 def retire(options: Options, slot: str | None, version: str | None, drain: float) -> None:
-    """Free the memory of the slot that is not live: it finishes what it began, and its unit is stopped.
+    """Stop the slot that is not live and free its memory.
 
-    A slot that `deploy --keep-warm` or `rollback` left warm ends this way, by itself or by you.
-    """
+    The slot finishes its requests, then its unit is stopped. Slots that `deploy --keep-warm` or `rollback` left running
+    are retired this way. The live slot is refused.
+
+    \b
+    Examples:
+      glmctl retire
+      glmctl retire blue --drain 10m
+    """  # noqa: D301  (\b keeps line breaks)
     options.recover()
     slot = slot or options.context.slots.idle
-    done = see_off(options.context, slot, version, drain)
+    retired = retire_slot(options.context, slot, version, drain)
     options.show(
-        {"retired": slot if done else None, "version": done},
-        f"{slot} ({done}) is retired" if done else f"{slot} has nothing to retire",
+        {"retired": slot if retired else None, "version": retired},
+        f"{slot} ({retired}) was stopped" if retired else f"nothing to retire in {slot}",
     )

@@ -12,18 +12,22 @@ from deploy.systemd.sandbox import Sandbox
 
 
 @click.command(context_settings={"ignore_unknown_options": True})
-@click.option("--root", type=click.Path(path_type=Path), help="Releases are kept here instead, and stay.")
+@click.option(
+    "--root", type=click.Path(path_type=Path), help="Directory of releases and links; kept.  [default: temporary]"
+)
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 def sandbox(root: Path | None, command: tuple[str, ...]) -> None:
-    """Run COMMAND with a private systemd user manager that holds our units and an empty root.
+    """Run COMMAND with a private systemd user manager.
 
-    Inside, plain `glmctl` and `systemctl --user` address that manager, and `glmctl status --json` names the port on
-    which the service listens. The exit code is COMMAND's, and nothing is left behind.
+    The manager has the units installed and an empty root. Inside, `glmctl` and `systemctl --user` use that manager;
+    `glmctl status --json` prints the address of the model server. The exit code is that of COMMAND. When it ends,
+    everything is stopped and removed.
 
     \b
+    Examples:
       glmctl sandbox -- bash
-      glmctl sandbox -- sh -c 'glmctl release add ./checkpoint -V 1.0.0 && glmctl deploy 1.0.0'
-    """  # noqa: D301  (click reads \b as "keep these lines")
+      glmctl sandbox -- sh -c 'glmctl release add ./1.0.0 && glmctl deploy 1.0.0'
+    """  # noqa: D301  (\b keeps line breaks)
     with Sandbox(root=root) as box:
         process = subprocess.Popen(box.inside(command), env=box.env)
         while True:

@@ -15,68 +15,79 @@ from rich.live import Live
 from rich.table import Table
 
 from deploy.commands.options import Options, shared
-from deploy.display import Display
+from deploy.display import Display, duration, size
 from deploy.reports import report
 from deploy.reports.dashboard import Dashboard
 from deploy.reports.overview import Overview, View
 
-_EVERY = 0.5
-_AS_LONG_AS_IT_GETS = 1000  # lines
+_INTERVAL = 0.5  # seconds
+_ALL_LINES = 1000  # printed without --watch: no phase is left out
 
 
 @click.command()
-@click.option("--watch", is_flag=True, help="Keep showing it until Ctrl-C; a line per change without a terminal.")
+@click.option("--watch", is_flag=True, help="Update twice a second until Ctrl-C.")
 @shared
 def status(options: Options, watch: bool) -> None:
-    """Show slots, versions, gates, requests in flight, memory and the last rollout."""
+    """Show both slots and the current or last rollout.
+
+    For each slot: version, state, gate, share of the requests, requests in flight, p95 response time and memory. A gate
+    is open while the slot accepts client connections. On a terminal the phases of the rollout are shown, too.
+
+    With --watch and without a terminal, a line is printed whenever something changes; with --json, one document a line.
+
+    \b
+    Examples:
+      glmctl status
+      glmctl status --watch
+    """  # noqa: D301  (\b keeps line breaks)
     options.recover()
     overview = Overview(options.context)
     console = report.stdout()
     is_screen = console.is_terminal and not console.is_dumb_terminal
     if not watch:
-        view = overview.look()
+        view = overview.collect()
         if options.json:
             options.show(view.document)
         else:
-            once = ConsoleDimensions(console.width, _AS_LONG_AS_IT_GETS)
+            once = ConsoleDimensions(console.width, _ALL_LINES)
             console.print(Dashboard().draw(view, once) if is_screen else _table(view.document))
         return
     options.display.close()
-    look = partial(_look, options, overview)
+    collect = partial(_collect, options, overview)
     with suppress(KeyboardInterrupt):
         if options.json:
-            _tell(lambda: json.dumps(look().document))
+            _print_changes(lambda: json.dumps(collect().document))
         elif is_screen:
-            options.display = Display(quiet=True)  # the picture shows it
-            _draw(console, look)
+            options.display = Display(quiet=True)  # the screen shows how a rollout was ended
+            _draw(console, collect)
         else:
-            _tell(lambda: _line(look().document))
+            _print_changes(lambda: _line(collect().document))
 
 
-def _look(options: Options, overview: Overview) -> View:
-    """Look; a rollout whose controller died while we watched is ended, as any other call would end it."""
-    view = overview.look()
+def _collect(options: Options, overview: Overview) -> View:
+    """Return the current view; a rollout whose controller died meanwhile is ended first, as by any other call."""
+    view = overview.collect()
     under_way = view.record is not None and view.record.outcome is None
-    return overview.look() if under_way and options.recover() else view
+    return overview.collect() if under_way and options.recover() else view
 
 
-def _draw(console: Console, look: Callable[[], View]) -> None:
-    """A picture on a screen of its own, which is gone when it ends."""
+def _draw(console: Console, collect: Callable[[], View]) -> None:
+    """Draw views on the terminal's alternate screen until interrupted."""
     dashboard = Dashboard()
-    with Live(dashboard.draw(look(), console.size), console=console, screen=True, auto_refresh=False) as live:
+    with Live(dashboard.draw(collect(), console.size), console=console, screen=True, auto_refresh=False) as live:
         while True:
-            live.update(dashboard.draw(look(), console.size), refresh=True)
-            time.sleep(_EVERY)
+            live.update(dashboard.draw(collect(), console.size), refresh=True)
+            time.sleep(_INTERVAL)
 
 
-def _tell(look: Callable[[], str]) -> None:
-    """A line whenever there is something new."""
-    shown = None
+def _print_changes(render: Callable[[], str]) -> None:
+    """Print a line whenever it differs from the last one, until interrupted."""
+    last = None
     while True:
-        if (line := look()) != shown:
-            shown = line
+        if (line := render()) != last:
+            last = line
             click.echo(line)
-        time.sleep(_EVERY)
+        time.sleep(_INTERVAL)
 
 
 def _table(document: dict[str, Any]) -> RenderableType:
@@ -86,9 +97,8 @@ def _table(document: dict[str, Any]) -> RenderableType:
     for title in ("share", "gen", "in flight", "clients", "workers", "memory", "p95"):
         table.add_column(title, justify="right", no_wrap=True)
     for name, slot in document["slots"].items():
-        mark = "[bold green]" if name == document["live"] else ""
         table.add_row(
-            f"{mark}{name}{' (live)' if mark else ''}",
+            f"[bold green]{name} (live)" if name == document["live"] else name,
             slot["version"] or "-",
             slot["state"],
             slot["gate"],
@@ -97,11 +107,11 @@ def _table(document: dict[str, Any]) -> RenderableType:
             str(slot["in_flight"]),
             str(slot["connections"]),
             str(slot["workers"]),
-            f"{slot['memory'] / (1 << 20):.0f} MiB",
-            report.span(slot["p95"]),
+            size(slot["memory"]),
+            duration(slot["p95"]),
         )
-    foot = f"listening on {document['listen'] or 'nothing: `glmctl install`'}"
-    return Group(table, "", foot, *([document["summary"]] if document["summary"] else []))
+    listen = f"listening on {document['listen'] or 'nothing (run `glmctl install`)'}"
+    return Group(table, "", listen, *([document["summary"]] if document["summary"] else []))
 
 
 def _line(document: dict[str, Any]) -> str:

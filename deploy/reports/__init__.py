@@ -1,4 +1,5 @@
-"""Rollouts and hosts as a person reads them: receipts, history, timeline, the watch screen, doctor's findings.
+"""Texts for the operator: summary and receipt of a rollout, history, the screen of status, findings of doctor.
 
-Nothing here changes anything. Begin with `report.py`; `overview.py` collects what `status` shows.
+Nothing here changes the host. Begin with `report.py`. `overview.py` collects the state of a host for `status`,
+and `dashboard.py` draws it.
 """

@@ -1,4 +1,4 @@
-"""The picture of `status --watch`: both slots, and the timeline of the rollout under way or the last one."""
+"""The screen of `status`: both slots, and the timeline of the current or last rollout."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ from rich.table import Table
 from rich.text import Text
 
 from deploy.analysis.comparison import Metric, Verdict
+from deploy.display import count, duration, size
 from deploy.journal.journal import Record
 from deploy.reports.overview import View
-from deploy.reports.report import clock, span
+from deploy.reports.report import clock_time
 from deploy.reports.timeline import Stage, stages
 
 __all__ = ["Dashboard"]
 
-_SIDE_BY_SIDE = 72  # columns from which both slots fit beside each other
-_WIDE = 110  # columns from which a verdict is told in words
+_SIDE_BY_SIDE = 72  # columns from which the slots stand side by side
+_WIDE = 110  # columns from which all metrics of a verdict are shown
 _SLOT_LINES, _OTHER_LINES = 9, 5
-_LEAST_SCALE = 8  # requests in flight that fill a bar; more if more were seen
+_MIN_SCALE = 8  # requests in flight that fill a bar, or the most seen so far
 _BARS = " ▁▂▃▄▅▆▇█"
 _STATES = {"ready": "green", "starting": "yellow", "stopping": "yellow", "vacant": "magenta", "failed": "bold red"}
 _NARROW: dict[str, str] = {"errors": "", "p95": "p95"}
@@ -30,19 +31,20 @@ _MARKS = {"done": ("✓", "green"), "running": ("●", "cyan"), "failed": ("✗"
 
 
 class Dashboard:
-    """Draws one view after the other, on one scale."""
+    """Draws views. The scale of its bars only grows, so that they stay comparable."""
 
     def __init__(self) -> None:
-        self._scale = _LEAST_SCALE
+        self._scale = _MIN_SCALE
 
-    def draw(self, view: View, size: ConsoleDimensions) -> RenderableType:
-        """Draw it for a terminal of that size."""
+    def draw(self, view: View, terminal: ConsoleDimensions) -> RenderableType:
+        """Return the screen for a terminal of that size; phases that do not fit are left out."""
         slots = view.document["slots"]
         self._scale = max(self._scale, *(slot["in_flight"] for slot in slots.values()))
         panels = [self._slot(view, name) for name in slots]
-        beside = size.width >= _SIDE_BY_SIDE
-        room = size.height - _OTHER_LINES - _SLOT_LINES * (1 if beside else len(panels))
-        return Group(_head(view), _beside(panels) if beside else Group(*panels), _rollout(view, size.width, room))
+        side_by_side = terminal.width >= _SIDE_BY_SIDE
+        lines = terminal.height - _OTHER_LINES - _SLOT_LINES * (1 if side_by_side else len(panels))
+        slots_row = _row(panels) if side_by_side else Group(*panels)
+        return Group(_head(view), slots_row, _rollout(view, terminal.width, lines))
 
     def _slot(self, view: View, name: str) -> RenderableType:
         slot = view.document["slots"][name]
@@ -55,29 +57,29 @@ class Dashboard:
         mirrored = Text(f"and {slot['mirror']:g} % mirrored", "dim")
         rows.add_row("share", f"{slot['share']:g} %", mirrored if slot["mirror"] else _bar(slot["share"], 100, color))
         rows.add_row("in flight", str(slot["in_flight"]), _bar(slot["in_flight"], self._scale, color))
-        rows.add_row("requests", _rate(slot["requests_per_s"]), _Spark(view.recent.get(name, []), color))
-        rows.add_row("p95", span(slot["p95"]), Text(f"ttft {span(slot['ttft_p95'])}", "dim"))
+        rows.add_row("requests", _rate(slot["requests_per_s"]), _Sparkline(view.recent.get(name, []), color))
+        rows.add_row("p95", duration(slot["p95"]), Text(f"ttft {duration(slot['ttft_p95'])}", "dim"))
         rows.add_row("clients", str(slot["connections"]))
-        rows.add_row("memory", _size(slot["memory"]), Text(_count(slot["workers"], "worker"), "dim"))
+        rows.add_row("memory", size(slot["memory"]), Text(count(slot["workers"], "worker"), "dim"))
         number = f" #{slot['generation']}" if slot["generation"] else ""
         title = Text.assemble((name, f"bold {color}"), (number + (" live" if is_live else ""), color))
         return Panel(Group(_state(slot), rows), title=title, title_align="left", border_style=color)
 
 
-class _Spark:
-    """A bar for each of the last seconds, as many as fit."""
+class _Sparkline:
+    """A bar for each of the last seconds, as many as fit into the column."""
 
     def __init__(self, counts: list[int], color: str) -> None:
         self._counts, self._color = counts, color
 
     def __rich_console__(self, console: Any, options: Any) -> Any:
         counts = self._counts[-options.max_width :]
-        most = max([*counts, 1])
-        yield Text("".join(_BARS[-(-count * (len(_BARS) - 1) // most)] for count in counts), self._color)
+        largest = max([*counts, 1])
+        yield Text("".join(_BARS[-(-number * (len(_BARS) - 1) // largest)] for number in counts), self._color)
 
 
 def _head(view: View) -> RenderableType:
-    listen = view.document["listen"] or "nothing: `glmctl install`"
+    listen = view.document["listen"] or "nothing (run `glmctl install`)"
     row = Table.grid(expand=True)
     row.add_column(ratio=1, no_wrap=True, overflow="ellipsis")
     row.add_column(justify="right", no_wrap=True)
@@ -85,7 +87,7 @@ def _head(view: View) -> RenderableType:
     return row
 
 
-def _beside(panels: list[RenderableType]) -> RenderableType:
+def _row(panels: list[RenderableType]) -> RenderableType:
     row = Table.grid(expand=True)
     for _ in panels:
         row.add_column(ratio=1)
@@ -95,40 +97,40 @@ def _beside(panels: list[RenderableType]) -> RenderableType:
 
 def _state(slot: dict[str, Any]) -> Text:
     state = slot["state"]
-    said = (slot["status_text"] or "").partition(": ")[2] if state in {"starting", "stopping", "failed"} else ""
+    detail = (slot["status_text"] or "").partition(": ")[2] if state in {"starting", "stopping", "failed"} else ""
     line = Text(no_wrap=True, overflow="ellipsis")
     line.append(slot["version"] or "no release", "bold" if slot["version"] else "dim")
     line.append("  ")
     line.append(state, _STATES.get(state, "dim"))
-    line.append(f"  {said}" if said else f", gate {slot['gate']}" if slot["workers"] else "", "dim")
+    line.append(f"  {detail}" if detail else f", gate {slot['gate']}" if slot["workers"] else "", "dim")
     return line
 
 
-def _rollout(view: View, width: int, room: int) -> RenderableType:
+def _rollout(view: View, width: int, lines: int) -> RenderableType:
     record = view.record
     if record is None:
-        return Panel(Text("no rollout yet: `glmctl deploy VERSION`", "dim"), border_style="bright_black")
+        return Panel(Text("no rollout yet (run `glmctl deploy VERSION`)", "dim"), border_style="bright_black")
     rows = Table.grid(padding=(0, 1, 0, 0), expand=True)
     rows.add_column(no_wrap=True)
     for justify in ("left", "left", "right"):
         rows.add_column(no_wrap=True, justify=justify)
     rows.add_column(ratio=1, no_wrap=True, overflow="ellipsis")
-    for stage in _fitting(stages(record), room):
+    for stage in _fitting(stages(record), lines):
         verdict = view.so_far if stage.state == "running" else stage.verdict
         mark, color = _MARKS[stage.state]
         dim = "dim" if stage.state == "to come" else ""
         rows.add_row(
             Text(mark, color),
             Text(stage.name, "bold" if stage.state == "running" else dim),
-            Text(clock(stage.at), "dim"),
-            Text(_took(stage), dim),
-            _found(stage, verdict, width),
+            Text(clock_time(stage.at), "dim"),
+            Text(_seconds(stage), dim),
+            _result(stage, verdict, width),
         )
     under_way = record.outcome is None
-    came = f" (before: {record.previous})" if record.previous else ""
+    before = f" (before: {record.previous})" if record.previous else ""
     name = f" {record.id}" if width >= _SIDE_BY_SIDE else ""
-    title = Text.assemble((record.kind, "bold"), f" {record.version}{came}", (name, "dim"))
-    outcome = Text("" if under_way else str(view.document["summary"]), _tone(record))
+    title = Text.assemble((record.kind, "bold"), f" {record.version}{before}", (name, "dim"))
+    outcome = Text("" if under_way else str(view.document["summary"]), _color(record))
     return Panel(
         rows if under_way else Group(rows, outcome),
         title=title,
@@ -137,17 +139,17 @@ def _rollout(view: View, width: int, room: int) -> RenderableType:
     )
 
 
-def _fitting(found: list[Stage], room: int) -> list[Stage]:
-    """Where they do not all fit, the first that are done and the last that are to come are left out."""
-    while len(found) > max(1, room) and found[0].state == "done":
-        found = found[1:]
-    while len(found) > max(1, room) and found[-1].state == "to come":
-        found = found[:-1]
-    return found
+def _fitting(shown: list[Stage], lines: int) -> list[Stage]:
+    """Return the stages that fit: the first that are done are left out, then the last that are to come."""
+    while len(shown) > max(1, lines) and shown[0].state == "done":
+        shown = shown[1:]
+    while len(shown) > max(1, lines) and shown[-1].state == "to come":
+        shown = shown[:-1]
+    return shown
 
 
-def _found(stage: Stage, verdict: Verdict | None, width: int) -> RenderableType:
-    """What was found in a window; while it holds and nothing was, how much of it has passed."""
+def _result(stage: Stage, verdict: Verdict | None, width: int) -> RenderableType:
+    """Return the metrics of a canary step or bake; a progress bar while it has none."""
     if verdict is None or not (verdict.metrics or verdict.reason):
         if stage.state == "running" and stage.planned:
             return _bar(stage.seconds or 0.0, stage.planned, "cyan")
@@ -156,20 +158,22 @@ def _found(stage: Stage, verdict: Verdict | None, width: int) -> RenderableType:
         return Text(f"worse: {verdict.reason}", "red")
     wide = width >= _WIDE
     names = {"errors": "", "p95": "p95", "ttft p95": "first token p95", "agreement": ""} if wide else _NARROW
-    said = [_metric(one, names[one.name]) for one in verdict.metrics if one.name in names and one.candidate is not None]
+    shown = [metric for metric in verdict.metrics if metric.name in names and metric.candidate is not None]
+    parts = [_metric(metric, names[metric.name]) for metric in shown]
     if stage.state != "running" and (wide or verdict.outcome != "not worse"):
-        said.insert(0, verdict.outcome)
-    return Text(", ".join(said))
+        parts.insert(0, verdict.outcome)
+    return Text(", ".join(parts))
 
 
 def _metric(metric: Metric, name: str) -> str:
     if metric.name in {"errors", "agreement"}:
-        many = round((metric.candidate or 0.0) * metric.candidate_requests)
-        return f"{many} of {metric.candidate_requests} {'failed' if metric.name == 'errors' else 'agree'}"
-    return f"{name} {span(metric.candidate)}" + ("" if metric.live is None else f" beside {span(metric.live)}")
+        number = round((metric.candidate or 0.0) * metric.candidate_requests)
+        return f"{number} of {metric.candidate_requests} {'failed' if metric.name == 'errors' else 'agree'}"
+    live = "" if metric.live is None else f", live {duration(metric.live)}"
+    return f"{name} {duration(metric.candidate)}{live}"
 
 
-def _took(stage: Stage) -> str:
+def _seconds(stage: Stage) -> str:
     if stage.state == "running" and stage.planned is not None:
         return f"{stage.seconds or 0:.0f} of {stage.planned:g} s"
     if stage.state == "to come":
@@ -177,21 +181,13 @@ def _took(stage: Stage) -> str:
     return "" if stage.seconds is None else f"{stage.seconds:.1f} s"
 
 
-def _tone(record: Record) -> str:
+def _color(record: Record) -> str:
     return {"done": "green", "rolled back": "yellow"}.get(record.outcome or "", "red")
 
 
-def _bar(value: float, most: float, color: str) -> ProgressBar:
-    return ProgressBar(total=most, completed=min(value, most), complete_style=color, finished_style=color)
+def _bar(value: float, full: float, color: str) -> ProgressBar:
+    return ProgressBar(total=full, completed=min(value, full), complete_style=color, finished_style=color)
 
 
 def _rate(per_second: float | None) -> str:
     return "-" if per_second is None else f"{per_second:.1f} /s"
-
-
-def _count(many: int, what: str) -> str:
-    return f"{many} {what}{'' if many == 1 else 's'}"
-
-
-def _size(count: int) -> str:
-    return f"{count / (1 << 30):.1f} GiB" if count >= 1 << 30 else f"{count / (1 << 20):.0f} MiB"

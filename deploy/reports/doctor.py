@@ -1,4 +1,4 @@
-"""What is wrong with this host, and how to fix it."""
+"""Checks of a host: units, sockets, links, workers and disks, each with a fix where something is wrong."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from deploy.display import size
 from deploy.errors import GlmError
 from deploy.host import SLOTS
 from deploy.journal.accounts import current
@@ -13,20 +14,24 @@ from deploy.rollout.plan import Context
 from deploy.rollout.preflight import require_units
 from deploy.rollout.slot_client import PublicSocket
 
-_LOW = 1 << 30  # bytes below which an operator should know
+__all__ = ["Finding", "examine"]
+
+_MIN_FREE = 1 << 30  # bytes
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing looked at."""
+    """The result of one check."""
 
     good: bool
     what: str
+    """The fact, in one sentence."""
     fix: str | None = None
+    """Commands that repair it; None if it is good or no command is known."""
 
 
 def examine(context: Context) -> list[Finding]:
-    """Look at units, sockets, links, releases and disks, in the order in which they depend on each other."""
+    """Run all checks, each before those that depend on it; without units nothing else is checked."""
     try:
         require_units(context)
     except GlmError as error:
@@ -37,46 +42,49 @@ def examine(context: Context) -> list[Finding]:
 def _service(context: Context) -> Iterator[Finding]:
     systemctl = " ".join(context.systemd.argv()[:-1])
     socket = context.systemd.state("glm.socket")
+    listen = context.systemd.listen()
     if socket.active == "active":
-        yield Finding(good=True, what=f"glm.socket listens on {context.systemd.listen()}")
+        yield Finding(good=True, what=f"glm.socket listens on {listen}")
     else:
         yield Finding(good=False, what=f"glm.socket is {socket.active}", fix=f"{systemctl} start glm.socket")
     for slot in SLOTS:
         target = context.slots.target(slot)
         if target and not (context.host.root / target / "release.json").exists():
             yield Finding(
-                good=False, what=f"{slot} leads to {target}, which is no release", fix="deploy another version"
+                good=False, what=f"{slot} points to {target}, which is no release", fix="glmctl deploy VERSION"
             )
     live = context.slots.live
     if live is None:
         yield Finding(good=False, what="no slot is live", fix="glmctl release add PATH; glmctl deploy VERSION")
         return
-    one = current(context.host, live)
-    if one is None or not one.serves:
-        unit = context.host.unit(live)
+    unit = context.host.unit(live)
+    generation = current(context.host, live)
+    if generation is None or not generation.serves:
+        status = context.systemd.state(unit).status
         yield Finding(
             good=False,
-            what=f"{live} is live but does not serve ({context.systemd.state(unit).status or 'it says nothing'})",
+            what=f"{live} is live but not ready" + (f" (status of {unit}: {status})" if status else ""),
             fix=f"{systemctl} start {unit}; glmctl rollback",
         )
         return
-    listen = context.systemd.listen()
     answered = PublicSocket(listen).slot() if listen else None
     yield Finding(
         good=answered == live,
-        what=f"{live} is live with {one.version}; the public socket was answered by {answered or 'nobody'}",
-        fix=None if answered == live else f"{systemctl} status {context.host.unit(live)}",
+        what=f"{live} is live with {generation.version}; "
+        + (f"{answered} answers on the public socket" if answered else "the public socket does not answer"),
+        fix=None if answered == live else f"{systemctl} status {unit}",
     )
     idle = current(context.host, context.slots.idle)
     if idle is not None and idle.gate == "open":
-        yield Finding(good=False, what=f"{idle.slot} takes connections too", fix=f"{systemctl} stop glm@{idle.slot}")
+        unit = context.host.unit(idle.slot)
+        yield Finding(good=False, what=f"{idle.slot} is not live but its gate is open", fix=f"{systemctl} stop {unit}")
 
 
 def _disks(context: Context) -> Iterator[Finding]:
     for path in sorted({context.host.root, context.host.state}):
         free = shutil.disk_usage(path).free if path.exists() else 0
         yield Finding(
-            good=free >= _LOW,
-            what=f"{path}: {free / (1 << 30):.1f} GiB free",
-            fix=None if free >= _LOW else "glmctl release prune --keep 2",
+            good=free >= _MIN_FREE,
+            what=f"{path}: {size(free)} free",
+            fix=None if free >= _MIN_FREE else "glmctl release prune --keep 2",
         )

@@ -1,9 +1,9 @@
-"""Past rollouts as a person reads them: all of them in a list, or one with everything that is known of it."""
+"""Past rollouts as text: a list of all, or the details of one."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 
 from rich.console import Console, RenderableType
@@ -11,20 +11,21 @@ from rich.table import Table
 from rich.text import Text
 
 from deploy.analysis.comparison import Metric, Verdict
-from deploy.journal.journal import HookRun, Record
-from deploy.reports import report, story
-from deploy.reports.report import WIDTH, clock, span
+from deploy.display import count, duration
+from deploy.journal.journal import HookRun, Record, seconds_between
+from deploy.journal.receipt import Line, Receipt
+from deploy.reports.report import WIDTH, clock_time, receipt_sentence, receipt_table, summary
 from deploy.reports.timeline import stages
 
-__all__ = ["listing", "text"]
+__all__ = ["details", "listing"]
 
-_COMMAND, _SAID = 42, 36  # columns for a hook and for what it said
+_COMMAND_WIDTH, _OUTPUT_WIDTH = 42, 36  # columns of a hook's command and of the first line of its output
 
 
 def listing(records: Sequence[Record]) -> str:
-    """A line on each, newest last."""
-    table = _table("rollout", "what", "version", "before", "outcome")
-    for title in ("took", "longest pause", "lost"):
+    """Return a table of rollouts, one row each, in the given order."""
+    table = _table("rollout", "kind", "version", "before", "outcome")
+    for title in ("duration", "longest wait", "lost"):
         table.add_column(title, justify="right", no_wrap=True)
     for record in records:
         table.add_row(
@@ -33,38 +34,38 @@ def listing(records: Sequence[Record]) -> str:
             record.version,
             record.previous or "-",
             record.outcome or f"in {record.phase}",
-            span(record.seconds),
-            _milliseconds(record.pause_ms),
+            duration(record.seconds),
+            "-" if record.pause_ms is None else duration(record.pause_ms / 1000),
             "-" if record.receipt is None else str(record.receipt.lost),
         )
     return _plain([table])
 
 
-def text(record: Record) -> str:
-    """One rollout: its phases, how the candidate was judged, hooks, the account of its requests, and what it meant."""
-    return _plain(_parts(record))
+def details(record: Record) -> str:
+    """Return one rollout: summary, phases, analysis, hooks, receipt, and its effect on clients."""
+    return _plain(_sections(record))
 
 
-def _parts(record: Record) -> Iterator[RenderableType]:
-    yield Text(f"{record.id}  {report.summary(record)}")
+def _sections(record: Record) -> Iterator[RenderableType]:
+    yield Text(f"{record.id}  {summary(record)}")
     if record.steps:
         yield ""
         yield _phases(record)
     if record.analysis:
         yield ""
         yield _analysis(record.analysis)
-        for one in record.analysis:
-            if one.reason:
-                yield Text(f"{one.window}: {one.outcome}, {one.reason}")
+        for verdict in record.analysis:
+            if verdict.reason:
+                yield Text(f"{verdict.window}: {verdict.outcome}, {verdict.reason}")
     if record.hooks:
         yield ""
         yield _hooks(record.hooks)
     if record.receipt is not None:
         yield ""
-        yield report.account(record.receipt)
-        yield report.verdict(record.receipt)
-    if told := story.tell(record):
-        yield Text(told)
+        yield receipt_table(record.receipt)
+        yield receipt_sentence(record.receipt)
+        if record.outcome is not None:
+            yield Text(_effect(record, record.receipt))
 
 
 def _phases(record: Record) -> Table:
@@ -74,8 +75,9 @@ def _phases(record: Record) -> Table:
     table.add_column("")
     for stage in stages(record):
         if stage.at is not None:
-            note = {"failed": "it ended here", "running": "under way"}.get(stage.state, "")
-            table.add_row(stage.name, clock(stage.at), "" if stage.seconds is None else f"{stage.seconds:.2f}", note)
+            note = {"failed": "ended here", "running": "under way"}.get(stage.state, "")
+            seconds = "" if stage.seconds is None else f"{stage.seconds:.2f}"
+            table.add_row(stage.name, clock_time(stage.at), seconds, note)
     return table
 
 
@@ -84,13 +86,11 @@ def _analysis(verdicts: Sequence[Verdict]) -> Table:
     for title in ("candidate", "live", "requests", "of live", "p-value"):
         table.add_column(title, justify="right", no_wrap=True)
     table.add_column("outcome", no_wrap=True)
-    for one in verdicts:
-        for number, metric in enumerate(one.metrics or [None]):
-            window, outcome = (one.window, one.outcome) if number == 0 else ("", "")
-            if metric is None:
-                table.add_row(window, "", "", "", "", "", "", outcome)
-                continue
-            p_value = "-" if metric.p_value is None else f"{metric.p_value:.2g}"
+    for verdict in verdicts:
+        window, outcome = verdict.window, str(verdict.outcome)
+        if not verdict.metrics:
+            table.add_row(window, "", "", "", "", "", "", outcome)
+        for metric in verdict.metrics:
             table.add_row(
                 window,
                 metric.name,
@@ -98,23 +98,87 @@ def _analysis(verdicts: Sequence[Verdict]) -> Table:
                 _value(metric, metric.live),
                 str(metric.candidate_requests),
                 str(metric.live_requests),
-                p_value,
-                outcome if not metric.worse else "worse",
+                "-" if metric.p_value is None else f"{metric.p_value:.2g}",
+                "worse" if metric.worse else outcome,
             )
+            window = outcome = ""  # only in the first row of a window
     return table
 
 
 def _hooks(hooks: Sequence[HookRun]) -> Table:
     table = _table("hook")
-    table.add_column("command", max_width=_COMMAND, no_wrap=True)
+    table.add_column("command", max_width=_COMMAND_WIDTH, no_wrap=True)
     table.add_column("code", justify="right", no_wrap=True)
     table.add_column("seconds", justify="right", no_wrap=True)
-    table.add_column("said", max_width=_SAID, no_wrap=True)
-    for one in hooks:
-        said = one.output.splitlines()[0] if one.output else ""
-        code = "killed" if one.code is None else str(one.code)
-        table.add_row(one.when, Text(one.command), code, f"{one.seconds:.2f}", Text(said))
+    table.add_column("output", max_width=_OUTPUT_WIDTH, no_wrap=True)
+    for hook in hooks:
+        first_line = hook.output.splitlines()[0] if hook.output else ""
+        code = "killed" if hook.code is None else str(hook.code)
+        table.add_row(hook.when, Text(hook.command), code, f"{hook.seconds:.2f}", Text(first_line))
     return table
+
+
+def _effect(record: Record, receipt: Receipt) -> str:
+    """Return the effect of an ended rollout on clients, in one or two sentences."""
+    if record.outcome == "done" and _entered(record, "cutover", "rollback", "reload"):
+        return _effect_of_success(record, receipt)
+    live = f"{record.previous} serves as before" if record.previous else "nothing is live"
+    if record.kind == "reload":
+        return f"The new generation of {record.version} did not take over; {live}."
+    answered = count(sum(line.completed for line in receipt.lines if _is_new(record, line, receipt)), "request")
+    if not _entered(record, "cutover", "rollback"):
+        return f"{record.version} never went live and completed {answered}; {live}."
+    seconds = _seconds_live(record)
+    facts = [
+        f"{record.version} was live{f' for {duration(seconds)}' if seconds else ''} and completed {answered}",
+        live,
+        _longest_wait(record),
+    ]
+    return f"{'; '.join(filter(None, facts))}."
+
+
+def _effect_of_success(record: Record, receipt: Receipt) -> str:
+    match record.kind:
+        case "reload":
+            change = f"A new generation of {record.version} took over in {record.slot}"
+        case _ if record.previous is None:
+            wait = _longest_wait(record)
+            return f"{record.version} went live in {record.slot}; nothing was live before{f'; {wait}' if wait else ''}."
+        case "rollback":
+            change = f"{record.version} took over again from {record.previous} in {record.slot}"
+        case _:
+            change = f"{record.version} took over from {record.previous} in {record.slot}"
+    old = "generation" if record.kind == "reload" else "version"
+    drained = sum(line.drained for line in receipt.lines if not _is_new(record, line, receipt))
+    facts = [
+        count(receipt.handed_out, "connection handover") if receipt.handed_out else "",
+        f"the drain deadline cut {count(receipt.cut, 'request')}" if receipt.cut else "no request was cut",
+        f"the old {old} completed {count(drained, 'request')} while draining" if drained else "",
+        _longest_wait(record),
+    ]
+    return f"{change}: {', '.join(filter(None, facts))}."
+
+
+def _entered(record: Record, *phases: str) -> bool:
+    return any(step.phase in phases for step in record.steps)
+
+
+def _is_new(record: Record, line: Line, receipt: Receipt) -> bool:
+    """Return whether the rollout started that generation; after a reload it is the newest of its slot."""
+    if line.slot != record.slot:
+        return False
+    newest = max(one.generation for one in receipt.lines if one.slot == record.slot)
+    return record.kind != "reload" or line.generation == newest
+
+
+def _seconds_live(record: Record) -> float | None:
+    began = next((step.at for step in record.steps if step.phase == "cutover"), None)
+    ended = next((step.at for step in record.steps if step.phase == "rollback"), record.ended_at)
+    return seconds_between(began, ended) if began and ended else None
+
+
+def _longest_wait(record: Record) -> str:
+    return f"the longest wait of a client was {duration(record.pause_ms / 1000)}" if record.pause_ms else ""
 
 
 def _table(*titles: str) -> Table:
@@ -127,14 +191,10 @@ def _table(*titles: str) -> Table:
 def _value(metric: Metric, value: float | None) -> str:
     if value is None:
         return "-"
-    return f"{value:.1%}" if metric.name in {"errors", "agreement"} else span(value)
+    return f"{value:.1%}" if metric.name in {"errors", "agreement"} else duration(value)
 
 
-def _milliseconds(value: float | None) -> str:
-    return "-" if value is None else span(value / 1000)
-
-
-def _plain(parts: Sequence[RenderableType] | Iterator[RenderableType]) -> str:
+def _plain(parts: Iterable[RenderableType]) -> str:
     out = io.StringIO()
     console = Console(file=out, width=WIDTH, highlight=False)
     for part in parts:

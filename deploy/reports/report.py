@@ -1,4 +1,4 @@
-"""A rollout's record as a person reads it."""
+"""The end of a rollout as text: a one-sentence summary, and the receipt as a table."""
 
 from __future__ import annotations
 
@@ -10,10 +10,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from deploy.display import count, duration
 from deploy.journal.journal import Record
 from deploy.journal.receipt import Receipt
 
-WIDTH = 110
+__all__ = ["WIDTH", "clock_time", "receipt_sentence", "receipt_table", "show", "stdout", "summary", "text"]
+
+WIDTH = 110  # columns where the terminal's width is unknown
 _COLUMNS = {
     "accepted": "accepted",
     "completed": "completed",
@@ -28,68 +31,49 @@ _COLUMNS = {
 
 
 def text(record: Record) -> str:
-    """The record with its receipt, as plain text of at most 110 columns."""
+    """Return summary and receipt as plain text of at most `WIDTH` columns."""
     out = io.StringIO()
     _print(Console(file=out, width=WIDTH, highlight=False), record)
     return out.getvalue().rstrip()
 
 
 def show(record: Record) -> None:
-    """Print the record on stdout."""
+    """Print summary and receipt on stdout."""
     _print(stdout(), record)
 
 
 def stdout() -> Console:
-    """Where answers are printed: as wide as the terminal, or wide enough for our tables where there is none."""
+    """Return a console on stdout, as wide as the terminal, or `WIDTH` columns without one."""
     return Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
 
 
 def summary(record: Record) -> str:
-    """What happened, in one sentence."""
+    """Return the outcome of a rollout, or its phase while it is under way, in one sentence."""
     seconds = f" in {record.seconds:.1f} s" if record.seconds is not None else ""
-    switched = f"; it answered {record.switch_ms:.0f} ms after the rename" if record.switch_ms else ""
+    details = f"; first response {record.switch_ms:.0f} ms after the rename" if record.switch_ms else ""
     if record.pause_ms is not None:
-        switched += f"; the longest wait was {span(record.pause_ms / 1000)}"
-    came = f" (before: {record.previous})" if record.previous else ""
+        details += f"; the longest wait was {duration(record.pause_ms / 1000)}"
+    before = f" (before: {record.previous})" if record.previous else ""
     match record.outcome:
         case "done":
-            return f"{record.version} is live in {record.slot}{came}: {record.kind} done{seconds}{switched}."
+            return f"{record.version} is live in {record.slot}{before}: {record.kind} done{seconds}{details}."
         case None:
-            return f"{record.kind} of {record.version}{came}: under way, in {record.phase}."
+            return f"{record.kind} of {record.version}{before}: under way, in {record.phase}."
         case outcome:
-            why = f": {record.reason}" if record.reason else ""
-            return f"{record.kind} of {record.version}{came}: {outcome}{why}."
+            reason = f": {record.reason}" if record.reason else ""
+            return f"{record.kind} of {record.version}{before}: {outcome}{reason}."
 
 
-def span(seconds: float | None) -> str:
-    """A time as a person says it."""
-    if seconds is None:
-        return "-"
-    if seconds < 1:
-        return f"{seconds * 1000:.0f} ms" if seconds >= 0.01 else f"{seconds * 1000:.1f} ms"
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} m {rest:02} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02} m"
-
-
-def clock(at: str | None) -> str:
-    """A time of a journal as a clock on this host shows it."""
+def clock_time(at: str | None) -> str:
+    """Return an ISO 8601 time as HH:MM:SS in this host's time zone; empty if there is none or it is malformed."""
     try:
         return f"{datetime.fromisoformat(at or '').astimezone():%H:%M:%S}"
     except ValueError:
         return ""
 
 
-def _print(console: Console, record: Record) -> None:
-    console.print(f"[bold]{record.id}[/]  {escape(summary(record))}", soft_wrap=True)
-    if record.receipt is not None:
-        console.print(account(record.receipt))
-        console.print(verdict(record.receipt), soft_wrap=True)
-
-
-def account(receipt: Receipt) -> Table:
-    """The receipt, a line for each generation."""
+def receipt_table(receipt: Receipt) -> Table:
+    """Return the counts of each generation, a row each, and their sums."""
     table = Table(box=None, pad_edge=False, header_style="dim")
     for title in ("slot", "version"):
         table.add_column(f"\n{title}", no_wrap=True)
@@ -101,11 +85,24 @@ def account(receipt: Receipt) -> Table:
     return table
 
 
-def verdict(receipt: Receipt) -> str:
-    """Whether anything was lost, in one sentence."""
+def receipt_sentence(receipt: Receipt) -> str:
+    """Return whether requests were lost, in one or two sentences."""
     if not receipt.adds_up:
-        return "The sums do not add up: a worker was killed between two accounts."
+        return "The counts do not add up: a worker was killed before it wrote its last counts."
     if receipt.lost:
         cut = f", {receipt.cut} of them cut by the drain deadline" if receipt.cut else ""
-        return f"{receipt.lost} of {receipt.accepted} requests failed{cut}. All are accounted for."
-    return f"Nothing was lost: all {receipt.accepted} requests are accounted for."
+        return f"{receipt.lost} of {count(receipt.accepted, 'request')} failed{cut}. All are accounted for."
+    match receipt.accepted:
+        case 0:
+            return "Nothing was lost: there were no requests."
+        case 1:
+            return "Nothing was lost: the one request is accounted for."
+        case accepted:
+            return f"Nothing was lost: all {accepted} requests are accounted for."
+
+
+def _print(console: Console, record: Record) -> None:
+    console.print(f"[bold]{record.id}[/]  {escape(summary(record))}", soft_wrap=True)
+    if record.receipt is not None:
+        console.print(receipt_table(record.receipt))
+        console.print(receipt_sentence(record.receipt), soft_wrap=True)

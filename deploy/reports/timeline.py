@@ -1,4 +1,4 @@
-"""A rollout's phases in order: what is done, what is under way and for how long, what is still to come."""
+"""The phases of a rollout in order: done, running, failed, or to come."""
 
 from __future__ import annotations
 
@@ -14,40 +14,41 @@ __all__ = ["Stage", "stages"]
 
 @dataclass(frozen=True)
 class Stage:
-    """One phase; a canary has one for each of its steps."""
+    """One phase, or one step of a canary."""
 
     phase: Phase
     state: Literal["done", "running", "failed", "to come"]
     share: float | None = None
-    """The candidate's share in percent, in a canary step."""
+    """Share of the requests in percent; None outside a canary."""
     at: str | None = None
+    """When it began (ISO 8601)."""
     seconds: float | None = None
-    """How long it took, or has taken so far."""
+    """Its duration, until now if it is running."""
     planned: float | None = None
-    """How long it is to hold, where that was said."""
+    """Its planned duration in seconds; None without a plan."""
     verdict: Verdict | None = None
 
     @property
     def name(self) -> str:
-        """The phase, and the share if it has one."""
+        """The phase, with its share in a canary."""
         return self.phase if self.share is None else f"{self.phase} {self.share:g} %"
 
 
 def stages(record: Record) -> list[Stage]:
-    """Tell the phases that were entered, and those to come while it is under way."""
-    found: list[Stage] = []
-    verdicts = {"canary": [one for one in record.analysis if one.window != "bake"]}
-    verdicts["bake"] = [one for one in record.analysis if one.window == "bake"]
+    """Return the phases that were entered, and while the rollout is under way, those to come."""
+    entered: list[Stage] = []
+    verdicts = {"canary": [verdict for verdict in record.analysis if verdict.window != "bake"]}
+    verdicts["bake"] = [verdict for verdict in record.analysis if verdict.window == "bake"]
     ends = [*(step.at for step in record.steps[1:]), record.ended_at or now()]
-    counted: Counter[Phase] = Counter()
+    counts: Counter[Phase] = Counter()
     for step, end in zip(record.steps, ends, strict=False):
-        number = counted[step.phase]
-        counted[step.phase] += 1
+        number = counts[step.phase]
+        counts[step.phase] += 1
         judged = verdicts.get(step.phase, [])
-        found.append(
+        entered.append(
             Stage(
                 phase=step.phase,
-                state=_state(record, len(found)),
+                state=_state(record, len(entered)),
                 share=_share(record, step.phase, number),
                 at=step.at,
                 seconds=seconds_between(step.at, end),
@@ -55,24 +56,24 @@ def stages(record: Record) -> list[Stage]:
                 verdict=judged[number] if number < len(judged) else None,
             )
         )
-    return found + (_to_come(record, counted) if record.outcome is None else [])
+    return entered + (_to_come(record, counts) if record.outcome is None else [])
 
 
 def _state(record: Record, number: int) -> Literal["done", "running", "failed"]:
-    """What went wrong went wrong in the last phase, or in the one before the way back."""
+    """Return the state of the phase with that number. The one that failed is the last, or the one before a rollback."""
     phases = [step.phase for step in record.steps]
-    went_back = record.kind != "rollback" and phases[-1] == "rollback"
-    if went_back and number == len(phases) - 2:
+    rolled_back = record.kind != "rollback" and phases[-1] == "rollback"
+    if rolled_back and number == len(phases) - 2:
         return "failed"
     if number < len(phases) - 1:
         return "done"
     if record.outcome is None:
         return "running"
-    return "done" if record.outcome == "done" or went_back else "failed"
+    return "done" if record.outcome == "done" or rolled_back else "failed"
 
 
 def _to_come(record: Record, entered: Counter[Phase]) -> list[Stage]:
-    """Those of the plan that lie behind the last one entered."""
+    """Return the planned phases that were not entered yet."""
     if entered["rollback"] or entered["reload"]:
         return []
     plan: list[Phase] = ["preflight", "prepare"]
@@ -82,14 +83,14 @@ def _to_come(record: Record, entered: Counter[Phase]) -> list[Stage]:
     plan += ["canary"] * len(record.canary)
     plan += ["cutover"]
     plan += ["bake", "retire"] if record.previous_slot and record.strategy != "weights" else []
-    left = plan[sum(entered[phase] for phase in set(plan)) :]
+    remaining = plan[sum(entered[phase] for phase in set(plan)) :]
     numbers = Counter({"canary": entered["canary"]})
-    found = []
-    for phase in left:
+    stages = []
+    for phase in remaining:
         share = _share(record, phase, numbers["canary"])
-        found.append(Stage(phase, "to come", share=share, planned=_planned(record, phase)))
+        stages.append(Stage(phase, "to come", share=share, planned=_planned(record, phase)))
         numbers[phase] += 1
-    return found
+    return stages
 
 
 def _share(record: Record, phase: Phase, number: int) -> float | None:
