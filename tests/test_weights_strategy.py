@@ -321,7 +321,7 @@ def test_it_is_refused_where_it_cannot_be(box: Box, add_release: Callable[..., N
         assert "--strategy overlap" in said
     rehearsed = box.glmctl("deploy", "1.1.0", *WEIGHTS, "--bake", "1s", "--drain", "9s", "--dry-run")
     assert "could be put into the model in blue" in rehearsed.stdout
-    assert "--bake means nothing with --strategy weights" in rehearsed.stderr
+    assert "--bake has no effect with --strategy weights" in rehearsed.stderr
     assert rehearsed.stderr.count("note") == 1
     assert box.slots.version("blue") == "1.0.0"
     assert not list(box.host.runtime.glob("blue/*/change.json"))
