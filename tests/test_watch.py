@@ -1,4 +1,4 @@
-"""`glmctl status --watch`: a picture on a terminal, lines without one, and a document a line with --json."""
+"""`glmctl status` and `status --watch`: a screen on a terminal, lines elsewhere, one document a line with --json."""
 
 from __future__ import annotations
 
@@ -33,21 +33,21 @@ CTRL_C = b"\x03"
 
 
 class Terminal:
-    """A terminal of one size in which a person watches, until Ctrl-C."""
+    """glmctl on a pseudo-terminal of fixed size, until Ctrl-C."""
 
     def __init__(self, box: Box, width: int, height: int, *words: str) -> None:
         self.width, self.height = width, height
-        self._ours, theirs = pty.openpty()
-        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", height, width, 0, 0))
-        self._attributes = termios.tcgetattr(theirs)
-        self._theirs = theirs
+        self._controller, terminal = pty.openpty()
+        fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", height, width, 0, 0))
+        self._attributes = termios.tcgetattr(terminal)
+        self._terminal = terminal
         env = {name: value for name, value in box.env.items() if name not in {"COLUMNS", "LINES", "NO_COLOR"}}
         self._process = subprocess.Popen(
             ["setsid", "--ctty", "glmctl", *(words or ("status", "--watch"))],
             env=env | {"TERM": "xterm-256color"},
-            stdin=theirs,
-            stdout=theirs,
-            stderr=theirs,
+            stdin=terminal,
+            stdout=terminal,
+            stderr=terminal,
         )
         self._raw = bytearray()
         self._reader = threading.Thread(target=self._read, daemon=True)
@@ -56,7 +56,7 @@ class Terminal:
     def _read(self) -> None:
         while not self._raw.endswith(b"the end"):
             try:
-                self._raw += os.read(self._ours, 65536)
+                self._raw += os.read(self._controller, 65536)
             except OSError:
                 return
 
@@ -65,29 +65,29 @@ class Terminal:
         return self._raw.decode(errors="replace")
 
     @property
-    def picture(self) -> list[str]:
-        """The last picture that is whole, line by line."""
-        pictures = self.raw.split(HOME)
-        return _plain(pictures[-2]).split("\r\n") if len(pictures) > 2 else []
+    def screen(self) -> list[str]:
+        """The lines of the last complete screen."""
+        screens = self.raw.split(HOME)
+        return _plain(screens[-2]).split("\r\n") if len(screens) > 2 else []
 
-    def shows(self, *words: str) -> bool:
-        """Whether each of the words stands in a line of the picture."""
-        return all(any(re.search(word, line) for line in self.picture) for word in words)
+    def shows(self, *patterns: str) -> bool:
+        """Return whether every pattern matches a line of the screen."""
+        return all(any(re.search(pattern, line) for line in self.screen) for pattern in patterns)
 
     def press_ctrl_c(self) -> tuple[int, bool]:
-        """End it; returns the exit code, and whether the terminal's own settings are as they were."""
-        os.write(self._ours, CTRL_C)
+        """Press Ctrl-C; returns the exit code, and whether the settings of the terminal were restored."""
+        os.write(self._controller, CTRL_C)
         self.wait()
-        return self._process.returncode, self._same
+        return self._process.returncode, self._restored
 
     def wait(self) -> str:
-        """Wait until it has ended; returns all that it wrote."""
+        """Wait for the exit; returns the whole output."""
         self._process.wait(30)
-        os.write(self._theirs, b"the end")
+        os.write(self._terminal, b"the end")
         self._reader.join(10)
-        self._same = termios.tcgetattr(self._theirs) == self._attributes
-        os.close(self._theirs)
-        os.close(self._ours)
+        self._restored = termios.tcgetattr(self._terminal) == self._attributes
+        os.close(self._terminal)
+        os.close(self._controller)
         return self.raw
 
 
@@ -97,12 +97,12 @@ def _plain(text: str) -> str:
 
 @dataclass
 class Watched:
-    """What four who watched one rollout saw of it."""
+    """Output of four watchers during one rollout, and of `status` after it."""
 
-    pictures: dict[tuple[int, str], list[str]] = field(default_factory=dict)
-    """By width and moment."""
+    screens: dict[tuple[int, str], list[str]] = field(default_factory=dict)
+    """By width of the terminal and moment."""
     ends: dict[int, tuple[int, bool, str]] = field(default_factory=dict)
-    """Exit code, whether the terminal is as it was, and the last that was written to it."""
+    """Exit code, whether the terminal was restored, and the raw output; by width."""
     lines: list[str] = field(default_factory=list)
     documents: list[str] = field(default_factory=list)
     codes: list[int] = field(default_factory=list)
@@ -112,7 +112,7 @@ class Watched:
 
 @contextmanager
 def _watching(box: Box, path: Path, *words: str) -> Iterator[subprocess.Popen[bytes]]:
-    """Somebody who watches without a terminal."""
+    """`status --watch` with its output in a file."""
     with path.open("wb") as out:
         process = subprocess.Popen(["glmctl", "status", "--watch", *words], env=box.env, stdout=out)
         yield process
@@ -122,15 +122,15 @@ def _watching(box: Box, path: Path, *words: str) -> Iterator[subprocess.Popen[by
 
 @pytest.fixture(scope="module")
 def watched(checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
-    """A canary deploy that is promoted, bakes, and is rolled back, under four pairs of eyes."""
+    """A canary deploy that is promoted twice, bakes and is rolled back, with four watchers."""
     directory, seen = tmp_path_factory.mktemp("watched"), Watched()
     with live_host(checkpoints) as box:
         terminals = [Terminal(box, 80, 24), Terminal(box, 140, 40)]
 
-        def keep(moment: str, *words: str) -> None:
+        def keep(moment: str, *patterns: str) -> None:
             for one in terminals:
-                wait_for(lambda one=one: one.shows(*words), what=f"{words} at {one.width}: {one.picture}")  # type: ignore[misc]
-                seen.pictures[one.width, moment] = one.picture
+                wait_for(lambda one=one: one.shows(*patterns), what=f"{patterns} at {one.width}: {one.screen}")  # type: ignore[misc]
+                seen.screens[one.width, moment] = one.screen
 
         with (
             _watching(box, directory / "lines") as plain,
@@ -149,10 +149,9 @@ def watched(checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFacto
             deploy.communicate(timeout=60)
             wait_for(lambda: terminals[0].shows("rollback 1.0.0"))
             keep("end", "✓ rollback", "1.0.0 is live in blue")
-            for one in terminals:
-                seen.ends[one.width] = (*one.press_ctrl_c(), one.raw)
-        looking = Terminal(box, 80, 24, "status")
-        seen.once = looking.wait()
+            for terminal in terminals:
+                seen.ends[terminal.width] = (*terminal.press_ctrl_c(), terminal.raw)
+        seen.once = Terminal(box, 80, 24, "status").wait()
         seen.table = box.glmctl("status").stdout
         seen.codes = [plain.returncode, in_json.returncode]
         seen.lines = (directory / "lines").read_text().splitlines()
@@ -167,11 +166,11 @@ def _ask(box: Box) -> None:
 
 
 @pytest.mark.parametrize("width", [80, 140])
-def test_a_terminal_shows_both_slots_and_the_timeline(watched: Watched, width: int) -> None:
-    """Beside each other: version, state, gate, share, times; below: what is done, under way, and to come."""
-    picture = watched.pictures[width, "canary"]
-    text = "\n".join(picture)
-    slots = next(line for line in picture if "blue #1 live" in line)
+def test_screen(watched: Watched, width: int) -> None:
+    """The screen shows both slots side by side, and below them the phases: done, running and to come."""
+    screen = watched.screens[width, "canary"]
+    text = "\n".join(screen)
+    slots = next(line for line in screen if "blue #1 live" in line)
     assert "green #1" in slots
     assert re.search(r"1\.0\.0 +ready, gate open.*1\.1\.0 +ready, gate closed", text)
     assert re.search(r"share +75 % .*share +25 %", text)
@@ -186,44 +185,44 @@ def test_a_terminal_shows_both_slots_and_the_timeline(watched: Watched, width: i
 
 
 @pytest.mark.parametrize("width", [80, 140])
-def test_the_timeline_moves_on(watched: Watched, width: int) -> None:
-    """The second step, the bake with its time, and at the end the rollback with what it came to."""
-    second = "\n".join(watched.pictures[width, "second step"])
+def test_timeline_follows_the_rollout(watched: Watched, width: int) -> None:
+    """The screen follows the rollout: second canary step, bake with elapsed time, rollback with its summary."""
+    second = "\n".join(watched.screens[width, "second step"])
     assert re.search(r"✓ canary 25 %", second)
     assert re.search(r"share +50 % .*share +50 %", second)
-    bake = "\n".join(watched.pictures[width, "bake"])
+    bake = "\n".join(watched.screens[width, "bake"])
     assert re.search(r"✓ cutover", bake)
     assert re.search(r"● bake +\d\d:\d\d:\d\d +\d+ of 600 s", bake)
     assert re.search(r"╭─ blue #1 ─.*╭─ green #1 live ─", bake)
-    end = "\n".join(watched.pictures[width, "end"])
+    end = "\n".join(watched.screens[width, "end"])
     assert "rollback done in" in re.sub(r"\s+", " ", end)
     assert "●" not in end
 
 
 @pytest.mark.parametrize(("width", "height"), [(80, 24), (140, 40)])
-def test_every_picture_fits_its_terminal(watched: Watched, width: int, height: int) -> None:
-    """As many lines as there are, each as wide as it is, so that one is painted over the other without a blank."""
-    for (wide, moment), picture in watched.pictures.items():
-        if wide == width:
-            assert len(picture) == height, moment
-            assert {len(line) for line in picture} == {width}, moment
-            assert [line for line in picture if line.strip()][-1].startswith("╰"), moment
+def test_screens_fill_the_terminal(watched: Watched, width: int, height: int) -> None:
+    """Every screen fills the terminal exactly, so that drawing over the last one leaves nothing and needs no clear."""
+    for (columns, moment), screen in watched.screens.items():
+        if columns == width:
+            assert len(screen) == height, moment
+            assert {len(line) for line in screen} == {width}, moment
+            assert [line for line in screen if line.strip()][-1].startswith("╰"), moment
     assert "\x1b[2J" not in watched.ends[width][2]
 
 
 @pytest.mark.parametrize("width", [80, 140])
-def test_ctrl_c_leaves_the_terminal_as_it_was(watched: Watched, width: int) -> None:
-    """Exit code 0, the cursor back, the picture gone, and not a word behind it."""
-    code, same, raw = watched.ends[width]
-    assert (code, same) == (0, True)
+def test_ctrl_c_restores_the_terminal(watched: Watched, width: int) -> None:
+    """After Ctrl-C: exit code 0, cursor visible, alternate screen left, and no further output."""
+    code, restored, raw = watched.ends[width]
+    assert (code, restored) == (0, True)
     assert raw.count("\x1b[?1049h") == raw.count(LEFT) == 1
     after = raw[raw.rindex(LEFT) + len(LEFT) :]
     assert _plain(after).removesuffix("the end") == ""
     assert raw.rindex(CURSOR) > raw.rindex("\x1b[?25l")
 
 
-def test_without_watch_the_picture_is_printed_once(watched: Watched) -> None:
-    """On a terminal `status` is the same picture, left where it was printed; elsewhere a table."""
+def test_status_without_watch(watched: Watched) -> None:
+    """Without --watch the screen is printed once on a terminal, and a table elsewhere."""
     once = _plain(watched.once)
     assert "\x1b[?1049h" not in watched.once
     assert re.search(r"╭─ blue #1 live ─.*╭─ green", once)
@@ -234,22 +233,22 @@ def test_without_watch_the_picture_is_printed_once(watched: Watched) -> None:
     assert re.match(r"blue \(live\) +1\.0\.0 +ready +open +100 % ", blue)
 
 
-def test_without_a_terminal_it_is_a_line_a_change(watched: Watched) -> None:
-    """No escapes, no line twice in a row, and each phase that holds is told."""
+def test_watch_without_a_terminal(watched: Watched) -> None:
+    """Without a terminal, a line without escape sequences is printed for every change."""
     assert watched.codes == [0, 0]
     assert all(before != after for before, after in pairwise(watched.lines))
     assert not any("\x1b" in line for line in watched.lines)
     assert all(line.startswith("live ") for line in watched.lines)
-    told = "\n".join(watched.lines)
-    assert "live blue; blue 1.0.0 ready gate open 75 %" in told
-    assert "green 1.1.0 ready gate closed 25 %" in told
-    assert "deploy of 1.1.0 in canary" in told
-    assert "live green; blue 1.0.0 ready gate closed 0 %" in told
+    text = "\n".join(watched.lines)
+    assert "live blue; blue 1.0.0 ready gate open 75 %" in text
+    assert "green 1.1.0 ready gate closed 25 %" in text
+    assert "deploy of 1.1.0 in canary" in text
+    assert "live green; blue 1.0.0 ready gate closed 0 %" in text
     assert "live blue" in watched.lines[-1]
 
 
-def test_in_json_it_is_a_document_a_line(watched: Watched) -> None:
-    """Each line is one whole document, with the figures of both slots; what is not known is null."""
+def test_watch_in_json(watched: Watched) -> None:
+    """With --json every line is one document with the figures of both slots; unknown figures are null."""
     documents: list[dict[str, Any]] = [json.loads(line) for line in watched.documents]
     assert len(documents) > 5
     assert all(before != after for before, after in pairwise(documents))
@@ -280,40 +279,40 @@ def test_in_json_it_is_a_document_a_line(watched: Watched) -> None:
         ([900.0] * 50 + [980.0] * 60, 2.0),
         ([1000 - number / 2500 for number in range(25_000, 0, -1)], 2500.0),
     ],
-    ids=["none", "since a second", "since ten", "of half a minute", "more than are kept"],
+    ids=["none", "for 1 s", "for 10 s", "for more than 30 s", "more than are kept"],
 )
 def test_requests_per_second(
     box_host: Host, monkeypatch: pytest.MonkeyPatch, ats: list[float], expected: float
 ) -> None:
-    """Over half a minute, or as long as there were any; a slot that was just brought up is not shown too slow."""
+    """The rate is over 30 s, or since the first response, so that it is right for a slot that has just started."""
     monkeypatch.setattr(time, "monotonic", lambda: 1000.0)
     monkeypatch.setattr(Samples, "new", lambda _: [Sample(at, 0.5, 0.1, 200) for at in ats])
     stats = RecentStats(box_host, "blue", "1.0.0")
-    stats.look()
+    stats.update()
     assert stats.requests_per_s == pytest.approx(expected, rel=0.01)
     assert stats.p95 == (0.5 if ats else None)
     assert stats.ttft_p95 == (0.1 if ats else None)
 
 
-def test_mirrored_answers_are_not_the_live_slots_own(box_host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the candidate was asked too stands in the live slot's rings, and is none of its requests or times."""
+def test_mirrored_responses_do_not_count_for_the_live_slot(box_host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mirrored responses stand in the live slot's rings and count neither in its rate nor in its times."""
     monkeypatch.setattr(time, "monotonic", lambda: 1000.0)
     own, mirrored = Sample(999.0, 0.2, None, 200), Sample(999.5, 9.0, None, 200, kind=3)
     monkeypatch.setattr(Samples, "new", lambda _: [mirrored, own])
     stats = RecentStats(box_host, "blue", "1.0.0")
-    stats.look()
+    stats.update()
     assert (stats.requests_per_s, stats.p95) == (1.0, 0.2)
     assert stats.between(0, mirrored=True).samples == [mirrored]
 
 
 @pytest.fixture
 def box_host(tmp_path: Path) -> Host:
-    """Where nothing is."""
+    """A host without files."""
     return Host(True, tmp_path, tmp_path, tmp_path, tmp_path, tmp_path)
 
 
-def test_a_slot_whose_workers_a_swap_sent_home_is_vacant(box: Box) -> None:
-    """While the new version bakes alone, the old slot is `vacant`: its unit is up, and nobody is in there."""
+def test_vacant_slot_during_a_swap(box: Box) -> None:
+    """While a swapped version bakes, the old slot is `vacant`: its unit is active and has no workers."""
     deploy = box.begin("deploy", "1.1.0", "--strategy", "swap", "--bake", "600s")
     box.await_phase(deploy, "bake")
     slots = box.json("status")["slots"]
@@ -323,24 +322,24 @@ def test_a_slot_whose_workers_a_swap_sent_home_is_vacant(box: Box) -> None:
     deploy.communicate(timeout=60)
 
 
-def test_a_slot_whose_worker_was_killed_is_not_vacant(box: Box) -> None:
-    """A worker that was killed is replaced: the slot is starting until then, and never vacant."""
-    one = box.generation("blue")
-    os.kill(one.master, signal.SIGSTOP)  # so that nobody replaces it while we look
-    kill(one.living[0].pid)
+def test_slot_with_a_killed_worker(box: Box) -> None:
+    """A slot whose only worker was killed is `starting`, not `vacant`, until its master replaces the worker."""
+    blue = box.generation("blue")
+    os.kill(blue.master, signal.SIGSTOP)  # so that it does not replace the worker yet
+    kill(blue.living[0].pid)
     wait_for(lambda: not box.generation("blue").living)
     assert box.json("status")["slots"]["blue"]["state"] == "starting"
-    os.kill(one.master, signal.SIGCONT)
+    os.kill(blue.master, signal.SIGCONT)
 
 
-def test_a_controller_that_dies_is_noticed(box: Box) -> None:
-    """Whoever watches sees how its rollout was ended, and that the candidate has no share left."""
+def test_killed_controller(box: Box) -> None:
+    """`status --watch` ends the rollout of a killed controller and shows its end; the candidate has no share left."""
     deploy = box.begin("deploy", "1.1.0", "--canary", "50", "--step", "pause")
     box.await_phase(deploy, "canary")
     terminal = Terminal(box, 140, 40)
-    wait_for(lambda: terminal.shows("● canary 50 %"), what="the step under way")
+    wait_for(lambda: terminal.shows("● canary 50 %"), what="the canary step")
     kill(deploy.pid)
-    wait_for(lambda: terminal.shows("✗ canary 50 %", "1.0.0 serves as before"), what="how it was ended")
+    wait_for(lambda: terminal.shows("✗ canary 50 %", "1.0.0 serves as before"), what="the end of the rollout")
     assert terminal.press_ctrl_c() == (0, True)
     assert box.json("status")["slots"]["blue"]["share"] == 100
     deploy.communicate(timeout=60)
