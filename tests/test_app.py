@@ -1,4 +1,4 @@
-"""The HTTP service in front of an engine that does as it is told."""
+"""The HTTP API in front of a fake engine."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ from PIL import Image
 from starlette.testclient import TestClient
 from starlette.types import Message
 
-from service.app import Identity, create_app
+from service.app import create_app
 from service.engine import Delta, Finish, Priority, PromptTooLong, Sampling, TokenLogprob, Usage
+from service.identity import Identity
 from service.settings import Settings
 
 IDENTITY = Identity("1.2.0", "green", 3)
@@ -32,20 +33,20 @@ TOOL = {"type": "function", "function": {"name": "now"}}
 
 @dataclass
 class FakeEngine:
-    """Says its words; fails, waits or hangs when told to."""
+    """Streams its words; fails or waits before the word with the given number."""
 
     words: tuple[str, ...] = ("Hel", "lo ", "世界")
     fail_at: int | None = None
     error: Exception = field(default_factory=lambda: RuntimeError("the device is gone"))
     wait_at: int | None = None
     alive: bool = True
-    pause: bool = False  # let others have their turn after each word
+    pause: bool = False  # yield to the event loop after each word
     logprobs: tuple[TokenLogprob, ...] = ()  # of each word
     seen: list[tuple[list[dict[str, Any]], Sampling, bool | None]] = field(default_factory=list)
     tools: list[Sequence[dict[str, Any]]] = field(default_factory=list)
     priorities: list[Priority] = field(default_factory=list)
     cancelled: int = 0
-    asked: asyncio.Queue[None] = field(default_factory=asyncio.Queue)
+    started: asyncio.Queue[None] = field(default_factory=asyncio.Queue)
 
     async def stream(
         self,
@@ -59,7 +60,7 @@ class FakeEngine:
         self.seen.append((messages, sampling, thinking))
         self.tools.append(tools)
         self.priorities.append(priority)
-        self.asked.put_nowait(None)
+        self.started.put_nowait(None)
         finished = False
         try:
             for number, word in enumerate((*self.words, None)):
@@ -109,8 +110,8 @@ def events(text: str) -> list[Any]:
     return [line if line == "[DONE]" else json.loads(line) for line in found]
 
 
-def test_an_answer_in_one_piece_is_a_chat_completion() -> None:
-    """The answer has OpenAI's shape, names the served model whatever was asked for, and counts its tokens."""
+def test_response_is_a_chat_completion() -> None:
+    """The response has OpenAI's format, names the served model whatever the request names, and counts tokens."""
     answer = client().post(CHAT, json={**HELLO, "model": "gpt-4o", "unknown": {"ignored": True}})
     document = answer.json()
     assert answer.status_code == 200
@@ -122,10 +123,10 @@ def test_an_answer_in_one_piece_is_a_chat_completion() -> None:
 
 
 @pytest.mark.parametrize("usage", [False, True])
-def test_a_stream_has_role_content_finish_usage_and_done(usage: bool) -> None:
-    """A stream has its pieces in OpenAI's order, the usage only when it was asked for."""
-    asked = {**HELLO, "stream": True, "stream_options": {"include_usage": usage}}
-    answer = client().post(CHAT, json=asked)
+def test_stream_has_role_content_finish_usage_and_done(usage: bool) -> None:
+    """Events come in OpenAI's order, with usage only if the request includes it."""
+    body = {**HELLO, "stream": True, "stream_options": {"include_usage": usage}}
+    answer = client().post(CHAT, json=body)
     assert answer.headers["content-type"].startswith("text/event-stream")
     assert "content-length" not in answer.headers
     *chunks, done = events(answer.text)
@@ -142,8 +143,8 @@ def test_a_stream_has_role_content_finish_usage_and_done(usage: bool) -> None:
     assert len({chunk["id"] for chunk in chunks}) == 1
 
 
-def test_the_engine_gets_what_was_asked() -> None:
-    """Every known field reaches the engine, developers speak as the system, and images come decoded."""
+def test_request_reaches_the_engine() -> None:
+    """Every known field reaches the engine, the developer role becomes system, and images are decoded."""
     engine = FakeEngine()
     messages = [
         {"role": "developer", "content": "be brief"},
@@ -152,7 +153,7 @@ def test_the_engine_gets_what_was_asked() -> None:
         {"role": "tool", "content": [{"type": "text", "text": "4"}, {"type": "text", "text": "2"}]},
         *with_image(picture())["messages"],
     ]
-    asked = {
+    body = {
         "messages": messages,
         "max_tokens": 9,
         "max_completion_tokens": 5,
@@ -165,7 +166,7 @@ def test_the_engine_gets_what_was_asked() -> None:
         "user": "me",
         "chat_template_kwargs": {"enable_thinking": False, "other": 1},
     }
-    assert client(engine).post(CHAT, json=asked).status_code == 200
+    assert client(engine).post(CHAT, json=body).status_code == 200
     [(got, sampling, thinking)] = engine.seen
     assert [message["role"] for message in got] == ["system", "assistant", "user", "tool", "user"]
     assert [got[0]["content"], got[1]["content"], got[3]["content"]] == ["be brief", "", "42"]
@@ -177,12 +178,12 @@ def test_the_engine_gets_what_was_asked() -> None:
 
 
 def test_nulls_mean_defaults() -> None:
-    """A null is the same as leaving the field out."""
+    """Null is equivalent to an omitted field."""
     engine = FakeEngine()
     fields = ("model", "stream", "stream_options", "max_tokens", "max_completion_tokens", "temperature", "top_p")
     more = ("top_k", "seed", "stop", "n", "user", "chat_template_kwargs")
-    asked = {**HELLO, **dict.fromkeys((*fields, *more))}
-    assert client(engine).post(CHAT, json=asked).status_code == 200
+    body = {**HELLO, **dict.fromkeys((*fields, *more))}
+    assert client(engine).post(CHAT, json=body).status_code == 200
     assert engine.seen[0][1:] == (Sampling(), None)
 
 
@@ -198,7 +199,7 @@ def test_nulls_mean_defaults() -> None:
         ("/metrics", "GET", 200),
     ],
 )
-def test_every_response_says_who_answered(path: str, method: str, status: int) -> None:
+def test_every_response_has_version_slot_and_request_id(path: str, method: str, status: int) -> None:
     """Version, slot and request id are on every response, and every error is an error object."""
     answer = client().request(method, path, headers={"X-Request-Id": "mine-1"})
     assert answer.status_code == status
@@ -212,14 +213,14 @@ def test_every_response_says_who_answered(path: str, method: str, status: int) -
 
 
 @pytest.mark.parametrize("given", ["", " ", "a" * 129, "caf\u00e9", "tab\tbed"])
-def test_an_unfit_request_id_is_replaced(given: str) -> None:
-    """Only printable ASCII of sane length is echoed."""
+def test_invalid_request_id_is_replaced(given: str) -> None:
+    """Only printable ASCII of at most 128 characters is accepted."""
     answer = client().get("/healthz", headers=[(b"x-request-id", given.encode("latin-1"))])
     assert answer.headers["x-request-id"].startswith("req-")
 
 
 def test_models_are_listed_and_found_by_name() -> None:
-    """The one model is listed and found; any other name is a 404 of code model_not_found."""
+    """The served model is listed and found; any other name is a 404 with code model_not_found."""
     http = client(served_model="zai/glm")
     [listed] = http.get("/v1/models").json()["data"]
     assert http.get("/v1/models/zai/glm").json() == listed
@@ -228,7 +229,7 @@ def test_models_are_listed_and_found_by_name() -> None:
 
 
 def test_health_readiness_and_version() -> None:
-    """Alive asks the engine; ready asks the gate too; the version names the process."""
+    """/healthz depends on the engine, /readyz on the gate too; /version names the process."""
     engine, gate = FakeEngine(), [True]
     http = client(engine, serving=lambda: gate[0])
     assert (http.get("/healthz").status_code, http.get("/healthz").json()) == (200, {"status": "alive"})
@@ -236,7 +237,7 @@ def test_health_readiness_and_version() -> None:
     gate[0] = False
     assert http.get("/readyz").json()["why"] == "the gate is closed"
     assert (http.get("/readyz").status_code, http.get("/healthz").status_code) == (503, 200)
-    assert http.post(CHAT, json=HELLO).status_code == 200, "the candidate is asked before its gate opens"
+    assert http.post(CHAT, json=HELLO).status_code == 200, "a candidate answers while its gate is closed"
     gate[0], engine.alive = True, False
     assert (http.get("/readyz").status_code, http.get("/healthz").status_code) == (503, 503)
     version = http.get("/version").json()
@@ -257,7 +258,7 @@ def content_of(content: Any, role: str = "user") -> dict[str, Any]:
     return {"messages": [{"role": role, "content": content}]}
 
 
-WRONG: list[tuple[Any, str | None]] = [
+INVALID_FIELDS: list[tuple[Any, str | None]] = [
     ({}, "messages"),
     ({"messages": None}, "messages"),
     ({"messages": []}, "messages"),
@@ -353,9 +354,9 @@ WRONG: list[tuple[Any, str | None]] = [
 ]
 
 
-@pytest.mark.parametrize(("body", "param"), WRONG)
-def test_a_wrong_field_is_a_400_that_names_it(body: Any, param: str | None) -> None:
-    """Whatever is wrong with a field is the client's error, and `param` leads to it."""
+@pytest.mark.parametrize(("body", "param"), INVALID_FIELDS)
+def test_invalid_field_is_a_400_that_names_it(body: Any, param: str | None) -> None:
+    """An invalid field is a 400, and `param` is its path."""
     engine = FakeEngine()
     answer = client(engine, max_pixels=50 * 50).post(CHAT, json=body)
     assert answer.status_code == 400, answer.text
@@ -365,7 +366,7 @@ def test_a_wrong_field_is_a_400_that_names_it(body: Any, param: str | None) -> N
     assert not engine.seen
 
 
-NASTY = [
+INVALID_BODIES = [
     b"",
     b"   ",
     b"{",
@@ -405,9 +406,9 @@ NASTY = [
 ]
 
 
-@pytest.mark.parametrize("body", NASTY, ids=range(len(NASTY)))
-def test_no_body_can_make_a_500(body: bytes) -> None:
-    """Bytes of any kind are answered with a 400 and a short explanation."""
+@pytest.mark.parametrize("body", INVALID_BODIES, ids=range(len(INVALID_BODIES)))
+def test_invalid_body_is_a_400(body: bytes) -> None:
+    """Any bytes that are not a valid request are a 400 with a short message."""
     answer = client().post(CHAT, content=body, headers={"content-type": "application/json"})
     assert answer.status_code == 400, answer.text[:300]
     assert len(answer.json()["error"]["message"]) < 500
@@ -424,18 +425,18 @@ def test_no_body_can_make_a_500(body: bytes) -> None:
         ("", 415),
     ],
 )
-def test_the_content_type_must_be_json_or_missing(kind: str | None, status: int) -> None:
-    """Another content type is a 415; none at all is taken for JSON."""
+def test_content_type_must_be_json_or_missing(kind: str | None, status: int) -> None:
+    """A content type other than JSON is a 415; without one the body is parsed as JSON."""
     headers = {} if kind is None else {"content-type": kind}
     assert client().post(CHAT, content=json.dumps(HELLO), headers=headers).status_code == status
 
 
-def test_a_body_that_says_it_is_too_large_is_not_read() -> None:
-    """A large Content-Length is a 413 before the first byte, and the connection ends with it."""
+def test_body_with_too_large_content_length_is_not_read() -> None:
+    """A Content-Length beyond the limit is a 413 before the first byte is read, and closes the connection."""
     received: list[str] = []
 
     async def receive() -> Message:
-        received.append("asked")
+        received.append("http.request")
         return {"type": "http.request", "body": b"x", "more_body": True}
 
     answer = asyncio.run(raw(FakeEngine(), receive, [(b"content-length", b"9" * 30)], max_body=100))
@@ -444,8 +445,8 @@ def test_a_body_that_says_it_is_too_large_is_not_read() -> None:
     assert not received
 
 
-def test_a_chunked_body_is_read_no_further_than_the_limit() -> None:
-    """Without a length the body is counted as it comes, and reading ends where the limit is passed."""
+def test_chunked_body_is_read_up_to_the_limit() -> None:
+    """Without a Content-Length reading stops when the limit is exceeded."""
     count = 0
 
     async def receive() -> Message:
@@ -457,24 +458,24 @@ def test_a_chunked_body_is_read_no_further_than_the_limit() -> None:
     assert (answer[0]["status"], count) == (413, 3)
 
 
-def test_too_many_images_are_refused() -> None:
-    """The number of images has a limit of its own."""
+def test_too_many_images_are_rejected() -> None:
+    """The number of images is limited."""
     parts = [{"type": "image_url", "image_url": {"url": picture()}}] * 3
     answer = client(max_images=2).post(CHAT, json=content_of(parts))
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "messages")
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_prompt_that_is_too_long_is_a_400(stream: bool) -> None:
-    """The engine's refusal becomes OpenAI's context_length_exceeded, for streams too."""
+def test_too_long_prompt_is_a_400(stream: bool) -> None:
+    """PromptTooLong becomes OpenAI's context_length_exceeded, for streams too."""
     engine = FakeEngine(fail_at=0, error=PromptTooLong("9 tokens; at most 8"))
     answer = client(engine).post(CHAT, json={**HELLO, "stream": stream})
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "context_length_exceeded")
 
 
 @pytest.mark.parametrize(("stream", "fail_at"), [(False, 0), (False, 2), (True, 0)])
-def test_a_failing_engine_is_a_500_logged_once(stream: bool, fail_at: int, caplog: pytest.LogCaptureFixture) -> None:
-    """The client gets an error object with the request's id and no detail; the log gets both, once."""
+def test_engine_failure_is_a_500_logged_once(stream: bool, fail_at: int, caplog: pytest.LogCaptureFixture) -> None:
+    """The client gets an error object with the request's id and no details; the log has both, once."""
     answer = client(FakeEngine(fail_at=fail_at)).post(
         CHAT, json={**HELLO, "stream": stream}, headers={"x-request-id": "r7"}
     )
@@ -488,8 +489,8 @@ def test_a_failing_engine_is_a_500_logged_once(stream: bool, fail_at: int, caplo
     assert record.exc_info
 
 
-def test_an_engine_that_fails_midstream_ends_it_with_an_error(caplog: pytest.LogCaptureFixture) -> None:
-    """What was said stays said; the last event is the error, and no [DONE] pretends otherwise."""
+def test_engine_failure_ends_a_stream_with_an_error(caplog: pytest.LogCaptureFixture) -> None:
+    """The last event is the error object, without [DONE]."""
     answer = client(FakeEngine(fail_at=2)).post(CHAT, json={**HELLO, "stream": True})
     *_, last = events(answer.text)
     assert last["error"]["type"] == "server_error"
@@ -515,7 +516,7 @@ def scope(headers: list[tuple[bytes, bytes]] | None = None) -> dict[str, Any]:
 
 
 async def raw(engine: FakeEngine, receive: Any, headers: Any = None, **changes: Any) -> list[Message]:
-    """Call the application as a server does, and collect what it sends."""
+    """Call the application as an ASGI server does and return the messages it sends."""
     sent: list[Message] = []
 
     async def send(message: Message) -> None:
@@ -529,8 +530,8 @@ async def raw(engine: FakeEngine, receive: Any, headers: Any = None, **changes: 
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("wait_at", [0, 2])
-def test_a_client_that_leaves_ends_the_generation(stream: bool, wait_at: int) -> None:
-    """Whether the engine has begun or not, the request of a client that has gone is cancelled at once."""
+def test_disconnect_cancels_the_generation(stream: bool, wait_at: int) -> None:
+    """When the client disconnects, its request is cancelled, whether or not the engine has started it."""
     engine = FakeEngine(wait_at=wait_at)
     messages = iter([{"type": "http.request", "body": json.dumps({**HELLO, "stream": stream}).encode()}])
 
@@ -538,7 +539,7 @@ def test_a_client_that_leaves_ends_the_generation(stream: bool, wait_at: int) ->
         for message in messages:
             return message
         if not engine.seen:
-            await engine.asked.get()
+            await engine.started.get()
         await asyncio.sleep(0.02)
         return {"type": "http.disconnect"}
 
@@ -548,8 +549,8 @@ def test_a_client_that_leaves_ends_the_generation(stream: bool, wait_at: int) ->
     assert all(message.get("more_body") for message in sent if message["type"] == "http.response.body")
 
 
-def test_a_client_that_leaves_during_its_upload_is_no_error(caplog: pytest.LogCaptureFixture) -> None:
-    """Half a body and a disconnect ask nothing of the engine and log no error."""
+def test_disconnect_during_the_upload_is_not_an_error(caplog: pytest.LogCaptureFixture) -> None:
+    """A disconnect in the middle of the body calls no engine and logs nothing."""
     messages: list[Message] = [{"type": "http.disconnect"}, {"type": "http.request", "body": b"{", "more_body": True}]
 
     async def receive() -> Message:
@@ -561,20 +562,20 @@ def test_a_client_that_leaves_during_its_upload_is_no_error(caplog: pytest.LogCa
     assert not caplog.records
 
 
-def test_a_full_queue_is_a_429_with_retry_after() -> None:
-    """Requests beyond max_queue are sent away, and a place is free again when one leaves."""
+def test_full_queue_is_a_429_with_retry_after() -> None:
+    """Requests beyond max_queue are rejected until a waiting one disconnects."""
 
     async def scenario() -> tuple[list[Message], list[Message]]:
         engine = FakeEngine(wait_at=0)
         app = create_app(engine, IDENTITY, settings(max_queue=2), serving=lambda: True)
 
-        async def ask(sent: list[Message], gone: asyncio.Event) -> None:
+        async def ask(sent: list[Message], disconnect: asyncio.Event) -> None:
             body = iter([{"type": "http.request", "body": json.dumps(HELLO).encode()}])
 
             async def receive() -> Message:
                 for message in body:
                     return message
-                await gone.wait()
+                await disconnect.wait()
                 return {"type": "http.disconnect"}
 
             async def send(message: Message) -> None:
@@ -582,31 +583,31 @@ def test_a_full_queue_is_a_429_with_retry_after() -> None:
 
             await app(scope(), receive, send)
 
-        leave, never = asyncio.Event(), asyncio.Event()
-        waiting = [asyncio.create_task(ask([], leave)), asyncio.create_task(ask([], never))]
+        disconnect, never = asyncio.Event(), asyncio.Event()
+        waiting = [asyncio.create_task(ask([], disconnect)), asyncio.create_task(ask([], never))]
         for _ in waiting:
-            await engine.asked.get()
-        refused: list[Message] = []
-        await ask(refused, never)
-        leave.set()
+            await engine.started.get()
+        rejected: list[Message] = []
+        await ask(rejected, never)
+        disconnect.set()
         await waiting[0]
         engine.wait_at = None
         accepted: list[Message] = []
         await ask(accepted, never)
         waiting[1].cancel()
         await asyncio.gather(*waiting, return_exceptions=True)
-        return refused, accepted
+        return rejected, accepted
 
-    refused, accepted = asyncio.run(scenario())
-    assert refused[0]["status"] == 429
-    assert dict(refused[0]["headers"])[b"retry-after"] == b"1"
+    rejected, accepted = asyncio.run(scenario())
+    assert rejected[0]["status"] == 429
+    assert dict(rejected[0]["headers"])[b"retry-after"] == b"1"
     assert accepted[0]["status"] == 200
 
 
 def test_metrics_count_by_route_status_version_and_slot() -> None:
-    """Requests are counted under their route's template; a path of the client's choosing never becomes a label."""
-    who = Identity(f"v-{uuid.uuid4().hex}", "blue", 1)
-    http = TestClient(create_app(FakeEngine(), who, settings(), serving=lambda: True))
+    """Requests are counted under their route's template; a path chosen by the client never becomes a label."""
+    identity = Identity(f"v-{uuid.uuid4().hex}", "blue", 1)
+    http = TestClient(create_app(FakeEngine(), identity, settings(), serving=lambda: True))
     http.post(CHAT, json=HELLO)
     http.post(CHAT, json={**HELLO, "stream": True})
     http.post(CHAT, json={})
@@ -619,9 +620,9 @@ def test_metrics_count_by_route_status_version_and_slot() -> None:
         ("other", "404", "1.0"),
         ("/v1/models/{id:path}", "404", "1.0"),
     ):
-        labels = f'route="{route}",slot="blue",status="{status}",version="{who.version}"'
+        labels = f'route="{route}",slot="blue",status="{status}",version="{identity.version}"'
         assert f"glm_requests_total{{{labels}}} {count}" in text
-    who_labels = f'{{slot="blue",version="{who.version}"}}'
+    who_labels = f'{{slot="blue",version="{identity.version}"}}'
     assert f"glm_generated_tokens_total{who_labels} 6.0" in text
     assert f"glm_time_to_first_token_seconds_count{who_labels} 2.0" in text
     assert f"glm_requests_in_flight{who_labels} 1.0" in text, "the scrape itself"
@@ -629,12 +630,12 @@ def test_metrics_count_by_route_status_version_and_slot() -> None:
 
 
 def test_metrics_of_all_processes_are_in_one_scrape(tmp_path: Path) -> None:
-    """With a shared directory every generation is in the text, and one that has gone has nothing in flight."""
+    """With a shared directory a scrape covers every process, and a forgotten one has no requests in flight."""
     program = """
 import sys
 from service import metrics
-who = metrics.Metrics(sys.argv[1], "blue")
-who.request_started(); who.request_started(); who.request_ended("/x", "200", 0.1); who.count_tokens(5)
+one = metrics.Metrics(sys.argv[1], "blue")
+one.request_started(); one.request_started(); one.request_ended("/x", "200", 0.1); one.count_tokens(5)
 metrics.set_load_seconds(sys.argv[1], "blue", 2.5)
 import os
 if sys.argv[1] == "two":
@@ -661,14 +662,14 @@ else:
 
 
 @pytest.fixture(autouse=True)
-def _no_real_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep GLM_* of the surroundings out of the settings."""
+def _no_settings_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Remove GLM_* variables from the environment."""
     for name in [name for name in os.environ if name.startswith("GLM_")]:
         monkeypatch.delenv(name)
 
 
-def test_the_application_needs_neither_torch_nor_transformers() -> None:
-    """Importing the application and the engine's module is light: the master does it too."""
+def test_application_imports_neither_torch_nor_transformers() -> None:
+    """The application and the checks are imported by the master too, which must stay small."""
     program = "import sys, service.app, service.process.checks; print({'torch', 'transformers'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
     assert done.stdout.strip() == "set()"

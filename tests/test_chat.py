@@ -1,4 +1,4 @@
-"""Chat completions as existing clients use them, in front of an engine that does as it is told."""
+"""Chat completions in OpenAI's format, in front of a fake engine."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from starlette.types import Message
 from service.app import create_app
 from service.chat.errors import ApiError
 from service.chat.service import ChatService
-from service.engine import Refused, Sampling, TokenLogprob, QueueTimeout
+from service.engine import QueueTimeout, Refused, Sampling, TokenLogprob
 from tests.test_app import CHAT, HELLO, IDENTITY, FakeEngine, client, events, raw, settings
 
 WEATHER = {
@@ -53,8 +53,8 @@ def stream(engine: FakeEngine, **more: Any) -> list[dict[str, Any]]:
     return chunks
 
 
-def test_all_of_the_sampling_reaches_the_engine() -> None:
-    """Every field that changes the choice of tokens arrives as it was given."""
+def test_sampling_reaches_the_engine() -> None:
+    """Every sampling field reaches the engine unchanged."""
     engine = FakeEngine()
     fields: dict[str, Any] = {
         "temperature": 0.3, "top_p": 0.5, "top_k": 3, "min_p": 0.1, "seed": 4, "repetition_penalty": 1.1,
@@ -76,8 +76,8 @@ def test_all_of_the_sampling_reaches_the_engine() -> None:
 
 
 @pytest.mark.parametrize("whole", [True, False])
-def test_n_answers_have_indexes_seeds_and_one_usage(whole: bool) -> None:
-    """Each of n answers has its index and a seed of its own; the conversation is counted once."""
+def test_n_choices_have_indexes_seeds_and_one_usage(whole: bool) -> None:
+    """Each of n choices has its index and its own seed; the prompt is counted once."""
     engine = FakeEngine(pause=True)
     if whole:
         document = ask(engine, n=3, seed=2**63 - 2)
@@ -99,27 +99,27 @@ def test_n_answers_have_indexes_seeds_and_one_usage(whole: bool) -> None:
     assert usage == {"prompt_tokens": 7, "completion_tokens": 9, "total_tokens": 16}
 
 
-def test_one_of_n_that_fails_ends_all() -> None:
-    """No row goes on for an answer that nobody will get."""
+def test_failure_of_one_choice_cancels_all() -> None:
+    """When one of n choices fails, the others are cancelled."""
     engine = FakeEngine(wait_at=2)
     failing = FakeEngine(fail_at=1)
 
-    class Both(FakeEngine):
+    class FailingForOneSeed(FakeEngine):
         def stream(self, messages: Any, sampling: Sampling, **more: Any) -> Any:
             return (failing if sampling.seed == 2 else engine).stream(messages, sampling, **more)
 
-    assert ask(Both(), n=3, seed=1, status=500)["error"]["type"] == "server_error"
+    assert ask(FailingForOneSeed(), n=3, seed=1, status=500)["error"]["type"] == "server_error"
     assert engine.cancelled == 2
 
 
-def test_cancelling_who_waits_ends_all_n_answers() -> None:
-    """A client that leaves frees every row of its request."""
+def test_cancellation_cancels_all_choices() -> None:
+    """Cancelling the awaiting task frees every row of its request."""
 
     async def scenario() -> int:
         engine = FakeEngine(wait_at=2)
         task = asyncio.create_task(ChatService(engine, IDENTITY, settings()).complete({**HELLO, "n": 3}))
         for _ in range(3):
-            await engine.asked.get()
+            await engine.started.get()
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
         return engine.cancelled
@@ -127,8 +127,8 @@ def test_cancelling_who_waits_ends_all_n_answers() -> None:
     assert asyncio.run(scenario()) == 3
 
 
-def test_a_piece_of_the_engine_is_one_send() -> None:
-    """The role comes with the first text, and the end with all that follows it: fewer writes, nothing later."""
+def test_every_engine_item_is_one_send() -> None:
+    """The role is sent with the first text, and usage and [DONE] with the last event: fewer writes, no delay."""
 
     async def scenario() -> list[Message]:
         body = iter([{"type": "http.request", "body": json.dumps({**HELLO, "stream": True}).encode()}])
@@ -145,8 +145,8 @@ def test_a_piece_of_the_engine_is_one_send() -> None:
     assert [message["body"].count(b"data: ") for message in bodies] == [2, 1, 1, 2, 0]
 
 
-def test_more_than_the_limit_of_choices_is_refused() -> None:
-    """The number of answers has a limit of its own."""
+def test_too_many_choices_are_rejected() -> None:
+    """The number of choices is limited."""
     assert ask(FakeEngine(), n=3, limits={"max_choices": 2}, status=400)["error"]["param"] == "n"
 
 
@@ -165,8 +165,8 @@ TOKENS = [
 ]
 
 
-def test_logprobs_have_the_shape_of_openai() -> None:
-    """Tokens, bytes and the likeliest others come with the answer, and in a stream with the piece they made."""
+def test_logprobs_have_openai_format() -> None:
+    """Tokens, bytes and the most likely alternatives are in the response, and in a stream with their text."""
     engine = FakeEngine(("Hel", "", "lo"), logprobs=LOGPROBS)
     [choice] = ask(engine, logprobs=True)["choices"]
     assert choice["logprobs"]["content"] == TOKENS * 3
@@ -176,14 +176,14 @@ def test_logprobs_have_the_shape_of_openai() -> None:
     assert engine.seen[0][1].logprobs == 0
 
 
-def test_logprobs_survive_what_is_held_back() -> None:
-    """Text that may become a mark waits for its end; the tokens are told at once and none is told twice."""
+def test_logprobs_of_held_text_are_sent_once() -> None:
+    """Text that may begin a tag is held back; its log probabilities are sent at once and only once."""
     engine = FakeEngine(("<think>", "a</th", "ink>", "b", "c"), logprobs=LOGPROBS)
     chunks = stream(engine, logprobs=True)
-    told = [choice["logprobs"]["content"] for chunk in chunks if (choice := chunk["choices"][0])["logprobs"]]
-    assert told == [TOKENS] * 5
-    together = stream(FakeEngine(("<think>a</think>b",), logprobs=LOGPROBS), logprobs=True)
-    assert [chunk["choices"][0]["logprobs"] is None for chunk in together] == [True, False, True, True]
+    sent = [choice["logprobs"]["content"] for chunk in chunks if (choice := chunk["choices"][0])["logprobs"]]
+    assert sent == [TOKENS] * 5
+    mixed = stream(FakeEngine(("<think>a</think>b",), logprobs=LOGPROBS), logprobs=True)
+    assert [chunk["choices"][0]["logprobs"] is None for chunk in mixed] == [True, False, True, True]
 
 
 @pytest.mark.parametrize(
@@ -203,16 +203,16 @@ def test_logprobs_survive_what_is_held_back() -> None:
         ),
     ],
 )
-def test_a_format_reaches_the_engine_as_a_schema(given: Any, schema: Any, thinking: bool | None) -> None:
-    """JSON formats become a schema; they switch thinking off unless the request asks for it."""
+def test_response_format_becomes_a_schema(given: Any, schema: Any, thinking: bool | None) -> None:
+    """JSON formats reach the engine as a schema, and disable thinking unless the request enables it."""
     engine = FakeEngine()
     ask(engine, **given)
-    [(_, sampling, thought)] = engine.seen
-    assert (sampling.json_schema and json.loads(sampling.json_schema), thought) == (schema, thinking)
+    [(_, sampling, enabled)] = engine.seen
+    assert (sampling.json_schema and json.loads(sampling.json_schema), enabled) == (schema, thinking)
 
 
-def test_a_thought_is_separate_from_the_answer() -> None:
-    """Both come in fields of their own, whole and in a stream, and boxes are taken away."""
+def test_reasoning_is_separate_from_content() -> None:
+    """Reasoning and content are separate fields, also in a stream, and box tags are removed."""
     engine = FakeEngine(("\n<thi", "nk>I ", "see.", "</think>\n<|begin_of", "_box|>", "4", "2<|end_of_box|>"))
     [choice] = ask(engine)["choices"]
     assert choice["message"] == {"role": "assistant", "content": "42", "refusal": None, "reasoning_content": "I see."}
@@ -226,8 +226,8 @@ def test_a_thought_is_separate_from_the_answer() -> None:
     assert kept["content"] == "<|begin_of_box|>42<|end_of_box|>"
 
 
-def test_calls_of_tools_are_read_from_the_text() -> None:
-    """Tools reach the engine as they were given, and a call comes back with an id and JSON arguments."""
+def test_tool_calls_are_parsed_from_the_text() -> None:
+    """Tools reach the engine unchanged, and a call is returned with an id and JSON arguments."""
     engine = FakeEngine(CALL)
     [choice] = ask(engine, tools=[WEATHER], tool_choice="auto")["choices"]
     assert engine.tools == [[WEATHER]]
@@ -240,8 +240,8 @@ def test_calls_of_tools_are_read_from_the_text() -> None:
     assert len({call["id"] for call in alone["tool_calls"]}) == 2
 
 
-def test_calls_are_streamed_whole() -> None:
-    """A stream tells each call in one delta, numbered, and ends with the reason tool_calls."""
+def test_tool_calls_are_streamed_complete() -> None:
+    """A stream has each call in one delta, with its index, and ends with finish_reason tool_calls."""
     chunks = stream(FakeEngine(CALL + CALL[1:]), tools=[WEATHER])
     choices = [chunk["choices"][0] for chunk in chunks]
     calls = [call for choice in choices for call in choice["delta"].get("tool_calls", [])]
@@ -252,25 +252,25 @@ def test_calls_are_streamed_whole() -> None:
 
 
 @pytest.mark.parametrize("more", [{}, {"tools": [WEATHER], "tool_choice": "none"}])
-def test_without_tools_nothing_is_a_call(more: dict[str, Any]) -> None:
-    """Text that looks like a call stays text for who did not ask for calls, and the model is told of no tools."""
+def test_without_tools_calls_are_text(more: dict[str, Any]) -> None:
+    """Without tools in the request, text that looks like a call stays text, and the prompt has no tools."""
     engine = FakeEngine(CALL)
     [choice] = ask(engine, **more)["choices"]
     assert (choice["message"]["content"], choice["finish_reason"]) == ("".join(CALL), "stop")
     assert engine.tools == [[]]
 
 
-def test_a_conversation_with_calls_reaches_the_template() -> None:
-    """Calls of earlier turns have their arguments as objects; thoughts and call ids are passed on."""
+def test_messages_with_tool_calls_reach_the_engine() -> None:
+    """Arguments of earlier calls are passed as objects, with reasoning and call ids."""
     engine = FakeEngine()
     call = {"id": "c1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Ulm"}'}}
     bare = {"function": {"name": "now", "arguments": ""}}
-    turns = [
+    messages = [
         *HELLO["messages"],
         {"role": "assistant", "content": None, "tool_calls": [call, bare], "reasoning_content": "hm"},
         {"role": "tool", "tool_call_id": "c1", "content": "sun"},
     ]
-    ask(engine, messages=turns)
+    ask(engine, messages=messages)
     assert engine.seen[0][0][1:] == [
         {
             "role": "assistant",
@@ -286,7 +286,7 @@ def test_a_conversation_with_calls_reaches_the_template() -> None:
 
 
 class RefusedFormat(Refused):
-    """What an engine refuses in the format."""
+    """A response_format that the engine rejects."""
 
     param = "response_format"
 
@@ -301,18 +301,18 @@ class RefusedFormat(Refused):
         (QueueTimeout("60 s"), 429, None, "queue_timeout"),
     ],
 )
-def test_what_the_engine_refuses_has_its_status(
+def test_engine_errors_have_their_status(
     streamed: bool, n: int, error: Exception, status: int, param: str | None, code: str | None
 ) -> None:
-    """A refusal names its field, and a wait that was too long says when to come again."""
+    """A rejected request names its field, and a queue timeout has Retry-After."""
     answer = client(FakeEngine(fail_at=0, error=error)).post(CHAT, json={**HELLO, "stream": streamed, "n": n})
     found = answer.json()["error"]
     assert (answer.status_code, found["param"], found["code"]) == (status, param, code)
     assert ("retry-after" in answer.headers) == (status == 429)
 
 
-def test_batch_work_takes_no_place_in_the_queue() -> None:
-    """A request of priority batch is answered though the queue is full, and says to the engine what it is."""
+def test_batch_requests_do_not_count_against_the_queue() -> None:
+    """A request of priority batch is answered while the queue is full, and reaches the engine with its priority."""
 
     async def scenario() -> None:
         engine = FakeEngine(wait_at=0)
@@ -320,7 +320,7 @@ def test_batch_work_takes_no_place_in_the_queue() -> None:
         batch = [asyncio.create_task(chat.complete(HELLO, priority="batch")) for _ in range(3)]
         waiting = asyncio.create_task(chat.complete(HELLO))
         for _ in range(4):
-            await engine.asked.get()
+            await engine.started.get()
         with pytest.raises(ApiError, match="1 requests are waiting"):
             await chat.complete(HELLO)
         engine.wait_at = None
@@ -347,25 +347,25 @@ def test_batch_work_takes_no_place_in_the_queue() -> None:
         {"tools": [{"type": "function", "function": {"name": "f", "parameters": {"a": object()}}}]},
     ],
 )
-def test_documents_that_json_cannot_carry_are_refused(more: dict[str, Any]) -> None:
-    """Python objects with lone surrogates, infinities or huge numbers in them are 400s too."""
+def test_documents_that_are_not_json_are_rejected(more: dict[str, Any]) -> None:
+    """Python objects with lone surrogates, infinities or huge integers are 400s too."""
     with pytest.raises(ApiError) as caught:
         asyncio.run(ChatService(FakeEngine(), IDENTITY, settings()).complete({**HELLO, **more}))
     assert caught.value.status == 400
 
 
-def test_the_engine_is_in_the_metrics() -> None:
-    """What the engine does is told as gauges."""
+def test_engine_usage_is_in_the_metrics() -> None:
+    """The engine's usage is exported as gauges."""
     http = client()
     http.post(CHAT, json=HELLO)
     text = http.get("/metrics").text
-    who = '{slot="green",version="1.2.0"}'
+    labels = '{slot="green",version="1.2.0"}'
     for name, value in (("running", 1), ("waiting", 2), ("kv_tokens", 30), ("kv_capacity_tokens", 400)):
-        assert f"glm_engine_{name}{who} {value}.0" in text
+        assert f"glm_engine_{name}{labels} {value}.0" in text
 
 
-def test_the_openai_package_understands_the_answers() -> None:
-    """The client that most people use gets its calls, usage and logprobs, streamed and not."""
+def test_openai_package_parses_the_responses() -> None:
+    """The openai package parses calls, usage and log probabilities, streamed or not."""
 
     async def scenario() -> None:
         app = create_app(FakeEngine(CALL, logprobs=LOGPROBS), IDENTITY, settings(), serving=lambda: True)
@@ -373,11 +373,11 @@ def test_the_openai_package_understands_the_answers() -> None:
         async with openai.AsyncOpenAI(
             base_url="http://x/v1", api_key="-", http_client=httpx2.AsyncClient(transport=transport), max_retries=0
         ) as http:
-            asked: Any = {**HELLO, "model": "m", "tools": [WEATHER], "logprobs": True}
-            whole: Any = await http.chat.completions.create(**asked)
-            assert whole.choices[0].message.tool_calls[0].function.name == "weather"
-            assert whole.choices[0].logprobs.content[0].top_logprobs[1].logprob == -9999.0
-            async with http.chat.completions.stream(**asked, stream_options={"include_usage": True}) as streamed:
+            body: Any = {**HELLO, "model": "m", "tools": [WEATHER], "logprobs": True}
+            response: Any = await http.chat.completions.create(**body)
+            assert response.choices[0].message.tool_calls[0].function.name == "weather"
+            assert response.choices[0].logprobs.content[0].top_logprobs[1].logprob == -9999.0
+            async with http.chat.completions.stream(**body, stream_options={"include_usage": True}) as streamed:
                 async for _ in streamed:
                     pass
                 final: Any = await streamed.get_final_completion()

@@ -1,4 +1,4 @@
-"""Images of a request: what is taken, what is refused, and that it is refused before it costs anything."""
+"""Decoding of images: accepted formats, rejected input, and limits that hold before any pixel is decoded."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
     return data.getvalue()
 
 
-def url(data: bytes, head: str = "data:image/png;base64") -> str:
+def data_url(data: bytes, head: str = "data:image/png;base64") -> str:
     return f"{head},{base64.b64encode(data).decode()}"
 
 
@@ -31,9 +31,9 @@ NOISE = Image.effect_noise((64, 64), 80)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "BMP"])
-def test_the_usual_formats_become_rgb(kind: str) -> None:
-    """Every format that a browser sends is decoded, whatever the URL calls it."""
-    image = from_data_url(url(encoded(RED, kind)), max_pixels=LIMIT)
+def test_common_formats_become_rgb(kind: str) -> None:
+    """Every common format is decoded, whatever media type the URL names."""
+    image = from_data_url(data_url(encoded(RED, kind)), max_pixels=LIMIT)
     assert (image.mode, image.size) == ("RGB", (8, 6))
     red, green, blue = image.getpixel((4, 3))  # type: ignore[misc]
     assert red > 240
@@ -44,14 +44,14 @@ def test_the_usual_formats_become_rgb(kind: str) -> None:
     "head",
     ["data:image/png;base64", "DATA:IMAGE/PNG;BASE64", "data:image/png;charset=x;base64", "data:image/jpg; base64"],
 )
-def test_data_urls_are_read_generously(head: str) -> None:
+def test_data_urls_are_parsed_leniently(head: str) -> None:
     """Case, parameters and line breaks in the base64 do not matter."""
-    broken = url(encoded(RED), head).replace(",", ",\n").replace("A=", "A\r\n=") + "\n"
+    broken = data_url(encoded(RED), head).replace(",", ",\n").replace("A=", "A\r\n=") + "\n"
     assert from_data_url(broken, max_pixels=LIMIT).size == (8, 6)
 
 
 @pytest.mark.parametrize(
-    ("given", "why"),
+    ("url", "reason"),
     [
         ("https://example.org/a.png", "not fetched"),
         ("HTTP://example.org/a.png", "not fetched"),
@@ -67,20 +67,20 @@ def test_data_urls_are_read_generously(head: str) -> None:
         ("data:image/png;base64,ÄÖÜ", "invalid base64"),
         ("data:image/png;base64,", "not an image"),
         ("data:image/png;base64,AAAA", "not an image"),
-        (url(b"<svg xmlns='http://www.w3.org/2000/svg'/>", "data:image/svg+xml;base64"), "not an image"),
-        (url(encoded(RED, "TIFF")), "not an image"),
-        (url(encoded(NOISE)[:1000]), "truncated"),
-        (url(encoded(NOISE, "JPEG")[:-400]), "truncated"),
+        (data_url(b"<svg xmlns='http://www.w3.org/2000/svg'/>", "data:image/svg+xml;base64"), "not an image"),
+        (data_url(encoded(RED, "TIFF")), "not an image"),
+        (data_url(encoded(NOISE)[:1000]), "truncated"),
+        (data_url(encoded(NOISE, "JPEG")[:-400]), "truncated"),
     ],
 )
-def test_anything_else_is_refused_with_the_reason(given: str, why: str) -> None:
-    """What is no image, or is not to be fetched, is an ImageError that says why."""
-    with pytest.raises(ImageError, match=why):
-        from_data_url(given, max_pixels=LIMIT)
+def test_invalid_images_are_rejected_with_the_reason(url: str, reason: str) -> None:
+    """Anything but a data URL of an image is an ImageError that gives the reason."""
+    with pytest.raises(ImageError, match=reason):
+        from_data_url(url, max_pixels=LIMIT)
 
 
 def bomb(width: int, height: int) -> bytes:
-    """Write a PNG of a few bytes that claims to be huge."""
+    """Return a PNG of a few bytes whose header states a huge size."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -90,10 +90,8 @@ def bomb(width: int, height: int) -> bytes:
 
 
 @pytest.mark.parametrize("size", [(101, 100), (20_000, 20_000), (2**31 - 1, 2**31 - 1)])
-def test_too_many_pixels_are_refused_before_any_is_decoded(
-    size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The header alone decides; Pillow never gets to decode."""
+def test_too_many_pixels_are_rejected_before_decoding(size: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The header alone decides; Pillow decodes nothing."""
 
     def never(*_: object) -> None:
         raise AssertionError("decoded")
@@ -103,34 +101,34 @@ def test_too_many_pixels_are_refused_before_any_is_decoded(
         from_bytes(bomb(*size), max_pixels=LIMIT)
 
 
-def test_the_limit_is_inclusive() -> None:
-    """An image of exactly max_pixels is taken."""
+def test_limit_is_inclusive() -> None:
+    """An image of exactly max_pixels is accepted."""
     assert from_bytes(encoded(Image.new("RGB", (100, 100))), max_pixels=LIMIT).size == (100, 100)
 
 
 @pytest.mark.parametrize("size", [(200, 1), (1, 191)])
-def test_slivers_are_refused(size: tuple[int, int]) -> None:
-    """Sides that the model's preprocessor would choke on never reach it."""
+def test_extreme_aspect_ratios_are_rejected(size: tuple[int, int]) -> None:
+    """Aspect ratios that the model's preprocessor rejects never reach it."""
     with pytest.raises(ImageError, match="aspect ratio"):
         from_bytes(encoded(Image.new("RGB", size)), max_pixels=LIMIT)
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
-def test_transparency_is_laid_over_white(mode: str) -> None:
-    """A drawing without a ground is seen on white, as people see it."""
+def test_transparency_is_composited_over_white(mode: str) -> None:
+    """A transparent background becomes white."""
     clear = Image.new("RGBA", (8, 8), (0, 0, 0, 0)).convert(mode)
     assert from_bytes(encoded(clear), max_pixels=LIMIT).getpixel((2, 2)) == (255, 255, 255)
 
 
-def test_photographs_stand_upright() -> None:
-    """A camera's orientation is applied."""
+def test_exif_orientation_is_applied() -> None:
+    """The orientation in the EXIF data is applied."""
     exif = Image.Exif()
     exif[0x0112] = 6
     assert from_bytes(encoded(RED, "JPEG", exif=exif), max_pixels=LIMIT).size == (6, 8)
 
 
-def test_a_file_that_is_missing_is_said_so(tmp_path: Path) -> None:
-    """Files are read the same way, and a missing one is named."""
+def test_missing_file_is_named(tmp_path: Path) -> None:
+    """Files are decoded alike, and the error names a missing one."""
     (tmp_path / "red.png").write_bytes(encoded(RED))
     assert from_file(tmp_path / "red.png", max_pixels=LIMIT).size == (8, 6)
     with pytest.raises(ImageError, match=r"nope\.png"):

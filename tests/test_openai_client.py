@@ -1,4 +1,4 @@
-"""Programs written for OpenAI work unchanged: the official client against the whole server and a real model."""
+"""The official OpenAI client against the whole server and a real model."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ENDED = ("completed", "failed", "expired", "cancelled")
 
 @pytest.fixture(scope="module")
 def client(stocked_live: Box) -> Iterator[openai.OpenAI]:
-    """The client as its users make it; it retries nothing, for a retry would hide a fault."""
+    """The client with its defaults, but without retries, which would hide failures."""
     with openai.OpenAI(base_url=f"http://{stocked_live.listen}/v1", api_key="any", max_retries=0, timeout=60) as made:
         yield made
 
@@ -38,7 +38,7 @@ def picture() -> str:
 
 
 def test_chat(client: openai.OpenAI) -> None:
-    """A conversation is answered, whole, with its usage and the version that answered."""
+    """A conversation is answered with its usage and the version that answered."""
     raw = client.chat.completions.with_raw_response.create(
         model=MODEL,
         messages=[
@@ -61,17 +61,17 @@ def test_chat(client: openai.OpenAI) -> None:
     assert answer.usage.total_tokens == answer.usage.prompt_tokens + 12
 
 
-def test_streamed_pieces_make_the_whole_answer(client: openai.OpenAI) -> None:
-    """A stream says word for word what the same question gets in one piece; include_usage adds the count."""
-    asked: dict[str, Any] = {
+def test_stream_equals_the_complete_response(client: openai.OpenAI) -> None:
+    """A stream has the same text as the response that is not streamed; include_usage adds the usage."""
+    body: dict[str, Any] = {
         "model": MODEL,
         "messages": HELLO,
         "max_tokens": 24,
         "temperature": 0,
         "extra_body": {"chat_template_kwargs": {"enable_thinking": False}},
     }
-    whole = client.chat.completions.create(**asked)
-    with client.chat.completions.create(**asked, stream=True, stream_options={"include_usage": True}) as stream:
+    whole = client.chat.completions.create(**body)
+    with client.chat.completions.create(**body, stream=True, stream_options={"include_usage": True}) as stream:
         chunks: list[ChatCompletionChunk] = list(stream)
     pieces = [chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices]
     assert "".join(pieces) == whole.choices[0].message.content
@@ -83,8 +83,8 @@ def test_streamed_pieces_make_the_whole_answer(client: openai.OpenAI) -> None:
     assert chunks[-1].usage == whole.usage
 
 
-def test_a_picture_is_seen_and_counted(client: openai.OpenAI) -> None:
-    """A picture as a data URL is read: it makes the prompt longer by its tokens, and changes the answer."""
+def test_image_reaches_the_model(client: openai.OpenAI) -> None:
+    """An image adds its tokens to the prompt and changes the answer."""
 
     def ask(content: Any) -> Any:
         return client.chat.completions.create(
@@ -98,8 +98,8 @@ def test_a_picture_is_seen_and_counted(client: openai.OpenAI) -> None:
     assert with_it.choices[0].message != without.choices[0].message
 
 
-def test_tools_are_offered(client: openai.OpenAI) -> None:
-    """Tool definitions reach the prompt, a conversation with a call and its result is taken, none may be forced."""
+def test_tools_reach_the_prompt(client: openai.OpenAI) -> None:
+    """Tools and tool results lengthen the prompt; forcing a call is a 400."""
     tool: Any = {
         "type": "function",
         "function": {
@@ -128,7 +128,7 @@ def test_tools_are_offered(client: openai.OpenAI) -> None:
     assert offered.usage is not None
     assert after.usage is not None
     assert plain.usage.prompt_tokens < offered.usage.prompt_tokens < after.usage.prompt_tokens
-    for answer in (offered, after):  # a random model calls nothing, and says so in the shape of one that could
+    for answer in (offered, after):  # a random model makes no call
         assert answer.choices[0].finish_reason == "length"
         assert answer.choices[0].message.tool_calls is None
     with pytest.raises(openai.BadRequestError, match="tool_choice"):
@@ -136,7 +136,7 @@ def test_tools_are_offered(client: openai.OpenAI) -> None:
 
 
 def test_several_choices(client: openai.OpenAI) -> None:
-    """`n` answers come, numbered, and with a seed they are the same again, streamed or not."""
+    """`n` choices are returned with their indexes, and repeat with the same seed, streamed or not."""
 
     def ask(**more: Any) -> Any:
         return client.chat.completions.create(
@@ -159,7 +159,7 @@ def test_several_choices(client: openai.OpenAI) -> None:
 
 
 def test_log_probabilities(client: openai.OpenAI) -> None:
-    """Every token comes with its log probability and the likeliest in its place, the greedy choice being the first."""
+    """Every token has its log probability and the most likely alternatives, the first of which is chosen."""
     answer = client.chat.completions.create(
         model=MODEL,
         messages=HELLO,
@@ -183,7 +183,7 @@ def test_log_probabilities(client: openai.OpenAI) -> None:
 
 
 def test_json_mode(client: openai.OpenAI) -> None:
-    """With response_format the answer is JSON, and with a schema it is of that schema, whatever the model would say."""
+    """With response_format the content is JSON, and with a schema it conforms to the schema."""
     schema = {
         "type": "object",
         "properties": {"colour": {"enum": ["red", "blue"]}, "round": {"type": "boolean"}},
@@ -212,13 +212,13 @@ def test_json_mode(client: openai.OpenAI) -> None:
         extra_body={"chat_template_kwargs": {"enable_thinking": False}},
     )
     said = free.choices[0].message.content or ""
-    assert said.lstrip().startswith("{")  # a random model may talk on until the limit cuts it
+    assert said.lstrip().startswith("{")  # a random model may reach the token limit first
     if free.choices[0].finish_reason == "stop":
         assert isinstance(json.loads(said), dict)
 
 
 def test_models(client: openai.OpenAI) -> None:
-    """The model is listed, can be asked for by its name, and no other can."""
+    """The served model is listed and found by name; any other name is a 404."""
     assert [model.id for model in client.models.list()] == [MODEL]
     assert client.models.retrieve(MODEL).object == "model"
     with pytest.raises(openai.NotFoundError):
@@ -226,14 +226,14 @@ def test_models(client: openai.OpenAI) -> None:
 
 
 def test_errors(client: openai.OpenAI) -> None:
-    """What is wrong with a request comes as the client's own exception, naming the field."""
+    """An invalid request raises the client's own exception, which names the field."""
     with pytest.raises(openai.BadRequestError) as raised:
         client.chat.completions.create(model=MODEL, messages=HELLO, temperature=9)
     assert raised.value.param == "temperature"
 
 
 def test_files(client: openai.OpenAI) -> None:
-    """A file is uploaded, listed, read again byte for byte, and deleted."""
+    """A file is uploaded, listed, downloaded unchanged, and deleted."""
     content = b'{"a": 1}\n'
     stored = client.files.create(file=("work.jsonl", content), purpose="batch")
     assert (stored.filename, stored.bytes, stored.purpose) == ("work.jsonl", len(content), "batch")
@@ -246,11 +246,11 @@ def test_files(client: openai.OpenAI) -> None:
 
 
 def test_batches(client: openai.OpenAI) -> None:
-    """A batch is worked off: an answer to each line that could be answered, an error to each that could not."""
+    """A batch has a response for each valid line and an error for each invalid one."""
 
-    def line(name: str, **body: Any) -> str:
-        asked = {"model": MODEL, "messages": HELLO, "max_tokens": 8, "temperature": 0, **body}
-        return json.dumps({"custom_id": name, "method": "POST", "url": "/v1/chat/completions", "body": asked})
+    def line(name: str, **fields: Any) -> str:
+        body = {"model": MODEL, "messages": HELLO, "max_tokens": 8, "temperature": 0, **fields}
+        return json.dumps({"custom_id": name, "method": "POST", "url": "/v1/chat/completions", "body": body})
 
     lines = [*(line(f"good-{number}") for number in range(5)), line("bad", temperature=9)]
     file = client.files.create(file=("work.jsonl", "\n".join(lines).encode()), purpose="batch")
@@ -287,11 +287,11 @@ def test_batches(client: openai.OpenAI) -> None:
     assert "temperature" in json.dumps(failed)
 
 
-def test_a_batch_is_cancelled(client: openai.OpenAI) -> None:
-    """A batch that is cancelled while it runs ends as cancelled."""
-    asked = {"model": MODEL, "messages": HELLO, "max_tokens": 400}
+def test_batch_is_cancelled(client: openai.OpenAI) -> None:
+    """A running batch that is cancelled ends as cancelled."""
+    body = {"model": MODEL, "messages": HELLO, "max_tokens": 400}
     lines = [
-        json.dumps({"custom_id": str(number), "method": "POST", "url": "/v1/chat/completions", "body": asked})
+        json.dumps({"custom_id": str(number), "method": "POST", "url": "/v1/chat/completions", "body": body})
         for number in range(200)
     ]
     file = client.files.create(file=("work.jsonl", "\n".join(lines).encode()), purpose="batch")

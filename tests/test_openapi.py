@@ -1,4 +1,4 @@
-"""The document that the application serves of itself."""
+"""The OpenAPI document."""
 
 from __future__ import annotations
 
@@ -24,37 +24,37 @@ def _validator(served: dict[str, Any], name: str) -> Validator:
 
 
 def test_every_route_is_described(served: dict[str, Any]) -> None:
-    """Each route and method is there, with its answer and its failures; none is that the application lacks."""
+    """The document has each route and method with its responses, and no others."""
     routes = [route for route in client().app.routes if isinstance(route, Route)]  # type: ignore[attr-defined]
-    wanted = {
+    expected = {
         (route.path.replace(":path", ""), method.lower())
         for route in routes
         for method in (route.methods or set()) - {"HEAD"}
     }
-    found = {(path, method) for path, operations in served["paths"].items() for method in operations}
-    assert found == wanted
-    assert {("/v1/files", "post"), ("/v1/batches/{id}/cancel", "post"), ("/openapi.json", "get")} <= found
+    documented = {(path, method) for path, operations in served["paths"].items() for method in operations}
+    assert documented == expected
+    assert {("/v1/files", "post"), ("/v1/batches/{id}/cancel", "post"), ("/openapi.json", "get")} <= documented
     for operations in served["paths"].values():
         for operation in operations.values():
             assert {"200", "default"} <= set(operation["responses"])
             assert operation["summary"]
 
 
-def test_the_request_is_what_the_code_checks(served: dict[str, Any]) -> None:
-    """The schema has every field of the model that checks, and takes what the service takes."""
+def test_request_schema_is_that_of_the_model(served: dict[str, Any]) -> None:
+    """The schema has every field of ChatRequest, and accepts and rejects what the service does."""
     chat = served["paths"][CHAT]["post"]["requestBody"]["content"]["application/json"]["schema"]
     assert chat == {"$ref": "#/components/schemas/ChatRequest"}
     assert set(served["components"]["schemas"]["ChatRequest"]["properties"]) == set(ChatRequest.model_fields)
     check = _validator(served, "ChatRequest")
     check.validate({**HELLO, "stop": "x", "modalities": ["text"]})
     check.validate({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "data:,"}]}]})
-    bad: list[Any] = [{"messages": "x"}, {**HELLO, "logit_bias": {"1": 2}}, {**HELLO, "tools": [{}]}]
-    for wrong in bad:
-        assert not check.is_valid(wrong), wrong
+    invalid: list[Any] = [{"messages": "x"}, {**HELLO, "logit_bias": {"1": 2}}, {**HELLO, "tools": [{}]}]
+    for body in invalid:
+        assert not check.is_valid(body), body
 
 
-def test_answers_follow_their_schemas(served: dict[str, Any]) -> None:
-    """What is served is what the document says, fields that are not there included."""
+def test_responses_conform_to_their_schemas(served: dict[str, Any]) -> None:
+    """Responses conform to the document's schemas, which require all fields."""
     http = client(FakeEngine(("<think>a</think>b",)))
     answer = http.post(CHAT, json=HELLO).json()
     _validator(served, "Completion").validate(answer)

@@ -21,6 +21,7 @@ __all__ = ["RequestMiddleware"]
 log = logging.getLogger("service")
 
 CLIENT_CLOSED_REQUEST = "499"  # nginx's status for a client that disconnected before its response was complete
+INTERNAL_ROUTE = "door"  # a label's value, which dashboards rely on
 VALID_REQUEST_ID = re.compile(r"[\x21-\x7e](?:[\x20-\x7e]{0,126}[\x21-\x7e])?")  # printable, at most 128 characters
 
 
@@ -32,8 +33,8 @@ class RequestMiddleware:
     request's id in `request.state.request_id`; a valid X-Request-Id of the client is kept.
 
     Requests are counted under the template of their route, never under their path, which clients choose freely. Those
-    through the slot's internal socket (`request.state.internal`: checks and mirrored requests) are counted under the
-    route `door`.
+    through the slot's internal socket (`request.state.internal`: checks and mirrored requests) are counted under
+    INTERNAL_ROUTE.
 
     Unhandled exceptions are caught here because Starlette's own handler runs outside all middleware: its response would
     lack the headers, and it raises the exception again, so that the server logs it a second time.
@@ -79,7 +80,7 @@ class RequestMiddleware:
             log.exception("request %s failed", request_id)
             await JSONResponse(unexpected(request_id), 500)(scope, receive, send_labelled)
         finally:
-            route = "internal" if state.get("internal") else getattr(scope.get("route"), "path", "other")
+            route = INTERNAL_ROUTE if state.get("internal") else getattr(scope.get("route"), "path", "other")
             outcome = "500" if failed else str(status) if complete else CLIENT_CLOSED_REQUEST
             metrics = metrics.move_request(state.get("version", metrics.version))
             metrics.request_ended(route, outcome, time.monotonic() - began)

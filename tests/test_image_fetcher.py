@@ -1,4 +1,4 @@
-"""Images from https URLs: listed hosts alone, over real TLS, within the limits."""
+"""Fetching of images over real TLS: only from allowed hosts, within the limits."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def red() -> bytes:
     return data.getvalue()
 
 
-class Pictures(BaseHTTPRequestHandler):
-    """Serves pictures, well and badly."""
+class ImageHandler(BaseHTTPRequestHandler):
+    """Serves an image, redirects, and faulty responses."""
 
     protocol_version = "HTTP/1.1"
 
@@ -39,36 +39,36 @@ class Pictures(BaseHTTPRequestHandler):
         self.server.paths.append(self.path)  # type: ignore[attr-defined]
         match self.path:
             case "/red.png" | "/red.png?2":
-                self._say(200, red())
-            case "/on":
-                self._say(302, b"", {"location": "/red.png"})
-            case "/away":
-                self._say(302, b"", {"location": "https://127.0.0.1:1/red.png"})
-            case "/plain":
-                self._say(302, b"", {"location": f"http://{self.headers['host']}/red.png"})
-            case "/round":
-                self._say(302, b"", {"location": "/round"})
+                self._respond(200, red())
+            case "/redirect":
+                self._respond(302, b"", {"location": "/red.png"})
+            case "/other-host":
+                self._respond(302, b"", {"location": "https://127.0.0.1:1/red.png"})
+            case "/http":
+                self._respond(302, b"", {"location": f"http://{self.headers['host']}/red.png"})
+            case "/loop":
+                self._respond(302, b"", {"location": "/loop"})
             case "/large":
-                self._say(200, b"x" * (LIMIT + 1))
-            case "/lies":
+                self._respond(200, b"x" * (LIMIT + 1))
+            case "/no-length":
                 self.send_response(200)
                 self.send_header("connection", "close")
                 self.end_headers()
                 for _ in range(100):
                     self.wfile.write(b"x" * LIMIT)
-            case "/zipped":
-                self._say(200, b"x", {"content-encoding": "gzip"})
+            case "/gzip":
+                self._respond(200, b"x", {"content-encoding": "gzip"})
             case "/slow":
                 self.send_response(200)
                 self.send_header("content-length", "9")
                 self.end_headers()
                 time.sleep(1)
             case "/text":
-                self._say(200, b"<html>")
+                self._respond(200, b"<html>")
             case _:
-                self._say(404, b"")
+                self._respond(404, b"")
 
-    def _say(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
+    def _respond(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
         self.send_response(status)
         for name, value in (headers or {}).items():
             self.send_header(name, value)
@@ -80,13 +80,13 @@ class Pictures(BaseHTTPRequestHandler):
         pass
 
 
-class Quiet(ThreadingHTTPServer):
-    """Clients that hang up are no news."""
+class ImageHost(ThreadingHTTPServer):
+    """Ignores errors of connections that the client closes."""
 
     daemon_threads = True
 
     def __init__(self, context: ssl.SSLContext) -> None:
-        super().__init__(("127.0.0.1", 0), Pictures)
+        super().__init__(("127.0.0.1", 0), ImageHandler)
         self.paths: list[str] = []
         self.socket = context.wrap_socket(self.socket, server_side=True)
 
@@ -100,11 +100,11 @@ def authority() -> trustme.CA:
 
 
 @pytest.fixture
-def host(authority: trustme.CA) -> Iterator[Quiet]:
-    """A host of pictures with a certificate for localhost."""
+def host(authority: trustme.CA) -> Iterator[ImageHost]:
+    """An image host with a certificate for localhost."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert("localhost").configure_cert(context)
-    with Quiet(context) as server:
+    with ImageHost(context) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         yield server
@@ -129,50 +129,50 @@ def fetch(*urls: str, hosts: list[str], authority: trustme.CA | None, **more: An
     return asyncio.run(run())
 
 
-def name(host: Quiet) -> str:
+def name(host: ImageHost) -> str:
     return f"localhost:{host.server_port}"
 
 
-def test_a_listed_host_is_fetched_from_over_tls(host: Quiet, authority: trustme.CA) -> None:
-    """The bytes come as they are, equal URLs once, and the same host may send on."""
-    urls = [f"https://{name(host)}/{path}" for path in ("red.png", "red.png", "on")]
+def test_allowed_host_is_fetched_from_over_tls(host: ImageHost, authority: trustme.CA) -> None:
+    """The bytes are returned unchanged, equal URLs are fetched once, and a redirect within the host is followed."""
+    urls = [f"https://{name(host)}/{path}" for path in ("red.png", "red.png", "redirect")]
     assert fetch(*urls, hosts=[name(host).upper()], authority=authority) == [red(), red()]
-    assert sorted(host.paths) == ["/on", "/red.png", "/red.png"]
+    assert sorted(host.paths) == ["/red.png", "/red.png", "/redirect"]
 
 
 @pytest.mark.parametrize(
-    ("path", "why"),
+    ("path", "reason"),
     [
-        ("away", "another host"),
-        ("plain", "must use https"),
-        ("round", "more than 3 times"),
+        ("other-host", "another host"),
+        ("http", "must use https"),
+        ("loop", "more than 3 times"),
         ("large", "larger than 2000 bytes"),
-        ("lies", "larger than 2000 bytes"),
-        ("zipped", "compressed"),
+        ("no-length", "larger than 2000 bytes"),
+        ("gzip", "compressed"),
         ("slow", "within 0.5 s"),
         ("none", "status 404"),
     ],
 )
-def test_a_host_that_behaves_badly_is_an_error_that_says_how(
-    host: Quiet, authority: trustme.CA, path: str, why: str
+def test_faulty_responses_are_errors_with_the_reason(
+    host: ImageHost, authority: trustme.CA, path: str, reason: str
 ) -> None:
-    """Redirects to elsewhere, too many bytes, too much time and failures end the fetch."""
+    """Redirects to other hosts, too many bytes, timeouts and error statuses are ImageErrors."""
     began = time.monotonic()
     [found] = fetch(f"https://{name(host)}/{path}", hosts=[name(host)], authority=authority, timeout=0.5)
     assert isinstance(found, ImageError)
-    assert why in str(found)
+    assert reason in str(found)
     assert time.monotonic() - began < 3
 
 
-def test_a_certificate_that_nobody_vouches_for_is_refused(host: Quiet) -> None:
-    """Without the authority's certificate there is no connection."""
+def test_untrusted_certificate_is_rejected(host: ImageHost) -> None:
+    """Without a trusted certificate no request is sent."""
     [found] = fetch(f"https://{name(host)}/red.png", hosts=[name(host)], authority=None)
     assert isinstance(found, ImageError)
     assert not host.paths
 
 
-def test_all_images_of_a_request_share_one_limit(host: Quiet, authority: trustme.CA) -> None:
-    """However small each is, together they may not pass the total."""
+def test_images_of_a_request_share_one_limit(host: ImageHost, authority: trustme.CA) -> None:
+    """The total of all images of a request is limited, however small each of them is."""
     urls = [f"https://{name(host)}/red.png", f"https://{name(host)}/red.png?2"]
     found = fetch(urls[0], hosts=[name(host)], authority=authority, max_total=len(red()))
     assert found == [red()]
@@ -208,53 +208,53 @@ def test_all_images_of_a_request_share_one_limit(host: Quiet, authority: trustme
         "https://" + "a" * 70000,
     ],
 )
-def test_no_spelling_leads_to_a_host_that_is_not_listed(url: str) -> None:
-    """Whatever a URL looks like, nothing but the listed name and port is ever asked."""
-    asked: list[str] = []
+def test_no_spelling_reaches_a_host_that_is_not_allowed(url: str) -> None:
+    """However a URL is written, no request is sent to another name or port."""
+    requested: list[str] = []
 
-    def answer(request: httpx.Request) -> httpx.Response:
-        asked.append(str(request.url))
+    def respond(request: httpx.Request) -> httpx.Response:
+        requested.append(str(request.url))
         return httpx.Response(200, stream=httpx.ByteStream(b"x"))
 
-    [found] = fetch(url, hosts=["images.example.org"], authority=None, transport=httpx.MockTransport(answer))
+    [found] = fetch(url, hosts=["images.example.org"], authority=None, transport=httpx.MockTransport(respond))
     assert isinstance(found, ImageError)
     assert len(str(found)) < 400
-    assert not asked
+    assert not requested
 
 
-def test_the_listed_host_is_asked_whatever_its_case() -> None:
-    """Names know no case, and the default port may be written."""
+def test_allowed_host_matches_in_any_case() -> None:
+    """Host names ignore case, and the default port may be written."""
     transport = httpx.MockTransport(lambda request: httpx.Response(200, stream=httpx.ByteStream(b"x")))
     urls = ["HTTPS://Images.Example.Org/a", "https://images.example.org:443/b"]
     assert fetch(*urls, hosts=["images.example.org"], authority=None, transport=transport) == [b"x", b"x"]
 
 
-def asking(*urls: str) -> dict[str, Any]:
+def request_with(*urls: str) -> dict[str, Any]:
     parts = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
     return {"messages": [{"role": "user", "content": parts}]}
 
 
-def test_the_service_fetches_images_of_listed_hosts(
-    host: Quiet, authority: trustme.CA, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_service_fetches_images_from_allowed_hosts(
+    host: ImageHost, authority: trustme.CA, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Several images of a message, fetched and sent, reach the engine in their order; what is no image is a 400."""
+    """Fetched and inline images reach the engine in their order; a response that is not an image is a 400."""
     authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
     engine = FakeEngine()
     url = f"https://{name(host)}/red.png"
     with client(engine, image_hosts=(name(host),), state=tmp_path) as http:
-        answer = http.post(CHAT, json=asking(picture(4, 4), url, picture(5, 5), url))
+        answer = http.post(CHAT, json=request_with(picture(4, 4), url, picture(5, 5), url))
         assert answer.status_code == 200, answer.text
         [message] = engine.seen[0][0]
         assert [part["image"].size for part in message["content"]] == [(4, 4), (8, 6), (5, 5), (8, 6)]
-        bad = http.post(CHAT, json=asking(picture(), f"https://{name(host)}/text"))
-    assert (bad.status_code, bad.json()["error"]["param"]) == (400, "messages[0].content[1].image_url")
-    assert "not an image" in bad.text
+        invalid = http.post(CHAT, json=request_with(picture(), f"https://{name(host)}/text"))
+    assert (invalid.status_code, invalid.json()["error"]["param"]) == (400, "messages[0].content[1].image_url")
+    assert "not an image" in invalid.text
 
 
-def test_no_host_is_listed_by_default() -> None:
-    """Out of the box nothing is fetched, and the error says why and what to do."""
-    answer = client().post(CHAT, json=asking("https://images.example.org/a.png"))
+def test_no_host_is_allowed_by_default() -> None:
+    """By default nothing is fetched, and the error says why and what to send instead."""
+    answer = client().post(CHAT, json=request_with("https://images.example.org/a.png"))
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "invalid_image")
     assert "the server's settings allow no hosts" in answer.text
     assert "data URL" in answer.text

@@ -1,4 +1,4 @@
-"""What the engine's text says, whole and in pieces that end anywhere."""
+"""Parsing of the model's output, complete and in pieces that end anywhere."""
 
 from __future__ import annotations
 
@@ -34,24 +34,24 @@ def parser(*, thinking: bool = True, boxes: bool = False, tools: Any = ()) -> Ou
     return OutputParser(thinking=thinking, boxes=boxes, tools=tools)
 
 
-def streamed(pieces: list[str], **options: Any) -> ParsedText:
-    one = parser(**options)
-    found = [*map(one.feed, pieces), one.flush()]
+def parse_pieces(pieces: list[str], **options: Any) -> ParsedText:
+    incremental = parser(**options)
+    parsed = [*map(incremental.feed, pieces), incremental.flush()]
     return ParsedText(
-        "".join(piece.reasoning for piece in found),
-        "".join(piece.content for piece in found),
-        tuple(call for piece in found for call in piece.calls),
+        "".join(piece.reasoning for piece in parsed),
+        "".join(piece.content for piece in parsed),
+        tuple(call for piece in parsed for call in piece.calls),
     )
 
 
-def cuts(text: str) -> Iterator[list[str]]:
-    """Cut a text at every place, into two, and into single characters."""
+def splits(text: str) -> Iterator[list[str]]:
+    """Split a text at every position into two pieces, and into single characters."""
     yield from ([text[:at], text[at:]] for at in range(len(text) + 1))
     yield list(text)
 
 
 @pytest.mark.parametrize(
-    ("text", "thought", "answer"),
+    ("text", "reasoning", "content"),
     [
         ("<think>hm</think>yes", "hm", "yes"),
         ("\n<think>\nhm\n</think>\n\nyes\n", "hm", "yes\n"),
@@ -70,37 +70,37 @@ def cuts(text: str) -> Iterator[list[str]]:
         ("a <|end_of_bo", "", "a <|end_of_bo"),
     ],
 )
-def test_a_thought_is_told_apart_wherever_the_tokens_end(text: str, thought: str, answer: str) -> None:
-    """A stream cut anywhere says the same as the table; so does the whole text, unless a closing mark stands alone."""
-    for pieces in cuts(text):
-        assert streamed(pieces) == ParsedText(thought, answer), pieces
+def test_reasoning_is_split_wherever_the_pieces_end(text: str, reasoning: str, content: str) -> None:
+    """Pieces that end anywhere are parsed as the table says, and so is the complete text without a lone closing tag."""
+    for pieces in splits(text):
+        assert parse_pieces(pieces) == ParsedText(reasoning, content), pieces
     if not text.startswith("  yes"):
-        assert parser().parse(text) == ParsedText(thought, answer)
+        assert parser().parse(text) == ParsedText(reasoning, content)
 
 
-def test_a_closing_mark_alone_splits_a_whole_text_only() -> None:
-    """Without the opening mark a whole text is split; a stream has said it already, and keeps the mark."""
+def test_lone_closing_tag_splits_complete_text_only() -> None:
+    """A complete text is split at a closing tag without an opening one; a stream has already sent it as content."""
     text = "hm\n</think>\nyes"
     assert parser().parse(text) == ParsedText("hm", "yes")
-    assert streamed(list(text)) == ParsedText("", text)
+    assert parse_pieces(list(text)) == ParsedText("", text)
 
 
-def test_without_thinking_all_is_the_answer() -> None:
-    """A request that switches thinking off gets its text as it is."""
+def test_without_thinking_everything_is_content() -> None:
+    """With thinking disabled the text is returned unchanged."""
     text = "<think>hm</think>yes"
     assert parser(thinking=False).parse(text) == ParsedText("", text)
-    assert streamed(list(text), thinking=False) == ParsedText("", text)
+    assert parse_pieces(list(text), thinking=False) == ParsedText("", text)
 
 
-def test_boxes_are_kept_when_the_setting_says_so() -> None:
-    """With `boxes` the marks stay."""
+def test_boxes_setting_keeps_box_tags() -> None:
+    """With `boxes` the box tags are kept."""
     text = "<|begin_of_box|>4<|end_of_box|>"
-    assert streamed(list(text), boxes=True) == parser(boxes=True).parse(text) == ParsedText("", text)
-    assert streamed(list(text)) == ParsedText("", "4")
+    assert parse_pieces(list(text), boxes=True) == parser(boxes=True).parse(text) == ParsedText("", text)
+    assert parse_pieces(list(text)) == ParsedText("", "4")
 
 
-def test_nothing_is_held_back_without_need() -> None:
-    """Text that can become no mark is given out with the piece in which it came."""
+def test_only_possible_tags_are_held_back() -> None:
+    """Text that cannot begin a tag is returned with the piece it came in."""
     one = parser(tools=[NOW])
     assert [one.feed(word) for word in ("1 ", "< 2", " and <b", "> ", "x")] == [
         ParsedText("", "1"),
@@ -123,12 +123,13 @@ CALL = (
 ARGUMENTS = {"city": "42", "days": 3, "more": {"a": [1, "世"]}, "free": "not JSON", "code": None}
 
 
-def test_calls_are_read_wherever_the_tokens_end() -> None:
-    """Values are JSON where they are and the schema does not say string; white space around calls is no content."""
+def test_tool_calls_are_parsed_wherever_the_pieces_end() -> None:
+    """Values are parsed as JSON unless the schema allows a string; white space around calls is dropped."""
     text = f"<think>call</think>\nLet me see.\n{CALL}\n<tool_call>now</tool_call>\n"
-    for said in (parser(tools=[WEATHER, NOW]).parse(text), *(streamed(p, tools=[WEATHER, NOW]) for p in cuts(text))):
-        assert (said.reasoning, said.content) == ("call", "Let me see.")
-        first, second = said.calls
+    tools = [WEATHER, NOW]
+    for parsed in (parser(tools=tools).parse(text), *(parse_pieces(pieces, tools=tools) for pieces in splits(text))):
+        assert (parsed.reasoning, parsed.content) == ("call", "Let me see.")
+        first, second = parsed.calls
         assert (first.name, json.loads(first.arguments)) == ("weather", ARGUMENTS)
         assert (second.name, second.arguments) == ("now", "{}")
         assert first.id != second.id
@@ -148,24 +149,24 @@ def test_calls_are_read_wherever_the_tokens_end() -> None:
         "a </tool_call> b\n",
     ],
 )
-def test_what_is_no_call_stays_text(text: str) -> None:
-    """A call that is malformed, cut short or names no tool of the request is given out as it came."""
-    for pieces in cuts(text):
-        assert streamed(pieces, tools=[WEATHER]) == ParsedText("", text)
+def test_invalid_tool_call_stays_text(text: str) -> None:
+    """A call that is malformed, cut off or names no tool of the request is returned unchanged."""
+    for pieces in splits(text):
+        assert parse_pieces(pieces, tools=[WEATHER]) == ParsedText("", text)
     assert parser(tools=[WEATHER]).parse(text) == ParsedText("", text)
 
 
-def test_a_value_may_hold_the_closing_mark() -> None:
-    """A value is read to its own end."""
+def test_value_may_contain_the_closing_tag() -> None:
+    """A closing tag inside a value does not end the call."""
     text = "<tool_call>weather\n<arg_key>city</arg_key>\n<arg_value></tool_call></arg_value>\n</tool_call>"
-    for pieces in cuts(text):
-        [call] = streamed(pieces, tools=[WEATHER]).calls
+    for pieces in splits(text):
+        [call] = parse_pieces(pieces, tools=[WEATHER]).calls
         assert json.loads(call.arguments) == {"city": "</tool_call>"}
 
 
 @pytest.mark.parametrize("value", ["NaN", "9" * 5000, "[" * 5000, '"\\ud800"', "1e999"])
-def test_values_that_json_cannot_carry_are_strings(value: str) -> None:
-    """Numbers without bound, endless nesting and lone surrogates become no part of the arguments but as text."""
+def test_values_that_are_not_json_are_strings(value: str) -> None:
+    """Huge numbers, deep nesting and lone surrogates are passed as text."""
     text = f"<tool_call>weather<arg_key>days</arg_key><arg_value>{value}</arg_value></tool_call>"
     [call] = parser(tools=[WEATHER]).parse(text).calls
     assert json.loads(call.arguments)["days"] == value
@@ -173,17 +174,17 @@ def test_values_that_json_cannot_carry_are_strings(value: str) -> None:
 
 
 def test_without_tools_a_call_is_text() -> None:
-    """A request that gave no tools is never told of a call."""
-    assert parser().parse(CALL) == streamed(list(CALL)) == ParsedText("", CALL)
+    """Without tools in the request, calls are not parsed."""
+    assert parser().parse(CALL) == parse_pieces(list(CALL)) == ParsedText("", CALL)
 
 
-MARKS = ("<think>", "</think>", "<tool_call>", "</tool_call>", "<|begin_of_box|>", "<arg_key>", "</arg_key>")
-WORDS = st.lists(st.sampled_from([*MARKS, "<arg_value>", "</arg_value>", "now", " ", "\n", "<", "a"]), max_size=14)
+TAGS = ("<think>", "</think>", "<tool_call>", "</tool_call>", "<|begin_of_box|>", "<arg_key>", "</arg_key>")
+WORDS = st.lists(st.sampled_from([*TAGS, "<arg_value>", "</arg_value>", "now", " ", "\n", "<", "a"]), max_size=14)
 
 
 @given(WORDS, st.data())
-def test_how_a_text_is_cut_changes_nothing(words: list[str], data: st.DataObject) -> None:
-    """Any text of marks and words reads the same in any pieces."""
+def test_splitting_does_not_change_the_result(words: list[str], data: st.DataObject) -> None:
+    """Any text of tags and words is parsed alike in any pieces."""
     text = "".join(words)
     ends = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=8)))
     pieces = [text[a:b] for a, b in itertools.pairwise([0, *ends, len(text)])]
@@ -191,4 +192,4 @@ def test_how_a_text_is_cut_changes_nothing(words: list[str], data: st.DataObject
     def plain(piece: ParsedText) -> Any:
         return piece.reasoning, piece.content, [(call.name, call.arguments) for call in piece.calls]
 
-    assert plain(streamed(pieces, tools=[NOW])) == plain(streamed([text], tools=[NOW]))
+    assert plain(parse_pieces(pieces, tools=[NOW])) == plain(parse_pieces([text], tools=[NOW]))
