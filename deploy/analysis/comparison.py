@@ -1,290 +1,249 @@
-"""Is the candidate worse than the live slot? What is compared, and when a difference is no chance.
+"""Comparison of a candidate's responses with the live slot's.
 
-Worse takes two things: a difference beyond the margin, in what an operator looks at (the share of errors, the 95th
-percentile of times), and evidence that it is no chance.
+A candidate is worse if two things hold: a figure that an operator watches (the share of errors, the 95th percentile of
+times) differs by more than a margin, and the difference is significant.
 
-Does one of two groups of answers hold more than its share of the marked ones (failed; beyond the 95th percentile of
-both together)? Fisher's exact test answers that for any sizes and any distribution. Times are skewed and of several
-kinds of requests at once, so that a test which assumes a shape, or compares means, would be wrong. For times the
-Mann-Whitney test is asked too: a version that is slower with every answer is told by the ranks of all of them long
-before by its slowest twentieth, one that is slower with some by that twentieth alone. The smaller of the two, doubled.
+Errors: Fisher's exact test on the failed responses. Times: the smaller p-value of two tests, doubled. Fisher's exact
+test on the responses beyond the 95th percentile of both groups together finds a version that is slower with some
+requests; the Mann-Whitney test on all times finds a version that is slower with every request much earlier.
 
-A rollout looks again and again, which would make chance win in the end: half of the false alarms that are allowed are
-kept for the last look of a window, and of the other half the k-th look may only spend 1 / k(k+1). Looks are taken when
-a third more answers have come, not when time has passed. Answers of one second share its hiccups and are no
-independent draws: these must span some seconds, and the candidate must be slower, by half the margin at least, in each
-third of them too. What it answers while it warms to its share of the requests tells of errors alone: the first answers
-of any version are slow.
+A rollout looks repeatedly, and every look could raise a false alarm: `AlphaSpending` divides the level among them.
+
+Responses within one second are not independent: a pause of the machine delays all of them. Times are therefore compared
+only when they span several seconds, and the candidate must be slower, by half the margin at least, in each third of
+them. Responses from before the candidate has warmed up count for errors alone: the first ones of any version are slow.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
 from typing import Literal
 
 from pydantic import BaseModel, Field
 
 from deploy.analysis.samples import Sample
+from deploy.analysis.statistics import AlphaSpending, binomial, fisher_exact, mann_whitney, p95, thirds
 from deploy.policy import Limits
 
-__all__ = ["Comparison", "Group", "Looks", "Metric", "Name", "Verdict", "agreement", "errors", "times"]
+__all__ = ["Comparison", "Group", "Metric", "MetricName", "Verdict", "measure"]
 
-Name = Literal["errors", "p95", "ttft p95", "mirrored p95", "mirrored ttft p95", "agreement"]
+MetricName = Literal["errors", "p95", "ttft p95", "mirrored p95", "mirrored ttft p95", "agreement"]
 
-_GROWTH = 1.3  # of the candidate's answers between two looks
-_THIRDS = 3
-_SLOWEST = 0.95
-_KEPT = 20_000  # answers of one group; older ones are forgotten
-_ERRORS_EARLIER = 5  # the part of the answers that times need with which errors are looked at first
-_TIMES: dict[Name, Name] = {"p95": "mirrored p95", "ttft p95": "mirrored ttft p95"}
+_KEPT = 20_000  # responses of one group; older ones are dropped
+_EARLIER_ERRORS = 5  # errors are tested from a fifth of the responses that times need
+_TIMES: dict[MetricName, MetricName] = {"p95": "mirrored p95", "ttft p95": "mirrored ttft p95"}
 
 
 class Metric(BaseModel):
-    """One comparison: shares from 0 to 1, times in seconds; None where there was nothing to measure."""
+    """One compared figure: a share from 0 to 1, or seconds; None where nothing was measured."""
 
-    name: Name
+    name: MetricName
     candidate: float | None = None
     live: float | None = None
     candidate_requests: int = 0
     live_requests: int = 0
     p_value: float | None = None
-    """How often chance alone would show such a difference; None when it was too small to ask, or answers too few."""
+    """The probability of such a difference by chance; None if it is within the margin or the responses are too few."""
     worse: bool = False
     why: str | None = None
 
 
 class Verdict(BaseModel):
-    """What was found in one window: a canary step, or the bake."""
+    """The result of one window: a canary step or the bake."""
 
     window: str
     at: str = ""
     seconds: float = 0.0
     metrics: list[Metric] = Field(default_factory=list)
     mirrored: int = 0
-    """Of the candidate's answers: those to requests that the live slot answered, thrown away."""
+    """The candidate's responses to mirrored requests, which no client received."""
     length_ratio: float | None = None
-    """The length of those answers as a part of the live slot's, in the median."""
+    """The length of those responses divided by the live slot's; the median."""
     outcome: Literal["not worse", "worse", "too few requests"] = "too few requests"
     reason: str | None = None
 
 
 @dataclass
 class Group:
-    """The answers of one side in one window."""
+    """The responses of one side in one window."""
 
     samples: list[Sample] = field(default_factory=list)
     times_from: float = 0.0
-    """CLOCK_MONOTONIC; an answer that ended before it tells nothing of times."""
+    """CLOCK_MONOTONIC seconds; the times of responses that ended earlier do not count."""
 
     @property
     def errors(self) -> int:
-        """How many clients were not served."""
-        return sum(one.is_error for one in self.samples)
+        """The number of failed responses."""
+        return sum(sample.is_error for sample in self.samples)
 
-    def part(self, *, mirrored: bool) -> Group:
-        """Those that clients got, or the mirrored ones, which nobody did."""
-        return replace(self, samples=[one for one in self.samples if one.is_mirrored == mirrored])
+    @property
+    def error_rate(self) -> float | None:
+        """The share of failed responses, from 0 to 1; None without responses."""
+        return self.errors / len(self.samples) if self.samples else None
 
-    def times(self, name: Name) -> list[float]:
-        """Seconds of the model's answers, in the order in which they ended."""
-        answers = [one for one in self.samples if one.is_answer and one.status == 200 and one.at >= self.times_from]
-        answers.sort(key=lambda one: one.at)
+    def select(self, *, mirrored: bool) -> Group:
+        """Return the responses to mirrored requests, or those to clients."""
+        return replace(self, samples=[sample for sample in self.samples if sample.is_mirrored == mirrored])
+
+    def times(self, name: MetricName) -> list[float]:
+        """Return the seconds of the model's successful responses, in the order in which they ended."""
+        found = [
+            sample
+            for sample in self.samples
+            if sample.is_answer and sample.status == 200 and sample.at >= self.times_from
+        ]
+        found.sort(key=lambda sample: sample.at)
         if "ttft" in name:
-            return [one.first for one in answers if one.first is not None]
-        return [one.seconds for one in answers]
-
-
-@dataclass
-class Looks:
-    """When to look at one metric, and how much of the allowed false alarms that look may spend."""
-
-    first: int
-    """Answers of the candidate at the first look."""
-    allowed: float
-    """The share of equal versions that may be called worse by all looks together."""
-    _taken: int = 0
-
-    def take(self, answers: int, *, last: bool = False) -> float | None:
-        """Return the level of the look that is due with so many answers; None when none is."""
-        due = self.first * _GROWTH**self._taken
-        if answers < (self.first if last else due):
-            return None
-        if last:
-            return self.allowed / 2
-        self._taken += 1
-        return self.allowed / 2 / (self._taken * (self._taken + 1))
+            return [sample.first for sample in found if sample.first is not None]
+        return [sample.seconds for sample in found]
 
 
 class Comparison:
-    """One window's groups, fed as answers come, and what was found in them at each look.
+    """The groups of one window, which grow as responses come, and the metrics of the last look.
 
-    `windows`: how many the rollout has; each may spend its part of the false alarms, and each metric a part of that.
-    `times_from`: when the candidate has warmed to its share of the requests, CLOCK_MONOTONIC.
+    `windows`: the number of windows of the rollout; they share the false alarms equally, and so do the metrics of each.
+    `times_from`: when the candidate has warmed up to its share of the requests, CLOCK_MONOTONIC seconds.
     """
 
     def __init__(self, limits: Limits, *, windows: int, times_from: float = 0.0) -> None:
         self.limits = limits
-        self.candidate, self.live, self.before = Group(times_from=times_from), Group(), Group()
+        self.candidate, self.live = Group(times_from=times_from), Group()
+        self.before = Group()
+        """The live slot's responses from before the window."""
         self.metrics: list[Metric] = []
-        asked = 3 if limits.min_agreement is None else 4
-        share, least = limits.false_alarms / windows / asked, limits.min_requests
-        self._looks: dict[Name, Looks] = {
-            "errors": Looks(max(1, least // _ERRORS_EARLIER), share),
-            "p95": Looks(least, share),
-            "ttft p95": Looks(least, share),
-            "mirrored p95": Looks(least, share),
-            "mirrored ttft p95": Looks(least, share),
-            "agreement": Looks(least, share),
-        }
+        tested = 3 if limits.min_agreement is None else 4
+        alpha, least = limits.false_alarms / windows / tested, limits.min_requests
+        names: tuple[MetricName, ...] = (*_TIMES.keys(), *_TIMES.values(), "agreement")
+        self._spending: dict[MetricName, AlphaSpending] = {name: AlphaSpending(least, alpha) for name in names}
+        self._spending["errors"] = AlphaSpending(max(1, least // _EARLIER_ERRORS), alpha)
 
-    def look(self, *, last: bool = False, at_times: bool = True) -> str | None:
-        """Compare what is there, where a look is due; returns why the candidate is worse, None when it is not.
+    def look(self, *, last: bool = False, include_times: bool = True) -> str | None:
+        """Test the metrics whose look is due; returns why the candidate is worse, or None.
 
-        `at_times`: whether the times span enough seconds to be compared.
+        `include_times`: whether the times span enough seconds to be tested.
         """
-        ours, theirs, limits = self.candidate, self.live, self.limits
-        for group in (ours, theirs, self.before):
+        candidate, live = self.candidate, self.live
+        for group in (candidate, live, self.before):
             del group.samples[:-_KEPT]
-        level = self._looks["errors"].take(len(ours.samples), last=last)
-        metrics = [errors(ours, theirs, self.before, limits, level)]
-        served, copies = ours.part(mirrored=False), ours.part(mirrored=True)
-        for name, mirrored in _TIMES.items():
-            level = self._looks[name].take(len(served.times(name)), last=last) if at_times else None
-            metrics.append(times(name, served, theirs, limits, level))
-            level = self._looks[mirrored].take(len(copies.times(name)), last=last)
-            metrics.append(times(mirrored, copies, theirs, limits, level))
-        greedy = [one.agrees for one in ours.samples if one.agrees is not None]
-        level = self._looks["agreement"].take(len(greedy), last=last)
-        metrics.append(agreement(sum(greedy), len(greedy), limits, level))
-        self.metrics = [_with_p_of(one, self.metrics) for one in metrics if one.candidate_requests]
-        return next((one.why for one in metrics if one.worse), None)
+        level = self._spending["errors"].next_level(len(candidate.samples), last=last)
+        metrics = [_errors(candidate, live, self.before, self.limits, level)]
+        served, mirrored = candidate.select(mirrored=False), candidate.select(mirrored=True)
+        for name, mirrored_name in _TIMES.items():
+            level = self._spending[name].next_level(len(served.times(name)), last=last) if include_times else None
+            metrics.append(_times(name, served, live, self.limits, level))
+            level = self._spending[mirrored_name].next_level(len(mirrored.times(name)), last=last)
+            metrics.append(_times(mirrored_name, mirrored, live, self.limits, level))
+        greedy = [sample.agrees for sample in candidate.samples if sample.agrees is not None]
+        level = self._spending["agreement"].next_level(len(greedy), last=last)
+        metrics.append(_agreement(sum(greedy), len(greedy), self.limits, level))
+        self.metrics = [_keep_p_value(metric, self.metrics) for metric in metrics if metric.candidate_requests]
+        return next((metric.why for metric in metrics if metric.worse), None)
 
     @property
-    def suffices(self) -> bool:
-        """Whether there was enough of anything to conclude something."""
-        return any(one.candidate_requests >= self._looks[one.name].first for one in self.metrics)
+    def has_enough_requests(self) -> bool:
+        """Whether at least one metric had the responses that a test needs."""
+        return any(metric.candidate_requests >= self._spending[metric.name].first for metric in self.metrics)
 
     def __str__(self) -> str:
-        words = [f"{len(self.candidate.samples)} answers, {self.candidate.errors} failed"]
-        words += [
-            f"{one.name} {one.candidate:.3g} s beside {one.live:.3g} s"
-            for one in self.metrics
-            if one.name in _TIMES and one.candidate is not None and one.live is not None
+        parts = [f"{len(self.candidate.samples)} responses, {self.candidate.errors} failed"]
+        parts += [
+            f"{metric.name} {metric.candidate:.3g} s (live {metric.live:.3g} s)"
+            for metric in self.metrics
+            if metric.name in _TIMES and metric.candidate is not None and metric.live is not None
         ]
-        words += [
-            f"{one.candidate:.0%} of {one.candidate_requests} mirrored ones equal"
-            for one in self.metrics
-            if one.name == "agreement" and one.candidate is not None
+        parts += [
+            f"{metric.candidate:.0%} of {metric.candidate_requests} mirrored responses equal"
+            for metric in self.metrics
+            if metric.name == "agreement" and metric.candidate is not None
         ]
-        return ", ".join(words)
+        return ", ".join(parts)
 
 
-def errors(candidate: Group, live: Group, before: Group, limits: Limits, level: float | None) -> Metric:
-    """Compare the shares of requests that were not served.
+def measure(candidate: Group, live: Group) -> list[Metric]:
+    """Return the errors and times of both groups without a test."""
+    limits = Limits()
+    metrics = [_errors(candidate, live, Group(), limits, None)]
+    metrics += [_times(name, candidate, live, limits, None) for name in _TIMES]
+    return [metric for metric in metrics if metric.candidate_requests]
 
-    Chance is judged beside what the live slot did in the window and before it, for an error is no matter of the
-    machine's mood; the margin beside the window alone, so that what befalls both sides is nobody's fault.
+
+def _errors(candidate: Group, live: Group, before: Group, limits: Limits, level: float | None) -> Metric:
+    """Compare the shares of failed responses.
+
+    The test uses the live slot's responses in the window and before it, because errors do not depend on load. The
+    margin uses those in the window alone, so that a fault that affects both slots is not counted against the candidate.
     """
     failed, count = candidate.errors, len(candidate.samples)
-    share = failed / count if count else None
-    beside = live.errors / len(live.samples) if live.samples else None
+    share, live_share = candidate.error_rate, live.error_rate
     metric = Metric(
-        name="errors", candidate=share, live=beside, candidate_requests=count, live_requests=len(live.samples)
+        name="errors", candidate=share, live=live_share, candidate_requests=count, live_requests=len(live.samples)
     )
     if level is None or share is None:
         return metric
     if limits.max_error_rate is not None and share > limits.max_error_rate and failed > 1:
-        return _worse(metric, f"{share:.1%} of its requests failed, the limit is {limits.max_error_rate:.1%}")
-    reference = [*before.samples, *live.samples]
-    if not reference or share - (beside or 0.0) <= limits.error_margin:
+        return _worse(metric, f"{share:.1%} of its {count} requests failed, limit {limits.max_error_rate:.1%}")
+    reference = Group([*before.samples, *live.samples])
+    if not reference.samples or share - (live_share or 0.0) <= limits.error_margin:
         return metric
-    metric.p_value = chance(failed, count, sum(one.is_error for one in reference), len(reference))
+    metric.p_value = fisher_exact(failed, count, reference.errors, len(reference.samples))
     if metric.p_value < level:
-        beside_text = f"{beside:.1%} of the live slot's" if beside is not None else "those of the live slot before"
-        return _worse(metric, f"{share:.1%} of its {count} requests failed, {beside_text}")
+        other = f"live slot {live_share:.1%}" if live_share is not None else f"live slot before {before.error_rate:.1%}"
+        return _worse(metric, f"{share:.1%} of its {count} requests failed, {other}")
     return metric
 
 
-def times(name: Name, candidate: Group, live: Group, limits: Limits, level: float | None) -> Metric:
+def _times(name: MetricName, candidate: Group, live: Group, limits: Limits, level: float | None) -> Metric:
     """Compare the 95th percentiles of times.
 
-    Those of mirrored answers are held to the operator's own limits alone: each of them ran beside the live slot's work
-    on the same device, and most of the live ones beside none.
+    Mirrored responses are held to the operator's absolute limits alone: each of them was computed while the same device
+    served the live slot's request, which most of the live slot's responses were not.
     """
-    ours, theirs = candidate.times(name), live.times(name)
+    times, live_times = candidate.times(name), live.times(name)
     metric = Metric(
         name=name,
-        candidate=percentile(ours),
-        live=percentile(theirs),
-        candidate_requests=len(ours),
-        live_requests=len(theirs),
+        candidate=p95(times),
+        live=p95(live_times),
+        candidate_requests=len(times),
+        live_requests=len(live_times),
     )
     if level is None or metric.candidate is None:
         return metric
     limit = limits.max_ttft_p95 if "ttft" in name else limits.max_p95
     if limit is not None and metric.candidate > limit:
-        return _worse(metric, f"its {name} is {metric.candidate:.3g} s, the limit is {limit:g} s")
-    if metric.live is None or len(theirs) < limits.min_requests or name not in _TIMES:
+        return _worse(metric, f"{name} {metric.candidate:.3g} s, limit {limit:g} s")
+    if metric.live is None or len(live_times) < limits.min_requests or name not in _TIMES:
         return metric
-    most = max(metric.live * (1 + limits.p95_margin), metric.live + limits.min_difference)
-    steady = (metric.live + most) / 2
-    if metric.candidate <= most or any((percentile(third) or 0) <= steady for third in _thirds(ours)):
+    allowed = max(metric.live * (1 + limits.p95_margin), metric.live + limits.min_difference)
+    half_margin = (metric.live + allowed) / 2
+    if metric.candidate <= allowed or any((p95(third) or 0.0) <= half_margin for third in thirds(times)):
         return metric
-    line = percentile([*ours, *theirs]) or 0.0
-    above = [sum(one > line for one in group) for group in (ours, theirs)]
-    metric.p_value = min(1.0, 2 * min(chance(above[0], len(ours), above[1], len(theirs)), ranks(ours, theirs)))
+    joint = p95([*times, *live_times]) or 0.0
+    above, live_above = (sum(value > joint for value in values) for values in (times, live_times))
+    tail = fisher_exact(above, len(times), live_above, len(live_times))
+    metric.p_value = min(1.0, 2 * min(tail, mann_whitney(times, live_times)))
     if metric.p_value < level:
-        return _worse(metric, f"its {name} is {metric.candidate:.3g} s, the live slot's {metric.live:.3g} s")
+        return _worse(metric, f"{name} {metric.candidate:.3g} s, live slot {metric.live:.3g} s")
     return metric
 
 
-def agreement(equal: int, asked: int, limits: Limits, level: float | None) -> Metric:
-    """Judge how many of the mirrored greedy answers were the same, where the operator asks for that."""
-    metric = Metric(name="agreement", candidate=equal / asked if asked else None, candidate_requests=asked)
-    least = limits.min_agreement
-    if level is None or least is None or metric.candidate is None or metric.candidate >= least:
+def _agreement(equal: int, count: int, limits: Limits, level: float | None) -> Metric:
+    """Test the share of mirrored greedy responses that equal the live slot's, if the operator has set a limit."""
+    metric = Metric(name="agreement", candidate=equal / count if count else None, candidate_requests=count)
+    limit = limits.min_agreement
+    if level is None or limit is None or metric.candidate is None or metric.candidate >= limit:
         return metric
-    from scipy.stats import binom
-
-    metric.p_value = float(binom.cdf(equal, asked, least))
+    metric.p_value = binomial(equal, count, limit)
     if metric.p_value < level:
-        return _worse(metric, f"{metric.candidate:.1%} of its mirrored answers equal the live slot's, not {least:.1%}")
+        return _worse(
+            metric, f"{metric.candidate:.1%} of its mirrored responses equal the live slot's, limit {limit:.1%}"
+        )
     return metric
 
 
-def chance(marked: int, count: int, marked_live: int, count_live: int) -> float:
-    """Fisher's exact test, one-sided: how likely so many of the marked fall to a group of `count` by chance."""
-    from scipy.stats import hypergeom  # half a second to import, and only who judges needs it
-
-    return float(hypergeom.sf(marked - 1, count + count_live, marked + marked_live, count))
-
-
-def ranks(ours: Sequence[float], theirs: Sequence[float]) -> float:
-    """The Mann-Whitney test, one-sided: how likely ours are so much longer by chance."""
-    from scipy.stats import mannwhitneyu
-
-    return float(mannwhitneyu(ours, theirs, alternative="greater").pvalue)
-
-
-def percentile(values: Sequence[float]) -> float | None:
-    """The 95th percentile: the smallest value that 95 % do not exceed."""
-    if not values:
-        return None
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, int(_SLOWEST * len(ordered)))]
-
-
-def _thirds(values: Sequence[float]) -> list[Sequence[float]]:
-    cuts = [len(values) * part // _THIRDS for part in range(_THIRDS + 1)]
-    return [values[begin:end] for begin, end in pairwise(cuts)]
-
-
-def _with_p_of(metric: Metric, before: list[Metric]) -> Metric:
-    """Let a metric that was not looked at now show what the last look found."""
+def _keep_p_value(metric: Metric, earlier: list[Metric]) -> Metric:
+    """Give a metric that was not tested at this look the p-value of its last test."""
     if metric.p_value is None:
-        metric.p_value = next((one.p_value for one in before if one.name == metric.name), None)
+        metric.p_value = next((one.p_value for one in earlier if one.name == metric.name), None)
     return metric
 
 

@@ -66,7 +66,7 @@ class Judge:
         self._compare(last=True)
         if time.monotonic() - self._checked >= _CHECKED:
             self._ask_checks()
-        self._end("not worse" if self._comparison.suffices else "too few requests")
+        self._end("not worse" if self._comparison.has_enough_requests else "too few requests")
 
     def __str__(self) -> str:
         return str(self._comparison) if self._limits.enabled else "no analysis"
@@ -74,7 +74,7 @@ class Judge:
     def _compare(self, *, last: bool = False) -> None:
         self._read()
         spans = time.monotonic() - self._times_from >= LEAST
-        if worse := self._comparison.look(last=last, at_times=spans):
+        if worse := self._comparison.look(last=last, include_times=spans):
             self._end("worse", worse)
             raise Degraded(worse)
 
@@ -102,7 +102,7 @@ class Judge:
     def _end(self, outcome: Literal["not worse", "worse", "too few requests"], reason: str | None = None) -> None:
         verdict = self._verdict
         verdict.outcome, verdict.reason, verdict.metrics = outcome, reason, self._comparison.metrics
-        mirrored = self._comparison.candidate.part(mirrored=True).samples
+        mirrored = self._comparison.candidate.select(mirrored=True).samples
         ratios = [one.ratio for one in mirrored if one.ratio is not None]
         verdict.mirrored = len(mirrored)
         verdict.length_ratio = round(median(ratios), 3) if ratios else None
