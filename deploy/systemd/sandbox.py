@@ -44,15 +44,15 @@ class Sandbox:
 
     def __enter__(self) -> Sandbox:
         _sweep()
-        self.directory = Path(tempfile.mkdtemp(prefix=_PREFIX))
-        self._lock = _lock(self.directory)
+        self.directory, self._lock = _directory(None)
         # a runtime directory lies in memory, always: its files are replaced by rename while requests wait
-        self._runtime = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=_MEMORY if os.access(_MEMORY, os.W_OK) else None))
-        self._runtime_lock = _lock(self._runtime)
+        self._runtime, self._runtime_lock = _directory(_MEMORY if os.access(_MEMORY, os.W_OK) else None)
+        self._ports = [_reserve_port() for _ in range(2)]
         self.env = self._environment()
         try:
             self.host = self._host()
-            self.addresses = Addresses(listen=_free_address(), ui=_free_address())
+            listen, ui = (f"127.0.0.1:{port.getsockname()[1]}" for port in self._ports)
+            self.addresses = Addresses(listen=listen, ui=ui)
             self._boot()
             install_env = {name: self.env[name] for name in ("XDG_RUNTIME_DIR", "XDG_CONFIG_HOME")}
             with _environment(install_env):
@@ -75,9 +75,10 @@ class Sandbox:
                 manager.kill()
                 manager.wait()
         self._empty_cgroup()
+        for port in self._ports:
+            port.close()
         for lock, directory in ((self._lock, self.directory), (self._runtime_lock, self._runtime)):
-            os.close(lock)
-            _remove(directory)
+            _remove(directory, lock)
 
     def lose_power(self) -> None:
         """End every process of this host at once and forget what lay in memory; `boot` begins again."""
@@ -204,9 +205,15 @@ def _environment(values: dict[str, str]) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _free_address() -> str:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return f"127.0.0.1:{probe.getsockname()[1]}"
+def _reserve_port() -> socket.socket:
+    """Bind a free port of 127.0.0.1 and do not listen.
+
+    A server that sets SO_REUSEADDR, as systemd does, can listen on it; the kernel gives it to no other process.
+    """
+    reserved = socket.socket()
+    reserved.bind(("127.0.0.1", 0))
+    reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # set earlier, the port might be taken already
+    return reserved
 
 
 def _remove_cgroup(directory: Path) -> None:
@@ -233,14 +240,24 @@ def _sweep() -> None:
     for place in (Path(tempfile.gettempdir()), _MEMORY):
         for directory in place.glob(f"{_PREFIX}*"):
             with contextlib.suppress(OSError):
-                os.close(_lock(directory))
-                _remove(directory)
+                _remove(directory, _lock(directory))
     for cgroup in _CGROUPS.glob(f"*/{_PREFIX}*"):
         if (Path(tempfile.gettempdir()) / cgroup.name).exists():
             continue  # its owner lives, and may not have entered it yet
         with contextlib.suppress(OSError):
             if not any(procs.read_text() for procs in cgroup.rglob("cgroup.procs")):
                 _take_away(cgroup)
+
+
+def _directory(place: Path | None) -> tuple[Path, int]:
+    """Make a temporary directory and lock it; another sandbox may sweep it away before it is locked."""
+    while True:
+        directory = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=place))
+        with contextlib.suppress(BlockingIOError, FileNotFoundError):  # it is being swept, or was
+            lock = _lock(directory)
+            if directory.exists():
+                return directory, lock
+            os.close(lock)
 
 
 def _lock(directory: Path) -> int:
@@ -253,8 +270,10 @@ def _lock(directory: Path) -> int:
     return descriptor
 
 
-def _remove(directory: Path) -> None:
+def _remove(directory: Path, lock: int) -> None:
+    """Remove a directory, holding its lock until it is gone."""
     for path in directory.rglob("*"):
         if path.is_dir() and not path.is_symlink():
             path.chmod(0o700)
     shutil.rmtree(directory, ignore_errors=True)
+    os.close(lock)
