@@ -569,7 +569,7 @@ def test_full_queue_is_a_429_with_retry_after() -> None:
         engine = FakeEngine(wait_at=0)
         app = create_app(engine, IDENTITY, settings(max_queue=2), serving=lambda: True)
 
-        async def ask(sent: list[Message], disconnect: asyncio.Event) -> None:
+        async def post(sent: list[Message], disconnect: asyncio.Event) -> None:
             body = iter([{"type": "http.request", "body": json.dumps(HELLO).encode()}])
 
             async def receive() -> Message:
@@ -584,16 +584,16 @@ def test_full_queue_is_a_429_with_retry_after() -> None:
             await app(scope(), receive, send)
 
         disconnect, never = asyncio.Event(), asyncio.Event()
-        waiting = [asyncio.create_task(ask([], disconnect)), asyncio.create_task(ask([], never))]
+        waiting = [asyncio.create_task(post([], disconnect)), asyncio.create_task(post([], never))]
         for _ in waiting:
             await engine.started.get()
         rejected: list[Message] = []
-        await ask(rejected, never)
+        await post(rejected, never)
         disconnect.set()
         await waiting[0]
         engine.wait_at = None
         accepted: list[Message] = []
-        await ask(accepted, never)
+        await post(accepted, never)
         waiting[1].cancel()
         await asyncio.gather(*waiting, return_exceptions=True)
         return rejected, accepted

@@ -36,7 +36,9 @@ CALL = (
 )
 
 
-def ask(engine: FakeEngine, *, status: int = 200, limits: dict[str, Any] | None = None, **more: Any) -> dict[str, Any]:
+def complete(
+    engine: FakeEngine, *, status: int = 200, limits: dict[str, Any] | None = None, **more: Any
+) -> dict[str, Any]:
     answer = client(engine, **(limits or {})).post(CHAT, json={**HELLO, **more})
     assert answer.status_code == status, answer.text
     document: dict[str, Any] = answer.json()
@@ -60,7 +62,7 @@ def test_sampling_reaches_the_engine() -> None:
         "temperature": 0.3, "top_p": 0.5, "top_k": 3, "min_p": 0.1, "seed": 4, "repetition_penalty": 1.1,
         "presence_penalty": -1, "frequency_penalty": 2, "max_tokens": 9, "logprobs": True, "top_logprobs": 2,
     }  # fmt: skip
-    ask(
+    complete(
         engine,
         **fields,
         stop=["a", "b"],
@@ -80,7 +82,7 @@ def test_n_choices_have_indexes_seeds_and_one_usage(whole: bool) -> None:
     """Each of n choices has its index and its own seed; the prompt is counted once."""
     engine = FakeEngine(pause=True)
     if whole:
-        document = ask(engine, n=3, seed=2**63 - 2)
+        document = complete(engine, n=3, seed=2**63 - 2)
         choices, usage = document["choices"], document["usage"]
         assert [(choice["index"], choice["message"]["content"]) for choice in choices] == [
             (index, "Hello 世界") for index in range(3)
@@ -108,7 +110,7 @@ def test_failure_of_one_choice_cancels_all() -> None:
         def stream(self, messages: Any, sampling: Sampling, **more: Any) -> Any:
             return (failing if sampling.seed == 2 else engine).stream(messages, sampling, **more)
 
-    assert ask(FailingForOneSeed(), n=3, seed=1, status=500)["error"]["type"] == "server_error"
+    assert complete(FailingForOneSeed(), n=3, seed=1, status=500)["error"]["type"] == "server_error"
     assert engine.cancelled == 2
 
 
@@ -147,7 +149,7 @@ def test_every_engine_item_is_one_send() -> None:
 
 def test_too_many_choices_are_rejected() -> None:
     """The number of choices is limited."""
-    assert ask(FakeEngine(), n=3, limits={"max_choices": 2}, status=400)["error"]["param"] == "n"
+    assert complete(FakeEngine(), n=3, limits={"max_choices": 2}, status=400)["error"]["param"] == "n"
 
 
 LOGPROBS = (TokenLogprob("é".encode()[:1], -0.5, ((b"a", -0.5), (b"b", float("-inf")))), TokenLogprob(b"x", -1.0))
@@ -168,7 +170,7 @@ TOKENS = [
 def test_logprobs_have_openai_format() -> None:
     """Tokens, bytes and the most likely alternatives are in the response, and in a stream with their text."""
     engine = FakeEngine(("Hel", "", "lo"), logprobs=LOGPROBS)
-    [choice] = ask(engine, logprobs=True)["choices"]
+    [choice] = complete(engine, logprobs=True)["choices"]
     assert choice["logprobs"]["content"] == TOKENS * 3
     with_tokens = [chunk["choices"][0] for chunk in stream(engine, logprobs=True)[1:-1]]
     assert [choice["logprobs"]["content"] for choice in with_tokens] == [TOKENS] * 3
@@ -206,7 +208,7 @@ def test_logprobs_of_held_text_are_sent_once() -> None:
 def test_response_format_becomes_a_schema(given: Any, schema: Any, thinking: bool | None) -> None:
     """JSON formats reach the engine as a schema, and disable thinking unless the request enables it."""
     engine = FakeEngine()
-    ask(engine, **given)
+    complete(engine, **given)
     [(_, sampling, enabled)] = engine.seen
     assert (sampling.json_schema and json.loads(sampling.json_schema), enabled) == (schema, thinking)
 
@@ -214,28 +216,28 @@ def test_response_format_becomes_a_schema(given: Any, schema: Any, thinking: boo
 def test_reasoning_is_separate_from_content() -> None:
     """Reasoning and content are separate fields, also in a stream, and box tags are removed."""
     engine = FakeEngine(("\n<thi", "nk>I ", "see.", "</think>\n<|begin_of", "_box|>", "4", "2<|end_of_box|>"))
-    [choice] = ask(engine)["choices"]
+    [choice] = complete(engine)["choices"]
     assert choice["message"] == {"role": "assistant", "content": "42", "refusal": None, "reasoning_content": "I see."}
     assert choice["finish_reason"] == "stop"
     deltas = [chunk["choices"][0]["delta"] for chunk in stream(engine)]
     assert "".join(delta.get("reasoning_content", "") for delta in deltas) == "I see."
     assert "".join(delta.get("content", "") for delta in deltas) == "42"
-    off = ask(engine, chat_template_kwargs={"enable_thinking": False})["choices"][0]["message"]
+    off = complete(engine, chat_template_kwargs={"enable_thinking": False})["choices"][0]["message"]
     assert off["content"] == "\n<think>I see.</think>\n42"
-    kept = ask(engine, limits={"boxes": True})["choices"][0]["message"]
+    kept = complete(engine, limits={"boxes": True})["choices"][0]["message"]
     assert kept["content"] == "<|begin_of_box|>42<|end_of_box|>"
 
 
 def test_tool_calls_are_parsed_from_the_text() -> None:
     """Tools reach the engine unchanged, and a call is returned with an id and JSON arguments."""
     engine = FakeEngine(CALL)
-    [choice] = ask(engine, tools=[WEATHER], tool_choice="auto")["choices"]
+    [choice] = complete(engine, tools=[WEATHER], tool_choice="auto")["choices"]
     assert engine.tools == [[WEATHER]]
     [call] = choice["message"]["tool_calls"]
     assert (call["type"], call["function"]) == ("function", {"name": "weather", "arguments": '{"city": "Ulm"}'})
     assert call["id"].startswith("call_")
     assert (choice["message"]["content"], choice["finish_reason"]) == ("Let me see.", "tool_calls")
-    alone = ask(FakeEngine(CALL[1:] * 2), tools=[WEATHER])["choices"][0]["message"]
+    alone = complete(FakeEngine(CALL[1:] * 2), tools=[WEATHER])["choices"][0]["message"]
     assert alone["content"] is None
     assert len({call["id"] for call in alone["tool_calls"]}) == 2
 
@@ -255,7 +257,7 @@ def test_tool_calls_are_streamed_complete() -> None:
 def test_without_tools_calls_are_text(more: dict[str, Any]) -> None:
     """Without tools in the request, text that looks like a call stays text, and the prompt has no tools."""
     engine = FakeEngine(CALL)
-    [choice] = ask(engine, **more)["choices"]
+    [choice] = complete(engine, **more)["choices"]
     assert (choice["message"]["content"], choice["finish_reason"]) == ("".join(CALL), "stop")
     assert engine.tools == [[]]
 
@@ -270,7 +272,7 @@ def test_messages_with_tool_calls_reach_the_engine() -> None:
         {"role": "assistant", "content": None, "tool_calls": [call, bare], "reasoning_content": "hm"},
         {"role": "tool", "tool_call_id": "c1", "content": "sun"},
     ]
-    ask(engine, messages=messages)
+    complete(engine, messages=messages)
     assert engine.seen[0][0][1:] == [
         {
             "role": "assistant",

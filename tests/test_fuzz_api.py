@@ -108,10 +108,10 @@ def test_every_operation_conforms_to_the_document(api: Any, mode: GenerationMode
 
         @EXAMPLES
         @given(operation.as_strategy(generation_mode=mode))
-        def ask(case: Any) -> None:
+        def check(case: Any) -> None:
             case.call_and_validate(timeout=TIMEOUT, checks=CHECKS)
 
-        ask()
+        check()
 
 
 def _part(url: str) -> dict[str, Any]:

@@ -86,14 +86,14 @@ def test_stream_equals_the_complete_response(client: openai.OpenAI) -> None:
 def test_image_reaches_the_model(client: openai.OpenAI) -> None:
     """An image adds its tokens to the prompt and changes the answer."""
 
-    def ask(content: Any) -> Any:
+    def complete(content: Any) -> Any:
         return client.chat.completions.create(
             model=MODEL, messages=[{"role": "user", "content": content}], max_tokens=16, temperature=0
         )
 
     question = {"type": "text", "text": "What is this?"}
     image = {"type": "image_url", "image_url": {"url": picture(), "detail": "low"}}
-    with_it, without = ask([image, question]), ask([question])
+    with_it, without = complete([image, question]), complete([question])
     assert with_it.usage.prompt_tokens == without.usage.prompt_tokens + 16 + 2  # (112 / 28) squared, and two marks
     assert with_it.choices[0].message != without.choices[0].message
 
@@ -138,24 +138,26 @@ def test_tools_reach_the_prompt(client: openai.OpenAI) -> None:
 def test_several_choices(client: openai.OpenAI) -> None:
     """`n` choices are returned with their indexes, and repeat with the same seed, streamed or not."""
 
-    def ask(**more: Any) -> Any:
+    def complete(**more: Any) -> Any:
         return client.chat.completions.create(
             model=MODEL, messages=HELLO, n=3, seed=7, temperature=1.5, top_p=1, max_tokens=12, **more
         )
 
-    def said(message: Any) -> str:
+    def text_of(message: Any) -> str:
         return (getattr(message, "reasoning_content", None) or "") + (message.content or "")
 
-    first, again = ask(), ask()
+    first, again = complete(), complete()
     assert [choice.index for choice in first.choices] == [0, 1, 2]
-    assert len({said(choice.message) for choice in first.choices}) == 3
-    assert [said(choice.message) for choice in again.choices] == [said(choice.message) for choice in first.choices]
+    assert len({text_of(choice.message) for choice in first.choices}) == 3
+    assert [text_of(choice.message) for choice in again.choices] == [
+        text_of(choice.message) for choice in first.choices
+    ]
     assert first.usage.completion_tokens == 36
     texts = ["", "", ""]
-    for chunk in ask(stream=True):
+    for chunk in complete(stream=True):
         for choice in chunk.choices:
-            texts[choice.index] += said(choice.delta)
-    assert texts == [said(choice.message) for choice in first.choices]
+            texts[choice.index] += text_of(choice.delta)
+    assert texts == [text_of(choice.message) for choice in first.choices]
 
 
 def test_log_probabilities(client: openai.OpenAI) -> None:
@@ -211,10 +213,10 @@ def test_json_mode(client: openai.OpenAI) -> None:
         response_format={"type": "json_object"},
         extra_body={"chat_template_kwargs": {"enable_thinking": False}},
     )
-    said = free.choices[0].message.content or ""
-    assert said.lstrip().startswith("{")  # a random model may reach the token limit first
+    text = free.choices[0].message.content or ""
+    assert text.lstrip().startswith("{")  # a random model may reach the token limit first
     if free.choices[0].finish_reason == "stop":
-        assert isinstance(json.loads(said), dict)
+        assert isinstance(json.loads(text), dict)
 
 
 def test_models(client: openai.OpenAI) -> None:
