@@ -1,4 +1,4 @@
-"""Continuous batching: whatever else runs beside a request, it is answered as if it were alone."""
+"""Continuous batching: the output of a request does not depend on the rest of the batch."""
 
 from __future__ import annotations
 
@@ -15,26 +15,27 @@ from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
 from service.demo_models import tiny
-from service.engine import Delta, Finish, Sampling, WaitedTooLong, memory
+from service.engine import Delta, Finish, QueueTimeout, Sampling
+from service.engine import cache as cache_module
 from service.engine.cache import Budget, SlotCache
 from service.engine.core import Core
-from service.engine.detokenizer import Answer, Detokenizer, StopStrings
-from service.engine.prompt import Prompt, Writer
+from service.engine.detokenizer import Detokenizer, OutputProcessor, StopStrings
+from service.engine.prompt import Prompt, PromptBuilder
 from service.engine.runner import Runner
-from service.engine.sampler import Choice
+from service.engine.sampling_params import SamplingParams
 from service.engine.sequence import Event, Sequence
-from service.engine.vision import Vision
+from service.engine.vision import VisionEncoder
 from service.model.checkpoint import Checkpoint, load
 from service.model.release import EngineSettings
 
-LONGEST = 20  # tokens of an answer
+MAX_TOKENS = 20  # of an output
 COLUMNS = 224
 many = partial(settings, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @dataclass
-class Asked:
-    """A request and what became of it."""
+class Request:
+    """A sequence and the events that it emitted."""
 
     sequence: Sequence
     events: list[Event] = field(default_factory=list)
@@ -48,61 +49,64 @@ class Asked:
         return self.events[-1] if self.events and not isinstance(self.events[-1], Delta) else None
 
 
-class Workshop:
-    """A checkpoint, prompts of many kinds, and what the library's own `generate` answers to each."""
+class RequestFactory:
+    """A checkpoint, prompts of many kinds, and the output of transformers' `generate` for each."""
 
-    def __init__(self, checkpoint: Checkpoint, alone: Any) -> None:
+    def __init__(self, checkpoint: Checkpoint, reference: Any) -> None:
         self.checkpoint = checkpoint
-        self.writer = Writer(checkpoint.processor, checkpoint.model, COLUMNS - 1)
-        self.vision = Vision(checkpoint.model, cache_bytes=1 << 20)
-        self.prompts = [self.write(content) for content in _contents()]
-        self.answers = [self._generate(alone, content) for content in _contents()]
+        self.prompt_builder = PromptBuilder(checkpoint.processor, checkpoint.model, COLUMNS - 1)
+        self.vision = VisionEncoder(checkpoint.model, cache_bytes=1 << 20)
+        self.prompts = [self.prompt(content) for content in _contents()]
+        self.expected = [self._generate(reference, content) for content in _contents()]
 
-    def write(self, content: Any) -> Prompt:
-        return self.writer.write([{"role": "user", "content": content}], None)
+    def prompt(self, content: Any) -> Prompt:
+        return self.prompt_builder.build([{"role": "user", "content": content}], None)
 
     def core(self, *, rows: int = 4, chunk: int = 512, pad: bool = False) -> Core:
         cache = SlotCache(self.checkpoint.model, Budget(rows, COLUMNS))
-        return Core(Runner(self.checkpoint.model, cache, pad=pad), self.checkpoint.processor.spell, chunk=chunk)
+        return Core(Runner(self.checkpoint.model, cache, pad=pad), self.checkpoint.processor.token_bytes, chunk=chunk)
 
-    def ask(self, number: int, *, limit: int = LONGEST, sampling: Sampling | None = None, **more: Any) -> Asked:
+    def request(
+        self, number: int, *, max_tokens: int = MAX_TOKENS, sampling: Sampling | None = None, **more: Any
+    ) -> Request:
         prompt = self.prompts[number]
         sampling = sampling or Sampling(temperature=0)
-        asked = Asked(
+        detokenizer = Detokenizer(self.checkpoint.processor.text)
+        request = Request(
             Sequence(
                 prompt,
-                Choice.of(sampling, self.checkpoint.generation),
-                Answer(Detokenizer(self.checkpoint.processor.text), StopStrings(sampling.stop), self.checkpoint.end),
-                limit,
-                features=self.vision.features(prompt.pictures),
+                SamplingParams.resolve(sampling, self.checkpoint.generation_config),
+                OutputProcessor(detokenizer, StopStrings(sampling.stop), self.checkpoint.end_tokens),
+                max_tokens,
+                features=self.vision.features(prompt.images),
                 **more,
             )
         )
-        asked.sequence.emit = asked.events.append
-        return asked
+        request.sequence.emit = request.events.append
+        return request
 
-    def _generate(self, alone: Any, content: Any) -> list[int]:
+    def _generate(self, reference: Any, content: Any) -> list[int]:
         inputs = self.checkpoint.processor.inputs([{"role": "user", "content": content}], None)
-        ids = alone.generate(**inputs, do_sample=False, max_new_tokens=LONGEST)
+        ids = reference.generate(**inputs, do_sample=False, max_new_tokens=MAX_TOKENS)
         return list(ids[0, inputs["input_ids"].shape[1] :].tolist())
 
 
 def _contents() -> list[Any]:
-    """Questions from a word to a hundred, pictures small, large, wide, several, and the same one twice."""
+    """Texts of 1 to 90 words; images small, large, wide, two in one prompt, and one that occurs in two prompts."""
     words = ["red", "blue", "sun", "moon", "tree", "house", "river", "stone", "bird", "cloud"]
     texts = [" ".join(words[(7 * n + k) % 10] for k in range(count)) for n, count in enumerate((1, 5, 17, 40, 90))]
-    first = _picture((60, 60), "red")
-    pictures = [[first], [_picture((180, 70), "blue")], [_picture((90, 140), "green"), first], [first]]
+    first = _image((60, 60), "red")
+    images = [[first], [_image((180, 70), "blue")], [_image((90, 140), "green"), first], [first]]
     return [
         *texts,
         *(
-            [{"type": "image", "image": picture} for picture in several] + [{"type": "text", "text": texts[n]}]
-            for n, several in enumerate(pictures)
+            [{"type": "image", "image": image} for image in several] + [{"type": "text", "text": texts[n]}]
+            for n, several in enumerate(images)
         ),
     ]
 
 
-def _picture(size: tuple[int, int], color: str) -> Image.Image:
+def _image(size: tuple[int, int], color: str) -> Image.Image:
     image = Image.new("RGB", size, "white")
     ImageDraw.Draw(image).ellipse((5, 5, size[0] - 9, size[1] - 20), fill=color)
     return image
@@ -112,61 +116,61 @@ KINDS = len(_contents())
 
 
 @pytest.fixture(scope="module")
-def workshop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workshop]:
+def factory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RequestFactory]:
     from transformers import Glm4vForConditionalGeneration
 
     path = tmp_path_factory.mktemp("model")
     tiny.make(path, seed=7, dtype="float32")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    alone = Glm4vForConditionalGeneration.from_pretrained(path, dtype=torch.float32).eval()
-    yield Workshop(load(path, EngineSettings(dtype="float32", device="cpu"), lambda *_: None), alone)
+    reference = Glm4vForConditionalGeneration.from_pretrained(path, dtype=torch.float32).eval()
+    yield RequestFactory(load(path, EngineSettings(dtype="float32", device="cpu"), lambda *_: None), reference)
     torch.set_num_threads(threads)
 
 
 def run(core: Core, steps: int = 2000) -> None:
-    """Step until nothing is left to do."""
+    """Step until nothing runs or waits."""
     for _ in range(steps):
         if not core.step():
             return
-    raise AssertionError("the engine does not come to an end")
+    raise AssertionError(f"the engine is still busy after {steps} steps")
 
 
-joins = st.tuples(st.integers(0, KINDS - 1), st.integers(1, LONGEST), st.sampled_from(["interactive", "batch"]))
+joins = st.tuples(st.integers(0, KINDS - 1), st.integers(1, MAX_TOKENS), st.sampled_from(["interactive", "batch"]))
 moves = st.lists(st.one_of(joins, st.integers(0, 9), st.none()), min_size=1, max_size=24)
 
 
 @many(max_examples=120)
 @given(moves=moves, rows=st.integers(1, 5), chunk=st.sampled_from([1, 7, 16, 33, 64, 512]), pad=st.booleans())
 def test_every_schedule_gives_the_tokens_of_generate(
-    workshop: Workshop, moves: list[Any], rows: int, chunk: int, pad: bool
+    factory: RequestFactory, moves: list[Any], rows: int, chunk: int, pad: bool
 ) -> None:
-    """Joins and leaves at any step, chunks of any size, rows that move and are lost: the tokens stay generate's own."""
-    core = workshop.core(rows=rows, chunk=chunk, pad=pad)
-    everyone: list[tuple[int, Asked]] = []
+    """The tokens equal those of generate for any arrivals, cancellations, chunk sizes, row moves and preemptions."""
+    core = factory.core(rows=rows, chunk=chunk, pad=pad)
+    requests: list[tuple[int, Request]] = []
     for move in moves:
         if isinstance(move, tuple):
-            number, limit, priority = move
-            asked = workshop.ask(number, limit=limit, priority=priority)
-            everyone.append((number, asked))
-            core.scheduler.add(asked.sequence)
-        elif move is not None and everyone:
-            everyone[move % len(everyone)][1].sequence.cancelled = True
+            number, max_tokens, priority = move
+            request = factory.request(number, max_tokens=max_tokens, priority=priority)
+            requests.append((number, request))
+            core.scheduler.add(request.sequence)
+        elif move is not None and requests:
+            requests[move % len(requests)][1].sequence.cancelled = True
         core.step()
     run(core)
-    for number, asked in everyone:
-        wanted = workshop.answers[number][: asked.sequence.limit]
-        if asked.sequence.cancelled:
-            assert asked.tokens == wanted[: len(asked.tokens)]
+    for number, request in requests:
+        expected = factory.expected[number][: request.sequence.max_new_tokens]
+        if request.sequence.cancelled:
+            assert request.tokens == expected[: len(request.tokens)]
         else:
-            assert asked.tokens == wanted
-            assert asked.end == Finish("length", asked.sequence.prompt.tokens, len(wanted))
+            assert request.tokens == expected
+            assert request.end == Finish("length", request.sequence.prompt.length, len(expected))
     assert core.scheduler.rows == []
 
 
 @many(max_examples=60)
 @given(
-    beside=st.lists(joins, max_size=5),
+    others=st.lists(joins, max_size=5),
     after=st.integers(0, 6),
     top_k=st.sampled_from([0, 1, 2, 40, 200]),
     top_p=st.sampled_from([0.3, 0.8, 1.0]),
@@ -176,181 +180,186 @@ def test_every_schedule_gives_the_tokens_of_generate(
     frequency=st.sampled_from([0.0, -0.4]),
     seed=st.integers(-(2**63), 2**63 - 1),
 )
-def test_a_seeded_answer_does_not_depend_on_the_batch(
-    workshop: Workshop, beside: list[Any], after: int, seed: int, repetition: float, presence: float,
-    frequency: float, **chosen: Any,
+def test_a_seeded_output_does_not_depend_on_the_batch(
+    factory: RequestFactory, others: list[Any], after: int, seed: int, repetition: float, presence: float,
+    frequency: float, **more: Any,
 ) -> None:  # fmt: skip
-    """With a seed a sampled answer is the same alone and among others, whatever these ask for and when they come."""
+    """With a seed, a sampled output is the same alone and in a batch, for any parameters and arrivals of the others."""
     sampling = Sampling(
         temperature=1.2, seed=seed, repetition_penalty=repetition, presence_penalty=presence,
-        frequency_penalty=frequency, logprobs=2, **chosen,
+        frequency_penalty=frequency, logprobs=2, **more,
     )  # fmt: skip
-    alone, among = (workshop.ask(2, sampling=sampling) for _ in range(2))
-    core = workshop.core(rows=1)
+    alone, batched = (factory.request(2, sampling=sampling) for _ in range(2))
+    core = factory.core(rows=1)
     core.scheduler.add(alone.sequence)
     run(core)
-    core = workshop.core(rows=4, chunk=32)
-    for number, limit, priority in beside:
-        other = Sampling(temperature=limit / 10, top_k=number * 9, frequency_penalty=limit % 2 / 2)
-        core.scheduler.add(workshop.ask(number, limit=limit, sampling=other, priority=priority).sequence)
+    core = factory.core(rows=4, chunk=32)
+    for number, max_tokens, priority in others:
+        other = Sampling(temperature=max_tokens / 10, top_k=number * 9, frequency_penalty=max_tokens % 2 / 2)
+        core.scheduler.add(factory.request(number, max_tokens=max_tokens, sampling=other, priority=priority).sequence)
     for _ in range(after):
         core.step()
-    core.scheduler.add(among.sequence)
+    core.scheduler.add(batched.sequence)
     run(core)
-    assert among.tokens == alone.tokens
-    assert len(alone.tokens) == LONGEST
+    assert batched.tokens == alone.tokens
+    assert len(alone.tokens) == MAX_TOKENS
 
 
-def test_interactive_requests_take_the_rows_of_batch_requests(workshop: Workshop) -> None:
-    """A batch request gives its row up at once to an interactive one, and ends with the tokens it would have had."""
-    core = workshop.core(rows=2)
-    low = [workshop.ask(number, priority="batch") for number in (0, 5)]
-    for asked in low:
-        core.scheduler.add(asked.sequence)
+def test_interactive_requests_take_the_rows_of_batch_requests(factory: RequestFactory) -> None:
+    """A batch request is preempted at once by an interactive one, and its tokens are the same as without preemption."""
+    core = factory.core(rows=2)
+    low = [factory.request(number, priority="batch") for number in (0, 5)]
+    for request in low:
+        core.scheduler.add(request.sequence)
     for _ in range(6):
         core.step()
-    assert [len(asked.tokens) for asked in low] == [6, 6]
-    high = [workshop.ask(number) for number in (1, 2, 6)]
-    for asked in high:
-        core.scheduler.add(asked.sequence)
+    assert [len(request.tokens) for request in low] == [6, 6]
+    high = [factory.request(number) for number in (1, 2, 6)]
+    for request in high:
+        core.scheduler.add(request.sequence)
     core.step()
-    assert [len(asked.tokens) for asked in high] == [1, 1, 0]
-    assert [asked.sequence.row for asked in low] == [-1, -1]
-    run(core)
-    assert [asked.tokens for asked in low] == [workshop.answers[0], workshop.answers[5]]
-    ends = [asked.sequence.number for asked in (*high, *low)]
-    assert ends == sorted(ends, key=lambda n: n in {asked.sequence.number for asked in low})
+    assert [len(request.tokens) for request in high] == [1, 1, 0]
+    assert [request.sequence.row for request in low] == [-1, -1]
+    finished: list[Request] = []
+    while core.step():
+        finished += [request for request in (*high, *low) if request.end and request not in finished]
+    assert finished[:2] == high[:2]
+    assert [request.tokens for request in low] == [factory.expected[0], factory.expected[5]]
 
 
-def test_a_long_prompt_does_not_hold_up_those_who_are_being_answered(workshop: Workshop) -> None:
-    """While a prompt is taken in over many steps, every other request says one token in each of them."""
-    core = workshop.core(chunk=8)
-    talking = workshop.ask(0)
-    core.scheduler.add(talking.sequence)
-    while not talking.tokens:
+def test_a_long_prompt_does_not_delay_running_requests(factory: RequestFactory) -> None:
+    """During a prefill of many steps, every decoding request gets a token in each step."""
+    core = factory.core(chunk=8)
+    decoding = factory.request(0)
+    core.scheduler.add(decoding.sequence)
+    while not decoding.tokens:
         core.step()
-    long = workshop.ask(4)
+    long = factory.request(4)
     core.scheduler.add(long.sequence)
-    steps = -(-long.sequence.prompt.tokens // 8)
+    steps = -(-long.sequence.prompt.length // 8)
     assert steps > 10
-    before = len(talking.tokens)
+    before = len(decoding.tokens)
     for count in range(1, steps):
         core.step()
-        assert len(talking.tokens) == min(before + count, LONGEST)
+        assert len(decoding.tokens) == min(before + count, MAX_TOKENS)
         assert long.tokens == []
     core.step()
     assert len(long.tokens) == 1
 
 
-def test_a_cancelled_request_frees_its_row_within_two_steps(workshop: Workshop) -> None:
-    """Who left, in prefill, while decoding or while waiting, has no row two steps later, and the next one has."""
-    core = workshop.core(rows=2, chunk=8)
-    asked = [workshop.ask(number) for number in (0, 4, 1, 2)]
-    for one in asked:
-        core.scheduler.add(one.sequence)
+def test_a_cancelled_request_frees_its_row_within_two_steps(factory: RequestFactory) -> None:
+    """A request cancelled in prefill, while decoding or while waiting has no row two steps later; the next one has."""
+    core = factory.core(rows=2, chunk=8)
+    requests = [factory.request(number) for number in (0, 4, 1, 2)]
+    for request in requests:
+        core.scheduler.add(request.sequence)
     for _ in range(6):
         core.step()
-    assert [one.sequence.row for one in asked] == [0, 1, -1, -1]
-    for one in asked[:3]:
-        one.sequence.cancelled = True
+    assert [request.sequence.row for request in requests] == [0, 1, -1, -1]
+    for request in requests[:3]:
+        request.sequence.cancelled = True
     core.step()
     core.step()
-    assert [one.sequence.row for one in asked] == [-1, -1, -1, 0]
+    assert [request.sequence.row for request in requests] == [-1, -1, -1, 0]
     run(core)
-    assert asked[3].tokens == workshop.answers[2]
-    assert all(one.end is None for one in asked[:3])
+    assert requests[3].tokens == factory.expected[2]
+    assert all(request.end is None for request in requests[:3])
 
 
-def test_a_failing_step_takes_one_request_down(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
-    """When a forward pass raises, out of memory or otherwise, the newest request fails and the others go on."""
-    core = workshop.core(rows=3)
-    asked = [workshop.ask(number) for number in (0, 5)]
-    for one in asked:
-        core.scheduler.add(one.sequence)
+def test_a_failing_step_fails_one_request(factory: RequestFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When a forward pass raises, the newest request fails and the others continue."""
+    core = factory.core(rows=3)
+    requests = [factory.request(number) for number in (0, 5)]
+    for request in requests:
+        core.scheduler.add(request.sequence)
     core.step()
     forward = Runner.forward
-    poison = workshop.ask(6)
+    faulty = factory.request(6)
 
     def fail(self: Runner, decoding: Any, chunks: Any) -> Any:
-        if poison.sequence in [*decoding, *(sequence for sequence, _ in chunks)]:
-            raise torch.OutOfMemoryError("no room")
+        if faulty.sequence in [*decoding, *(sequence for sequence, _ in chunks)]:
+            raise torch.OutOfMemoryError("out of memory")
         return forward(self, decoding, chunks)
 
     monkeypatch.setattr(Runner, "forward", fail)
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
-    core.scheduler.add(poison.sequence)
+    core.scheduler.add(faulty.sequence)
     run(core)
-    assert isinstance(poison.end, torch.OutOfMemoryError)
-    assert [one.tokens for one in asked] == [workshop.answers[0], workshop.answers[5]]
+    assert isinstance(faulty.end, torch.OutOfMemoryError)
+    assert [request.tokens for request in requests] == [factory.expected[0], factory.expected[5]]
 
 
-def test_a_request_whose_text_fails_takes_only_itself_down(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A failure while a token becomes text ends that request alone."""
-    core = workshop.core()
-    good, bad = workshop.ask(0), workshop.ask(1)
-    monkeypatch.setattr(bad.sequence.answer, "push", lambda *_: 1 / 0)
-    for one in (good, bad):
-        core.scheduler.add(one.sequence)
+def test_a_request_whose_detokenizer_fails_fails_alone(
+    factory: RequestFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An exception while a token is converted to text fails that request only."""
+    core = factory.core()
+    good, bad = factory.request(0), factory.request(1)
+    monkeypatch.setattr(bad.sequence.output, "push", lambda *_: 1 / 0)
+    for request in (good, bad):
+        core.scheduler.add(request.sequence)
     run(core)
     assert isinstance(bad.end, ZeroDivisionError)
-    assert good.tokens == workshop.answers[0]
+    assert good.tokens == factory.expected[0]
 
 
-def test_no_request_waits_or_runs_for_ever(workshop: Workshop) -> None:
-    """Who waits for too long fails, who runs for too long ends with what it has; batch requests may wait."""
-    core = workshop.core(rows=1)
-    running, patient = workshop.ask(0, seconds=0.05, limit=150), workshop.ask(1, priority="batch")
-    late = workshop.ask(2, wait_until=0.0)
-    for one in (running, late, patient):
-        core.scheduler.add(one.sequence)
+def test_waiting_and_running_times_are_limited(factory: RequestFactory) -> None:
+    """A request that waits too long fails, one that runs too long is cut; batch requests wait without limit."""
+    core = factory.core(rows=1)
+    running, patient = factory.request(0, max_seconds=0.05, max_tokens=150), factory.request(1, priority="batch")
+    late = factory.request(2, queue_deadline=0.0)
+    for request in (running, late, patient):
+        core.scheduler.add(request.sequence)
     core.step()
-    assert isinstance(late.end, WaitedTooLong)
+    assert isinstance(late.end, QueueTimeout)
     run(core)
     assert isinstance(running.end, Finish)
     assert running.end.reason == "length"
     assert 0 < len(running.tokens) < 150
-    assert patient.tokens == workshop.answers[1]
+    assert patient.tokens == factory.expected[1]
 
 
-def test_equal_pictures_are_looked_at_once(workshop: Workshop) -> None:
-    """The features of a picture are computed once, and again only when the bounded cache has dropped them."""
-    model = workshop.checkpoint.model
-    red, blue = (workshop.prompts[number].pictures for number in (5, 6))
+def test_equal_images_are_encoded_once(factory: RequestFactory) -> None:
+    """The features of an image are computed once, and again only after the bounded cache has evicted them."""
+    model = factory.checkpoint.model
+    red, blue = (factory.prompts[number].images for number in (5, 6))
     size = 4 * model.config.text_config.hidden_size * max(red[0].tokens, blue[0].tokens)
-    vision = Vision(model, cache_bytes=size)
-    first = vision.features(red)
-    assert torch.equal(vision.features(workshop.write(_contents()[8]).pictures), first)
+    vision = VisionEncoder(model, cache_bytes=size)
+    first, again = vision.features(red), vision.features(factory.prompt(_contents()[8]).images)
+    assert first is not None
+    assert again is not None
+    assert torch.equal(first, again)
     assert vision.computed == 1
     vision.features(blue)
     vision.features(red)
     assert vision.computed == 3
     assert vision.features(()) is None
-    small = Vision(model, cache_bytes=size // 4)
+    small = VisionEncoder(model, cache_bytes=size // 4)
     small.features(red)
     small.features(red)
     assert small.computed == 2
 
 
-def test_the_budget_never_promises_more_than_there_is(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rows and columns together stay within the budget or the memory that is free; too small a one is refused."""
-    model = workshop.checkpoint.model
+def test_the_budget_never_exceeds_the_memory(factory: RequestFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows times columns stay within kv_tokens or the free memory; a budget too small for one request is refused."""
+    model = factory.checkpoint.model
     for rows, tokens in ((64, 20_000), (8, 1000), (1, 300), (1024, 100_000)):
         budget = Budget.of(model, rows=rows, kv_tokens=tokens, context=131_072)
         assert budget.rows * budget.columns <= tokens
         assert budget.columns >= 256
     assert Budget.of(model, rows=4, kv_tokens=10**9, context=4096) == Budget(4, 4096)
-    with pytest.raises(ValueError, match="too few"):
+    with pytest.raises(ValueError, match="needs at least 256"):
         Budget.of(model, rows=4, kv_tokens=100, context=4096)
-    monkeypatch.setattr(memory, "free", lambda _device: 100 << 20)
+    monkeypatch.setattr(cache_module, "free_memory", lambda _device: 100 << 20)
     cache = SlotCache(model, Budget.of(model, rows=4, kv_tokens=0, context=10**9))
     assert 0.9 * 25 < sum(slab.nbytes for slab in [*cache._keys, *cache._values]) / (1 << 20) <= 25
 
 
-def test_a_cache_takes_memory_only_as_it_is_used(workshop: Workshop) -> None:
-    """The budget is a promise, not a cost: half a gigabyte of rows that hold a token each is hardly in memory."""
+def test_cache_memory_is_allocated_on_use(factory: RequestFactory) -> None:
+    """A cache of half a gigabyte whose rows hold one token each is hardly resident."""
     process = psutil.Process()
     before = process.memory_info().rss
-    cache = SlotCache(workshop.checkpoint.model, Budget(64, 16_384))
+    cache = SlotCache(factory.checkpoint.model, Budget(64, 16_384))
     assert sum(slab.nbytes for slab in [*cache._keys, *cache._values]) >= 1 << 29
     for slab in [*cache._keys, *cache._values]:
         slab[:, :, 0] = 1

@@ -1,4 +1,4 @@
-"""The faster ways to compute a layer say what the layer says."""
+"""The faster implementations of layers give the results of the layers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from service.engine import kernels
 
 
 class Layers(nn.Module):
-    """One of each kind that is replaced, and an input for each."""
+    """One layer of each kind that is replaced."""
 
     device = torch.device("cpu")
     dtype = torch.float32
@@ -26,8 +26,8 @@ class Layers(nn.Module):
         self.square = nn.Conv2d(16, 32, kernel_size=2, stride=2)
         nn.init.normal_(self.norm.weight)
 
-    def answers(self, count: int) -> dict[str, torch.Tensor]:
-        """What each layer says to `count` tokens or patches."""
+    def outputs(self, count: int) -> dict[str, torch.Tensor]:
+        """The output of each layer for `count` random tokens or patches."""
         draw = torch.Generator().manual_seed(count)
         inputs = {
             "plain": (1, count, 96),
@@ -40,32 +40,32 @@ class Layers(nn.Module):
             return {name: getattr(self, name)(torch.randn(size, generator=draw)) for name, size in inputs.items()}
 
 
-@pytest.mark.parametrize("mkl_holds_back", [True, False])
+@pytest.mark.parametrize("packed", [True, False])
 @pytest.mark.parametrize("count", [1, 2, 33])
-def test_every_layer_says_the_same(monkeypatch: pytest.MonkeyPatch, count: int, mkl_holds_back: bool) -> None:
-    """For one token and for many, and whichever processor this is."""
-    monkeypatch.setattr(kernels, "_mkl_holds_back", lambda _: mkl_holds_back)
+def test_every_layer_gives_the_same_result(monkeypatch: pytest.MonkeyPatch, count: int, packed: bool) -> None:
+    """Results agree for one token and for many, with packed weights and without."""
+    monkeypatch.setattr(kernels, "_onednn_is_faster", lambda _: packed)
     layers = Layers().eval()
-    before = layers.answers(count)
+    before = layers.outputs(count)
     kernels.install(layers)
-    for name, said in layers.answers(count).items():
-        torch.testing.assert_close(said, before[name], rtol=1e-5, atol=1e-5, msg=name)
+    for name, output in layers.outputs(count).items():
+        torch.testing.assert_close(output, before[name], rtol=1e-5, atol=1e-5, msg=name)
 
 
-def test_a_convolution_over_more_than_a_patch_stays_one() -> None:
-    """Only where it sees each patch by itself is it a linear layer."""
+def test_a_convolution_over_more_than_one_patch_is_not_replaced() -> None:
+    """A convolution is computed as a linear layer only for inputs of its kernel size."""
     layers = Layers().eval()
     kernels.install(layers)
     with torch.inference_mode():
         assert layers.square(torch.randn(1, 16, 6, 6)).shape == (1, 32, 3, 3)
 
 
-def test_a_large_model_is_not_copied(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Beyond SMALL its weights stay where they are."""
-    monkeypatch.setattr(kernels, "_mkl_holds_back", lambda _: True)
-    monkeypatch.setattr(kernels, "SMALL", 1000)
+def test_a_large_model_is_not_packed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beyond MAX_PACKED_BYTES the weights are neither moved nor copied."""
+    monkeypatch.setattr(kernels, "_onednn_is_faster", lambda _: True)
+    monkeypatch.setattr(kernels, "MAX_PACKED_BYTES", 1000)
     layers = Layers().eval()
-    where = layers.plain.weight.data_ptr()
+    address = layers.plain.weight.data_ptr()
     kernels.install(layers)
-    assert layers.plain.weight.data_ptr() == where
+    assert layers.plain.weight.data_ptr() == address
     assert not hasattr(layers.plain, "packed")

@@ -1,12 +1,12 @@
-"""The engine: continuous batching on transformers' own forward pass.
+"""The inference engine: continuous batching on top of transformers' own forward pass.
 
-Read `core.py` first: `Core.step` schedules, runs, samples, emits. A `Sequence` is one request; the `Scheduler` gives it
-a row of the `SlotCache` and decides what the next step takes in; the `Runner` runs the model on that; the `Sampler`
-chooses a token for every row at once. `ModelEngine` puts a thread around it and streams to asyncio. What it holds:
-
-1. The tokens of a request do not depend on what else is in the batch (in fp32; sums in bf16 differ with its shape).
-2. Whoever has a row can finish: no row is promised more than it holds. What can never fit is refused.
-3. One request that raises takes only itself down, and one that its client has left frees its row within two steps.
+Promises: in fp32 the tokens of a request do not depend on the rest of the batch (in bf16, rounding depends on the batch
+shape); a request that gets a cache row can run to its end, and one that can never fit is refused; a request that raises
+fails alone; a cancelled request frees its row within two steps. Begin with `core.py`: `Core.step` schedules, runs,
+samples and emits. A `Sequence` is one request; the `Scheduler` assigns it a row of the `SlotCache` and decides what the
+next step computes; the `Runner` runs the model on that; the `Sampler` chooses a token for every row at once.
+`ModelEngine` runs all of this in one thread and streams the results to asyncio. `protocol.py` is the interface that the
+API uses; it needs neither torch nor transformers.
 """
 
 from service.engine.protocol import (
@@ -15,11 +15,11 @@ from service.engine.protocol import (
     Finish,
     Priority,
     PromptTooLong,
+    QueueTimeout,
     Refused,
     Sampling,
     TokenLogprob,
     Usage,
-    WaitedTooLong,
 )
 
 __all__ = [
@@ -28,9 +28,9 @@ __all__ = [
     "Finish",
     "Priority",
     "PromptTooLong",
+    "QueueTimeout",
     "Refused",
     "Sampling",
     "TokenLogprob",
     "Usage",
-    "WaitedTooLong",
 ]

@@ -1,44 +1,55 @@
-"""Attention over one line of tokens: those of all running requests and the prompt chunks of this step.
+"""Attention over the tokens of one step: one token of each decoding row, then the prompt chunks.
 
-Registered with transformers under NAME, it is called by the model's own layers in place of their usual attention.
+Registered with transformers under NAME; the model's text layers call it in place of their default attention.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
-__all__ = ["NAME", "Chunk", "Line", "install"]
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention as sdpa
+
+if TYPE_CHECKING:
+    from transformers import Glm4vForConditionalGeneration
+
+__all__ = ["NAME", "BatchLayout", "Chunk", "install"]
 
 NAME = "glm_slots"
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """Consecutive prompt tokens of one request: `count` of them from `start` in its row, from `offset` in the line."""
+    """Consecutive prompt tokens of one request: `count` tokens from column `start` of its cache row.
+
+    `offset` is the index of the first of them among the tokens of the step.
+    """
 
     row: int
     start: int
     count: int
     offset: int
-    mask: Any = None  # bool (count, start + count), None where the chunk begins its row
+    mask: Tensor | None = None  # bool (count, start + count); None if `start` is 0: causal attention is enough
 
 
 @dataclass(frozen=True)
-class Line:
-    """How the tokens of one step lie: first one token of each of the rows 0 to `decoding` - 1, then the chunks.
+class BatchLayout:
+    """Order of the tokens of one step: one token of each of the rows 0 to `decoding` - 1, then the chunks.
 
-    Attention of the decoding rows reads `columns` of each, as `mask`, bool (decoding, 1, 1, columns), allows.
+    Decoding rows attend to their first `columns` columns under `mask`, bool (decoding, 1, 1, columns); None if no row
+    decodes.
     """
 
     decoding: int
     columns: int
-    mask: Any
+    mask: Tensor | None
     chunks: tuple[Chunk, ...] = ()
 
 
-def install(model: Any) -> None:
-    """Make the text layers of a Glm4vForConditionalGeneration attend by lines; the vision tower stays as it is."""
+def install(model: Glm4vForConditionalGeneration) -> None:
+    """Switch the text layers to this attention; the vision tower is left unchanged."""
     from transformers import AttentionInterface
 
     AttentionInterface.register(NAME, attend)
@@ -46,24 +57,34 @@ def install(model: Any) -> None:
 
 
 def attend(
-    _module: Any, query: Any, keys: Any, values: Any, _mask: Any, *, line: Line, scaling: float, **_: Any
-) -> tuple[Any, None]:
-    """Answer (1, tokens, heads * head_size) for `query` (1, heads, tokens, head_size) over the slabs of one layer."""
-    import torch
-    from torch.nn.functional import scaled_dot_product_attention as sdpa
+    _module: nn.Module,
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    _mask: Tensor | None,
+    *,
+    layout: BatchLayout,
+    scaling: float,
+    **_unused: object,
+) -> tuple[Tensor, None]:
+    """Return (1, tokens, heads * head_size) for `query` (1, heads, tokens, head_size).
 
+    `keys` and `values` are the slabs of one layer, (rows, kv_heads, columns, head_size).
+    """
     _, heads, tokens, size = query.shape
     groups = keys.shape[1]
     parts = []
-    if line.decoding:
-        # The heads that share keys stand where other tokens would: nothing has to be repeated for them.
-        rows, columns = line.decoding, line.columns
-        one = query[0, :, :rows].reshape(groups, heads // groups, rows, size).permute(2, 0, 1, 3)
-        said = sdpa(one, keys[:rows, :, :columns], values[:rows, :, :columns], attn_mask=line.mask, scale=scaling)
-        parts.append(said.reshape(rows, heads * size))
-    for chunk in line.chunks:
+    if layout.decoding:
+        # Query heads that share a key head are laid along the token axis, so keys need not be repeated.
+        rows, columns = layout.decoding, layout.columns
+        grouped = query[0, :, :rows].reshape(groups, heads // groups, rows, size).permute(2, 0, 1, 3)
+        output = sdpa(
+            grouped, keys[:rows, :, :columns], values[:rows, :, :columns], attn_mask=layout.mask, scale=scaling
+        )
+        parts.append(output.reshape(rows, heads * size))
+    for chunk in layout.chunks:
         end = chunk.start + chunk.count
-        said = sdpa(
+        output = sdpa(
             query[:, :, chunk.offset : chunk.offset + chunk.count],
             keys[chunk.row : chunk.row + 1, :, :end],
             values[chunk.row : chunk.row + 1, :, :end],
@@ -72,6 +93,6 @@ def attend(
             scale=scaling,
             enable_gqa=True,
         )
-        parts.append(said[0].transpose(0, 1).reshape(chunk.count, heads * size))
-    line_of_all = parts[0] if len(parts) == 1 else torch.cat(parts)
-    return line_of_all.view(1, tokens, heads * size), None
+        parts.append(output[0].transpose(0, 1).reshape(chunk.count, heads * size))
+    outputs = parts[0] if len(parts) == 1 else torch.cat(parts)
+    return outputs.view(1, tokens, heads * size), None

@@ -1,8 +1,8 @@
 """The KV cache: one slab per layer, one row per running request.
 
-Rows rather than blocks: attention reads the rows in use as a view, where blocks would have to be gathered for every
-layer of every step (`make bench` prints what that costs). Rows in use are always the first ones, which keeps the view
-whole; who leaves is replaced by the last.
+Rows instead of blocks: attention reads the rows in use as a view, whereas blocks would have to be gathered in every
+layer of every step (`make bench` measures the cost). The view requires that the rows in use are always the first ones;
+a freed row is filled with the last one.
 """
 
 from __future__ import annotations
@@ -11,46 +11,79 @@ import math
 from contextlib import suppress
 from dataclasses import dataclass
 from mmap import MADV_NOHUGEPAGE, MAP_ANONYMOUS, MAP_PRIVATE, mmap
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from service.engine import memory
+import psutil
+import torch
+from torch import Tensor
 
-__all__ = ["Budget", "SlotCache"]
+if TYPE_CHECKING:
+    from transformers import Glm4vForConditionalGeneration
+
+__all__ = ["Budget", "SlotCache", "free_memory"]
 
 MEMORY_SHARE = {"cuda": 0.85, "cpu": 0.25}
-"""Of what is free once the weights are loaded. The rest of a GPU is for activations; on the CPU the cache of the other
-slot and the page cache want a share, and pages are only taken when they are written."""
+"""Share of the memory that is free after the weights are loaded. The rest of a GPU is for activations. On the CPU the
+other slot's cache and the page cache need room, and pages are only allocated when they are written."""
+
+MIN_COLUMNS = 256
+"""The shortest useful row, in tokens, unless the model's context is shorter."""
+
+_CGROUPS = Path("/sys/fs/cgroup")
 
 
 @dataclass(frozen=True)
 class Budget:
-    """How many requests run at a time, and how long each of them may become, prompt and answer together."""
+    """Size of the cache: `rows` requests run at a time, each of at most `columns` tokens (prompt and output)."""
 
     rows: int
     columns: int
 
     @classmethod
-    def of(cls, model: Any, *, rows: int, kv_tokens: int, context: int) -> Budget:
-        """What `kv_tokens` allow, or with 0 the memory that is free on the model's device now.
+    def of(cls, model: Glm4vForConditionalGeneration, *, rows: int, kv_tokens: int, context: int) -> Budget:
+        """Return the budget for `kv_tokens` tokens, or, if that is 0, for the memory now free on the model's device.
 
-        Raises ValueError when not even one row of 256 tokens fits.
+        Raises ValueError if not even one row of MIN_COLUMNS tokens fits.
         """
-        tokens = kv_tokens or int(memory.free(model.device) * MEMORY_SHARE[model.device.type]) // _bytes_per_token(
+        tokens = kv_tokens or int(free_memory(model.device) * MEMORY_SHARE[model.device.type]) // _bytes_per_token(
             model
         )
-        rows = max(1, min(rows, tokens // min(context, 256)))
+        shortest = min(context, MIN_COLUMNS)
+        rows = max(1, min(rows, tokens // shortest))
         columns = min(context, tokens // rows)
-        if columns < min(context, 256):
-            raise ValueError(f"the KV cache would hold {tokens} tokens, too few to serve even one request")
+        if columns < shortest:
+            raise ValueError(f"the KV cache has room for {tokens} tokens; a single request needs at least {shortest}")
         return cls(rows, columns)
 
 
-def _bytes_per_token(model: Any) -> int:
-    layers, heads, size = _shape(model)
+def free_memory(device: torch.device) -> int:
+    """Return the free bytes of a device; on the CPU not more than the unit's MemoryMax= leaves."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return min([int(psutil.virtual_memory().available), *_cgroup_headrooms()])
+
+
+def _cgroup_headrooms() -> list[int]:
+    """Return the bytes left under the memory limit of each enclosing cgroup that has one."""
+    headrooms = []
+    with suppress(OSError, ValueError):
+        own = Path("/proc/self/cgroup").read_text().strip().rpartition(":")[2].lstrip("/")
+        for group in [_CGROUPS / own, *(_CGROUPS / own).parents]:
+            if group == _CGROUPS.parent:
+                break
+            with suppress(OSError, ValueError):  # ValueError: the limit is "max"
+                headrooms.append(int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
+    return headrooms
+
+
+def _bytes_per_token(model: Glm4vForConditionalGeneration) -> int:
+    layers, heads, size = _kv_shape(model)
     return int(2 * layers * heads * size * model.dtype.itemsize)
 
 
-def _shape(model: Any) -> tuple[int, int, int]:
+def _kv_shape(model: Glm4vForConditionalGeneration) -> tuple[int, int, int]:
+    """Return layers, key/value heads and head size."""
     text = model.config.text_config
     return text.num_hidden_layers, text.num_key_value_heads, text.hidden_size // text.num_attention_heads
 
@@ -58,47 +91,45 @@ def _shape(model: Any) -> tuple[int, int, int]:
 class SlotCache:
     """Keys and values of all layers, each of shape (rows, kv_heads, columns, head_size).
 
-    It stands where transformers expects a cache: `update` is called by every attention layer, with the keys and values
-    of the tokens of this step in one line. `place` says beforehand where in the slab they belong.
+    Passed to the model in place of a transformers cache: every attention layer calls `update` with the keys and values
+    of all tokens of the step. `place` must be called before the step and names their rows and columns.
     """
 
-    def __init__(self, model: Any, budget: Budget) -> None:
-        layers, heads, size = _shape(model)
+    def __init__(self, model: Glm4vForConditionalGeneration, budget: Budget) -> None:
+        layers, heads, size = _kv_shape(model)
         self.budget = budget
         shape = (budget.rows, heads, budget.columns, size)
-        self._keys = [_zeros(shape, model) for _ in range(layers)]
-        self._values = [_zeros(shape, model) for _ in range(layers)]
-        self._rows: Any = None
-        self._columns: Any = None
+        self._keys = [_zeros(shape, model.dtype, model.device) for _ in range(layers)]
+        self._values = [_zeros(shape, model.dtype, model.device) for _ in range(layers)]
+        self._rows: Tensor
+        self._columns: Tensor
 
-    def place(self, rows: Any, columns: Any) -> None:
-        """Name the row and the column of every token of the coming step: long tensors (tokens,)."""
+    def place(self, rows: Tensor, columns: Tensor) -> None:
+        """Set the row and the column of every token of the coming step; long tensors (tokens,)."""
         self._rows, self._columns = rows, columns
 
-    def update(self, keys: Any, values: Any, layer: int, **_: Any) -> tuple[Any, Any]:
-        """Write (1, kv_heads, tokens, head_size) of this step; returns the layer's whole slabs."""
+    def update(self, keys: Tensor, values: Tensor, layer: int, **_: object) -> tuple[Tensor, Tensor]:
+        """Write the step's keys and values, (1, kv_heads, tokens, head_size); return the layer's whole slabs."""
         self._keys[layer][self._rows, :, self._columns] = keys[0].transpose(0, 1)
         self._values[layer][self._rows, :, self._columns] = values[0].transpose(0, 1)
         return self._keys[layer], self._values[layer]
 
     def move(self, source: int, target: int, columns: int) -> None:
-        """Copy the first `columns` of one row over another."""
+        """Copy the first `columns` columns of row `source` to row `target`."""
         for slab in (*self._keys, *self._values):
             slab[target, :, :columns] = slab[source, :, :columns]
 
 
-def _zeros(shape: tuple[int, ...], model: Any) -> Any:
-    """Zeros of the model's kind, though what was never written is masked: no weight makes nought of a NaN in memory.
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return zeros: masked columns get weight 0, but 0 times a NaN in uninitialised memory would be NaN.
 
-    On the CPU they are pages that the kernel hands out when they are first written. torch.zeros would write them all,
-    and take the whole budget at once; numpy's ask for huge pages, of which a request's first tokens clear one in every
-    slab for every head (50 ms a row with 8 slabs, measured).
+    On the CPU the pages are anonymous memory that the kernel allocates at the first write. torch.zeros would write all
+    of them and so allocate the whole budget at once. Transparent huge pages, which numpy asks for, are disabled: the
+    first tokens of a request would clear one huge page per slab and head (50 ms a row with 8 slabs, measured).
     """
-    import torch
-
-    if model.device.type != "cpu":
-        return torch.zeros(shape, dtype=model.dtype, device=model.device)
-    pages = mmap(-1, math.prod(shape) * model.dtype.itemsize, flags=MAP_PRIVATE | MAP_ANONYMOUS)
-    with suppress(OSError):  # a kernel that knows no huge pages
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    pages = mmap(-1, math.prod(shape) * dtype.itemsize, flags=MAP_PRIVATE | MAP_ANONYMOUS)
+    with suppress(OSError):  # kernel without transparent huge pages
         pages.madvise(MADV_NOHUGEPAGE)
-    return torch.frombuffer(pages, dtype=model.dtype).view(shape)
+    return torch.frombuffer(pages, dtype=dtype).view(shape)

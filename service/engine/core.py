@@ -1,12 +1,12 @@
-"""The engine proper, without threads: sequences go in, and every step says the next token of those that run."""
+"""The engine loop without threads: each step computes the next token of every running sequence."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Any
 
 import torch
+from torch import Tensor
 
 from service.engine.runner import Runner
 from service.engine.sampler import Sampler
@@ -19,51 +19,54 @@ log = logging.getLogger("service")
 
 
 class Core:
-    """One model and its cache. Every call comes from one thread."""
+    """One model and its cache. All calls must come from the same thread.
 
-    def __init__(self, runner: Runner, spell: Callable[[int], bytes], *, chunk: int) -> None:
+    `token_bytes` maps a token id to its bytes; `chunk` is the number of prompt tokens per step.
+    """
+
+    def __init__(self, runner: Runner, token_bytes: Callable[[int], bytes], *, chunk: int) -> None:
         self._runner = runner
-        self._sampler = Sampler(spell)
+        self._sampler = Sampler(token_bytes)
         self.scheduler = Scheduler(runner.cache, chunk)
 
     def step(self) -> bool:
-        """Schedule, run, sample, emit; returns whether there was anything to run."""
+        """Schedule, run, sample, emit; return False if there was nothing to run."""
         step = self.scheduler.schedule()
         if step is None:
             return False
         try:
             logits = self._runner.forward(step.decoding, step.chunks)
-            sequences, logits = _speaking(step, logits)
-            tokens, reports = self._sampler.sample(logits, sequences) if sequences else ([], [])
+            sequences, logits = _select_sampled(step, logits)
+            tokens, logprobs = self._sampler.sample(logits, sequences) if sequences else ([], [])
         except Exception as error:
-            self._sacrifice(step, error)
+            self._fail_newest(step, error)
             return True
         self.scheduler.advance(step)
-        for sequence, token, report in zip(sequences, tokens, reports, strict=True):
+        for sequence, token, logprob in zip(sequences, tokens, logprobs, strict=True):
             try:
-                sequence.push(token, report)
+                sequence.push(token, logprob)
             except Exception as error:
                 sequence.fail(error)
         self._reap()
         return True
 
     def warm_up(self) -> None:
-        """Prepare what makes first steps slow; the cache must be empty."""
+        """Do the one-time work that would slow down the first steps. The cache must be empty."""
         self._runner.warm_up()
 
     def fail_all(self, error: BaseException) -> None:
-        """End all that run or wait."""
-        for sequence in self.scheduler.everyone():
+        """Fail all running and waiting sequences."""
+        for sequence in self.scheduler.all_sequences():
             sequence.fail(error)
 
-    def _sacrifice(self, step: Step, error: Exception) -> None:
-        """Fail the newest sequence of a step that failed: the others run again in the next one.
+    def _fail_newest(self, step: Step, error: Exception) -> None:
+        """Fail the newest sequence of a failed step; the others are run again in the next step.
 
-        What a request alone can break, it breaks in its own first step, where it is the newest; and when the device's
-        memory is short, the newest is the one too many.
+        A request that makes the step fail does so in its own first step, in which it is the newest. If the device is
+        out of memory, removing the newest restores the load under which the steps before succeeded.
         """
         newest = step.newest
-        log.exception("a step of %d failed; its newest request is given up", len(step.decoding) + len(step.chunks))
+        log.exception("a step of %d requests failed; aborting the newest", len(step.decoding) + len(step.chunks))
         newest.fail(error)
         self._reap()
         if isinstance(error, torch.OutOfMemoryError):
@@ -74,11 +77,11 @@ class Core:
             self._sampler.forget(sequence)
 
 
-def _speaking(step: Step, logits: Any) -> tuple[list[Sequence], Any]:
-    """Pick those who say a token in this step, and their logits."""
-    everyone = [*step.decoding, *(sequence for sequence, _ in step.chunks)]
-    speaking = step.speaking
-    if all(speaking):
-        return everyone, logits
-    picked = [index for index, speaks in enumerate(speaking) if speaks]
-    return [everyone[index] for index in picked], logits[picked]
+def _select_sampled(step: Step, logits: Tensor) -> tuple[list[Sequence], Tensor]:
+    """Return the sequences that get a token in this step, and their logits."""
+    sequences = step.sequences
+    sampled = step.sampled
+    if all(sampled):
+        return sequences, logits
+    indices = [index for index, is_sampled in enumerate(sampled) if is_sampled]
+    return [sequences[index] for index in indices], logits[indices]

@@ -1,9 +1,9 @@
-"""The engine as the service uses it: a thread that steps, threads that prepare, and streams that asyncio reads.
+"""The engine as the service uses it: one thread that steps, a pool that prepares requests, streams for asyncio.
 
-A thread and not a process: the worker is what dies, is counted, is watched and is replaced, and an engine in a child
-of its own would be a second such thing. On two cores with a small model, where sharing an interpreter costs most, the
-child gave 1.05 times the tokens to 1 text client, 1.06 to 16 and 1.09 to 16 with pictures (tests/bench/hosting.py); the
-steps of a GPU leave the interpreter alone.
+It runs in a thread of the worker, not in a child process, so that there is only one kind of process to count, monitor
+and replace. On two cores with a small model, where sharing the interpreter costs most, a child process gave 1.05 times
+the tokens to 1 text client, 1.06 to 16 and 1.09 to 16 with images (tests/bench/hosting.py); steps on a GPU release the
+interpreter.
 """
 
 from __future__ import annotations
@@ -11,115 +11,115 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from collections import abc
 from collections.abc import AsyncIterator, Callable
-from collections.abc import Sequence as Many
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import Any
 
+import torch
+
 from service.engine import tensors
 from service.engine.cache import Budget, SlotCache
 from service.engine.core import Core
-from service.engine.detokenizer import Answer, Detokenizer, StopStrings
-from service.engine.errand import Errand
-from service.engine.grammar import Grammars
-from service.engine.outbox import Outbox
-from service.engine.prompt import Writer
+from service.engine.detokenizer import Detokenizer, OutputProcessor, StopStrings
+from service.engine.grammar import GrammarCompiler
+from service.engine.mailbox import Dispatcher, EngineCall
+from service.engine.prompt import PromptBuilder
 from service.engine.protocol import Delta, Finish, Priority, Sampling, Usage
 from service.engine.runner import Runner
-from service.engine.sampler import Choice
+from service.engine.sampling_params import SamplingParams
 from service.engine.sequence import Event, Sequence
-from service.engine.tensors import State
-from service.engine.vision import Vision
+from service.engine.tensors import Weights
+from service.engine.vision import VisionEncoder
+from service.model import checkpoint as checkpoints
 from service.model.checkpoint import Checkpoint, Progress
-from service.model.checkpoint import load as load_checkpoint
-from service.model.checkpoint import tensors as read_tensors
 from service.model.release import EngineSettings, Release, ReleaseError
 
 __all__ = ["Limits", "ModelEngine"]
 
-PREPARING = 2  # requests whose prompts are written and whose pictures are looked at, at the same time
+PREPARE_THREADS = 2
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What one request may take. Times are in seconds; `stall`: silence after which a busy engine counts as hung."""
+    """Limits of a request, in tokens and seconds. `stall`: seconds without a step after which a busy engine is hung."""
 
-    prompt_tokens: int = 32_768
-    wait: float = 60.0
-    seconds: float = 600.0
+    max_prompt_tokens: int = 32_768
+    max_wait: float = 60.0
+    max_seconds: float = 600.0
     stall: float = 120.0
 
 
 class ModelEngine:
-    """One model on one device. See Engine for what it does; a request is prepared, waits for a row, and is answered."""
+    """One model on one device; see Engine. A request is prepared, waits for a cache row, and is decoded."""
 
     def __init__(self, checkpoint: Checkpoint, settings: EngineSettings, limits: Limits) -> None:
         model, processor = checkpoint.model, checkpoint.processor
         self._checkpoint, self._settings, self._limits = checkpoint, settings, limits
         self._model = model
         try:
-            budget = Budget.of(model, rows=settings.rows, kv_tokens=settings.kv_tokens, context=checkpoint.context)
+            budget = Budget.of(
+                model, rows=settings.rows, kv_tokens=settings.kv_tokens, context=checkpoint.context_length
+            )
         except ValueError as error:
             raise ReleaseError(str(error)) from error
         self.columns = budget.columns
-        self._core = Core(Runner(model, SlotCache(model, budget)), processor.spell, chunk=settings.prefill_chunk)
-        self._writer = Writer(processor, model, min(limits.prompt_tokens, budget.columns - 1))
-        self._vision = Vision(model, cache_bytes=settings.image_cache_mib << 20)
-        self._grammars = Grammars(
-            processor.tokenizer, int(model.get_output_embeddings().weight.shape[0]), checkpoint.end
+        self._core = Core(Runner(model, SlotCache(model, budget)), processor.token_bytes, chunk=settings.prefill_chunk)
+        self._prompt_builder = PromptBuilder(processor, model, min(limits.max_prompt_tokens, budget.columns - 1))
+        self._vision = VisionEncoder(model, cache_bytes=settings.image_cache_mib << 20)
+        self._grammars = GrammarCompiler(
+            processor.tokenizer, int(model.get_output_embeddings().weight.shape[0]), checkpoint.end_tokens
         )
-        self._preparing = ThreadPoolExecutor(PREPARING, "prepare")
-        self._inbox: SimpleQueue[Sequence | Errand | None] = SimpleQueue()
-        self._errands: list[Errand] = []
-        self._outbox = Outbox()
-        self._sign = time.monotonic()
+        self._prepare_pool = ThreadPoolExecutor(PREPARE_THREADS, "prepare")
+        self._inbox: SimpleQueue[Sequence | EngineCall | None] = SimpleQueue()
+        self._calls: list[EngineCall] = []
+        self._dispatcher = Dispatcher()
+        self._heartbeat = time.monotonic()
         self._busy = False
         self._closed = False
-        self._lock = threading.Lock()  # whoever is in the inbox before it closes is answered, if only with an error
-        self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
+        self._lock = threading.Lock()  # nothing is put into the inbox after `_closed` is set
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
     @classmethod
     def load(cls, release: Release, *, threads: int, limits: Limits, progress: Progress) -> ModelEngine:
-        """Load a release and block until it is in memory; `threads` of 0 leaves their number to torch.
+        """Load a release; blocks until it is in memory. If `threads` is 0, torch chooses their number.
 
         Raises ReleaseError.
         """
-        checkpoint = load_checkpoint(release.model, release.engine, progress)
+        checkpoint = checkpoints.load(release.model, release.engine, progress)
         if threads:
-            import torch
-
             torch.set_num_threads(threads)
         return cls(checkpoint, release.engine, limits)
 
     def warm_up(self, progress: Progress) -> None:
-        """Answer one text and one image, and block until that is done: the first pass is the slow one.
+        """Run one text and one image request, since the first pass is slow; blocks until both are finished.
 
-        Raises ReleaseError if the model or its chat template fails at it.
+        Raises ReleaseError if the model or its chat template fails.
         """
         from PIL import Image
 
-        picture = {"type": "image", "image": Image.new("RGB", (224, 224), "white")}
+        image = {"type": "image", "image": Image.new("RGB", (224, 224), "white")}
         progress("warming up", 0.0)
         try:
             self._core.warm_up()
-            warm: list[Any] = ["Hello", [picture, {"type": "text", "text": "Hello"}]]
-            for count, content in enumerate(warm):
-                progress("warming up", count / len(warm))
+            contents: list[Any] = ["Hello", [image, {"type": "text", "text": "Hello"}]]
+            for count, content in enumerate(contents):
+                progress("warming up", count / len(contents))
                 events: SimpleQueue[Event] = SimpleQueue()
-                asked = Sampling(max_tokens=4, temperature=0)
+                sampling = Sampling(max_tokens=4, temperature=0)
                 self._submit(
-                    self._sequence([{"role": "user", "content": content}], asked, None, (), "batch"), events.put
+                    self._prepare([{"role": "user", "content": content}], sampling, None, (), "batch"), events.put
                 )
                 while not isinstance(event := events.get(), Finish):
                     if isinstance(event, BaseException):
                         raise event  # noqa: TRY301
         except Exception as error:
             reason = " ".join(str(error).split())[:300]
-            raise ReleaseError(f"the model cannot answer: {type(error).__name__}: {reason}") from error
+            raise ReleaseError(f"the warm-up requests failed: {type(error).__name__}: {reason}") from error
         progress("warming up", 1.0)
 
     async def stream(
@@ -128,21 +128,21 @@ class ModelEngine:
         sampling: Sampling,
         *,
         thinking: bool | None = None,
-        tools: Many[dict[str, Any]] = (),
+        tools: abc.Sequence[dict[str, Any]] = (),
         priority: Priority = "interactive",
     ) -> AsyncIterator[Delta | Finish]:
         """See Engine."""
         if self._closed:
-            raise RuntimeError("the engine is closed")  # and so are the threads that prepare
+            raise RuntimeError("the engine is closed")  # the pool would raise a less clear error
         loop = asyncio.get_running_loop()
         sequence = await loop.run_in_executor(
-            self._preparing, self._sequence, messages, sampling, thinking, tools, priority
+            self._prepare_pool, self._prepare, messages, sampling, thinking, tools, priority
         )
         events: asyncio.Queue[Event] = asyncio.Queue()
-        self._submit(sequence, self._outbox.to(loop, events))
+        self._submit(sequence, self._dispatcher.sender(loop, events))
         try:
-            if sequence.prompt.opened:
-                yield Delta("<think>")  # the template wrote it, and who reads the answer must know
+            if sequence.prompt.think_open:
+                yield Delta("<think>")  # the tag is in the prompt; readers of the output need it
             while True:
                 event = await events.get()
                 if isinstance(event, BaseException):
@@ -153,23 +153,23 @@ class ModelEngine:
         finally:
             sequence.cancelled = True
 
-    def read(self, release: Release, progress: Progress) -> State:
-        """Read the weights of a release of the same architecture, in any thread; raises ReleaseError."""
-        state = read_tensors(release.model, release.engine, progress)
-        tensors.require_fit(self._model, state)
-        return state
+    def read_weights(self, release: Release, progress: Progress) -> Weights:
+        """Read the weights of a release of the same architecture; may be called in any thread. Raises ReleaseError."""
+        weights = checkpoints.read_weights(release.model, release.engine, progress)
+        tensors.require_match(self._model, weights)
+        return weights
 
-    async def put(self, state: State) -> None:
-        """Give the model other weights, between steps and once nobody is being answered; who asks next meets them.
+    async def replace_weights(self, weights: Weights) -> None:
+        """Replace the model's weights as soon as no request is running or waiting; later requests use the new ones.
 
-        Pictures seen before are forgotten. Keys and values need no word: they are of requests, and there are none.
+        Cached image features are dropped. The KV cache needs no change: it holds data of running requests only.
         """
-        errand = Errand(lambda: self._vision.renew(lambda: tensors.put(self._model, state)))
+        call = EngineCall(lambda: self._vision.replace_weights(lambda: tensors.replace(self._model, weights)))
         with self._lock:
             if self._closed:
                 raise RuntimeError("the engine is closed")
-            self._inbox.put(errand)
-        await asyncio.wrap_future(errand.done)
+            self._inbox.put(call)
+        await asyncio.wrap_future(call.future)
 
     def usage(self) -> Usage:
         """See Engine."""
@@ -179,46 +179,47 @@ class ModelEngine:
         """See Engine."""
         if not self._thread.is_alive():
             return False
-        return not self._busy or time.monotonic() - self._sign < self._limits.stall
+        return not self._busy or time.monotonic() - self._heartbeat < self._limits.stall
 
     @property
     def closed(self) -> bool:
-        """Whether it takes nothing on any more."""
+        """Whether `close` was called."""
         return self._closed
 
     def close(self) -> None:
-        """See Engine; blocks until the running step is over, ten seconds at most."""
+        """See Engine; blocks until the running step has ended, at most ten seconds."""
         with self._lock:
             self._closed = True
-        self._preparing.shutdown(wait=False)  # who is still in there will find the engine closed
+        self._prepare_pool.shutdown(wait=False)  # requests still being prepared will raise in _submit
         self._inbox.put(None)
         self._thread.join(timeout=10)
 
-    def _sequence(
+    def _prepare(
         self,
         messages: list[dict[str, Any]],
         sampling: Sampling,
         thinking: bool | None,
-        tools: Many[dict[str, Any]],
+        tools: abc.Sequence[dict[str, Any]],
         priority: Priority,
     ) -> Sequence:
-        """Prepare a request, in any thread."""
-        prompt = self._writer.write(messages, thinking, tools)
+        """Build the sequence of a request; may be called in any thread."""
+        prompt = self._prompt_builder.build(messages, thinking, tools)
         constraint = (
-            self._grammars.constraint(sampling.json_schema, thinking=prompt.thinking and thinking is not False)
+            self._grammars.compile(sampling.json_schema, thinking=prompt.may_think and thinking is not False)
             if sampling.json_schema
             else None
         )
+        detokenizer = Detokenizer(self._checkpoint.processor.text)
         return Sequence(
             prompt,
-            Choice.of(sampling, self._checkpoint.generation),
-            Answer(Detokenizer(self._checkpoint.processor.text), StopStrings(sampling.stop), self._checkpoint.end),
-            min(sampling.max_tokens or self._settings.max_new_tokens, self.columns - prompt.tokens),
-            features=self._vision.features(prompt.pictures),
+            SamplingParams.resolve(sampling, self._checkpoint.generation_config),
+            OutputProcessor(detokenizer, StopStrings(sampling.stop), self._checkpoint.end_tokens),
+            min(sampling.max_tokens or self._settings.max_new_tokens, self.columns - prompt.length),
+            features=self._vision.features(prompt.images),
             constraint=constraint,
             priority=priority,
-            seconds=self._limits.seconds,
-            wait_until=time.monotonic() + self._limits.wait if priority == "interactive" else float("inf"),
+            max_seconds=self._limits.max_seconds,
+            queue_deadline=time.monotonic() + self._limits.max_wait if priority == "interactive" else float("inf"),
         )
 
     def _submit(self, sequence: Sequence, emit: Callable[[Event], None]) -> None:
@@ -227,38 +228,39 @@ class ModelEngine:
             if self._closed:
                 raise RuntimeError("the engine is closed")
             if not self._busy:
-                self._sign = time.monotonic()
+                self._heartbeat = time.monotonic()
             self._inbox.put(sequence)
 
-    def _work(self) -> None:
-        """Run in the engine's thread until it is closed: take in who came, step, tell what was said."""
+    def _run(self) -> None:
+        """Main loop of the engine thread: accept work, step, deliver events; ends when the engine is closed."""
         scheduler = self._core.scheduler
         while not self._closed:
             with suppress(Empty):
-                while came := self._inbox.get(block=not (scheduler.busy or self._errands)):
+                while item := self._inbox.get(block=not (scheduler.busy or self._calls)):
                     self._busy = True
-                    self._take(came)
+                    self._accept(item)
             self._core.step()
-            self._sign = time.monotonic()
-            self._outbox.send(hurry=not scheduler.busy)
-            while self._errands and not scheduler.busy:
-                self._errands.pop(0).run()
-                self._sign = time.monotonic()
+            self._heartbeat = time.monotonic()
+            self._dispatcher.flush(force=not scheduler.busy)
+            while self._calls and not scheduler.busy:
+                self._calls.pop(0).run()
+                self._heartbeat = time.monotonic()
             self._busy = scheduler.busy
-        self._end()
+        self._reject_all()
 
-    def _take(self, came: Sequence | Errand) -> None:
-        if isinstance(came, Errand):
-            self._errands.append(came)
+    def _accept(self, item: Sequence | EngineCall) -> None:
+        if isinstance(item, EngineCall):
+            self._calls.append(item)
         else:
-            self._core.scheduler.add(came)
+            self._core.scheduler.add(item)
 
-    def _end(self) -> None:
+    def _reject_all(self) -> None:
+        """Fail everything that runs, waits or is still in the inbox."""
         with suppress(Empty):
             while True:
-                if came := self._inbox.get_nowait():
-                    self._take(came)
+                if item := self._inbox.get_nowait():
+                    self._accept(item)
         self._core.fail_all(RuntimeError("the engine was closed"))
-        for errand in self._errands:
-            errand.refuse(RuntimeError("the engine was closed"))
-        self._outbox.send(hurry=True)
+        for call in self._calls:
+            call.reject(RuntimeError("the engine was closed"))
+        self._dispatcher.flush(force=True)

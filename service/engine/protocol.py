@@ -1,4 +1,4 @@
-"""What the HTTP side and the engine know of each other: a conversation goes in, an answer comes out in pieces."""
+"""The interface between the API and the engine: a conversation goes in, a stream of Deltas and one Finish comes out."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ __all__ = [
     "Finish",
     "Priority",
     "PromptTooLong",
+    "QueueTimeout",
     "Refused",
     "Sampling",
     "TokenLogprob",
     "Usage",
-    "WaitedTooLong",
 ]
 
 Priority = Literal["interactive", "batch"]
@@ -24,36 +24,36 @@ Priority = Literal["interactive", "batch"]
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to choose the next token; None leaves it to the checkpoint's generation_config or the release."""
+    """Sampling parameters of a request; None means the default of the checkpoint's generation_config or the release."""
 
     max_tokens: int | None = None
-    temperature: float | None = None  # 0: always the likeliest
+    temperature: float | None = None  # 0: greedy
     top_p: float | None = None
     top_k: int | None = None  # 0 and -1: all
-    min_p: float | None = None  # of the likeliest token's probability
-    repetition_penalty: float | None = None  # over prompt and answer; 1: none
-    presence_penalty: float = 0.0  # over the answer, as OpenAI defines it
+    min_p: float | None = None  # relative to the probability of the most likely token
+    repetition_penalty: float | None = None  # over prompt and output; 1: none
+    presence_penalty: float = 0.0  # over the output, as OpenAI defines it
     frequency_penalty: float = 0.0
     seed: int | None = None
     stop: tuple[str, ...] = ()
-    logprobs: int | None = None  # how many of the likeliest tokens to report beside the chosen one; None: no report
-    json_schema: str | None = None  # the answer, after any reasoning, is JSON that follows this schema
+    logprobs: int | None = None  # most likely tokens to report beside the sampled one; None: no report at all
+    json_schema: str | None = None  # the output, after any reasoning, is JSON that follows this schema
 
 
 @dataclass(frozen=True)
 class TokenLogprob:
-    """One token of the answer and the likeliest ones in its place, likeliest first, before any penalty."""
+    """Log probability of an output token and of the most likely tokens in its place, in order, before penalties."""
 
-    data: bytes  # of the token; not always whole characters
+    data: bytes  # of the token; may end inside a character
     logprob: float
     top: tuple[tuple[bytes, float], ...] = ()
 
 
 @dataclass(frozen=True)
 class Delta:
-    """A piece of the answer: whole characters, and the tokens that became text with it.
+    """Text appended to the output, in whole characters, and the log probabilities of its tokens.
 
-    The text is empty only when `logprobs` is not: tokens whose text is no part of the answer, such as its end.
+    The text is empty only if `logprobs` is not: for tokens that add no text, such as an end token.
     """
 
     text: str
@@ -62,7 +62,7 @@ class Delta:
 
 @dataclass(frozen=True)
 class Finish:
-    """The end of an answer. `completion_tokens` counts the one that ended it, `prompt_tokens` those of images."""
+    """End of an output. `completion_tokens` includes the end token, `prompt_tokens` includes image tokens."""
 
     reason: Literal["stop", "length"]
     prompt_tokens: int
@@ -70,22 +70,22 @@ class Finish:
 
 
 class Refused(ValueError):
-    """The request can never be answered as it is; the text says why, and `param` names the field at fault."""
+    """The request is invalid; `param` names the field at fault."""
 
     param = "messages"
 
 
 class PromptTooLong(Refused):
-    """The conversation, images included, is more than the engine takes; the text gives both numbers, in tokens."""
+    """The conversation, images included, exceeds the limit; the message gives both numbers, in tokens."""
 
 
-class WaitedTooLong(Exception):  # says more than an Error at its end would
-    """The request was in the queue for as long as the settings allow, and no row became free."""
+class QueueTimeout(Exception):
+    """The request got no cache row within the allowed waiting time."""
 
 
 @dataclass(frozen=True)
 class Usage:
-    """What the engine does now. `kv_tokens` of `kv_capacity` tokens of cache are promised to running requests."""
+    """Load of the engine: requests, and tokens of the cache reserved for running requests out of `kv_capacity`."""
 
     running: int
     waiting: int
@@ -94,7 +94,7 @@ class Usage:
 
 
 class Engine(Protocol):
-    """What the routes need of an engine."""
+    """What the API requires of an engine."""
 
     def stream(
         self,
@@ -105,24 +105,24 @@ class Engine(Protocol):
         tools: Sequence[dict[str, Any]] = (),
         priority: Priority = "interactive",
     ) -> AsyncIterator[Delta | Finish]:
-        """Answer a conversation: Deltas, then one Finish; raises Refused and WaitedTooLong.
+        """Generate a reply: Deltas, then one Finish; raises Refused and QueueTimeout.
 
-        A message is `{"role", "content"}` and whatever else the chat template knows (`tool_calls`,
-        `reasoning_content`, …); the content a string, or parts `{"type": "text", "text"}` and
+        A message is `{"role", "content"}` plus other fields of the chat template (`tool_calls`, `reasoning_content`,
+        …); its content is a string or a list of `{"type": "text", "text"}` and
         `{"type": "image", "image": PIL.Image}`. `tools` are OpenAI's definitions, rendered by the template. A request
-        of priority `batch` runs only where no interactive one wants the row. Closing the iterator, or cancelling who
-        awaits it, frees the row within two steps.
+        of priority `batch` runs only in rows that no interactive request needs. Closing the iterator, or cancelling the
+        task that awaits it, frees the row within two steps.
         """
         ...
 
     def usage(self) -> Usage:
-        """Tell what the engine does now."""
+        """Return the current load."""
         ...
 
     def answering(self) -> bool:
-        """Tell whether the engine lives: False when it has work and has given no sign for too long."""
+        """Return False if the engine thread has ended, or has work and has not completed a step for too long."""
         ...
 
     def close(self) -> None:
-        """End all work; streams that are not finished raise RuntimeError."""
+        """Stop the engine; unfinished streams raise RuntimeError."""
         ...

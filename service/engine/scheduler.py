@@ -1,9 +1,9 @@
-"""Who runs in the coming step, and in which row.
+"""Scheduling: which sequences the coming step computes, and in which cache rows.
 
-The running sequences stand in the order of their rows: first those that decode, then at most one whose prompt is taken
-in over several steps. Nobody else can be half way: a step gives its room for prompt tokens to the first in line, and
-only what that leaves to the next. Interactive requests go first; a batch request gives its row up when one is waiting,
-and takes its own tokens in again later.
+The list of running sequences is in the order of their rows: first those that decode, then at most one whose prefill
+spans several steps. There is never a second one, because a step gives its prefill tokens to the first in the list and
+only the remainder to the next. Interactive requests are admitted first; a batch request is preempted if an interactive
+one waits, and recomputes its tokens later.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from service.engine.cache import SlotCache
-from service.engine.protocol import Usage, WaitedTooLong
+from service.engine.protocol import QueueTimeout, Usage
 from service.engine.sequence import Sequence
 
 __all__ = ["Scheduler", "Step"]
@@ -21,25 +21,30 @@ __all__ = ["Scheduler", "Step"]
 
 @dataclass(frozen=True)
 class Step:
-    """What one forward pass takes in: a token of each of `decoding`, so many tokens of each of `chunks`."""
+    """One forward pass: a token of each of `decoding`, and the given number of tokens of each of `chunks`."""
 
     decoding: tuple[Sequence, ...]
     chunks: tuple[tuple[Sequence, int], ...]
 
     @property
-    def speaking(self) -> list[bool]:
-        """For each sequence of the step in order: whether it says its next token."""
-        return [True] * len(self.decoding) + [sequence.missing == count for sequence, count in self.chunks]
+    def sequences(self) -> list[Sequence]:
+        """All sequences of the step, in order."""
+        return [*self.decoding, *(sequence for sequence, _ in self.chunks)]
+
+    @property
+    def sampled(self) -> list[bool]:
+        """For each sequence in order, whether a token is sampled for it in this step."""
+        return [True] * len(self.decoding) + [sequence.uncomputed == count for sequence, count in self.chunks]
 
     @property
     def newest(self) -> Sequence:
-        """The sequence that came last: the likeliest to be at fault when the step fails."""
-        return max([*self.decoding, *(sequence for sequence, _ in self.chunks)], key=lambda one: one.number)
+        """The sequence that arrived last."""
+        return max(self.sequences, key=lambda sequence: sequence.number)
 
 
 @dataclass
 class Scheduler:
-    """Gives rows of the cache to sequences. `chunk` is how many prompt tokens a step takes in at most."""
+    """Assigns cache rows to sequences. `chunk` is the maximum number of prompt tokens in a step."""
 
     cache: SlotCache
     chunk: int
@@ -50,7 +55,7 @@ class Scheduler:
 
     @property
     def busy(self) -> bool:
-        """Whether there is anything to do."""
+        """Whether any sequence runs or waits."""
         return bool(self.rows or self.interactive or self.batch)
 
     @property
@@ -60,52 +65,53 @@ class Scheduler:
         return Usage(
             len(self.rows),
             len(self.interactive) + len(self.batch),
-            sum(sequence.most for sequence in list(self.rows)),
+            sum(sequence.max_length for sequence in list(self.rows)),
             budget.rows * budget.columns,
         )
 
     def add(self, sequence: Sequence) -> None:
-        """Let it wait for a row."""
+        """Append a sequence to the queue of its priority."""
         self._queue(sequence).append(sequence)
 
     def schedule(self) -> Step | None:
-        """Decide the coming step; None when there is nothing to run. Who left, or waited for too long, is dropped."""
-        self._sweep()
-        self._make_room()
+        """Return the next step, or None if there is nothing to run; drops cancelled and expired sequences first."""
+        self._drop_expired()
+        self._preempt_for_interactive()
         decoding = tuple(self.rows[: self.decoding])
-        chunks, room = [], self.chunk
-        place = self.decoding
-        while room and (place < len(self.rows) or self._admit()):
-            sequence = self.rows[place]
-            count = min(room, sequence.missing)
+        chunks, remaining = [], self.chunk
+        row = self.decoding
+        while remaining and (row < len(self.rows) or self._admit()):
+            sequence = self.rows[row]
+            count = min(remaining, sequence.uncomputed)
             chunks.append((sequence, count))
-            room -= count
-            place += 1
+            remaining -= count
+            row += 1
         return Step(decoding, tuple(chunks)) if decoding or chunks else None
 
     def advance(self, step: Step) -> None:
-        """Note that the step was run."""
+        """Record that the step was computed."""
         for sequence in step.decoding:
             sequence.cached += 1
         for sequence, count in step.chunks:
-            self.decoding += sequence.missing == count
+            self.decoding += sequence.uncomputed == count
             sequence.cached += count
 
     def reap(self) -> list[Sequence]:
-        """Take the rows of those that ended; returns them."""
+        """Free the rows of the sequences that have ended; return these."""
         ended = [sequence for sequence in self.rows if sequence.ended]
         for sequence in ended:
-            self._leave(sequence)
+            self._free_row(sequence)
         return ended
 
-    def everyone(self) -> list[Sequence]:
-        """All that run or wait."""
+    def all_sequences(self) -> list[Sequence]:
+        """Return all running and waiting sequences."""
         return [*self.rows, *self.interactive, *self.batch]
 
     def _queue(self, sequence: Sequence) -> deque[Sequence]:
         return self.interactive if sequence.priority == "interactive" else self.batch
 
-    def _sweep(self) -> None:
+    def _drop_expired(self) -> None:
+        """End running sequences past their deadline; drop cancelled ones and those that waited too long."""
         now = time.monotonic()
         for sequence in self.rows:
             if sequence.cancelled:
@@ -114,54 +120,54 @@ class Scheduler:
                 sequence.finish("length")
         self.reap()
         for queue in (self.interactive, self.batch):
-            for sequence in [one for one in queue if one.cancelled or now >= one.wait_until]:
+            for sequence in [waiting for waiting in queue if waiting.cancelled or now >= waiting.queue_deadline]:
                 queue.remove(sequence)
                 if not sequence.cancelled:
-                    waited = now - sequence.arrived
-                    sequence.fail(WaitedTooLong(f"no row became free within {waited:.0f} s; try again later"))
+                    waited = now - sequence.arrived_at
+                    sequence.fail(QueueTimeout(f"no cache row became free within {waited:.0f} s; try again later"))
 
     def _admit(self) -> bool:
-        """Give the next in line a row behind the others, if there is one for it."""
+        """Give the next waiting sequence the next row; return False if there is no sequence or no row."""
         queue = self.interactive or self.batch
         if not queue or len(self.rows) >= self.cache.budget.rows:
             return False
         sequence = queue.popleft()
         sequence.row = len(self.rows)
         if sequence.deadline == float("inf"):
-            sequence.deadline = time.monotonic() + sequence.seconds
-        sequence.wait_until = float("inf")
+            sequence.deadline = time.monotonic() + sequence.max_seconds
+        sequence.queue_deadline = float("inf")
         self.rows.append(sequence)
         return True
 
-    def _make_room(self) -> None:
-        """Send batch requests, newest first, back to their queue while interactive ones wait for what they hold."""
-        wanted = len(self.interactive) - (self.cache.budget.rows - len(self.rows))
-        lower = [sequence for sequence in self.rows[: self.decoding] if sequence.priority == "batch"]
-        newest_first = sorted(lower, key=lambda one: -one.number)
+    def _preempt_for_interactive(self) -> None:
+        """Return batch sequences, newest first, to their queue while interactive ones wait and no row is free."""
+        missing_rows = len(self.interactive) - (self.cache.budget.rows - len(self.rows))
+        candidates = [sequence for sequence in self.rows[: self.decoding] if sequence.priority == "batch"]
+        newest_first = sorted(candidates, key=lambda sequence: -sequence.number)
         for sequence in self.rows[self.decoding :]:
-            if self.interactive and sequence.priority == "batch" and sequence.missing > self.chunk:
-                self._preempt(sequence)  # its prompt would hold up theirs for several steps
-                wanted -= 1
-        for sequence in newest_first[: max(0, wanted)]:
+            if self.interactive and sequence.priority == "batch" and sequence.uncomputed > self.chunk:
+                self._preempt(sequence)  # its prefill would delay interactive ones by several steps
+                missing_rows -= 1
+        for sequence in newest_first[: max(0, missing_rows)]:
             self._preempt(sequence)
 
     def _preempt(self, sequence: Sequence) -> None:
-        self._leave(sequence)
+        self._free_row(sequence)
         sequence.cached = 0
         self.batch.appendleft(sequence)
 
-    def _leave(self, sequence: Sequence) -> None:
-        """Free its row, and close the gap: the last that decodes takes it, the one in prefill takes that one's."""
-        hole = sequence.row
-        if hole < self.decoding:
+    def _free_row(self, sequence: Sequence) -> None:
+        """Free a row and close the gap: with the last decoding row, whose place the row in prefill takes."""
+        free = sequence.row
+        if free < self.decoding:
             self.decoding -= 1
-            hole = self._move(self.decoding, hole)
-        self._move(len(self.rows) - 1, hole)
+            free = self._move(self.decoding, free)
+        self._move(len(self.rows) - 1, free)
         self.rows.pop()
         sequence.row = -1
 
     def _move(self, source: int, target: int) -> int:
-        """Move a row to a free one; returns the row that is free then."""
+        """Move a sequence to a free row; return the row that is free afterwards."""
         if source != target:
             sequence = self.rows[source]
             self.cache.move(source, target, sequence.cached)

@@ -1,4 +1,4 @@
-"""One request while it is answered: what went in, what came out, and where it stands."""
+"""One request in the engine: its prompt, its parameters, its output and its progress."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ import itertools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Literal
 
-from service.engine.detokenizer import Answer
+from torch import Tensor
+
+from service.engine.detokenizer import OutputProcessor
 from service.engine.grammar import Constraint
 from service.engine.prompt import Prompt
-from service.engine.protocol import Delta, Finish, Priority
-from service.engine.sampler import Choice
+from service.engine.protocol import Delta, Finish, Priority, TokenLogprob
+from service.engine.sampling_params import SamplingParams
 
 __all__ = ["Event", "Sequence"]
 
@@ -23,74 +25,74 @@ _numbers = itertools.count()
 
 @dataclass(eq=False)
 class Sequence:
-    """A prompt and the answer to it; the scheduler gives it a row of the cache while it runs.
+    """A prompt and the output generated for it; it occupies a row of the cache while it runs.
 
-    The cache holds the first `cached` of its tokens. While that is all but the last one, the sequence decodes; while
-    more are missing, it is in prefill, which also is how a sequence that lost its row comes back.
+    The cache holds the first `cached` of its tokens. With one token uncomputed it decodes; with more it is in prefill.
+    A preempted sequence is restored by prefill of its prompt and its output so far.
     """
 
     prompt: Prompt
-    choice: Choice
-    answer: Answer
-    limit: int  # tokens of the answer
+    params: SamplingParams
+    output: OutputProcessor
+    max_new_tokens: int
     emit: Callable[[Event], None] = lambda _: None
     priority: Priority = "interactive"
     constraint: Constraint | None = None
-    seconds: float = float("inf")  # that the answer may take, from its first row on
-    wait_until: float = float("inf")  # monotonic seconds; without a row by then it fails
-    deadline: float = float("inf")  # monotonic seconds, once it has had a row
-    cancelled: bool = False  # set from any thread, once
-    features: Any = None  # of all its pictures: (image tokens, hidden), on the device
-    tokens: list[int] = field(default_factory=list)  # of the answer
+    max_seconds: float = float("inf")  # from the first time it has a row
+    queue_deadline: float = float("inf")  # monotonic seconds; it fails if it has no row by then
+    deadline: float = float("inf")  # monotonic seconds; set when it first has a row
+    cancelled: bool = False  # may be set once, from any thread
+    features: Tensor | None = None  # of all its images: (image tokens, hidden), on the device
+    tokens: list[int] = field(default_factory=list)  # of the output
     cached: int = 0
     row: int = -1
     ended: bool = False
-    number: int = field(default_factory=lambda: next(_numbers))  # grows with age of arrival
-    arrived: float = field(default_factory=time.monotonic)
+    number: int = field(default_factory=lambda: next(_numbers))  # order of arrival
+    arrived_at: float = field(default_factory=time.monotonic)
 
     @property
     def length(self) -> int:
-        """Prompt and answer so far, in tokens."""
-        return self.prompt.tokens + len(self.tokens)
+        """Tokens of prompt and output so far."""
+        return self.prompt.length + len(self.tokens)
 
     @property
-    def most(self) -> int:
-        """The greatest length it can reach, in tokens."""
-        return self.prompt.tokens + self.limit
+    def max_length(self) -> int:
+        """The greatest possible `length`."""
+        return self.prompt.length + self.max_new_tokens
 
     @property
-    def missing(self) -> int:
-        """How many tokens the next forward passes must still take in before it says another one."""
+    def uncomputed(self) -> int:
+        """Tokens that must be computed before the next one can be sampled."""
         return self.length - self.cached
 
     def ids(self, start: int, end: int) -> list[int]:
-        """The token ids at these indices of prompt and answer."""
-        prompt = self.prompt.tokens
+        """Return the token ids from index `start` to `end` of prompt and output."""
+        prompt = self.prompt.length
         if start >= prompt:
             return self.tokens[start - prompt : end - prompt]
         head: list[int] = self.prompt.ids[start:end].tolist()
         return head + self.tokens[: max(0, end - prompt)]
 
-    def push(self, token: int, logprobs: Any = None) -> None:
-        """Take the next token of the answer, and tell who asked what came of it."""
+    def push(self, token: int, logprob: TokenLogprob | None = None) -> None:
+        """Append an output token and emit the resulting events."""
         self.tokens.append(token)
         if self.constraint:
             self.constraint.advance(token)
-        if delta := self.answer.push(token, logprobs):
+        if delta := self.output.push(token, logprob):
             self.emit(delta)
-        if self.answer.ended:
+        if self.output.ended:
             self.finish("stop")
-        elif len(self.tokens) >= self.limit or (self.constraint and self.constraint.complete):
+        elif len(self.tokens) >= self.max_new_tokens or (self.constraint and self.constraint.complete):
             self.finish("stop" if self.constraint and self.constraint.complete else "length")
 
-    def finish(self, reason: Any) -> None:
-        """End the answer; what was held back is sent first."""
-        if delta := self.answer.rest():
+    def finish(self, reason: Literal["stop", "length"]) -> None:
+        """End the output: emit held-back text, then Finish."""
+        if delta := self.output.flush():
             self.emit(delta)
         self.ended = True
-        self.emit(Finish(reason, self.prompt.tokens, len(self.tokens)))
+        self.emit(Finish(reason, self.prompt.length, len(self.tokens)))
 
     def fail(self, error: BaseException) -> None:
-        """End without an answer."""
+        """End with an error."""
         self.ended = True
         self.emit(error)

@@ -1,68 +1,69 @@
-"""The tensors of a model that runs, and how another release's take their place.
+"""Replacement of the weights of a loaded model by those of another release of the same architecture.
 
-They are read before the model has to stand still: what is left to do then is to assign them (on the CPU, where they
-stay views of the files) or to copy them over (on a device).
+The new tensors are read in advance; the replacement itself only assigns them (on the CPU, where they remain views of
+the files) or copies them (on a device).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from service.engine import kernels
 from service.model.release import ReleaseError
 
-__all__ = ["State", "put", "require_fit"]
+if TYPE_CHECKING:
+    from transformers import Glm4vForConditionalGeneration
 
-State = Mapping[str, Any]
-"""Tensors on the CPU, by the names that the model has for them."""
+__all__ = ["Weights", "replace", "require_match"]
+
+Weights = Mapping[str, Tensor]
+"""Tensors on the CPU, by their names in the model."""
 
 
-def require_fit(model: Any, state: State) -> None:
-    """Raise ReleaseError unless there is one for each tensor of the model, of its shape and dtype, and no other."""
-    own = {name: tensor for name, tensor in model.state_dict().items() if not kernels.is_made(name)}
-    if others := sorted(own.keys() ^ state.keys()):
-        raise ReleaseError(f"the weights are not of the model that runs: {others[0]} is in one of them only")
-    for name, tensor in own.items():
-        there = state[name]
-        if tensor.shape != there.shape or tensor.dtype != there.dtype:
+def require_match(model: Glm4vForConditionalGeneration, weights: Weights) -> None:
+    """Raise ReleaseError unless `weights` has exactly the model's tensors, each of the same shape and dtype."""
+    current = {name: tensor for name, tensor in model.state_dict().items() if not kernels.is_derived(name)}
+    if unmatched := sorted(current.keys() ^ weights.keys()):
+        raise ReleaseError(f"the weights do not match the loaded model: only one of them has {unmatched[0]}")
+    for name, tensor in current.items():
+        new = weights[name]
+        if tensor.shape != new.shape or tensor.dtype != new.dtype:
             raise ReleaseError(
-                f"the weights are not of the model that runs: {name} is {_kind(there)} instead of {_kind(tensor)}"
+                f"the weights do not match the loaded model: {name} is {_describe(new)} instead of {_describe(tensor)}"
             )
 
 
-def put(model: Any, state: State) -> None:
-    """Let the tensors take the place of the model's own. No step may run meanwhile, and no vision tower."""
+def replace(model: Glm4vForConditionalGeneration, weights: Weights) -> None:
+    """Replace the model's tensors. No step and no image encoding may run meanwhile."""
     if model.device.type == "cpu":
-        _assign(model, state)
+        _assign(model, weights)
     else:
-        _copy(model, state)
+        _copy(model, weights)
 
 
-def _assign(model: Any, state: State) -> None:
-    """Nothing is written: what was there are views of another release's files, which others may map too."""
-    for name, tensor in state.items():
-        path, _, own = name.rpartition(".")
-        module = model.get_submodule(path)
-        setattr(module, own, nn.Parameter(tensor, requires_grad=False) if own in module._parameters else tensor)  # noqa: SLF001
-    kernels.install(model)  # packed and flattened copies are made anew
+def _assign(model: Glm4vForConditionalGeneration, weights: Weights) -> None:
+    """Assign the tensors; the old ones are not written, since they map a file that other processes map too."""
+    for name, tensor in weights.items():
+        path, _, attribute = name.rpartition(".")
+        module: nn.Module = model.get_submodule(path)
+        is_parameter = attribute in module._parameters  # noqa: SLF001
+        setattr(module, attribute, nn.Parameter(tensor, requires_grad=False) if is_parameter else tensor)
+    kernels.install(model)  # recompute packed and flattened copies
 
 
-def _copy(model: Any, state: State) -> None:
-    """Write into the memory of the model's own tensors: captured graphs hold its addresses.
-
-    Never run on a CUDA device, only on the CPU with memory of the model's own.
-    """
-    own = model.state_dict()
+def _copy(model: Glm4vForConditionalGeneration, weights: Weights) -> None:
+    """Copy into the memory of the model's tensors, whose addresses the captured graphs hold."""
+    current = model.state_dict()
     with torch.no_grad():
-        for name, tensor in state.items():
-            own[name].copy_(tensor)
+        for name, tensor in weights.items():
+            current[name].copy_(tensor)
     if model.device.type == "cuda":
         torch.cuda.synchronize(model.device)  # the next step may run in another stream
 
 
-def _kind(tensor: Any) -> str:
+def _describe(tensor: Tensor) -> str:
     return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"

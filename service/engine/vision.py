@@ -1,7 +1,7 @@
-"""What the vision tower sees in a picture, computed once for each distinct one.
+"""Image features from the vision tower, with a cache by image digest.
 
-It runs beside the engine's steps, in the thread that prepares a request: a large picture takes the tower as long as
-many steps, and those who are being answered shall not wait for it.
+The tower runs in the thread that prepares a request, not in the engine thread: a large image takes as long as many
+steps, which would delay all running requests.
 """
 
 from __future__ import annotations
@@ -10,61 +10,65 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
-from service.engine.prompt import Picture
+from service.engine.prompt import PromptImage
 
-__all__ = ["Vision"]
+if TYPE_CHECKING:
+    from transformers import Glm4vForConditionalGeneration
+
+__all__ = ["VisionEncoder"]
 
 
-class Vision:
-    """The vision tower and the features of the pictures seen last, of `cache_bytes` at most."""
+class VisionEncoder:
+    """The vision tower and an LRU cache of image features of at most `cache_bytes` bytes."""
 
-    def __init__(self, model: Any, *, cache_bytes: int) -> None:
-        self._encode = model.model.get_image_features
-        self._device = model.device
-        self._stream: Any = torch.Stream(self._device) if self._device.type == "cuda" else None
-        self._known: OrderedDict[bytes, Any] = OrderedDict()
-        self._most = self._room = cache_bytes
+    def __init__(self, model: Glm4vForConditionalGeneration, *, cache_bytes: int) -> None:
+        self._get_image_features = model.model.get_image_features
+        self._device: torch.device = model.device
+        self._stream = torch.Stream(self._device) if self._device.type == "cuda" else None
+        self._cache: OrderedDict[bytes, Tensor] = OrderedDict()
+        self._capacity = self._free = cache_bytes
         self._lock = threading.Lock()
-        self.computed = 0
+        self.computed = 0  # images that were not in the cache
 
-    def features(self, pictures: Sequence[Picture]) -> Any:
-        """Return the features of all pictures in a row, (image tokens, hidden), on the device; None without any.
+    def features(self, images: Sequence[PromptImage]) -> Tensor | None:
+        """Return the concatenated features of the images, (image tokens, hidden), on the device; None without images.
 
-        One caller at a time runs the tower, so that nobody computes what another is about to know.
+        Only one thread at a time runs the tower, so that concurrent requests with the same image compute it once.
         """
-        if not pictures:
+        if not images:
             return None
         with self._lock, torch.inference_mode(), self._stream or nullcontext():
-            features = torch.cat([self._look(picture) for picture in pictures])
+            features = torch.cat([self._features_of(image) for image in images])
             if self._stream:
                 self._stream.synchronize()
         return features
 
-    def renew(self, change: Callable[[], None]) -> None:
-        """Run `change`, which gives the tower other weights, and forget what it saw with the old ones."""
+    def replace_weights(self, replace: Callable[[], None]) -> None:
+        """Call `replace`, which changes the tower's weights, while no image is encoded; clears the cache."""
         with self._lock:
-            self._known.clear()
-            self._room = self._most
-            change()
+            self._cache.clear()
+            self._free = self._capacity
+            replace()
 
-    def _look(self, picture: Picture) -> Any:
-        if picture.digest in self._known:
-            self._known.move_to_end(picture.digest)
-            return self._known[picture.digest]
-        pixels, grid = picture.pixels.to(self._device), picture.grid.to(self._device)
-        [features] = self._encode(pixels, grid, return_dict=True).pooler_output
+    def _features_of(self, image: PromptImage) -> Tensor:
+        if image.digest in self._cache:
+            self._cache.move_to_end(image.digest)
+            return self._cache[image.digest]
+        pixels, grid = image.pixels.to(self._device), image.grid.to(self._device)
+        features: Tensor
+        [features] = self._get_image_features(pixels, grid, return_dict=True).pooler_output
         self.computed += 1
-        self._remember(picture.digest, features)
+        self._store(image.digest, features)
         return features
 
-    def _remember(self, digest: bytes, features: Any) -> None:
-        size = features.numel() * features.element_size()
-        self._known[digest] = features
-        self._room -= size
-        while self._room < 0:  # in the end even the newest, where it alone is too large
-            _, oldest = self._known.popitem(last=False)
-            self._room += oldest.numel() * oldest.element_size()
+    def _store(self, digest: bytes, features: Tensor) -> None:
+        self._cache[digest] = features
+        self._free -= features.nbytes
+        while self._free < 0:  # may also evict the new entry, if it alone exceeds the capacity
+            _, oldest = self._cache.popitem(last=False)
+            self._free += oldest.nbytes

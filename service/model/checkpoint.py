@@ -1,4 +1,4 @@
-"""Reading a checkpoint as Hugging Face writes it; whatever is wrong with one is a ReleaseError in plain words."""
+"""Loading of a checkpoint in Hugging Face's format; every defect raises ReleaseError."""
 
 from __future__ import annotations
 
@@ -8,37 +8,42 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+from torch import Tensor
+
 from service.model import weights
 from service.model.release import EngineSettings, ReleaseError
 from service.model.weights import Progress
 
 if TYPE_CHECKING:
+    from transformers import GenerationConfig, Glm4vConfig, Glm4vForConditionalGeneration
+
     from service.model.processor import Processor
 
-__all__ = ["ARCHITECTURE", "Checkpoint", "Progress", "load", "tensors"]
+__all__ = ["ARCHITECTURE", "Checkpoint", "Progress", "load", "read_weights"]
 
 ARCHITECTURE = "Glm4vForConditionalGeneration"
-NEEDED = ("config.json", "tokenizer.json", "tokenizer_config.json", "preprocessor_config.json")
+REQUIRED = ("config.json", "tokenizer.json", "tokenizer_config.json", "preprocessor_config.json")
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A model on its device, in evaluation mode, with what is needed to talk to it."""
+    """A model on its device, in evaluation mode, with its processor and defaults."""
 
-    model: Any
+    model: Glm4vForConditionalGeneration
     processor: Processor
-    generation: Any  # transformers' GenerationConfig, as the checkpoint asks for it
-    end: frozenset[int]  # token ids that end an answer
-    context: int  # tokens of prompt and answer together
+    generation_config: GenerationConfig
+    end_tokens: frozenset[int]  # ids that end an output
+    context_length: int  # maximum tokens of prompt and output together
 
 
 def load(path: Path, settings: EngineSettings, progress: Progress) -> Checkpoint:
     """Load the checkpoint directory `path`; raises ReleaseError naming the file at fault.
 
-    `progress` is called with a step's name and the share of it that is done, 0.0 to 1.0.
+    `progress` is called with the name of a step and the completed share of it, 0.0 to 1.0.
     """
-    _check(path)  # before seconds of imports
+    _check_files(path)  # before transformers is imported, which takes seconds
     progress("importing", 0.0)
     from transformers.utils import logging
 
@@ -54,46 +59,48 @@ def load(path: Path, settings: EngineSettings, progress: Progress) -> Checkpoint
         raise ReleaseError(
             f"the tokenizer or the preprocessor in {path} cannot be read: {_first_line(error)}"
         ) from error
-    generation, end = _generation(path, config)
-    state = weights.read(_shards(path), device, weights.dtype(settings.dtype, config), progress)
+    generation_config, end_tokens = _generation_config(path, config)
+    state = weights.read(_shards(path), device, weights.resolve_dtype(settings.dtype, config), progress)
     progress("building the model", 0.0)
     model = _build(path, config, state)
     progress("building the model", 1.0)
-    return Checkpoint(model, processor, generation, end, config.text_config.max_position_embeddings)
+    return Checkpoint(model, processor, generation_config, end_tokens, config.text_config.max_position_embeddings)
 
 
-def tensors(path: Path, settings: EngineSettings, progress: Progress) -> dict[str, Any]:
-    """Read the weights alone, to the CPU, under the names that the model has for them; raises ReleaseError.
+def read_weights(path: Path, settings: EngineSettings, progress: Progress) -> dict[str, Tensor]:
+    """Read only the weights, to the CPU, by their names in the model; raises ReleaseError.
 
-    It may run beside a model that answers. An older layout is refused: to translate one, the library changes the
-    default dtype of the whole process for a while.
+    May be called while a model runs. Checkpoints with older tensor names are refused: transformers changes the default
+    dtype of the whole process while it converts one.
     """
-    import torch
-
-    _check(path)
+    _check_files(path)
     config = _config(path)
-    state = weights.read(_shards(path), torch.device("cpu"), weights.dtype(settings.dtype, config), progress)
+    dtype = weights.resolve_dtype(settings.dtype, config)
+    state = weights.read(_shards(path), torch.device("cpu"), dtype, progress)
     try:
         return dict(weights.assemble(config, state).state_dict())
-    except weights.OtherNames as error:
-        raise ReleaseError(f"the weights in {path} have not the names that the model has for them") from error
+    except weights.StateMismatch as error:
+        raise ReleaseError(
+            f"the tensor names or shapes in {path} differ from the model's: weights that need conversion can only be "
+            "loaded by a new process"
+        ) from error
 
 
-def _config(path: Path) -> Any:
+def _config(path: Path) -> Glm4vConfig:
     from transformers import Glm4vConfig
 
     try:
         return Glm4vConfig.from_pretrained(path)
     except Exception as error:
-        raise ReleaseError(f"{path}/config.json describes no {ARCHITECTURE}: {_first_line(error)}") from error
+        raise ReleaseError(f"{path}/config.json is no valid {ARCHITECTURE} config: {_first_line(error)}") from error
 
 
-def _build(path: Path, config: Any, state: dict[str, Any]) -> Any:
-    """Put the weights where they are into a model that has no memory of its own yet."""
+def _build(path: Path, config: Glm4vConfig, state: dict[str, Tensor]) -> Glm4vForConditionalGeneration:
+    """Return a model that uses the given tensors as its weights."""
     try:
         return weights.assemble(config, state)
-    except weights.OtherNames:
-        pass  # an older layout, which the library knows how to translate, or a wrong one, which it can explain
+    except weights.StateMismatch:
+        pass  # older tensor names, which transformers can convert, or a defect, which it can report
     from transformers import Glm4vForConditionalGeneration
 
     try:
@@ -103,32 +110,34 @@ def _build(path: Path, config: Any, state: dict[str, Any]) -> Any:
             state_dict=state,
             dtype=next(iter(state.values())).dtype if state else "auto",
             attn_implementation="sdpa",
-            ignore_mismatched_sizes=True,  # they are reported below, together with the rest
+            ignore_mismatched_sizes=True,  # reported by _check_report together with the rest
             output_loading_info=True,
         )
     except Exception as error:
-        raise ReleaseError(f"the weights in {path} do not make a model: {_first_line(error)}") from error
-    _check_weights(path, report)
+        raise ReleaseError(f"no model can be built from the weights in {path}: {_first_line(error)}") from error
+    _check_report(path, report)
     return model.to(next(iter(state.values())).device).eval()
 
 
-def _check(path: Path) -> None:
-    """Look at what can be seen without transformers."""
+def _check_files(path: Path) -> None:
+    """Check what can be checked without transformers."""
     if not path.is_dir():
-        raise ReleaseError(f"{path} is not a directory: a release keeps its checkpoint there")
-    for name in NEEDED:
+        raise ReleaseError(f"{path} is not a directory: the checkpoint of a release is expected there")
+    for name in REQUIRED:
         _read_json(path / name)
-    named = _read_json(path / "config.json").get("architectures") or ["no architecture at all"]
-    if ARCHITECTURE not in named:
-        raise ReleaseError(f"{path}/config.json is of {', '.join(map(str, named))}; only {ARCHITECTURE} is served")
+    architectures = _read_json(path / "config.json").get("architectures") or ["no architecture"]
+    if ARCHITECTURE not in architectures:
+        raise ReleaseError(
+            f"{path}/config.json names {', '.join(map(str, architectures))}; only {ARCHITECTURE} is supported"
+        )
     templates = [path / "chat_template.jinja", path / "chat_template.json"]
-    if not any(file.is_file() for file in templates) and "chat_template" not in _read_json(path / NEEDED[2]):
+    if not any(file.is_file() for file in templates) and "chat_template" not in _read_json(
+        path / "tokenizer_config.json"
+    ):
         raise ReleaseError(f"{path}/chat_template.jinja is missing")
 
 
-def _device(name: str) -> Any:
-    import torch
-
+def _device(name: str) -> torch.device:
     try:
         device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
         torch.empty(0, device=device)
@@ -137,21 +146,24 @@ def _device(name: str) -> Any:
     return device
 
 
-def _generation(path: Path, config: Any) -> tuple[Any, frozenset[int]]:
+def _generation_config(path: Path, config: Glm4vConfig) -> tuple[GenerationConfig, frozenset[int]]:
+    """Return the generation config and its end tokens."""
     from transformers import GenerationConfig
 
     try:
-        generation = (
+        generation_config = (
             GenerationConfig.from_pretrained(path)
             if (path / "generation_config.json").is_file()
             else GenerationConfig.from_model_config(config)
         )
     except Exception as error:
         raise ReleaseError(f"{path}/generation_config.json cannot be read: {_first_line(error)}") from error
-    end = generation.eos_token_id if generation.eos_token_id is not None else config.text_config.eos_token_id
+    end = generation_config.eos_token_id
     if end is None:
-        raise ReleaseError(f"neither generation_config.json nor config.json in {path} names the eos_token_id")
-    return generation, frozenset([end] if isinstance(end, int) else end)
+        end = config.text_config.eos_token_id
+    if end is None:
+        raise ReleaseError(f"neither generation_config.json nor config.json in {path} has an eos_token_id")
+    return generation_config, frozenset([end] if isinstance(end, int) else end)
 
 
 def _shards(path: Path) -> list[Path]:
@@ -160,7 +172,7 @@ def _shards(path: Path) -> list[Path]:
         if not isinstance(files, Mapping) or not all(
             isinstance(file, str) and Path(file).name == file for file in files.values()
         ):
-            raise ReleaseError(f"{path / INDEX} has no weight_map of tensors to files beside it")
+            raise ReleaseError(f"{path / INDEX} has no weight_map from tensors to file names")
         shards = [path / name for name in sorted(set(files.values()))]
     else:
         shards = [path / SINGLE]
@@ -170,18 +182,20 @@ def _shards(path: Path) -> list[Path]:
     return shards
 
 
-def _check_weights(path: Path, report: Mapping[str, Any]) -> None:
-    """Refuse a model with random numbers in it, which is what transformers fills gaps with."""
-    for key, what in (
-        ("missing_keys", "lack"),
-        ("unexpected_keys", "have, and the architecture has not,"),
-        ("mismatched_keys", "have in another shape than config.json says"),
+def _check_report(path: Path, report: Mapping[str, Any]) -> None:
+    """Refuse a model with missing weights, which transformers initialises randomly."""
+    for key, problem in (
+        ("missing_keys", "missing"),
+        ("unexpected_keys", "unexpected"),
+        ("mismatched_keys", "of another shape:"),
     ):
-        if found := sorted(str(name if isinstance(name, str) else name[0]) for name in report[key]):
-            more = f" and {len(found) - 3} more" if len(found) > 3 else ""
-            raise ReleaseError(f"the weights in {path} {what} {', '.join(found[:3])}{more}")
+        if names := sorted(str(name if isinstance(name, str) else name[0]) for name in report[key]):
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            raise ReleaseError(
+                f"the weights in {path} do not match config.json: {problem} {', '.join(names[:3])}{more}"
+            )
     if report["error_msgs"]:
-        raise ReleaseError(f"the weights in {path} do not make a model: {report['error_msgs'][0]}")
+        raise ReleaseError(f"no model can be built from the weights in {path}: {report['error_msgs'][0]}")
 
 
 def _read_json(file: Path) -> dict[str, Any]:
@@ -199,6 +213,6 @@ def _read_json(file: Path) -> dict[str, Any]:
 
 
 def _first_line(error: Exception) -> str:
-    """Take what a person can use of a library's message."""
+    """Return the first line of a library's error message, at most 300 characters."""
     lines = str(error).strip().splitlines()
     return lines[0][:300] if lines else type(error).__name__

@@ -1,36 +1,38 @@
 """The GLM-4.6V processor for text and images, without torchvision.
 
-Importing this module imports transformers: leave it to the engine's load.
-
-transformers loads every sub-processor that the constructor names, and its video processors need torchvision, of which
-there is no CPU build. A constructor that names no video processor is never given one.
+Importing this module imports transformers. transformers loads every sub-processor that the constructor names, and its
+video processors need torchvision, which has no CPU build; a constructor without a video processor avoids that.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 from transformers.models.glm46v.processing_glm46v import Glm46VProcessor
 from transformers.processing_utils import ProcessorMixin
 
+if TYPE_CHECKING:
+    from transformers import BatchFeature, PreTrainedTokenizerFast
+    from transformers.image_processing_utils import BaseImageProcessor
+
 __all__ = ["Processor"]
 
-_FRAMES = ("<|begin_of_box|>", "<|end_of_box|>")
+_BOX_TOKENS = ("<|begin_of_box|>", "<|end_of_box|>")
 _BYTES = {character: value for value, character in bytes_to_unicode().items()}  # of a byte-level vocabulary
 
 
 class Processor(Glm46VProcessor):  # type: ignore[misc]  # transformers is untyped
-    """Turns a conversation into the model's inputs; videos are not supported."""
+    """Converts conversations to model inputs and tokens to text; videos are not supported."""
 
     def __init__(
         self,
-        image_processor: Any = None,
-        tokenizer: Any = None,
+        image_processor: BaseImageProcessor = None,
+        tokenizer: PreTrainedTokenizerFast = None,
         chat_template: str | None = None,
-        **_unused: Any,  # video settings in a saved processor_config.json
+        **_unused: Any,  # video settings of a saved processor_config.json
     ) -> None:
         ProcessorMixin.__init__(self, image_processor, tokenizer, chat_template=chat_template)
         self.image_token, self.video_token = "<|image|>", "<|video|>"
@@ -38,10 +40,10 @@ class Processor(Glm46VProcessor):  # type: ignore[misc]  # transformers is untyp
         self.video_token_id = tokenizer.convert_tokens_to_ids(self.video_token)
         self.video_start_id = tokenizer.convert_tokens_to_ids("<|begin_of_video|>")
         self.video_end_id = tokenizer.convert_tokens_to_ids("<|end_of_video|>")
-        # By default only what the template spells counts as a control token beside the special ones: one that leaves
-        # <tool_call> to the model would let a user write it.
+        # By default only special tokens and those in the template's source are control tokens. Added tokens that the
+        # template does not contain, such as <tool_call> in some, must not be accepted from users either.
         tokenizer.chat_control_tokens = list(tokenizer.get_added_vocab())
-        self._silent = set(tokenizer.all_special_ids) - set(tokenizer.convert_tokens_to_ids(list(_FRAMES)))
+        self._hidden_tokens = set(tokenizer.all_special_ids) - set(tokenizer.convert_tokens_to_ids(list(_BOX_TOKENS)))
 
     @classmethod
     def read(cls, model: Path) -> Processor:
@@ -50,17 +52,17 @@ class Processor(Glm46VProcessor):  # type: ignore[misc]  # transformers is untyp
         return processor
 
     def image_tokens(self, sizes: Iterable[tuple[int, int]]) -> int:
-        """Count the prompt tokens that images of these (width, height) pixels become, without decoding any."""
+        """Return the number of prompt tokens of images of these sizes, (width, height) in pixels, without decoding."""
         patches = sum(self.image_processor.get_number_of_image_patches(height, width) for width, height in sizes)
         return int(patches) // int(self.image_processor.merge_size) ** 2
 
     def inputs(
         self, messages: list[dict[str, Any]], thinking: bool | None, tools: Sequence[dict[str, Any]] = ()
-    ) -> Any:
-        """Render, tokenize and patch: `input_ids` and `attention_mask` (1, tokens), and for images `pixel_values`.
+    ) -> BatchFeature:
+        """Return the model inputs: `input_ids`, `attention_mask` (1, tokens), and `pixel_values` if there are images.
 
-        Control tokens that a message's text spells out, `<|assistant|>` or `<|image|>`, become plain text, in the
-        definitions of tools too.
+        Control tokens in the text of messages and tool definitions, such as `<|assistant|>` or `<|image|>`, are encoded
+        as plain text.
         """
         variables = {} if thinking is None else {"enable_thinking": thinking}
         return self.apply_chat_template(
@@ -75,14 +77,15 @@ class Processor(Glm46VProcessor):  # type: ignore[misc]  # transformers is untyp
         )
 
     def text(self, tokens: list[int]) -> str:
-        """Decode tokens, leaving out the special ones but those that frame the answer proper."""
-        kept = [token for token in tokens if token not in self._silent]
-        # not the tokenizer's own decode, which takes several times as long to find out what it was given
-        return str(self.tokenizer.backend_tokenizer.decode(kept, skip_special_tokens=False))
+        """Decode tokens; special tokens are omitted, except those around the final answer."""
+        visible = [token for token in tokens if token not in self._hidden_tokens]
+        # The tokenizer's own decode takes several times as long, for checks of its arguments.
+        return str(self.tokenizer.backend_tokenizer.decode(visible, skip_special_tokens=False))
 
-    def spell(self, token: int) -> bytes:
-        """Give the bytes of one token, which need not be whole characters."""
+    def token_bytes(self, token: int) -> bytes:
+        """Return the bytes of one token, which may end inside a character."""
         if token in self.tokenizer.added_tokens_decoder:
             return str(self.tokenizer.added_tokens_decoder[token].content).encode()
-        text = self.tokenizer.convert_ids_to_tokens(token) or ""  # rows of the head beyond the vocabulary are nothing
+        # None for ids beyond the vocabulary: the model's output layer can be larger
+        text = self.tokenizer.convert_ids_to_tokens(token) or ""
         return bytes(_BYTES[character] for character in text if character in _BYTES)

@@ -1,4 +1,4 @@
-"""A release as the server reads it: the checkpoint, its engine settings and the checks it must pass."""
+"""A release directory: a checkpoint, its engine settings, and the checks that it must pass."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from service.contract.checks import Check
 
 
 class ReleaseError(Exception):
-    """The release on disk cannot be served; the text says why."""
+    """The release cannot be served; the message gives the reason."""
 
 
 class EngineSettings(BaseModel):
-    """How the engine runs this release; everything has a default that suits the real model.
+    """Settings of the engine for this release; the defaults suit GLM-4.6V-Flash.
 
-    `rows` are the requests answered at a time, `kv_tokens` the tokens of cache they share (0: as many as the device's
-    memory allows), `prefill_chunk` the prompt tokens that one step takes in beside the running answers,
-    `image_cache_mib` the memory for the features of pictures seen before.
+    `rows`: requests that run at a time. `kv_tokens`: size of the KV cache that they share, in tokens (0: what the
+    device's memory allows). `prefill_chunk`: prompt tokens computed in one step, in addition to one token of each
+    running request. `image_cache_mib`: memory for cached image features.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -35,7 +35,7 @@ class EngineSettings(BaseModel):
     image_cache_mib: int = Field(default=256, ge=0)
 
 
-class _Document(BaseModel):
+class _ReleaseFile(BaseModel):
     version: str
     engine: EngineSettings = EngineSettings()
     checks: tuple[Any, ...] = ()
@@ -52,14 +52,14 @@ class Release:
 
     @property
     def model(self) -> Path:
-        """The checkpoint as Hugging Face writes it."""
+        """The checkpoint directory, in Hugging Face's format."""
         return self.path / "model"
 
     @classmethod
     def read(cls, path: Path) -> Release:
         """Read `release.json` of the release directory `path`; raises ReleaseError."""
         try:
-            document = _Document.model_validate_json((path / "release.json").read_bytes())
+            document = _ReleaseFile.model_validate_json((path / "release.json").read_bytes())
         except OSError as error:
             raise ReleaseError(f"{path} is not a release: {error.strerror}: release.json") from error
         except ValidationError as error:

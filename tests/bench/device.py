@@ -28,11 +28,11 @@ from transformers.utils import logging
 
 from service.engine.cache import Budget, SlotCache
 from service.engine.core import Core
-from service.engine.detokenizer import Answer, Detokenizer, StopStrings
+from service.engine.detokenizer import Detokenizer, OutputProcessor, StopStrings
 from service.engine.prompt import Prompt
 from service.engine.protocol import Sampling
 from service.engine.runner import Runner
-from service.engine.sampler import Choice
+from service.engine.sampling_params import SamplingParams
 from service.engine.sequence import Sequence as Request
 from service.model import weights
 
@@ -121,14 +121,14 @@ def generate(model: Any, rows: int, device: torch.device) -> float:
 
 def decode(core: Core, default: Any, rows: int) -> float:
     """Tokens a second of ours, of rows that have their prompts behind them."""
-    choice = Choice.of(Sampling(temperature=0), default)
+    params = SamplingParams.resolve(Sampling(temperature=0), default)
     requests = []
     for _ in range(rows):
         positions = torch.arange(PROMPT).expand(3, -1)
         ids = torch.randint(1000, 2000, (PROMPT,))
-        prompt = Prompt(ids, positions, 0, torch.zeros(PROMPT, dtype=torch.bool), (), thinking=False, opened=False)
-        answer = Answer(Detokenizer(lambda ids: " x" * len(ids)), StopStrings(()), frozenset())
-        requests.append(Request(prompt, choice, answer, TOKENS))
+        prompt = Prompt(ids, positions, 0, torch.zeros(PROMPT, dtype=torch.bool), (), may_think=False, think_open=False)
+        output = OutputProcessor(Detokenizer(lambda ids: " x" * len(ids)), StopStrings(()), frozenset())
+        requests.append(Request(prompt, params, output, TOKENS))
         core.scheduler.add(requests[-1])
     while any(not request.tokens for request in requests):
         core.step()

@@ -112,7 +112,7 @@ class ChildEngine:
 
 
 class _Wire:
-    """Stands where the engine's outbox expects an event loop: what one step says goes into the pipe as one message."""
+    """Replaces the event loop of a dispatcher: the events of one step are sent through the pipe as one message."""
 
     def __init__(self, pipe: Connection) -> None:
         self._pipe = pipe
@@ -129,8 +129,8 @@ def _work(model: Path, pipe: Connection) -> None:
 
     def begin(number: int, messages: Any, sampling: Any, more: Any) -> None:
         words = (more.get("thinking"), more.get("tools", ()), more.get("priority", "interactive"))
-        running[number] = sequence = made._sequence(messages, sampling, *words)
-        made._submit(sequence, made._outbox.to(wire, number))
+        running[number] = sequence = made._prepare(messages, sampling, *words)
+        made._submit(sequence, made._dispatcher.sender(wire, number))
 
     while True:
         try:
@@ -138,7 +138,7 @@ def _work(model: Path, pipe: Connection) -> None:
         except EOFError:
             return  # whoever asked is gone
         if messages is not None:
-            made._preparing.submit(begin, number, messages, sampling, more)
+            made._prepare_pool.submit(begin, number, messages, sampling, more)
         elif sequence := running.pop(number, None):
             sequence.cancelled = True
 
@@ -147,7 +147,8 @@ def serve(way: str, model: Path, port: int) -> None:
     """Serve the whole API until killed."""
     import uvicorn
 
-    from service.app import Identity, create_app
+    from service.app import create_app
+    from service.identity import Identity
     from service.settings import Settings
 
     made = engine(model) if way == "thread" else ChildEngine(model)
