@@ -20,7 +20,7 @@ from service.engine import Engine
 from service.identity import Identity
 from service.settings import Settings
 
-__all__ = ["Identity", "create_app"]
+__all__ = ["create_app"]
 
 
 def create_app(
