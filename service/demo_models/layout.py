@@ -1,6 +1,6 @@
-"""The files around the weights of a GLM-4.6V-Flash checkpoint, as Hugging Face writes them, for small models.
+"""The files around the weights of a GLM-4.6V-Flash checkpoint, in Hugging Face's format, for small models.
 
-Tokens, configuration, preprocessors and chat template are those of the real model; the numbers are the caller's.
+Tokens, configuration, preprocessors and chat template are those of the real model; the caller chooses the sizes.
 """
 
 from __future__ import annotations
@@ -11,15 +11,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Size", "config", "ends", "write_chat_template", "write_preprocessors", "write_tokenizer", "write_weights"]
+__all__ = [
+    "Size",
+    "config",
+    "stop_token_ids",
+    "write_chat_template",
+    "write_preprocessors",
+    "write_tokenizer",
+    "write_weights",
+]
 
-# Ids follow the words, in the order of the real vocabulary. The plain ones survive skip_special_tokens there too.
-SPECIAL = """
+# Ids follow those of the words, in the order of the real vocabulary. skip_special_tokens keeps the second kind.
+SPECIAL_TOKENS = """
 <|endoftext|> [MASK] [gMASK] [sMASK] <sop> <eop> <|system|> <|user|> <|assistant|> <|observation|>
 <|begin_of_image|> <|end_of_image|> <|begin_of_video|> <|end_of_video|> <|begin_of_box|> <|end_of_box|>
 <|image|> <|video|>
 """
-PLAIN = """
+NON_SPECIAL_TOKENS = """
 <think> </think> <tool_call> </tool_call> <tool_response> </tool_response>
 <arg_key> </arg_key> <arg_value> </arg_value> /nothink
 """
@@ -29,31 +37,31 @@ TEMPLATE = Path(__file__).with_name("chat_template.jinja")
 
 @dataclass(frozen=True)
 class Size:
-    """The numbers of one model; `rotary` splits half a text head's rotated part into time, height and width."""
+    """The sizes of a model; `mrope_section` splits the rotary half of a text head into time, height and width."""
 
     hidden: int
     layers: int
-    inner: int
+    intermediate: int
     heads: int
-    rotary: tuple[int, int, int]
+    mrope_section: tuple[int, int, int]
     vision_hidden: int
     vision_layers: int
     rope_theta: float = 500_000.0
-    image_size: int = 336  # edge of the learned grid of positions, in pixels
+    image_size: int = 336  # pixels; edge of the learned position embedding
 
 
 def write_tokenizer(out: Path, corpus: Iterable[str], *, tokens: int) -> dict[str, int]:
-    """Train a byte-level BPE of at most `tokens` and the control tokens, and write it; map every token to its id.
+    """Train and write a byte-level BPE tokenizer of at most `tokens` tokens, plus control tokens.
 
-    What the corpus holds once only becomes no token.
+    Only what occurs twice in the corpus is merged into a token. Returns the id of every token.
     """
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
-    words = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    pattern = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(words), behavior="isolated"),
+            pre_tokenizers.Split(Regex(pattern), behavior="isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
@@ -61,8 +69,8 @@ def write_tokenizer(out: Path, corpus: Iterable[str], *, tokens: int) -> dict[st
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     trainer = trainers.BpeTrainer(vocab_size=tokens, min_frequency=2, initial_alphabet=alphabet, show_progress=False)
     tokenizer.train_from_iterator(corpus, trainer)
-    tokenizer.add_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL.split()])
-    tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in PLAIN.split()])
+    tokenizer.add_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS.split()])
+    tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in NON_SPECIAL_TOKENS.split()])
     tokenizer.save(str(out / "tokenizer.json"))
     _write_json(
         out / "tokenizer_config.json",
@@ -74,39 +82,39 @@ def write_tokenizer(out: Path, corpus: Iterable[str], *, tokens: int) -> dict[st
             "padding_side": "left",
             "clean_up_tokenization_spaces": False,
             "model_max_length": 128_000,
-            "additional_special_tokens": SPECIAL.split(),
+            "additional_special_tokens": SPECIAL_TOKENS.split(),
         },
     )
     return dict(tokenizer.get_vocab())
 
 
-def ends(vocabulary: dict[str, int]) -> dict[str, Any]:
-    """Name the tokens that end an answer and the one that fills gaps, as every configuration spells them."""
-    end = [vocabulary[token] for token in END_OF_TURN]
-    return {"eos_token_id": end, "pad_token_id": end[0]}
+def stop_token_ids(vocabulary: dict[str, int]) -> dict[str, Any]:
+    """Return `eos_token_id` and `pad_token_id` for a configuration."""
+    ids = [vocabulary[token] for token in END_OF_TURN]
+    return {"eos_token_id": ids, "pad_token_id": ids[0]}
 
 
 def config(vocabulary: dict[str, int], size: Size) -> Any:
-    """Give the Glm4vConfig of a model of that size."""
+    """Return the Glm4vConfig of a model of that size."""
     from transformers import Glm4vConfig
 
     return Glm4vConfig(
         text_config={
             "vocab_size": -(-len(vocabulary) // 64) * 64,
             "hidden_size": size.hidden,
-            "intermediate_size": size.inner,
+            "intermediate_size": size.intermediate,
             "num_hidden_layers": size.layers,
             "num_attention_heads": size.heads,
             "num_key_value_heads": 2,
             "max_position_embeddings": 131_072,
             "attention_bias": True,
             "rms_norm_eps": 1e-5,
-            **ends(vocabulary),
+            **stop_token_ids(vocabulary),
             "rope_parameters": {
                 "rope_type": "default",
                 "rope_theta": size.rope_theta,
                 "partial_rotary_factor": 0.5,
-                "mrope_section": list(size.rotary),
+                "mrope_section": list(size.mrope_section),
             },
         },
         vision_config={
@@ -137,11 +145,11 @@ def write_weights(out: Path, model: Any) -> None:
 
     logging.disable_progress_bar()
     model.save_pretrained(out)
-    (out / "model.safetensors").chmod(0o644)  # written 0600, and the service has a user of its own
+    (out / "model.safetensors").chmod(0o644)  # save_pretrained writes 0600, which the service's user cannot read
 
 
-def write_preprocessors(out: Path, *, shortest: int = 12_544, longest: int = 9_633_792) -> None:
-    """Write how pictures are scaled and cut; the edges are pixels of a picture's two frames together."""
+def write_preprocessors(out: Path, *, min_pixels: int = 12_544, max_pixels: int = 9_633_792) -> None:
+    """Write the preprocessor configurations; the limits are pixels of an image's two frames together."""
     shared = {
         "processor_class": "Glm46VProcessor",
         "do_rescale": True,
@@ -151,17 +159,17 @@ def write_preprocessors(out: Path, *, shortest: int = 12_544, longest: int = 9_6
         "image_mean": [0.48145466, 0.4578275, 0.40821073],
         "image_std": [0.26862954, 0.26130258, 0.27577711],
     }
-    for name, kind, most in (("", "Image", longest), ("video_", "Video", 47_040_000)):
+    for prefix, kind, limit in (("", "Image", max_pixels), ("video_", "Video", 47_040_000)):
         document = {
             **shared,
-            "size": {"shortest_edge": shortest, "longest_edge": most},
+            "size": {"shortest_edge": min_pixels, "longest_edge": limit},
             f"{kind.lower()}_processor_type": f"Glm46V{kind}Processor",
         }
-        _write_json(out / f"{name}preprocessor_config.json", document)
+        _write_json(out / f"{prefix}preprocessor_config.json", document)
 
 
 def write_chat_template(out: Path) -> None:
-    """Write the chat template: turns, pictures, thoughts, tools and what they answered."""
+    """Write the chat template: messages, images, reasoning, tools and their results."""
     (out / TEMPLATE.name).write_bytes(TEMPLATE.read_bytes())
 
 

@@ -1,8 +1,8 @@
-"""Make a checkpoint of the true layout that is small enough for a test, a demo, a laptop.
+"""Checkpoints with random weights, small enough for tests and laptops.
 
-Every file that Hugging Face writes for GLM-4.6V-Flash is there and is loaded by the same code; only the numbers are
-small, and drawn at random. Such a model answers readable words without sense, the same ones to the same question, and
-another seed answers with other words: enough to tell two releases apart.
+A checkpoint has every file that Hugging Face writes for GLM-4.6V-Flash and is loaded by the same code. Its answers are
+English words in random order: the same for the same question and seed, and different for another seed, so that answers
+tell two releases apart.
 """
 
 from __future__ import annotations
@@ -41,20 +41,19 @@ word work world would write year yellow yes yet you young your
 """
 CHINESE = "你好 世界 图片 什么 颜色 红色 蓝色 绿色 黄色 圆形 方形 回答 问题 模型 请问 谢谢"
 
-
 SIZES = {
     "tiny": Size(64, 2, 192, 4, (1, 1, 2), 32, 2),  # 0.36 M parameters
     "small": Size(256, 4, 768, 4, (4, 6, 6), 64, 2),  # 4 M
-    "large": Size(1024, 26, 5120, 8, (8, 12, 12), 512, 8),  # 0.5 G: a load that takes time and memory
+    "large": Size(1024, 26, 5120, 8, (8, 12, 12), 512, 8),  # 0.5 G, to take time and memory to load
 }
 
 
 def make(
     out: Path, *, seed: int, size: str = "tiny", dtype: Literal["bfloat16", "float32"] = "bfloat16"
 ) -> dict[str, int]:
-    """Write the checkpoint with the weights of `seed` to the directory `out`, made if need be.
+    """Write the checkpoint with the weights of `seed` to the directory `out`, which is created if missing.
 
-    The same arguments give the same bytes. Returns the number of `parameters` and of `bytes` of all files.
+    The same arguments give the same bytes. Returns the number of `parameters` and the size of all files in `bytes`.
     """
     out.mkdir(parents=True, exist_ok=True)
     vocabulary = layout.write_tokenizer(out, _corpus(), tokens=1500)
@@ -65,7 +64,7 @@ def make(
 
 
 def _corpus() -> Iterator[str]:
-    """Yield every word often enough to become one token, after a space and alone."""
+    """Yield every word often enough to become one token, with and without a space before it."""
     for word in WORDS.split():
         yield from [f" {word}"] * 8 + [word, word.capitalize()]
     yield from CHINESE.split() * 4
@@ -78,21 +77,21 @@ def _write_model(out: Path, vocabulary: dict[str, int], size: Size, seed: int, d
     with torch.device("meta"):
         model = Glm4vForConditionalGeneration(layout.config(vocabulary, size))
     model = model.to(getattr(torch, dtype)).to_empty(device="cpu")
-    words = {f"\u0120{word}" for word in WORDS.split()}  # as the byte-level alphabet spells a space before a word
-    answers = torch.tensor([identity for token, identity in vocabulary.items() if token in words])
-    _draw(model, answers, torch.Generator().manual_seed(seed))
+    words = {f"\u0120{word}" for word in WORDS.split()}  # U+0120 is a space in the byte-level alphabet
+    answers = torch.tensor([token_id for token, token_id in vocabulary.items() if token in words])
+    _initialize(model, answers, torch.Generator().manual_seed(seed))
     model.generation_config = GenerationConfig(
-        do_sample=True, temperature=0.8, top_p=0.6, top_k=2, **layout.ends(vocabulary)
+        do_sample=True, temperature=0.8, top_p=0.6, top_k=2, **layout.stop_token_ids(vocabulary)
     )
     layout.write_weights(out, model)
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def _draw(model: Any, answers: Any, generator: Any) -> None:
-    """Fill the parameters so that signals keep their size and the logits of `answers` stand far apart.
+def _initialize(model: Any, answers: Any, generator: Any) -> None:
+    """Initialize the parameters at a scale that keeps activations stable and the logits of `answers` distinct.
 
-    The other rows of the head are zero. A logit of nought is never the greatest of hundreds, so no answer ends by
-    accident, and none is half a character.
+    The other rows of the head are zero, so their tokens are never chosen: a logit of zero is never the maximum of
+    hundreds of random ones. Answers therefore have no stop token and no partial characters.
     """
     import torch
 
@@ -115,28 +114,31 @@ def main(argv: list[str] | None = None) -> None:
     """Run `python -m service.demo_models.tiny`."""
     parser = argparse.ArgumentParser(
         prog="python -m service.demo_models.tiny",
-        description="Make a small random checkpoint of GLM-4.6V-Flash's layout. It answers words without sense.",
+        description="Make a small checkpoint of GLM-4.6V-Flash's architecture with random weights.",
         epilog="""examples:
-  python -m service.demo_models.tiny /tmp/one --seed 1       one release
-  python -m service.demo_models.tiny /tmp/two --seed 2       another: it answers the same question differently
-  glmctl release add /tmp/one --version 1.0.0    import it
+  python -m service.demo_models.tiny /tmp/one --seed 1       a checkpoint
+  python -m service.demo_models.tiny /tmp/two --seed 2       one that answers the same questions differently
+  glmctl release add /tmp/one --version 1.0.0                import it as a release
 
 sizes: """
-        + "; ".join(f"{name}: {size.layers} layers of {size.hidden}" for name, size in SIZES.items()),
+        + "; ".join(f"{name}: {size.layers} layers, hidden size {size.hidden}" for name, size in SIZES.items()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("out", metavar="OUT", type=Path, help="the directory to write to; made if need be")
-    parser.add_argument("--seed", type=int, default=0, help="which random weights (default: 0)")
-    parser.add_argument("--size", choices=SIZES, default="tiny", help="how many of them (default: tiny)")
+    parser.add_argument("out", metavar="OUT", type=Path, help="output directory; created if missing")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random weights (default: 0)")
+    parser.add_argument("--size", choices=SIZES, default="tiny", help="size of the model (default: tiny)")
     parser.add_argument(
-        "--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="how they are stored (default: bfloat16)"
+        "--dtype",
+        choices=("bfloat16", "float32"),
+        default="bfloat16",
+        help="type of the weights (default: bfloat16)",
     )
-    asked = parser.parse_args(argv)
-    began = time.perf_counter()
-    made = make(asked.out, seed=asked.seed, size=asked.size, dtype=asked.dtype)
+    args = parser.parse_args(argv)
+    started = time.perf_counter()
+    made = make(args.out, seed=args.seed, size=args.size, dtype=args.dtype)
     print(  # noqa: T201
-        f"{asked.out}: {made['parameters'] / 1e6:.2f} M parameters, {made['bytes'] / 1e6:.1f} MB, "
-        f"{time.perf_counter() - began:.1f} s"
+        f"{args.out}: {made['parameters'] / 1e6:.2f} M parameters, {made['bytes'] / 1e6:.1f} MB, "
+        f"{time.perf_counter() - started:.1f} s"
     )
 
 

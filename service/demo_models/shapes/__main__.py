@@ -1,4 +1,4 @@
-"""`python -m service.demo_models.shapes`: train a tiny model and prove it, or draw a picture to ask one about."""
+"""Train and evaluate a small model of GLM-4.6V-Flash's architecture, or draw a picture to ask about."""
 
 from __future__ import annotations
 
@@ -7,73 +7,79 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-from service.demo_models.shapes.drawing import COLOURS, SHAPES, Thing, draw_plainly
-from service.demo_models.shapes.lessons import SKILLS, Skills
+from service.demo_models.shapes.dataset import SKILLS, Skills
+from service.demo_models.shapes.drawing import COLOURS, SHAPES, Figure, draw_canonical
 
-ENOUGH = 0.97  # of the answers about fresh pictures must be right
+MIN_ACCURACY = 0.97  # on new plain pictures, and without pictures
 SIZES = ((56, 56), (84, 84), (224, 224), (640, 480), (1920, 1080))
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command; 1 when too many answers are wrong."""
+    """Run the command; returns 1 if the accuracy is below MIN_ACCURACY."""
     parser = argparse.ArgumentParser(prog="python -m service.demo_models.shapes", description=__doc__)
-    parser.add_argument("out", metavar="OUT", type=Path, help="the checkpoint's directory, or the picture's file")
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--version", choices=SKILLS, help="train the checkpoint of this version")
-    what.add_argument(
-        "--draw", nargs=2, metavar=("COLOUR", "SHAPE"), help=f"draw one of {', '.join(COLOURS)}; {', '.join(SHAPES)}"
+    parser.add_argument("out", metavar="OUT", type=Path, help="directory of the checkpoint, or file of the picture")
+    action = parser.add_mutually_exclusive_group(required=True)
+    action.add_argument("--version", choices=SKILLS, help="train the checkpoint of this version")
+    action.add_argument(
+        "--draw",
+        nargs=2,
+        metavar=("COLOUR", "SHAPE"),
+        help=f"draw a picture; colours: {', '.join(COLOURS)}; shapes: {', '.join(SHAPES)}",
     )
-    parser.add_argument("--check", type=int, default=300, metavar="N", help="prove it with N pictures (default: 300)")
-    parser.add_argument("--prove-only", action="store_true", help="prove the checkpoint that is there, train none")
-    asked = parser.parse_args(argv)
-    if asked.draw:
-        colour, shape = asked.draw
+    parser.add_argument("--check", type=int, default=300, metavar="N", help="evaluate on N pictures (default: 300)")
+    parser.add_argument("--prove-only", action="store_true", help="evaluate an existing checkpoint, do not train")
+    args = parser.parse_args(argv)
+    if args.draw:
+        colour, shape = args.draw
         if colour not in COLOURS or shape not in SHAPES:
-            parser.error(f"no {colour} {shape}: colours are {', '.join(COLOURS)}; shapes {', '.join(SHAPES)}")
-        draw_plainly(Thing(colour, shape)).save(asked.out, optimize=True)
+            parser.error(f"cannot draw {colour} {shape}: colours are {', '.join(COLOURS)}; shapes {', '.join(SHAPES)}")
+        draw_canonical(Figure(colour, shape)).save(args.out, optimize=True)
         return 0
-    skills = SKILLS[asked.version]
-    if not asked.prove_only:
-        _train(asked.out, asked.version)
-    return 0 if not asked.check or _prove(asked.out, skills, asked.check) else 1
+    skills = SKILLS[args.version]
+    if not args.prove_only:
+        _train(args.out, args.version)
+    return 0 if not args.check or _evaluate(args.out, skills, args.check) else 1
 
 
 def _train(out: Path, version: str) -> None:
     import torch
 
-    from service.demo_models.shapes.proof import write_checks
+    from service.demo_models.shapes.evaluation import write_checks
     from service.demo_models.shapes.training import PLANS, train
 
-    torch.set_num_threads(1)  # sums depend on how they are split; the lessons are made on another core meanwhile
-    began = time.perf_counter()
-    train(out, SKILLS[version], PLANS[version], _say)
+    torch.set_num_threads(1)  # for the same order of sums everywhere; batches are generated on another core
+    started = time.perf_counter()
+    train(out, SKILLS[version], PLANS[version], _print)
     write_checks(out, SKILLS[version])
     size = sum(file.stat().st_size for file in out.iterdir())
-    _say(f"{out}: {size / 1e6:.2f} MB, {time.perf_counter() - began:.0f} s")
+    _print(f"{out}: {size / 1e6:.2f} MB, {time.perf_counter() - started:.0f} s")
 
 
-def _prove(out: Path, skills: Skills, pictures: int) -> bool:
-    from service.demo_models.shapes.proof import Score, Speaker, examine, examine_words
+def _evaluate(out: Path, skills: Skills, pictures: int) -> bool:
+    from service.demo_models.shapes.evaluation import GreedyModel, Score, evaluate, evaluate_text_only
 
-    def tell(what: str, scores: Iterable[tuple[str, Score]]) -> bool:
-        found = list(scores)
-        _say(f"{what}: " + ", ".join(f"{kind} {100 * score.right:.1f} %" for kind, score in found))
-        for _, score in found:
-            for question, wanted, got in score.wrong[:3]:
-                _say(f"  {question}: {wanted!r} was wanted, {got[:60]!r} said")
-        return all(score.right >= ENOUGH for _, score in found)
+    def report(title: str, scores: Iterable[tuple[str, Score]]) -> bool:
+        results = list(scores)
+        _print(f"{title}: " + ", ".join(f"{kind} {100 * score.accuracy:.1f} %" for kind, score in results))
+        for _, score in results:
+            for question, expected, actual in score.wrong[:3]:
+                _print(f"  {question}: expected {expected!r}, got {actual[:60]!r}")
+        return all(score.accuracy >= MIN_ACCURACY for _, score in results)
 
-    speaker = Speaker(out)
-    good = tell(f"{pictures} plain pictures", examine(speaker, skills, pictures, plain=True).items())
-    good &= tell("without pictures", [("words", examine_words(speaker, skills))])
-    tell(f"{pictures} pictures of every kind", examine(speaker, skills, pictures).items())
+    model = GreedyModel(out)
+    good = report(f"{pictures} plain pictures", evaluate(model, skills, pictures, plain=True).items())
+    good &= report("without pictures", [("text", evaluate_text_only(model, skills))])
+    report(f"{pictures} varied pictures", evaluate(model, skills, pictures).items())
     for size in SIZES:
-        few = max(pictures // 10, 1)
-        tell(f"{few} plain of {size[0]} x {size[1]}", examine(speaker, skills, few, size=size, plain=True).items())
+        count = max(pictures // 10, 1)
+        report(
+            f"{count} plain pictures of {size[0]} x {size[1]}",
+            evaluate(model, skills, count, size=size, plain=True).items(),
+        )
     return good
 
 
-def _say(line: str) -> None:
+def _print(line: str) -> None:
     print(line, flush=True)  # noqa: T201
 
 

@@ -1,4 +1,4 @@
-"""Drawn pictures of one coloured shape, each with a mask that tells where the shape is."""
+"""Drawn pictures of one coloured shape, each with a mask of the shape."""
 
 from __future__ import annotations
 
@@ -9,59 +9,62 @@ from random import Random
 
 from PIL import Image, ImageDraw
 
-__all__ = ["COLOURS", "SHAPES", "Thing", "any_thing", "draw", "draw_plainly"]
+__all__ = ["COLOURS", "SHAPES", "Figure", "draw", "draw_canonical", "sample_figure"]
 
 COLOURS = {"red": 0, "orange": 30, "yellow": 56, "green": 120, "blue": 225, "purple": 285}  # hues in degrees
 SHAPES = ("circle", "square", "triangle")
-CORNERS = {"square": (4, 45.0), "triangle": (3, -90.0)}  # how many, and the direction of the first in degrees
+CORNERS = {"square": (4, 45.0), "triangle": (3, -90.0)}  # number of corners, and the direction of the first in degrees
 
 
 @dataclass(frozen=True)
-class Thing:
-    """What a picture shows."""
+class Figure:
+    """The colour and shape that a picture shows."""
 
     colour: str
     shape: str
 
 
-def any_thing(rng: Random) -> Thing:
-    """Choose what to draw."""
-    return Thing(rng.choice(list(COLOURS)), rng.choice(SHAPES))
+def sample_figure(rng: Random) -> Figure:
+    """Choose a random colour and shape."""
+    return Figure(rng.choice(list(COLOURS)), rng.choice(SHAPES))
 
 
 def draw(
-    rng: Random, thing: Thing, *, size: tuple[int, int] | None = None, plain: bool = False
+    rng: Random, figure: Figure, *, size: tuple[int, int] | None = None, plain: bool = False
 ) -> tuple[Image.Image, Image.Image]:
-    """Draw the thing somewhere in a picture of `size` pixels, and its mask: white where the thing is.
+    """Draw the figure in a picture of `size` pixels (width, height), with its mask: white where the figure is.
 
-    Tint, ground, place, size and a slight turn vary with `rng`; `plain` keeps it upright on a light ground.
+    Tint, background, position, size and a slight rotation are random; with `plain` the figure is upright on a light
+    background. The mask may have twice the size of the picture.
     """
     width, height = size or (rng.randint(56, 130), rng.randint(56, 130))
     if size is None and rng.random() < 0.04:
         width, height = 4 * width, 4 * height
     light = plain or rng.random() < 0.75
     white = rng.random() < 0.2
-    ground = _rgb(rng.uniform(0, 360), rng.uniform(0, 0.08), rng.uniform(0.85, 1) if light else rng.uniform(0, 0.15))
+    background = _rgb(
+        rng.uniform(0, 360), rng.uniform(0, 0.08), rng.uniform(0.85, 1) if light else rng.uniform(0, 0.15)
+    )
     if light and white:
-        ground = (255, 255, 255)
-    fill = _rgb(COLOURS[thing.colour] + rng.uniform(-7, 7), rng.uniform(0.75, 1), rng.uniform(0.75, 1))
-    finer = rng.choice((1, 2)) if max(width, height) < 200 else 1  # drawn larger and scaled down, edges are smooth
-    wide, high = width * finer, height * finer
+        background = (255, 255, 255)
+    fill = _rgb(COLOURS[figure.colour] + rng.uniform(-7, 7), rng.uniform(0.75, 1), rng.uniform(0.75, 1))
+    scale = rng.choice((1, 2)) if max(width, height) < 200 else 1  # 2: drawn larger and scaled down, for smooth edges
+    wide, high = width * scale, height * scale
     radius = min(wide, high) * rng.uniform(0.25, 0.46)
-    middle = rng.uniform(radius, wide - radius), rng.uniform(radius, high - radius)
-    turn = 0.0 if plain else rng.uniform(-6, 6)
-    picture, mask = Image.new("RGB", (wide, high), ground), Image.new("L", (wide, high), 0)
-    _paint(picture, thing.shape, middle, radius, turn, fill)
-    _paint(mask, thing.shape, middle, radius, turn, 255)
-    if finer > 1:
+    center = rng.uniform(radius, wide - radius), rng.uniform(radius, high - radius)
+    rotation = 0.0 if plain else rng.uniform(-6, 6)
+    picture, mask = Image.new("RGB", (wide, high), background), Image.new("L", (wide, high), 0)
+    _paint(picture, figure.shape, center, radius, rotation, fill)
+    _paint(mask, figure.shape, center, radius, rotation, 255)
+    if scale > 1:
         picture = picture.resize((width, height), Image.Resampling.BILINEAR)
     return picture, mask
 
 
-def draw_plainly(thing: Thing, edge: int = 256) -> Image.Image:
-    """Draw the thing as a person would to try the model: large, upright, in its purest colour, on white."""
+def draw_canonical(figure: Figure, edge: int = 256) -> Image.Image:
+    """Draw the figure large, upright, in its pure colour, on white; `edge` in pixels."""
     picture = Image.new("RGB", (4 * edge, 4 * edge), "white")
-    _paint(picture, thing.shape, (2 * edge, 2 * edge), 1.4 * edge, 0.0, _rgb(COLOURS[thing.colour], 0.9, 0.9))
+    _paint(picture, figure.shape, (2 * edge, 2 * edge), 1.4 * edge, 0.0, _rgb(COLOURS[figure.colour], 0.9, 0.9))
     return picture.resize((edge, edge), Image.Resampling.BILINEAR)
 
 
@@ -73,17 +76,17 @@ def _rgb(hue: float, saturation: float, value: float) -> tuple[int, int, int]:
 def _paint(
     canvas: Image.Image,
     shape: str,
-    middle: tuple[float, float],
+    center: tuple[float, float],
     radius: float,
-    turn: float,
+    rotation: float,
     fill: int | tuple[int, int, int],
 ) -> None:
-    """Fill a circle, or the polygon whose corners lie on it, turned by so many degrees."""
-    x, y = middle
-    pen = ImageDraw.Draw(canvas)
+    """Fill a circle, or the polygon inscribed in it, rotated by `rotation` degrees."""
+    x, y = center
+    context = ImageDraw.Draw(canvas)
     if shape == "circle":
-        pen.ellipse((x - radius, y - radius, x + radius, y + radius), fill=fill)
+        context.ellipse((x - radius, y - radius, x + radius, y + radius), fill=fill)
         return
     corners, first = CORNERS[shape]
-    directions = [math.radians(turn + first) + math.tau / corners * corner for corner in range(corners)]
-    pen.polygon([(x + radius * math.cos(angle), y + radius * math.sin(angle)) for angle in directions], fill=fill)
+    directions = [math.radians(rotation + first) + math.tau / corners * corner for corner in range(corners)]
+    context.polygon([(x + radius * math.cos(angle), y + radius * math.sin(angle)) for angle in directions], fill=fill)
