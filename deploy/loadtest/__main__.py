@@ -1,9 +1,10 @@
-"""The load as a command: `python -m deploy.loadtest`."""
+"""The command `python -m deploy.loadtest`."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import inspect
 import signal
 import sys
 from pathlib import Path
@@ -12,18 +13,41 @@ import click
 from rich.console import Console
 
 from deploy.loadtest import MODEL, TIME_LIMIT, Load, Mix, Report
+from deploy.loadtest.client_classes import CLASSES
+from service.contract.atomic import write_text
 
-LOST = 1
+EXIT_LOST = 1
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+class _Command(click.Command):
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 - click's name
+        """Print the classes of clients."""
+        counts = Mix().counts()
+        with formatter.section("Client classes (number of clients at --scale 1)"):
+            formatter.write_dl(
+                [
+                    (f"{name} ({counts[name]})", (inspect.getdoc(function) or "").partition("\n\n")[0])
+                    for name, function in CLASSES.items()
+                ]
+            )
+
+
+@click.command(cls=_Command, context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("host")
 @click.argument("port", required=False, type=click.IntRange(1, 65535))
 @click.option(
-    "--seconds", type=click.FloatRange(0), default=10.0, show_default=True, help="How long; 0: until a signal."
+    "--seconds",
+    type=click.FloatRange(0),
+    default=10.0,
+    show_default=True,
+    help="Duration of the load; 0: until SIGINT or SIGTERM.",
 )
 @click.option(
-    "--scale", type=click.FloatRange(0, min_open=True), default=1.0, show_default=True, help="Multiplies every class."
+    "--scale",
+    type=click.FloatRange(0, min_open=True),
+    default=1.0,
+    show_default=True,
+    help="Factor for the number of clients of every class; each keeps at least one.",
 )
 @click.option(
     "--json",
@@ -31,25 +55,27 @@ LOST = 1
     is_flag=False,
     flag_value="-",
     metavar="[FILE]",
-    help="Write the report as JSON: to FILE, or without one to stdout instead of the table.",
+    help="Write the report as JSON to FILE; without FILE to stdout, instead of the table.",
 )
 @click.option(
     "--think",
     type=click.FloatRange(0),
     default=0.0,
     show_default=True,
-    help="Mean pause in seconds of the clients that else ask as fast as they can.",
+    help="Mean pause in seconds between the requests of busy, stream and pipelined clients; 0: none.",
 )
-@click.option("--model", default=MODEL, show_default=True, help="The model that the chats name.")
+@click.option("--model", default=MODEL, show_default=True, help="The `model` of the chat requests.")
 @click.option(
     "--time-limit",
     type=click.FloatRange(0, min_open=True),
     default=TIME_LIMIT,
     show_default=True,
-    help="Seconds until a request without its whole answer is lost.",
+    help="Seconds after which a request without a complete response is lost.",
 )
 @click.option(
-    "--no-compare", is_flag=True, help="Accept different texts by one version for one request (bf16 is not repeatable)."
+    "--no-compare",
+    is_flag=True,
+    help="Accept different texts by one version for one greedy request: in bf16 they depend on the batch.",
 )
 def main(
     host: str,
@@ -62,73 +88,76 @@ def main(
     time_limit: float,
     no_compare: bool,
 ) -> None:
-    """Load a model server with clients of every kind, and account for every request.
+    """Load a model server with clients of every class and report every lost request.
 
-    HOST PORT (or HOST:PORT) is an OpenAI-compatible server. Nothing is ever retried: what a client would have noticed
-    is a loss. A line a second on stderr says how it goes. At the end, or at SIGINT or SIGTERM, requests in flight are
-    finished and the report comes: a table, or JSON. The exit status is 1 when something was lost.
+    HOST PORT, or HOST:PORT, is the address of an OpenAI-compatible server that sends X-Model-Version, X-Slot and
+    X-Request-Id with every response. A request is lost when the response is not a complete, correct 200: refused
+    connections, resets, truncated responses, unsolicited bytes, mixed versions and timeouts. Nothing is retried.
+
+    Progress is printed to stderr once per second. At the end, or after SIGINT or SIGTERM, the requests in flight are
+    finished and the report is printed. Times in the table are milliseconds; `pause` is the longest wait for a
+    connection or for the next bytes of a response. In JSON, fields in _ms are milliseconds, all other times seconds.
+
+    Exit status: 0 when nothing was lost, 1 when a request was lost or the host is unknown, 2 for a usage error.
 
     \b
-    Ten seconds while, in another terminal, a new version is deployed:
+    Load a server for ten seconds, and deploy a new version meanwhile:
         python -m deploy.loadtest 127.0.0.1:8000
-    Until a signal, four times as many clients, the report in a file:
+    Four times as many clients, until a signal, with the report in a file:
         python -m deploy.loadtest 127.0.0.1 8000 --seconds 0 --scale 4 --json report.json
-    """  # noqa: D301 - click reads the backspace as "keep these lines"
+    """  # noqa: D301 - \b disables click's rewrapping
     name, number = (host, port) if port is not None else _address(host)
     mix = Mix().scaled(scale)
     load = Load(name, number, mix, model=model, time_limit=time_limit, compare=not no_compare, think=think)
     try:
-        report = asyncio.run(_attend(load, seconds))
+        report = asyncio.run(_run(load, seconds))
     except OSError as error:
         raise click.ClickException(f"{host}: {error.strerror or error}") from None
     if out is not None:
-        _publish(report.model_dump_json(indent=2) + "\n", out)
+        _write_json(report, out)
     if out != "-":
         Console().print(report.table())
-    sys.exit(LOST if report.lost else 0)
+    sys.exit(EXIT_LOST if report.lost else 0)
 
 
 def _address(text: str) -> tuple[str, int]:
     host, colon, port = text.rpartition(":")
     if not (colon and host and port.isascii() and port.isdigit() and 0 < int(port) < 65536):
-        raise click.UsageError(f"{text!r} names no port. Give HOST PORT or HOST:PORT, such as 127.0.0.1:8000.")
+        raise click.UsageError(f"{text!r} has no port. Give HOST PORT or HOST:PORT, such as 127.0.0.1:8000.")
     return host.removeprefix("[").removesuffix("]"), int(port)
 
 
-def _publish(text: str, out: str) -> None:
+def _write_json(report: Report, out: str) -> None:
+    text = report.model_dump_json(indent=2) + "\n"
     if out == "-":
         click.echo(text, nl=False)
-        return
-    # by rename, so that whoever waits for the file never reads half of it
-    path = Path(out)
-    draft = path.with_name(f".{path.name}.new")
-    draft.write_text(text)
-    draft.replace(path)
+    else:
+        write_text(Path(out), text)
 
 
-async def _attend(load: Load, seconds: float) -> Report:
+async def _run(load: Load, seconds: float) -> Report:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
     async with load:
-        lines = asyncio.create_task(_tell(load))
+        progress = asyncio.create_task(_print_progress(load))
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds or None):
                 await stop.wait()
         try:
             return await load.stop()
         finally:
-            lines.cancel()
+            progress.cancel()
 
 
-async def _tell(load: Load) -> None:
+async def _print_progress(load: Load) -> None:
     while True:
         await asyncio.sleep(1)
         now = load.progress()
         versions = ", ".join(f"{version}: {count}" for version, count in now.by_version.items()) or "none"
         counts = f"sent {now.sent}, lost {now.lost}, in flight {now.in_flight}"
-        click.echo(f"{now.seconds:.0f} s: {counts}; answered by {versions}", err=True)
+        click.echo(f"{now.seconds:.0f} s: {counts}; responses by version: {versions}", err=True)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The load's report: values that travel as JSON, and a table for a terminal."""
+"""The report of a load: values for JSON, and a table for the terminal."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from deploy.loadtest.wire import Kind
+from deploy.loadtest.losses import LossKind
 
 
 class Switch(NamedTuple):
-    """An answer at the edge of a run of answers by one version; times are CLOCK_MONOTONIC seconds."""
+    """The first or the last of a client's consecutive responses by one version; times are CLOCK_MONOTONIC seconds."""
 
     sent: float
     answered: float
@@ -26,20 +26,24 @@ class _Value(BaseModel):
 
 
 class Loss(_Value):
-    """One way in which requests were lost; `at` and `connection` are those of the first."""
+    """Equal losses of one class; `at` (CLOCK_MONOTONIC seconds), `after_s` and `connection` are those of the first."""
 
     client: str
-    kind: Kind
+    kind: LossKind
     sent: str
+    """The request."""
     came: str
+    """What was received instead of the response."""
     at: float
     after_s: float
+    """Seconds after the start of the load."""
     connection: str
+    """The earlier responses on the connection."""
     count: int
 
 
 class Latency(_Value):
-    """From the request's last byte (from the connect, on a new connection) to the answer's last, in ms."""
+    """Milliseconds from the last byte of the request (new connections: from the connect) to that of the response."""
 
     p50_ms: float
     p99_ms: float
@@ -47,7 +51,7 @@ class Latency(_Value):
 
 
 class ClassReport(_Value):
-    """The account of one class of clients: sent = ok + lost."""
+    """The counts and times of one class of clients: sent = ok + lost."""
 
     clients: int
     sent: int
@@ -59,18 +63,19 @@ class ClassReport(_Value):
     by_slot: dict[str, int]
     connections: int
     idle_closes: int
-    """Connections that the server ended while the client was silent; each is a loss."""
+    """Connections that the server ended while they were idle; each is a loss."""
     announced_closes: int
-    """Keep-alive connections that the server ended with `connection: close` in an answer: no loss, the client knew."""
+    """Keep-alive connections that the server ended with `connection: close` in a response; no loss."""
     switches: list[Switch]
-    """For every run of answers by one version that a client met: its first and its last answer."""
+    """The first and the last of every run of consecutive responses by one version, for each client; the newest 4096."""
 
 
 class Report(_Value):
-    """The account of the whole load: sent = ok + lost, and by_version sums to ok."""
+    """The counts and times of the whole load: sent = ok + lost, and by_version sums to ok."""
 
     target: str
     started: float
+    """CLOCK_MONOTONIC seconds."""
     seconds: float
     sent: int
     ok: int
@@ -78,11 +83,12 @@ class Report(_Value):
     requests_per_second: float
     latency: Latency
     longest_pause_ms: float
-    """The longest time that any client waited for a connection, or for the next byte of an answer."""
+    """The longest wait of any client for a connection, or for the next bytes of a response."""
     longest_pause_by: str
     longest_pause_at: float
+    """When it ended, in CLOCK_MONOTONIC seconds."""
     own_lag_ms: float
-    """The longest time by which the load's own process was late; a pause of that size may be its own."""
+    """The longest delay of the load's own event loop; a pause of that length may be caused by the load itself."""
     by_version: dict[str, int]
     by_slot: dict[str, int]
     by_class: dict[str, ClassReport]
@@ -90,36 +96,36 @@ class Report(_Value):
 
     @property
     def switches(self) -> list[Switch]:
-        """Those of the busy clients, which ask without a pause and so see a switch first, in order of answers."""
+        """Those of the busy clients, which see a switch first since they send without a pause, by time of response."""
         busy = self.by_class.get("busy")
         return sorted(busy.switches, key=lambda switch: switch.answered) if busy else []
 
-    def last_answer_by(self, version: str, *, sent_after: float) -> Switch | None:
-        """The last answer by `version` to a request that any client sent after that CLOCK_MONOTONIC time."""
+    def last_response_by(self, version: str, *, sent_after: float) -> Switch | None:
+        """Return the last response by `version` to a request that any client sent after that CLOCK_MONOTONIC time."""
         late = (
             switch
-            for account in self.by_class.values()
-            for switch in account.switches
+            for report in self.by_class.values()
+            for switch in report.switches
             if switch.version == version and switch.sent > sent_after
         )
         return max(late, key=lambda switch: switch.sent, default=None)
 
     def table(self) -> RenderableType:
-        """For people."""
+        """Return the report as a table with its losses; times in milliseconds."""
         table = Table(title=f"Load on {self.target}, {self.seconds:.1f} s", box=SIMPLE_HEAD)
         table.add_column("client", no_wrap=True)
         for column in ("n", "sent", "lost", "p50 ms", "p99 ms", "max ms", "pause ms", "conns"):
             table.add_column(column, justify="right", no_wrap=True)
-        for name, account in self.by_class.items():
-            table.add_row(name, str(account.clients), *_row(account), str(account.connections))
+        for name, report in self.by_class.items():
+            table.add_row(name, str(report.clients), *_row(report), str(report.connections))
         table.add_section()
         clients, connections = (
-            sum(getattr(account, name) for account in self.by_class.values()) for name in ("clients", "connections")
+            sum(getattr(report, name) for report in self.by_class.values()) for name in ("clients", "connections")
         )
         table.add_row("all", str(clients), *_row(self), str(connections), style="bold")
         versions = ", ".join(f"{version}: {count}" for version, count in self.by_version.items()) or "none"
-        verdict = Text(f"{self.lost} lost", style="bold red") if self.lost else Text("nothing lost", style="bold green")
-        lines = [Text(f"{self.requests_per_second:.0f} requests/s; answered by {versions}"), verdict]
+        result = Text(f"{self.lost} lost", style="bold red") if self.lost else Text("nothing lost", style="bold green")
+        lines = [Text(f"{self.requests_per_second:.0f} requests/s; responses by version: {versions}"), result]
         lines += [
             Text(
                 f"  {loss.count} x {loss.client} {loss.sent}: {loss.kind}: {loss.came} "
@@ -130,7 +136,7 @@ class Report(_Value):
         return Group(table, *lines)
 
 
-def _row(account: ClassReport | Report) -> tuple[str, ...]:
-    latency = account.latency
-    times = (latency.p50_ms, latency.p99_ms, latency.max_ms, account.longest_pause_ms)
-    return (str(account.sent), str(account.lost), *(f"{ms:.1f}" for ms in times))
+def _row(report: ClassReport | Report) -> tuple[str, ...]:
+    latency = report.latency
+    times = (latency.p50_ms, latency.p99_ms, latency.max_ms, report.longest_pause_ms)
+    return (str(report.sent), str(report.lost), *(f"{ms:.1f}" for ms in times))

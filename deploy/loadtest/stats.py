@@ -1,4 +1,4 @@
-"""The account of every request: entered when a client sets out to send it, settled exactly once."""
+"""The counts and times of a running load; every request is counted once as sent, then once as completed or lost."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from collections import Counter, deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from deploy.loadtest.dialogue import Origin
+from deploy.loadtest.losses import LossKind, RequestLost
 from deploy.loadtest.report import ClassReport, Latency, Loss, Report, Switch
-from deploy.loadtest.wire import BrokenError, Kind
+from deploy.loadtest.validation import Origin
 
-DESCRIBED = 20
-"""Different losses described for each class; all are counted."""
-SWITCHES = 4096
-"""Kept for each class, the newest: a canary of 50 % changes the version with every other answer."""
+MAX_LOSSES = 20
+"""Different losses described per class; every loss is counted."""
+MAX_SWITCHES = 4096
+"""Switches kept per class, the newest: with a canary of 50 % the version changes with every second response."""
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Where a running load stands."""
+    """The counts of a running load so far."""
 
     seconds: float
     sent: int
@@ -30,8 +30,8 @@ class Progress:
     by_version: dict[str, int]
 
 
-class Tally:
-    """The account of one class of clients."""
+class ClassStats:
+    """The counts and times of one class of clients."""
 
     def __init__(self, name: str, clients: int, started: float) -> None:
         self.name = name
@@ -44,49 +44,50 @@ class Tally:
         self.by_version: Counter[str] = Counter()
         self.by_slot: Counter[str] = Counter()
         self.longest_pause = (0.0, 0.0)
-        self.losses: dict[tuple[Kind, str, str], Loss] = {}
-        self.switches: deque[Switch] = deque(maxlen=SWITCHES)
+        """Seconds, and the CLOCK_MONOTONIC time of its end."""
+        self.losses: dict[tuple[LossKind, str, str], Loss] = {}
+        self.switches: deque[Switch] = deque(maxlen=MAX_SWITCHES)
         self._idle_closes = 0
         self._started = started
 
     @property
     def ok(self) -> int:
-        """Requests rightly answered."""
+        """Requests with a correct response."""
         return len(self.latencies)
 
-    def settle_ok(self, origin: Origin, latency: float) -> None:
-        """A request was answered rightly."""
+    def record_completed(self, origin: Origin, latency: float) -> None:
+        """Count a correct response; `latency` in seconds."""
         self.latencies.append(latency)
         self.by_version[origin.version] += 1
         self.by_slot[origin.slot] += 1
 
-    def settle_lost(self, label: str, broken: BrokenError, connection: str) -> None:
-        """A request was lost; `connection` says what had gone over its connection before."""
+    def record_lost(self, label: str, loss: RequestLost, connection: str) -> None:
+        """Count a lost request; `connection` describes the earlier responses on its connection."""
         self.lost += 1
-        self._idle_closes += broken.kind is Kind.IDLE
-        key = (broken.kind, label, broken.came)
+        self._idle_closes += loss.kind is LossKind.IDLE
+        key = (loss.kind, label, loss.detail)
         if (known := self.losses.get(key)) is not None:
             self.losses[key] = known.model_copy(update={"count": known.count + 1})
-        elif len(self.losses) < DESCRIBED:
+        elif len(self.losses) < MAX_LOSSES:
             at = time.monotonic()
             self.losses[key] = Loss(
                 client=self.name,
-                kind=broken.kind,
+                kind=loss.kind,
                 sent=label,
-                came=broken.came,
+                came=loss.detail,
                 at=at,
                 after_s=round(at - self._started, 6),
                 connection=connection,
                 count=1,
             )
 
-    def paused(self, seconds: float) -> None:
-        """A client waited that long, up to now."""
+    def record_pause(self, seconds: float) -> None:
+        """Record a wait of that length that ended now."""
         if seconds > self.longest_pause[0]:
             self.longest_pause = (seconds, time.monotonic())
 
     def report(self) -> ClassReport:
-        """The account as a value."""
+        """Return the report of this class."""
         return ClassReport(
             clients=self.clients,
             sent=self.sent,
@@ -103,35 +104,36 @@ class Tally:
         )
 
 
-class Ledger:
-    """The accounts of all classes."""
+class LoadStats:
+    """The counts and times of all classes."""
 
     def __init__(self) -> None:
         self.started = time.monotonic()
-        self.tallies: dict[str, Tally] = {}
-        self.own_lag = 0.0
+        self.classes: dict[str, ClassStats] = {}
+        self.loop_delay = 0.0
+        """Longest delay in seconds of the event loop of the load itself."""
 
-    def open(self, name: str, clients: int) -> Tally:
-        """Begin the account of a class."""
-        self.tallies[name] = Tally(name, clients, self.started)
-        return self.tallies[name]
+    def add(self, name: str, clients: int) -> ClassStats:
+        """Add a class."""
+        self.classes[name] = ClassStats(name, clients, self.started)
+        return self.classes[name]
 
     def progress(self) -> Progress:
-        """Where the load stands now."""
-        tallies = self.tallies.values()
-        sent, ok, lost = sum(t.sent for t in tallies), sum(t.ok for t in tallies), sum(t.lost for t in tallies)
+        """Return the counts so far."""
+        classes = self.classes.values()
+        sent, ok, lost = sum(c.sent for c in classes), sum(c.ok for c in classes), sum(c.lost for c in classes)
         seconds = time.monotonic() - self.started
-        return Progress(seconds, sent, ok, lost, sent - ok - lost, dict(_sum(t.by_version for t in tallies)))
+        return Progress(seconds, sent, ok, lost, sent - ok - lost, dict(_sum(c.by_version for c in classes)))
 
     def report(self, target: str) -> Report:
-        """The account of everything."""
-        tallies = list(self.tallies.values())
+        """Return the report of the whole load."""
+        classes = list(self.classes.values())
         now = self.progress()
-        everything = array("d")
-        for tally in tallies:
-            everything.extend(tally.latencies)
-        worst = max(tallies, key=lambda tally: tally.longest_pause, default=None)
-        pause, at = worst.longest_pause if worst else (0.0, 0.0)
+        latencies = array("d")
+        for stats in classes:
+            latencies.extend(stats.latencies)
+        slowest = max(classes, key=lambda stats: stats.longest_pause, default=None)
+        pause, at = slowest.longest_pause if slowest else (0.0, 0.0)
         return Report(
             target=target,
             started=self.started,
@@ -140,15 +142,15 @@ class Ledger:
             ok=now.ok,
             lost=now.lost,
             requests_per_second=round(now.ok / now.seconds, 1),
-            latency=_latency(everything),
+            latency=_latency(latencies),
             longest_pause_ms=_ms(pause),
-            longest_pause_by=worst.name if worst else "",
+            longest_pause_by=slowest.name if slowest else "",
             longest_pause_at=at,
-            own_lag_ms=_ms(self.own_lag),
+            own_lag_ms=_ms(self.loop_delay),
             by_version=now.by_version,
-            by_slot=dict(_sum(tally.by_slot for tally in tallies)),
-            by_class={tally.name: tally.report() for tally in tallies},
-            losses=[loss for tally in tallies for loss in tally.losses.values()],
+            by_slot=dict(_sum(stats.by_slot for stats in classes)),
+            by_class={stats.name: stats.report() for stats in classes},
+            losses=[loss for stats in classes for loss in stats.losses.values()],
         )
 
 
@@ -158,7 +160,7 @@ def _sum(counters: Iterable[Counter[str]]) -> Counter[str]:
 
 def _latency(seconds: array[float]) -> Latency:
     ranked = sorted(seconds) or [0.0]
-    # nearest rank: a value that a client really saw
+    # nearest rank: every percentile is a latency that was measured
     p50, p99, worst = (ranked[min(len(ranked) - 1, int(len(ranked) * share))] for share in (0.5, 0.99, 1.0))
     return Latency(p50_ms=_ms(p50), p99_ms=_ms(p99), max_ms=_ms(worst))
 
