@@ -1,59 +1,63 @@
-"""What can go wrong, as plain facts with a hint and an exit code. Raised deep, printed once, at the edge."""
+"""Errors with a hint and an exit code. They are raised deep and printed once, in `cli.py`."""
 
 from __future__ import annotations
 
 
 class GlmError(Exception):
-    """Something went wrong that nobody foresaw more precisely."""
+    """A failure that has no class of its own."""
 
     exit_code = 1
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
+        """`hint` is what to do about it."""
         super().__init__(message)
         self.hint = hint
 
 
 class Refused(GlmError):
-    """Preflight said no; nothing was touched."""
+    """Preflight refused it; nothing was changed."""
 
     exit_code = 3
 
 
 class NotReady(GlmError):
-    """The candidate could not become ready; the live slot was not touched."""
+    """The candidate did not become ready; the live version was not touched."""
 
     exit_code = 4
 
 
 class RolledBack(GlmError):
-    """The new version was live and is so no more."""
+    """The new version had served clients and was rolled back."""
 
     exit_code = 5
 
 
 class DrainCut(GlmError):
-    """Done, but the drain deadline ended requests that were still running."""
+    """The rollout is done, but the drain deadline ended requests that were in flight."""
 
     exit_code = 6
 
     @classmethod
     def of(cls, in_flight: int, slot: str, drain: float) -> DrainCut:
-        """So many requests of `slot` were still running after `drain` seconds."""
+        """Return the error for `in_flight` requests of `slot` after `drain` seconds."""
         return cls(
             f"the drain deadline of {drain:g} s cut {in_flight} request(s) of {slot}",
-            hint="--drain gives long answers more time",
+            hint="--drain sets a longer deadline",
         )
 
 
 class Locked(GlmError):
-    """Another rollout is under way."""
+    """Another rollout is in progress."""
 
     exit_code = 7
 
 
 class Degraded(Exception):
-    """The candidate has requests and should have them no more, or has none any more. The rollout turns it to 5."""
+    """The candidate serves clients and must not do so any longer. The rollout raises RolledBack for it.
 
-    def __init__(self, reason: str, *, by_operator: bool = False) -> None:
+    `is_undone`: another process has made the old slot live already, and run the hooks.
+    """
+
+    def __init__(self, reason: str, *, is_undone: bool = False) -> None:
         super().__init__(reason)
-        self.by_operator = by_operator
+        self.is_undone = is_undone

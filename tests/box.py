@@ -14,11 +14,11 @@ from typing import Any
 
 import httpx
 
-from deploy.journal.accounts import Generation, current, generations
 from deploy.journal.journal import Journal
 from deploy.loadtest import Report
-from deploy.rollout.slots import Slots
 from deploy.systemd.sandbox import Sandbox
+from service.contract.generations import Generation, current, generations
+from service.contract.slots import Slots
 
 CODE = Path(__file__).resolve().parent.parent
 
@@ -31,7 +31,7 @@ class Box:
         self.host = sandbox.host
         self.env = sandbox.env
         self.listen = sandbox.addresses.listen
-        self.slots = Slots(sandbox.host)
+        self.slots = Slots(sandbox.host.root)
 
     def glmctl(self, *words: str, expect: int | None = 0, timeout: float = 120) -> subprocess.CompletedProcess[str]:
         """Run glmctl to its end; fails the test when the exit code is another than expected."""
@@ -83,13 +83,13 @@ class Box:
 
     def generation(self, slot: str) -> Generation:
         """The slot's present generation."""
-        one = current(self.host, slot)
+        one = current(self.host.runtime, slot)
         assert one is not None, f"no generation of {slot} lives\n{self.log()}"
         return one
 
     def generations(self, slot: str) -> list[Generation]:
         """All generations of the slot that left an account."""
-        return generations(self.host, slot)
+        return generations(self.host.runtime, slot)
 
     def log(self) -> str:
         """What the units wrote, the end of it."""

@@ -16,7 +16,7 @@ from deploy.analysis.comparison import Comparison
 from deploy.analysis.samples import Sample, Samples
 from deploy.analysis.statistics import AlphaSpending, fisher_exact, mann_whitney, p95, thirds
 from deploy.policy import Limits
-from deploy.rollout.judge import LEAST, SETTLE
+from deploy.rollout.judge import MIN_SPAN, WARM_UP
 from tests.box import Box
 
 ROLLOUTS = 200
@@ -81,7 +81,7 @@ def rolled_back(traffic: list[Sample], fault: Fault, seed: int) -> tuple[str, fl
     history, clock = [one for _ in range(int(60 / LOOK)) for one in draw(RATE, 0)], 0.0
     for share in (*SHARES, 1.0):
         margin = Limits().p95_margin if share < 1.0 else Limits().bake_p95_margin
-        warm = clock + SETTLE["overlap"]
+        warm = clock + WARM_UP["overlap"]
         comparison = Comparison(Limits(p95_margin=margin), windows=len(SHARES) + 1, times_from=warm)
         (comparison.live if share == 1.0 else comparison.before).samples += history
         for look in range(int(STEP / LOOK)):
@@ -89,7 +89,7 @@ def rolled_back(traffic: list[Sample], fault: Fault, seed: int) -> tuple[str, fl
             responses = [fault(one, dice) for one in draw(RATE * share, clock)]
             comparison.candidate.samples += responses if share < 1.0 or clock >= warm else []
             comparison.live.samples += draw(RATE * (1 - share), clock)
-            if why := comparison.look(last=look == int(STEP / LOOK) - 1, include_times=clock >= warm + LEAST):
+            if why := comparison.look(last=look == int(STEP / LOOK) - 1, include_times=clock >= warm + MIN_SPAN):
                 return why, clock
     return None
 

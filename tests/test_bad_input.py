@@ -61,11 +61,11 @@ def test_the_service_answers_nonsense_with_clear_errors_and_loses_nothing(box: B
     _say(box, b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{", leave=True)
 
     def settled() -> bool:
-        account = receipt.draw_up(before, receipt.snapshot(box.host))
+        account = receipt.compute(before, receipt.snapshot(box.host))
         return account.in_flight == 0 and account.client_aborted == 1
 
-    wait_for(settled, 5, f"settling {receipt.draw_up(before, receipt.snapshot(box.host))}")
-    account = receipt.draw_up(before, receipt.snapshot(box.host))
+    wait_for(settled, 5, f"settling {receipt.compute(before, receipt.snapshot(box.host))}")
+    account = receipt.compute(before, receipt.snapshot(box.host))
     assert account.adds_up
     assert account.lost == 0
 

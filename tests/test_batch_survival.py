@@ -95,7 +95,7 @@ def test_killed_worker(box: Box, client: OpenAI) -> None:
     batch = started_batch(client)
     for _ in range(2):
         before = completed(client, batch)
-        kill(box.generation("blue").living[0].pid)
+        kill(box.generation("blue").alive_workers[0].pid)
         wait_for(lambda before=before: completed(client, batch) >= before + 3, 60)  # type: ignore[misc]
         assert completed(client, batch) >= before
     assert lines_per_version(client, batch) == {"1.0.0": REQUESTS}

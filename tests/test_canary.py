@@ -12,7 +12,7 @@ from subprocess import Popen
 import httpx
 import pytest
 
-from deploy.rollout.canary_file import Share
+from service.contract.canary_file import Canary, CanaryFile
 from tests.box import Box, kill, wait_for
 
 CONNECTIONS = 50
@@ -25,10 +25,10 @@ def canary(box: Box, *words: str) -> Iterator[Popen[str]]:
     deploy = box.begin("deploy", "1.1.0", "--bake", "0", *words)
     try:
         box.await_phase(deploy, "canary")
-        wait_for(lambda: Share(box.host).weight is not None)
+        wait_for(CanaryFile(box.host.runtime).read)
         yield deploy
     finally:
-        Share(box.host).end()
+        CanaryFile(box.host.runtime).remove()
         deploy.communicate(timeout=60)
 
 
@@ -57,7 +57,7 @@ def test_each_request_is_a_toss_of_its_own(box: Box) -> None:
     """10,000 requests on 50 kept connections at each of 1, 10, 25 and 50 %: the share is as asked, none is lost."""
     with canary(box, "--canary", "1", "--step", "pause"):
         for step, weight in enumerate((1, 10, 25, 50), start=2):
-            Share(box.host).give("green", weight, step)
+            CanaryFile(box.host.runtime).write(Canary("green", weight, step))
             slots = asyncio.run(ask(box, REQUESTS))
             assert slots.total() == REQUESTS
             share = weight / 100
@@ -70,7 +70,7 @@ def test_steps_follow_each_other_and_end_in_the_cutover(box: Box) -> None:
     record = box.json("deploy", "1.1.0", "--canary", "20,60", "--step", "500ms", "--bake", "0")
     assert [step["phase"] for step in record["steps"]].count("canary") == 2
     assert record["outcome"] == "done"
-    assert Share(box.host).weight is None
+    assert CanaryFile(box.host.runtime).read() is None
     assert box.get("/version").json()["version"] == "1.1.0"
 
 
@@ -78,7 +78,7 @@ def test_promote_goes_on_to_the_next_step_and_then_to_the_cutover(box: Box) -> N
     """A rollout that waits goes on when it is told to, one step at a time."""
     with canary(box, "--canary", "10,50", "--step", "pause") as deploy:
         assert box.json("promote")["promoted"] == 10
-        wait_for(lambda: Share(box.host).weight == 50)
+        wait_for(lambda: (canary := CanaryFile(box.host.runtime).read()) and canary.weight == 50)
         box.glmctl("promote")
         deploy.wait(timeout=60)
     assert deploy.returncode == 0
@@ -130,7 +130,7 @@ def test_a_canary_whose_controller_was_killed_is_ended_by_the_next_call(box: Box
         deploy.wait(timeout=60)
         assert asyncio.run(ask(box, 500))["green"]
         assert "interrupted in canary" in box.glmctl("status").stderr
-        assert Share(box.host).weight is None
+        assert CanaryFile(box.host.runtime).read() is None
         assert asyncio.run(ask(box, 500)) == {"blue": 500}
     box.glmctl("deploy", "1.1.0", "--bake", "0")
 
@@ -180,8 +180,8 @@ def canary_box(stocked_live: Box) -> Iterator[Box]:
 
 def test_a_key_sticks_to_one_side(canary_box: Box) -> None:
     """With --sticky, requests with one key meet one slot on every connection, and the keys are split by the share."""
-    share = Share(canary_box.host)
-    share.give("green", 30, 2, sticky="authorization")
+    file = CanaryFile(canary_box.host.runtime)
+    file.write(Canary("green", 30, 2, sticky="authorization"))
     try:
         met: dict[int, set[str]] = {}
         with httpx.Client(base_url=f"http://{canary_box.listen}", trust_env=False) as one:
@@ -191,7 +191,7 @@ def test_a_key_sticks_to_one_side(canary_box: Box) -> None:
                 if key % 10 == 0:
                     met[key].add(canary_box.get("/version", headers=headers).headers["x-slot"])
     finally:
-        share.give("green", 50, 3)
+        file.write(Canary("green", 50, 3))
     assert all(len(slots) == 1 for slots in met.values())
     assert 45 <= sum(slots == {"green"} for slots in met.values()) <= 135  # of 300; beyond: one run in 10^8
 

@@ -84,7 +84,7 @@ def test_the_controller_killed_while_it_reloads(box: Box) -> None:
     reload.communicate(timeout=60)
     assert "reload of 1.1.0 was interrupted in reload: 1.1.0 serves" in box.glmctl("status").stderr
     assert box.get("/version").json()["version"] == "1.1.0"
-    assert len([one for one in box.generations("blue") if one.lives]) == 1
+    assert len([one for one in box.generations("blue") if one.is_alive]) == 1
 
 
 def test_a_reload_that_fails_leaves_the_old_generation_serving(box: Box, add_release: Callable[..., None]) -> None:
@@ -132,7 +132,7 @@ def test_the_old_worker_killed_after_cutover(box: Box) -> None:
     """Kill -9 of blue's worker while the new version bakes: the new version serves on, and the deploy ends well."""
     deploy = box.begin("deploy", "1.1.0", "--bake", "2s")
     box.await_phase(deploy, "bake")
-    kill(box.generation("blue").living[0].pid)
+    kill(box.generation("blue").alive_workers[0].pid)
     assert box.get("/version").json()["version"] == "1.1.0"
     out, _ = deploy.communicate(timeout=90)
     assert deploy.returncode == 0, out
@@ -152,7 +152,7 @@ def test_a_candidate_that_dies_while_it_bakes_is_rolled_back(box: Box) -> None:
 
 def test_the_live_worker_killed(box: Box) -> None:
     """Kill -9 of the only live worker: who comes meanwhile waits, and is answered by the next worker."""
-    before = box.generation("blue").living[0].pid
+    before = box.generation("blue").alive_workers[0].pid
     kill(before)
     assert box.get("/version").json()["pid"] != before
 
@@ -188,8 +188,8 @@ def test_signals_to_the_live_master_lose_nobody(box: Box) -> None:
             for number in signals:
                 os.kill(master, number)
                 if number == signal.SIGWINCH:
-                    wait_for(lambda: not box.generation("blue").living)
-            wait_for(lambda pid=pid: pid not in {one.pid for one in box.generation("blue").living})  # type: ignore[misc]
+                    wait_for(lambda: not box.generation("blue").alive_workers)
+            wait_for(lambda pid=pid: pid not in {one.pid for one in box.generation("blue").alive_workers})  # type: ignore[misc]
             answer = client.get("/version")
             assert answer.json()["pid"] != pid
             assert answer.extensions["network_stream"].get_extra_info("client_addr")[1] == port
@@ -198,7 +198,7 @@ def test_signals_to_the_live_master_lose_nobody(box: Box) -> None:
 
 def test_a_hung_worker_is_replaced(box: Box) -> None:
     """SIGSTOP of the only live worker: the master replaces it, who comes meanwhile waits and is answered."""
-    before = box.generation("blue").living[0].pid
+    before = box.generation("blue").alive_workers[0].pid
     os.kill(before, signal.SIGSTOP)
-    wait_for(lambda: before not in {one.pid for one in box.generation("blue").living}, 60)
+    wait_for(lambda: before not in {one.pid for one in box.generation("blue").alive_workers}, 60)
     assert box.get("/version").json()["pid"] != before

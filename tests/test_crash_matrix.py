@@ -17,8 +17,8 @@ from subprocess import Popen
 
 import pytest
 
-from deploy.journal.accounts import current
 from deploy.journal.journal import Journal
+from service.contract.generations import current
 from tests.box import Box, kill, live_host, wait_for
 
 PHASES = {
@@ -125,9 +125,9 @@ def strike(box: Box, victim: str, slot: str, deploy: Popen[str]) -> bool:
     found: list[int] = []
 
     def is_there() -> bool:
-        one = current(box.host, slot)
+        one = current(box.host.runtime, slot)
         if one is not None:
-            found[:] = [one.master] if what == "master" else [worker.pid for worker in one.living][:1]
+            found[:] = [one.master] if what == "master" else [worker.pid for worker in one.alive_workers][:1]
         return bool(found) or Journal(box.host).unfinished() == []
 
     wait_for(is_there, what=victim)

@@ -210,5 +210,5 @@ def test_a_reload_brings_new_settings(box: Box) -> None:
     for workers in (2, 1):
         box.configure(threads=1, workers=workers)
         box.glmctl("reload")
-        assert len(box.generation("blue").living) == workers
-        assert len([one for one in box.generations("blue") if one.lives]) == 1
+        assert len(box.generation("blue").alive_workers) == workers
+        assert len([one for one in box.generations("blue") if one.is_alive]) == 1

@@ -17,7 +17,7 @@ from deploy.analysis.comparison import Metric, Verdict
 from deploy.journal.journal import HookRun, Record, Step
 from deploy.journal.receipt import Line, Receipt
 from deploy.reports import history
-from deploy.rollout.judge import SETTLE
+from deploy.rollout.judge import WARM_UP
 from tests.box import CODE, live_host, wait_for
 
 SUMS = {
@@ -57,7 +57,7 @@ def printed(checkpoints: dict[str, Path]) -> Iterator[Printed]:
         box.host.policy.write_text('[hooks]\npost_cutover = ["echo [all] is well"]\n[analysis]\nmin_requests = 10\n')
         deploy = box.begin("deploy", "1.1.0", "--canary", "50", "--step", "pause", "--bake", "1s")
         box.await_phase(deploy, "canary")
-        time.sleep(SETTLE["overlap"] + 0.5)  # times of earlier responses do not count
+        time.sleep(WARM_UP["overlap"] + 0.5)  # times of earlier responses do not count
         with httpx.Client(base_url=f"http://{box.listen}", trust_env=False, timeout=60) as client:
             body = {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 2, "stream": True}
             for _ in range(60):

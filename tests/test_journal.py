@@ -125,13 +125,13 @@ def test_phase_is_on_disk_before_it_acts(journal: Journal, state: Path) -> None:
             entry.enter(phase)  # type: ignore[arg-type]
             (found,) = journal.records()
             assert (found.phase, len(found.steps), found.outcome) == (phase, number, None)
-    assert list((state / "history").glob("*.new")) == []
+    assert [path.suffix for path in (state / "history").iterdir()] == [".json"]
 
 
 def test_record_is_synced_before_it_is_published(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
     """The bytes are on the disk before the name leads to them: a power cut leaves the old record or the new one."""
     order: list[str] = []
-    fsync, rename = os.fsync, Path.replace
+    fsync, rename = os.fsync, Path.rename
 
     def note_fsync(descriptor: int) -> None:
         order.append("fsync")
@@ -142,7 +142,7 @@ def test_record_is_synced_before_it_is_published(journal: Journal, monkeypatch: 
         return rename(path, to)
 
     monkeypatch.setattr(os, "fsync", note_fsync)
-    monkeypatch.setattr(Path, "replace", note_rename)
+    monkeypatch.setattr(Path, "rename", note_rename)
     with journal.lock():
         begin(journal, "deploy", "1.0.0", "blue").enter("preflight")
     assert order[:2] == ["fsync", "rename"]

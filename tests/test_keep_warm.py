@@ -26,7 +26,7 @@ def test_after_the_keep_time_its_memory_is_free(box: Box) -> None:
     """By itself: no process of it is left, its unit is stopped, and the live slot serves on."""
     box.glmctl("deploy", "1.1.0", "--bake", "0", "--keep-warm", "1s")
     wait_for(lambda: box.show("glm@blue.service", "ActiveState") == "inactive", what="the retirement")
-    assert not any(one.living for one in box.generations("blue"))
+    assert not any(one.alive_workers for one in box.generations("blue"))
     assert box.get("/version").json()["version"] == "1.1.0"
     wait_for(lambda: "glm-retire-blue" not in timers(box))
 

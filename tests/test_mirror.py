@@ -22,9 +22,8 @@ from prometheus_client import REGISTRY
 
 from deploy.analysis.samples import Samples
 from deploy.journal.journal import Journal
-from deploy.rollout.canary_file import Share
 from service.app import create_app
-from service.contract.canary_file import Canary
+from service.contract.canary_file import Canary, CanaryFile
 from service.contract.samples import Sample, new_samples
 from service.contract.worker_state import Ledger
 from service.identity import Identity
@@ -387,10 +386,10 @@ def mirror(box: Box, version: str, share: float, *words: str) -> Iterator[Popen[
     deploy = box.begin("deploy", version, "--bake", "0", "--mirror", str(share), "--step", "pause", *words)
     try:
         box.await_phase(deploy, "canary")
-        wait_for(lambda: Share(box.host).weight is not None)
+        wait_for(CanaryFile(box.host.runtime).read)
         yield deploy
     finally:
-        Share(box.host).end()
+        CanaryFile(box.host.runtime).remove()
         deploy.communicate(timeout=60)
 
 
@@ -448,7 +447,7 @@ def test_the_candidate_is_asked_its_share_and_the_clients_see_nothing(live: Box)
         assert {one.first is None for one in found} == {True, False}
         green = live.generation("green").workers[0].ledger
         assert (green.accepted, green.completed, green.adopted) == (0, 0, 0)
-        Share(live.host).end()
+        CanaryFile(live.host.runtime).remove()
         wait_for(lambda: not live.generation("blue").in_flight)
         seen.new()
         ask(live, 50)
@@ -459,7 +458,7 @@ def test_a_candidate_that_hangs_or_dies_delays_and_breaks_nothing(live: Box) -> 
     """With its worker stopped, then killed, then all of it gone, every client gets the same answers as ever."""
     plain = ask(live, 30)
     with mirror(live, "1.1.0", 100) as deploy:
-        [worker] = live.generation("green").living
+        [worker] = live.generation("green").alive_workers
         os.kill(worker.pid, signal.SIGSTOP)
         try:
             before = dropped(live)

@@ -87,8 +87,8 @@ def test_a_candidate_that_hangs_ends_with_4(box: Box) -> None:
     box.configure(threads=1, load_stall=4)
     deploy = box.begin("deploy", "1.1.0")
     box.await_phase(deploy, "start")
-    wait_for(lambda: [one for one in box.generations("green") if one.living])
-    for pid in (box.generation("green").master, box.generation("green").living[0].pid):
+    wait_for(lambda: [one for one in box.generations("green") if one.alive_workers])
+    for pid in (box.generation("green").master, box.generation("green").alive_workers[0].pid):
         os.kill(pid, signal.SIGSTOP)
     out, _ = deploy.communicate(timeout=60)
     assert deploy.returncode == 4, out
@@ -123,8 +123,8 @@ def test_a_worker_killed_while_it_loads_is_replaced(box: Box) -> None:
     """Kill -9 of the candidate's worker during its load: the master begins another, and the deploy goes through."""
     deploy = box.begin("deploy", "1.1.0", "--bake", "0")
     box.await_phase(deploy, "start")
-    wait_for(lambda: [one for one in box.generations("green") if one.living])
-    kill(box.generation("green").living[0].pid)
+    wait_for(lambda: [one for one in box.generations("green") if one.alive_workers])
+    kill(box.generation("green").alive_workers[0].pid)
     out, _ = deploy.communicate(timeout=60)
     assert deploy.returncode == 0, out
     assert box.get("/version").json()["version"] == "1.1.0"
@@ -134,7 +134,7 @@ def test_a_master_killed_while_it_loads_ends_with_4(box: Box) -> None:
     """Kill -9 of the candidate's master during its load: exit code 4, live untouched."""
     deploy = box.begin("deploy", "1.1.0")
     box.await_phase(deploy, "start")
-    wait_for(lambda: [one for one in box.generations("green") if one.living])
+    wait_for(lambda: [one for one in box.generations("green") if one.alive_workers])
     kill(box.generation("green").master)
     out, _ = deploy.communicate(timeout=60)
     assert deploy.returncode == 4, out

@@ -11,7 +11,7 @@ import pytest
 
 from deploy.host import Host
 from deploy.journal.journal import Journal, begin
-from deploy.journal.receipt import Count, Line, Snapshot, draw_up, dump, load, snapshot
+from deploy.journal.receipt import Count, Line, Snapshot, compute, dump, load, snapshot
 
 COLUMNS = ("accepted", "completed", "failed", "client_aborted", "drained", "cut", "handed_out", "adopted")
 
@@ -98,7 +98,7 @@ CASES: dict[str, tuple[Snapshot, Snapshot, dict[str, int]]] = {
 @pytest.mark.parametrize(("before", "after", "expected"), CASES.values(), ids=CASES.keys())
 def test_sums(before: Snapshot, after: Snapshot, expected: dict[str, int]) -> None:
     """Accepted (carried in included) is completed, failed, aborted and in flight: in sum, and line by line."""
-    receipt = draw_up(before, after)
+    receipt = compute(before, after)
     columns = (*COLUMNS, "in_flight", "lost")
     assert {name: getattr(receipt, name) for name in columns} == dict.fromkeys(columns, 0) | expected
     assert receipt.adds_up
@@ -116,7 +116,7 @@ def test_each_generation_has_its_line() -> None:
         count("blue", 1, accepted=8, completed=8, handed_out=1),
         count("green", 2),
     )
-    receipt = draw_up(NOTHING, after, probes=3)
+    receipt = compute(NOTHING, after, probes=3)
     assert receipt.lines == [
         Line(slot="blue", generation=1, version="1.0.0", accepted=12, completed=11, in_flight=1, handed_out=1),
         Line(slot="blue", generation=2, version="1.0.0", accepted=2, completed=2, adopted=1),
@@ -127,7 +127,7 @@ def test_each_generation_has_its_line() -> None:
 
 def test_what_does_not_add_up_is_said() -> None:
     """One line that is wrong makes the receipt say so, even where another is wrong the other way round."""
-    receipt = draw_up(NOTHING, taken(count("blue", accepted=3, completed=2), count("green", accepted=3, completed=4)))
+    receipt = compute(NOTHING, taken(count("blue", accepted=3, completed=2), count("green", accepted=3, completed=4)))
     assert receipt.accepted == receipt.completed
     assert not receipt.adds_up
 
@@ -137,15 +137,15 @@ def test_a_snapshot_is_kept_until_the_rollout_ends(tmp_path: Path) -> None:
     host = Host(True, tmp_path, tmp_path, tmp_path, tmp_path, tmp_path)
     journal, before = Journal(host), taken(count(accepted=10, completed=8, in_flight=2), count("green", adopted=3))
     with journal.lock():
-        journal.keep_before("20260101-000000-01", {})  # of one that was killed before it was written down
+        journal.write_snapshot("20260101-000000-01", {})  # of one that was killed before it was written down
         entry = begin(journal, "deploy", "1.1.0", "green")
-        journal.keep_before(entry.record.id, before)
+        journal.write_snapshot(entry.record.id, before)
         entry.enter("preflight")
-    assert journal.before(entry.record.id) == before
-    assert journal.before("20260101-000000-01") is None
+    assert journal.read_snapshot(entry.record.id) == before
+    assert journal.read_snapshot("20260101-000000-01") is None
     assert [one.id for one in journal.records()] == [entry.record.id]
     entry.end("done")
-    assert journal.before(entry.record.id) is None
+    assert journal.read_snapshot(entry.record.id) is None
     assert [path.name for path in (tmp_path / "history").iterdir()] == [f"{entry.record.id}.json"]
 
 
@@ -165,11 +165,11 @@ def test_snapshot_reads_what_workers_wrote(tmp_path: Path) -> None:
     own = int(Path(f"/proc/{os.getpid()}/stat").read_text().rpartition(")")[2].split()[19])
     directory = host.runtime / "blue/7"
     directory.mkdir(parents=True)
-    record = {"generation": 7, "slot": "blue", "version": "1", "release": "", "master": os.getpid(), "born": own}
+    record = {"generation": 7, "slot": "blue", "version": "1", "release": "", "master": os.getpid(), "start_ticks": own}
     (directory / "generation.json").write_text(json.dumps(record))
 
     def worker(name: int, pid: int, born: int, **more: object) -> None:
-        account = {"pid": pid, "born": born, "version": "1", "phase": "ready", "ledger": {"accepted": name}, **more}
+        account = {"pid": pid, "start_ticks": born, "version": "1", "phase": "ready", "ledger": {"accepted": name}, **more}
         (directory / f"{name}.json").write_text(json.dumps(account))
 
     worker(1, os.getpid(), own, in_flight=2)
@@ -189,13 +189,13 @@ def test_a_worker_that_took_other_weights_has_a_line_for_each(tmp_path: Path) ->
     own = int(Path(f"/proc/{os.getpid()}/stat").read_text().rpartition(")")[2].split()[19])
     directory = host.runtime / "blue/1"
     directory.mkdir(parents=True)
-    record = {"generation": 1, "slot": "blue", "version": "3", "release": "", "master": os.getpid(), "born": own}
+    record = {"generation": 1, "slot": "blue", "version": "3", "release": "", "master": os.getpid(), "start_ticks": own}
     (directory / "generation.json").write_text(json.dumps(record))
 
     def wrote(version: str, accepted: int, completed: int, *past: tuple[str, int, int]) -> Snapshot:
         account = {
             "pid": os.getpid(),
-            "born": own,
+            "start_ticks": own,
             "version": version,
             "phase": "ready",
             "in_flight": accepted - completed,
@@ -206,12 +206,12 @@ def test_a_worker_that_took_other_weights_has_a_line_for_each(tmp_path: Path) ->
         return snapshot(host)
 
     before = wrote("1", 10, 8)
-    receipt = draw_up(before, wrote("3", 30, 29, ("1", 17, 14), ("2", 20, 20)))
+    receipt = compute(before, wrote("3", 30, 29, ("1", 17, 14), ("2", 20, 20)))
     lines = [(one.version, one.accepted, one.completed, one.in_flight) for one in receipt.lines]
     assert lines == [("1", 6, 6, 0), ("2", 6, 6, 0), ("3", 10, 9, 1)]
     assert receipt.adds_up
     assert (receipt.accepted, receipt.completed, receipt.in_flight) == (20 + 2, 21, 1)
-    later = draw_up(snapshot(host), wrote("1", 35, 35, ("1", 17, 14), ("2", 20, 20), ("3", 33, 31)))
+    later = compute(snapshot(host), wrote("1", 35, 35, ("1", 17, 14), ("2", 20, 20), ("3", 33, 31)))
     assert [(one.version, one.accepted, one.completed) for one in later.lines] == [("1", 4, 4), ("3", 2, 2)]
     assert later.adds_up
 
@@ -221,9 +221,9 @@ def test_number_given_to_another_process_is_no_life(tmp_path: Path) -> None:
     host = Host(True, tmp_path, tmp_path / "run", tmp_path, tmp_path, tmp_path)
     directory = host.runtime / "green/1"
     directory.mkdir(parents=True)
-    record = {"generation": 1, "slot": "green", "version": "1", "release": "", "master": os.getpid(), "born": 1}
+    record = {"generation": 1, "slot": "green", "version": "1", "release": "", "master": os.getpid(), "start_ticks": 1}
     (directory / "generation.json").write_text(json.dumps(record))
-    account = {"pid": os.getpid(), "born": 1, "version": "1", "phase": "ready", "in_flight": 1}
+    account = {"pid": os.getpid(), "start_ticks": 1, "version": "1", "phase": "ready", "in_flight": 1}
     (directory / f"{os.getpid()}.json").write_text(json.dumps(account | {"ledger": {"accepted": 1}}))
-    receipt = draw_up(NOTHING, snapshot(host))
+    receipt = compute(NOTHING, snapshot(host))
     assert (receipt.accepted, receipt.failed, receipt.in_flight, receipt.adds_up) == (1, 1, 0, True)

@@ -341,10 +341,10 @@ def test_release_of_a_running_generation_is_not_removed(releases: Releases, host
     start = Path(f"/proc/{os.getpid()}/stat").read_text().rpartition(")")[2].split()[19]
     (host.runtime / "blue/1").mkdir(parents=True)
     path = host.runtime / "blue/1/generation.json"
-    path.write_text(json.dumps(record | {"born": int(start)}))
+    path.write_text(json.dumps(record | {"start_ticks": int(start)}))
     with pytest.raises(Refused, match="still serves"):
         releases.remove("1.0.0")
-    path.write_text(json.dumps(record | {"born": int(start) - 1}))  # an earlier process with the same pid
+    path.write_text(json.dumps(record | {"start_ticks": int(start) - 1}))  # an earlier process with the same pid
     releases.remove("1.0.0")
 
 

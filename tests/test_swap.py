@@ -249,7 +249,7 @@ def test_a_controller_that_dies_while_nobody_serves_needs_no_operator(small_box:
         small_box.await_phase(deploy, "start")
         kill(deploy.pid)
         deploy.communicate(timeout=60)
-        wait_for(lambda: small_box.generation("blue").serves, 90, "the guard")
+        wait_for(lambda: small_box.generation("blue").is_serving, 90, "the guard")
     wait_for(lambda: "glm-guard" not in small_box.systemctl("list-timers", "--all", "glm-guard*").stdout)
     record = small_box.json("history")["rollouts"][-1]
     assert (record["outcome"], record["reason"].split(":")[0]) == ("interrupted", "interrupted in start")

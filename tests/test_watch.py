@@ -326,8 +326,8 @@ def test_slot_with_a_killed_worker(box: Box) -> None:
     """A slot whose only worker was killed is `starting`, not `vacant`, until its master replaces the worker."""
     blue = box.generation("blue")
     os.kill(blue.master, signal.SIGSTOP)  # so that it does not replace the worker yet
-    kill(blue.living[0].pid)
-    wait_for(lambda: not box.generation("blue").living)
+    kill(blue.alive_workers[0].pid)
+    wait_for(lambda: not box.generation("blue").alive_workers)
     assert box.json("status")["slots"]["blue"]["state"] == "starting"
     os.kill(blue.master, signal.SIGCONT)
 

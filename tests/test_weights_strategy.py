@@ -179,7 +179,7 @@ def _workers(box: Box, many: int) -> list[int]:
     """The pids of so many ready workers of blue."""
 
     def ready() -> list[int]:
-        return sorted(one.pid for one in box.generation("blue").living if one.phase == "ready")
+        return sorted(one.pid for one in box.generation("blue").alive_workers if one.phase == "ready")
 
     wait_for(lambda: len(ready()) == many, 60)
     return ready()
@@ -338,14 +338,14 @@ def test_a_worker_killed_meanwhile(stocked_box: Box) -> None:
     with _endless(box) as whole:
         deploy = box.begin("deploy", "1.1.0", *WEIGHTS)
         box.await_phase(deploy, "vacate")
-        busy = {one.pid: one.in_flight for one in box.generation("blue").living}
+        busy = {one.pid: one.in_flight for one in box.generation("blue").alive_workers}
         kill(min(busy, key=lambda pid: busy[pid]))
         out, _ = deploy.communicate(timeout=60)
     assert deploy.returncode == 4, out
     assert "ended meanwhile" in out
     assert whole[0].header == "1.0.0"
     _workers(box, 2)
-    assert {one.version for one in box.generation("blue").living} == {"1.0.0"}
+    assert {one.version for one in box.generation("blue").alive_workers} == {"1.0.0"}
     assert _texts(box) == expected
     assert box.json("deploy", "1.1.0", *WEIGHTS)["outcome"] == "done"
     assert _last(box)["receipt"]["lost"] == 0
@@ -356,7 +356,7 @@ def test_the_only_worker_killed(box: Box, phase: str) -> None:
     """The one that is born meanwhile holds what the slot's symlink says, and the command tells the same."""
     deploy = box.begin("deploy", "1.1.0", *WEIGHTS)
     box.await_phase(deploy, phase)
-    kill(box.generation("blue").living[0].pid)
+    kill(box.generation("blue").alive_workers[0].pid)
     out, _ = deploy.communicate(timeout=90)
     holds = box.slots.version("blue")
     assert (deploy.returncode, holds) in {(4, "1.0.0"), (0, "1.1.0")}, out
@@ -371,10 +371,10 @@ def test_a_worker_killed_afterwards_comes_back_with_the_new_weights(box: Box) ->
     expected = _texts(box)
     before = _workers(box, 1)[0]
     kill(before)
-    wait_for(lambda: before not in {one.pid for one in box.generation("blue").living})
+    wait_for(lambda: before not in {one.pid for one in box.generation("blue").alive_workers})
     assert _texts(box) == expected
     kill(box.generation("blue").master)
-    wait_for(lambda: any(one.lives and one.ready for one in box.generations("blue")[1:]))
+    wait_for(lambda: any(one.is_alive and one.ready for one in box.generations("blue")[1:]))
     assert _texts(box) == expected
 
 

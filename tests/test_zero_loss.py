@@ -65,7 +65,7 @@ def test_ten_reloads_in_place_lose_nothing(stocked_box: Box, tmp_path: Path, wor
     _assert_nothing_lost(box, report)
     _assert_receipts_add_up(box)
     assert box.generation("blue").generation == 11
-    assert len([one for one in box.generations("blue") if one.lives]) == 1
+    assert len([one for one in box.generations("blue") if one.is_alive]) == 1
     box.systemctl("stop", "glm@blue.service")
     assert box.show("glm@blue.service", "ActiveState") == "inactive"
     assert box.show("glm@blue.service", "Result") == "success"

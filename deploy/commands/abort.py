@@ -7,7 +7,7 @@ import click
 from deploy.commands.options import Options, shared
 from deploy.errors import Refused
 from deploy.journal.journal import Journal
-from deploy.rollout.canary_file import Share
+from service.contract.canary_file import CanaryFile
 
 
 @click.command()
@@ -23,7 +23,7 @@ def abort(options: Options) -> None:
     """  # noqa: D301  (\b keeps line breaks)
     options.recover()
     with Journal(options.host).switching():  # not during the rename of `live`: after it there is no canary to end
-        weight = Share(options.host).end()
-    if weight is None:
+        canary = CanaryFile(options.host.runtime).remove()
+    if canary is None:
         raise Refused("no canary is under way", hint="`glmctl deploy VERSION --canary 10,50` starts one")
-    options.show({"aborted": weight}, f"the canary at {weight:g} % has ended; the live slot answers all requests")
+    options.show({"aborted": canary.weight}, f"the canary at {canary.weight:g} % has ended; the live slot answers all requests")

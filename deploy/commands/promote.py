@@ -7,7 +7,7 @@ import click
 from deploy.commands.options import Options, shared
 from deploy.errors import Refused
 from deploy.journal.journal import Journal
-from deploy.rollout.canary_file import Share
+from service.contract.canary_file import CanaryFile
 
 
 @click.command()
@@ -24,7 +24,7 @@ def promote(options: Options) -> None:
     """  # noqa: D301  (\b keeps line breaks)
     options.recover()
     with Journal(options.host).switching():
-        weight = Share(options.host).promote()
-    if weight is None:
+        canary = CanaryFile(options.host.runtime).promote()
+    if canary is None:
         raise Refused("no canary is under way", hint="`glmctl deploy VERSION --canary 10,50` starts one")
-    options.show({"promoted": weight}, f"the canary step at {weight:g} % has ended; the rollout goes on")
+    options.show({"promoted": canary.weight}, f"the canary step at {canary.weight:g} % has ended; the rollout goes on")

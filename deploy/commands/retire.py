@@ -5,8 +5,8 @@ from __future__ import annotations
 import click
 
 from deploy.commands.options import Duration, Options, shared
-from deploy.host import SLOTS
-from deploy.rollout.retirement import retire as retire_slot
+from deploy.rollout.retire import retire_idle_slot
+from service.contract.slots import SLOTS
 
 
 @click.command()
@@ -33,7 +33,7 @@ def retire(options: Options, slot: str | None, version: str | None, drain: float
     """  # noqa: D301  (\b keeps line breaks)
     options.recover()
     slot = slot or options.context.slots.idle
-    retired = retire_slot(options.context, slot, version, drain)
+    retired = retire_idle_slot(options.context, slot, version, drain)
     options.show(
         {"retired": slot if retired else None, "version": retired},
         f"{slot} ({retired}) was stopped" if retired else f"nothing to retire in {slot}",

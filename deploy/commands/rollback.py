@@ -12,7 +12,7 @@ from deploy.journal.journal import Strategy
 from deploy.reports import report
 from deploy.rollout import preflight, rollout, weights
 from deploy.rollout.plan import Plan
-from deploy.rollout.warmth import is_warm
+from deploy.rollout.waiting import is_warm
 
 
 @click.command()
@@ -43,7 +43,7 @@ def rollback(options: Options, version: str | None, strategy: Strategy | None, d
     idle_version = context.slots.version(context.slots.idle)
     if not is_warm(context, context.slots.idle, version or idle_version or ""):
         options.recover()
-    weights_before = weights.way_back(context)
+    weights_before = weights.previous_version(context)
     wanted = version or weights_before or idle_version
     if context.slots.live is None or wanted is None:
         raise Refused("there is nothing to go back to", hint="`glmctl status` shows both slots")

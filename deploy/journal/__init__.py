@@ -1,4 +1,5 @@
-"""What is known of rollouts: a record of each phase, written before it acts, and the receipt of every request.
+"""The journal: a record of each phase of a rollout, written before it acts, and the receipt of every request.
 
-Begin with `journal.py`; `receipt.py` computes the account from the workers' state files.
+A crash at any step can therefore be recovered from, and no request is unaccounted for. Begin with `journal.py`;
+`receipt.py` computes the receipt from the workers' state files.
 """

@@ -1,4 +1,4 @@
-"""The journal of rollouts: a lock that dies with its holder, and a record of each phase written before it acts."""
+"""The journal: a lock that is released when its holder dies, and a record of each phase, written before it acts."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from itertools import islice
-from pathlib import Path
 from typing import Literal
 
 from pydantic import AliasChoices, BaseModel, Field, ValidationError
@@ -18,16 +17,33 @@ from deploy.analysis.comparison import Verdict
 from deploy.errors import GlmError, Locked
 from deploy.host import Host
 from deploy.journal.receipt import Receipt, Snapshot, dump, load
+from service.contract import atomic
+
+__all__ = [
+    "BEFORE_CUTOVER",
+    "Entry",
+    "HookRun",
+    "Journal",
+    "Kind",
+    "Phase",
+    "Record",
+    "Step",
+    "Strategy",
+    "begin",
+    "now",
+    "seconds_between",
+]
 
 Kind = Literal["deploy", "rollback", "reload"]
 Strategy = Literal["overlap", "swap", "weights"]
 Phase = Literal[
     "preflight", "prepare", "vacate", "start", "verify", "canary", "cutover", "bake", "retire", "rollback", "reload"
 ]
-_BEFORE = ".before"
-_RECENT = 32  # rollouts among which one can be that has not ended
-_LOADED = 1.0  # seconds: what took less was warm
 BEFORE_CUTOVER: tuple[Phase, ...] = ("preflight", "prepare", "vacate", "start", "verify", "canary")
+
+_SNAPSHOT = ".before"
+_RECENT = 32  # records that are searched for unfinished ones
+_WARM = 1.0  # seconds; a start that took less loaded nothing
 
 
 class Step(BaseModel):
@@ -38,22 +54,23 @@ class Step(BaseModel):
 
 
 class HookRun(BaseModel):
-    """One command of the operator's that was run; `code` is None when its time was over."""
+    """One run of a hook's command."""
 
     when: str
     command: str
     code: int | None
+    """None if it was killed at its timeout."""
     seconds: float
     output: str = Field(validation_alias=AliasChoices("output", "said"))  # earlier records: said
 
     @property
-    def how(self) -> str:
-        """How it ended, in words."""
+    def result(self) -> str:
+        """How it ended, as text."""
         return f"ended with {self.code}" if self.code is not None else f"was killed after {self.seconds:.0f} s"
 
 
 class Record(BaseModel):
-    """One rollout, as `history` tells it. `outcome` is None until it has ended."""
+    """One rollout, as `glmctl history ID --json` prints it. `outcome` is None until it has ended."""
 
     id: str
     kind: Kind
@@ -64,7 +81,7 @@ class Record(BaseModel):
     """The version that was live before."""
     previous_slot: str | None = None
     slot_held: str | None = None
-    """What the slot's symlink said before, to be put back if the candidate fails."""
+    """The text of the slot's symlink before, which is restored if the candidate fails."""
     started_at: str
     ended_at: str | None = None
     seconds: float | None = None
@@ -72,137 +89,124 @@ class Record(BaseModel):
     outcome: str | None = None
     reason: str | None = None
     switch_ms: float | None = None
-    """From the rename of `live` to the first answer of the slot it names, asked through the public socket."""
+    """From the rename of `live` to the first response of that slot through the public socket."""
     pause_ms: float | None = None
-    """The longest that a client was seen to wait for a small answer while the socket changed hands; by weights: for
-    which a worker let requests wait while its model was given others."""
+    """The longest wait of a probe's request during the cutover; with the strategy weights the longest time for which a
+    worker held requests back."""
     canary: list[float] = Field(default_factory=list)
-    """The shares of its canary steps, in percent, as they were planned."""
+    """The planned canary steps, in percent."""
     step: float | None = None
-    """Seconds that each step holds; None: until it is promoted."""
+    """The planned seconds of each canary step; None: until it is promoted."""
     bake: float | None = None
-    """Seconds of bake that were planned; None where there is none."""
+    """The planned seconds of bake; None without one."""
     analysis: list[Verdict] = Field(default_factory=list)
-    """How the candidate was judged, a canary step at a time and while it baked."""
+    """The verdict on each canary step, and on the bake."""
     hooks: list[HookRun] = Field(default_factory=list)
     receipt: Receipt | None = None
 
     @property
     def phase(self) -> Phase:
-        """The last phase entered."""
+        """The last phase that was entered."""
         return self.steps[-1].phase if self.steps else "preflight"
 
 
 class Journal:
-    """The journal of one host. Whoever changes it holds the lock, but for the rename of a rollback."""
+    """The records of one host. A process that writes them holds the lock, except for a rollback during a bake."""
 
     def __init__(self, host: Host) -> None:
         self._directory = host.state / "history"
         self._lock = host.state / "lock"
 
     @property
-    def is_ours(self) -> bool:
-        """Whether we may write it; others may look."""
+    def is_writable(self) -> bool:
+        """Whether this user may write it."""
         return os.access(self._directory, os.W_OK)
 
     def records(self) -> list[Record]:
-        """All rollouts, oldest first."""
+        """Return all records, oldest first; damaged files are skipped."""
         return list(self.newest())[::-1]
 
     def newest(self) -> Iterator[Record]:
-        """All rollouts, newest first; each is read when it is asked for, for a host may have seen thousands."""
+        """Yield all records, newest first; each is read when it is requested, because there may be thousands."""
         for path in sorted(self._directory.glob("[0-9]*.json"), reverse=True):
             with contextlib.suppress(OSError, ValidationError):
                 yield Record.model_validate_json(path.read_bytes())
 
     def find(self, identifier: str) -> Record | None:
-        """The rollout of that id."""
+        """Return the record with that id."""
         return next((one for one in self.newest() if one.id == identifier), None)
 
     def last(self) -> Record | None:
-        """The newest rollout."""
+        """Return the newest record."""
         return next(self.newest(), None)
 
     def last_of(self, kind: Kind, version: str) -> Record | None:
-        """The newest rollout of this kind and version."""
+        """Return the newest record of this kind and version."""
         return next((one for one in self.newest() if one.kind == kind and one.version == version), None)
 
     def last_load(self) -> float | None:
-        """How long the newest rollout that loaded a model waited for it, in seconds."""
+        """Return how long the newest rollout that loaded a model waited for it, in seconds."""
         for record in self.newest():
             at = {step.phase: datetime.fromisoformat(step.at) for step in record.steps}
-            took = (at["verify"] - at["start"]).total_seconds() if {"start", "verify"} <= at.keys() else 0.0
-            if took > _LOADED:
-                return took
+            seconds = (at["verify"] - at["start"]).total_seconds() if {"start", "verify"} <= at.keys() else 0.0
+            if seconds > _WARM:
+                return seconds
         return None
 
     def unfinished(self) -> list[Record]:
-        """The rollouts that have begun and not ended, oldest first; dead ones if the lock is free.
+        """Return the records that have not ended, oldest first; their controllers are dead if the lock is free.
 
-        They are among the newest: whoever begins one ends those first that a dead controller left.
+        They are among the newest, because each rollout begins with a recovery.
         """
         return [one for one in islice(self.newest(), _RECENT) if one.outcome is None][::-1]
 
     def write(self, record: Record) -> None:
-        """Put `record` on disk, durably, before what it announces is done."""
+        """Write `record` durably; raises GlmError."""
         self._write(f"{record.id}.json", record.model_dump_json(indent=2))
 
-    def keep_before(self, identifier: str, before: Snapshot) -> None:
-        """Keep on disk, until a rollout ends, what was counted before it; forget that of rollouts that never began."""
+    def write_snapshot(self, identifier: str, before: Snapshot) -> None:
+        """Keep the counts from before a rollout on disk until it ends; delete those of rollouts without a record."""
         wanted = {one.id for one in self.unfinished()}
-        for path in self._directory.glob(f"*{_BEFORE}"):
+        for path in self._directory.glob(f"*{_SNAPSHOT}"):
             if path.stem not in wanted:
                 path.unlink(missing_ok=True)
-        self._write(f"{identifier}{_BEFORE}", dump(before))
+        self._write(f"{identifier}{_SNAPSHOT}", dump(before))
 
-    def before(self, identifier: str) -> Snapshot | None:
-        """What was counted before that rollout; None where it was not kept."""
+    def read_snapshot(self, identifier: str) -> Snapshot | None:
+        """Return the counts from before that rollout; None if they are not on disk."""
         try:
-            return load((self._directory / f"{identifier}{_BEFORE}").read_bytes())
+            return load((self._directory / f"{identifier}{_SNAPSHOT}").read_bytes())
         except (OSError, ValidationError):
             return None
 
-    def forget_before(self, identifier: str) -> None:
-        """It has ended, and its receipt is in its record."""
-        (self._directory / f"{identifier}{_BEFORE}").unlink(missing_ok=True)
-
-    def _write(self, name: str, text: str) -> None:
-        path = self._directory / name
-        temporary = path.with_suffix(".new")
-        try:
-            with temporary.open("w") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-            sync_directory(self._directory)
-        except OSError as error:
-            raise GlmError(f"cannot write the journal {path}: {error.strerror}", hint="is the disk full?") from error
+    def delete_snapshot(self, identifier: str) -> None:
+        """Delete the counts from before that rollout, which has ended."""
+        (self._directory / f"{identifier}{_SNAPSHOT}").unlink(missing_ok=True)
 
     def new_id(self) -> str:
-        """An identifier that sorts by time."""
+        """Return an id that sorts by time."""
         stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
         taken = {path.stem for path in self._directory.glob(f"{stamp}*.json")}
         return next(name for name in (f"{stamp}-{n:02}" for n in range(1, 1000)) if name not in taken)
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the rollout lock; raises Locked at once if another process does. Dies with the process."""
-        self._make()
+        """Hold the rollout lock; raises Locked at once if another process holds it. The kernel frees it at exit."""
+        self._create()
         with self._lock.open("a") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
-                under_way = self.unfinished()
-                what = "; ".join(f"{one.kind} of {one.version}, in {one.phase}" for one in under_way) or "starting"
+                found = "; ".join(f"{one.kind} of {one.version}, in {one.phase}" for one in self.unfinished())
                 raise Locked(
-                    f"another rollout holds the lock ({what})", hint="`glmctl status --watch` shows it"
+                    f"another rollout holds the lock ({found or 'starting'})",
+                    hint="`glmctl status --watch` shows its progress",
                 ) from error
             yield
 
     @property
     def is_locked(self) -> bool:
-        """Whether a rollout is under way."""
+        """Whether a rollout is running."""
         try:
             with self.lock():
                 return False
@@ -211,13 +215,20 @@ class Journal:
 
     @contextlib.contextmanager
     def switching(self) -> Iterator[None]:
-        """Hold, for a moment, the right to rename `live` or to enter the phase that makes it irreversible."""
-        self._make()
+        """Hold the lock on the rename of `live`, and on the phase after which it is final. Waits for the lock."""
+        self._create()
         with (self._lock.with_name("switch")).open("a") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
 
-    def _make(self) -> None:
+    def _write(self, name: str, text: str) -> None:
+        path = self._directory / name
+        try:
+            atomic.write_text(path, text, durable=True)
+        except OSError as error:
+            raise GlmError(f"cannot write the journal {path}: {error.strerror}", hint="is the disk full?") from error
+
+    def _create(self) -> None:
         try:
             self._directory.mkdir(parents=True, exist_ok=True)
             self._lock.touch()
@@ -228,7 +239,7 @@ class Journal:
 
 
 class Entry:
-    """The rollout that this process carries out: every change goes to disk first."""
+    """The record of the rollout that this process runs; every change is written before it takes effect."""
 
     def __init__(self, journal: Journal, record: Record) -> None:
         self.journal = journal
@@ -236,44 +247,35 @@ class Entry:
         self._began = time.monotonic() - (seconds_between(record.started_at, now()) or 0.0)
 
     def enter(self, phase: Phase) -> None:
-        """Note that `phase` begins."""
+        """Record that `phase` begins."""
         self.record.steps.append(Step(phase=phase, at=now()))
         self.journal.write(self.record)
 
     def end(self, outcome: str, *, reason: str | None = None, receipt: Receipt | None = None) -> None:
-        """Note how it ended."""
+        """Record how the rollout ended."""
         self.record.outcome = outcome
         self.record.reason = reason
         self.record.receipt = receipt
         self.record.ended_at = now()
         self.record.seconds = round(time.monotonic() - self._began, 3)
         self.journal.write(self.record)
-        self.journal.forget_before(self.record.id)
+        self.journal.delete_snapshot(self.record.id)
 
 
-def sync_directory(path: Path) -> None:
-    """Make the names in a directory durable, as fsync makes a file's contents."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def begin(journal: Journal, kind: Kind, version: str, slot: str, strategy: Strategy = "overlap") -> Entry:
+    """Return a new entry; its first phase writes it."""
+    record = Record(id=journal.new_id(), kind=kind, strategy=strategy, version=version, slot=slot, started_at=now())
+    return Entry(journal, record)
 
 
 def now() -> str:
-    """The time of day, UTC, as journals write it."""
+    """Return the time as records contain it: UTC, ISO 8601, milliseconds."""
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
 def seconds_between(begin: str, end: str) -> float | None:
-    """Seconds from one time of a journal to another, not below 0; None where one of them is no time."""
+    """Return the seconds from one time of a record to another, at least 0; None if one of them is malformed."""
     try:
         return max(0.0, (datetime.fromisoformat(end) - datetime.fromisoformat(begin)).total_seconds())
     except (ValueError, TypeError):
         return None
-
-
-def begin(journal: Journal, kind: Kind, version: str, slot: str, strategy: Strategy = "overlap") -> Entry:
-    """A new entry; it is written with its first phase."""
-    record = Record(id=journal.new_id(), kind=kind, strategy=strategy, version=version, slot=slot, started_at=now())
-    return Entry(journal, record)

@@ -1,29 +1,32 @@
-"""The receipt: the account of every request during a rollout, drawn up from the workers' state files."""
+"""The receipt: the counts of every request during a rollout, computed from the workers' state files."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 from pydantic import BaseModel, Field, computed_field
 
 from deploy.host import Host
-from deploy.journal.accounts import Generation, Ledger, Worker, everything
+from service.contract.generations import Generation, all_generations
+from service.contract.processes import boot_id
+from service.contract.worker_state import Ledger, WorkerState
+
+__all__ = ["Count", "Line", "Receipt", "Snapshot", "Sums", "compute", "dump", "load", "snapshot"]
 
 _COUNTED = ("accepted", "completed", "failed", "client_aborted", "drained", "cut", "handed_out", "adopted")
 
 
 class Sums(BaseModel):
-    """Counts of requests and of connections that changed hands."""
+    """Counts of requests, and of connections that were handed over."""
 
     accepted: int = 0
     completed: int = 0
     failed: int = 0
-    """5xx answers, answers broken off, and whatever a worker that was killed had in hand."""
+    """Responses with a 5xx, responses that were broken off, and requests in flight in a worker that was killed."""
     client_aborted: int = 0
     in_flight: int = 0
     drained: int = 0
-    """Of the completed: in flight when their generation stopped taking requests, and finished afterwards."""
+    """Of the completed: in flight when their generation stopped taking requests."""
     cut: int = 0
     """Of the failed: ended by the drain deadline."""
     handed_out: int = 0
@@ -32,21 +35,18 @@ class Sums(BaseModel):
     @computed_field  # type: ignore[prop-decorator]
     @property
     def adds_up(self) -> bool:
-        """Whether every request is accounted for."""
+        """Whether every accepted request is counted as completed, failed, aborted or in flight."""
         return self.accepted == self.completed + self.failed + self.client_aborted + self.in_flight
 
     @computed_field  # type: ignore[prop-decorator]
     @property
     def lost(self) -> int:
-        """Requests that were accepted and not answered as they should have been."""
+        """Requests that failed."""
         return self.failed
 
 
 class Line(Sums):
-    """One version's part in one generation.
-
-    Requests in flight when the rollout began count as accepted, so that the sum is exact.
-    """
+    """The counts of one version in one generation; requests in flight at the start of the rollout are accepted ones."""
 
     slot: str
     generation: int
@@ -54,21 +54,21 @@ class Line(Sums):
 
 
 class Receipt(Sums):
-    """The sums over all generations, and each generation's line."""
+    """The sums over all generations, and a line for each."""
 
     probes: int = 0
-    """Requests among the accepted that the controller itself sent to the public socket; not those of one that died."""
+    """Of the accepted: requests of this controller to the public socket."""
     lines: list[Line] = Field(default_factory=list)
 
     @computed_field  # type: ignore[prop-decorator]
     @property
     def adds_up(self) -> bool:
-        """Whether every generation's account does."""
+        """Whether every line adds up."""
         return all(line.adds_up for line in self.lines)
 
 
 class Count(BaseModel):
-    """One worker's counts at one moment."""
+    """The counts of one worker and version at one moment."""
 
     slot: str
     generation: int
@@ -76,80 +76,55 @@ class Count(BaseModel):
     numbers: dict[str, int]
     in_flight: int
     died: bool
+    """Whether the worker was killed with requests in flight."""
 
 
 Snapshot = dict[tuple[str, int, int, int], Count]
-"""By slot, generation, worker, and how many versions it held before."""
+"""By slot, generation, pid, and the number of versions that the worker held before."""
 
 
-class _Kept(BaseModel):
-    """A snapshot as it is kept on disk. Generations and processes are numbered anew with every boot."""
+class _SnapshotFile(BaseModel):
+    """Generations and pids of another boot mean nothing."""
 
     boot: str
     counts: list[tuple[tuple[str, int, int, int], Count]]
 
 
 def dump(counts: Snapshot) -> str:
-    """A snapshot as JSON."""
-    return _Kept(boot=_boot(), counts=list(counts.items())).model_dump_json()
+    """Return a snapshot as JSON."""
+    return _SnapshotFile(boot=boot_id(), counts=list(counts.items())).model_dump_json()
 
 
 def load(text: bytes) -> Snapshot:
-    """Read a snapshot; after a reboot, where all counts begin at 0, it is an empty one. Raises ValidationError."""
-    kept = _Kept.model_validate_json(text)
-    return dict(kept.counts) if kept.boot == _boot() else {}
+    """Parse a snapshot; after a reboot, which resets all counts, it is empty. Raises ValidationError."""
+    file = _SnapshotFile.model_validate_json(text)
+    return dict(file.counts) if file.boot == boot_id() else {}
 
 
 def snapshot(host: Host) -> Snapshot:
-    """What every worker of every generation has counted so far, the dead included."""
+    """Read the counts of every worker of every generation, of those that have ended too."""
     return {
-        (one.slot, one.generation, worker.pid, number): count
-        for one in everything(host)
-        for worker in one.workers
-        for number, count in enumerate(_counts(one, worker))
+        (generation.slot, generation.generation, worker.pid, number): count
+        for generation in all_generations(host.runtime)
+        for worker in generation.workers
+        for number, count in enumerate(_counts(generation, worker))
     }
 
 
-def _counts(one: Generation, worker: Worker) -> Iterator[Count]:
-    """A count for each version that the worker has held. What one leaves in flight, the next one has accepted."""
-    began = Ledger()
-    for past in worker.past:
-        numbers = _between(began, past.ledger)
-        numbers["accepted"] -= past.ledger.in_flight
-        yield Count(
-            slot=one.slot, generation=one.generation, version=past.version, numbers=numbers, in_flight=0, died=False
-        )
-        began = past.ledger
-    yield Count(
-        slot=one.slot,
-        generation=one.generation,
-        version=worker.version,
-        numbers=_between(began, worker.ledger),
-        in_flight=worker.in_flight,
-        died=not worker.lives and worker.in_flight > 0,
-    )
-
-
-def _between(began: Ledger, ended: Ledger) -> dict[str, int]:
-    numbers = {name: getattr(ended, name) - getattr(began, name) for name in _COUNTED}
-    numbers["accepted"] += began.in_flight
-    return numbers
-
-
-def draw_up(before: Snapshot, after: Snapshot, *, probes: int = 0) -> Receipt:
-    """The account of what happened between two snapshots."""
+def compute(before: Snapshot, after: Snapshot, *, probes: int = 0) -> Receipt:
+    """Return the receipt of what happened between two snapshots."""
     lines: dict[tuple[str, int, str], Line] = {}
     for key, count in after.items():
         earlier = before.get(key)
         if earlier is not None and earlier.died:
-            continue  # it was dead before we began
+            continue
         line = lines.setdefault(
             (count.slot, count.generation, count.version),
             Line(slot=count.slot, generation=count.generation, version=count.version),
         )
         for name in _COUNTED:
-            was = earlier.numbers.get(name, 0) if earlier else 0
-            setattr(line, name, getattr(line, name) + count.numbers[name] - was)
+            subtracted = earlier.numbers.get(name, 0) if earlier else 0
+            setattr(line, name, getattr(line, name) + count.numbers[name] - subtracted)
         line.accepted += earlier.in_flight if earlier else 0
         if count.died:
             line.failed += count.in_flight
@@ -163,5 +138,37 @@ def draw_up(before: Snapshot, after: Snapshot, *, probes: int = 0) -> Receipt:
     return receipt
 
 
-def _boot() -> str:
-    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+def _counts(generation: Generation, worker: WorkerState) -> Iterator[Count]:
+    """Yield a count for each version of the worker. Requests in flight at a change count for the later version."""
+    began = Ledger()
+    for past in worker.past:
+        numbers = _difference(began, past.ledger)
+        numbers["accepted"] -= past.ledger.in_flight
+        yield _count(generation, past.version, numbers)
+        began = past.ledger
+    yield _count(
+        generation,
+        worker.version,
+        _difference(began, worker.ledger),
+        in_flight=worker.in_flight,
+        died=not worker.is_alive and worker.in_flight > 0,
+    )
+
+
+def _count(
+    generation: Generation, version: str, numbers: dict[str, int], *, in_flight: int = 0, died: bool = False
+) -> Count:
+    return Count(
+        slot=generation.slot,
+        generation=generation.generation,
+        version=version,
+        numbers=numbers,
+        in_flight=in_flight,
+        died=died,
+    )
+
+
+def _difference(began: Ledger, ended: Ledger) -> dict[str, int]:
+    numbers = {name: getattr(ended, name) - getattr(began, name) for name in _COUNTED}
+    numbers["accepted"] += began.in_flight
+    return numbers

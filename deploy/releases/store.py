@@ -19,10 +19,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from deploy.errors import GlmError, Refused
 from deploy.host import Host
-from deploy.journal.accounts import everything
 from deploy.journal.journal import Journal
 from deploy.releases.checkpoint import check_images, checkpoint_files, read_checks, read_json
 from service.contract import atomic
+from service.contract.generations import all_generations
 from service.contract.slots import SLOTS, Slots
 
 _VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}")
@@ -128,7 +128,7 @@ class Releases:
         path = self._path(version)
         if slots := self.slots_of(version):
             raise Refused(f"{version} is in use: slot {' and '.join(slots)} leads to it")
-        if any(one.lives and one.version == version for one in everything(self.host)):
+        if any(one.is_alive and one.version == version for one in all_generations(self.host.runtime)):
             raise Refused(f"{version} is in use: a generation still serves it")
         if any(one.version == version for one in Journal(self.host).unfinished()):
             raise Refused(f"{version} is in use: a rollout of it is under way")

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 from deploy.display import size
 from deploy.errors import GlmError
-from deploy.host import SLOTS
-from deploy.journal.accounts import current
 from deploy.rollout.plan import Context
 from deploy.rollout.preflight import require_units
 from deploy.rollout.slot_client import PublicSocket
+from service.contract.generations import current
+from service.contract.slots import SLOTS
 
 __all__ = ["Finding", "examine"]
 
@@ -58,8 +58,8 @@ def _service(context: Context) -> Iterator[Finding]:
         yield Finding(good=False, what="no slot is live", fix="glmctl release add PATH; glmctl deploy VERSION")
         return
     unit = context.host.unit(live)
-    generation = current(context.host, live)
-    if generation is None or not generation.serves:
+    generation = current(context.host.runtime, live)
+    if generation is None or not generation.is_serving:
         status = context.systemd.state(unit).status
         yield Finding(
             good=False,
@@ -74,7 +74,7 @@ def _service(context: Context) -> Iterator[Finding]:
         + (f"{answered} answers on the public socket" if answered else "the public socket does not answer"),
         fix=None if answered == live else f"{systemctl} status {unit}",
     )
-    idle = current(context.host, context.slots.idle)
+    idle = current(context.host.runtime, context.slots.idle)
     if idle is not None and idle.gate == "open":
         unit = context.host.unit(idle.slot)
         yield Finding(good=False, what=f"{idle.slot} is not live but its gate is open", fix=f"{systemctl} stop {unit}")

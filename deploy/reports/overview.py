@@ -6,14 +6,16 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
+import psutil
+
 from deploy.analysis.comparison import Group, Verdict, measure
 from deploy.analysis.recent import RecentStats
-from deploy.host import SLOTS
-from deploy.journal.accounts import Generation, current
 from deploy.journal.journal import Journal, Record, now, seconds_between
 from deploy.reports.report import summary
-from deploy.rollout.canary_file import Share
 from deploy.rollout.plan import Context
+from service.contract.canary_file import CanaryFile
+from service.contract.generations import Generation, current
+from service.contract.slots import SLOTS
 
 __all__ = ["Overview", "View"]
 
@@ -60,7 +62,7 @@ class Overview:
 
     def _slot(self, slot: str) -> dict[str, Any]:
         context = self._context
-        generation = current(context.host, slot)
+        generation = current(context.host.runtime, slot)
         unit = context.systemd.state(context.host.unit(slot))
         version = context.slots.version(slot)
         stats = self._stats_of(slot, generation)
@@ -73,8 +75,8 @@ class Overview:
             "mirror": self._mirror(slot),
             "in_flight": generation.in_flight if generation else 0,
             "connections": generation.connections if generation else 0,
-            "workers": len(generation.living) if generation else 0,
-            "memory": sum(worker.memory for worker in generation.living) if generation else 0,
+            "workers": len(generation.alive_workers) if generation else 0,
+            "memory": sum(_memory(worker.pid) for worker in generation.alive_workers) if generation else 0,
             "requests_per_s": stats.requests_per_s if stats else None,
             "p95": stats.p95 if stats else None,
             "ttft_p95": stats.ttft_p95 if stats else None,
@@ -92,14 +94,14 @@ class Overview:
 
     def _share(self, slot: str) -> float:
         """Share of the client requests that the slot answers, in percent."""
-        canary, live = Share(self._context.host), self._context.slots.live
-        candidate = (canary.weight or 0.0) if canary.slot not in {None, live} else 0.0
+        canary, live = CanaryFile(self._context.host.runtime).read(), self._context.slots.live
+        candidate = canary.weight if canary is not None and canary.slot != live else 0.0
         return 100 - candidate if slot == live else candidate
 
     def _mirror(self, slot: str) -> float:
         """Share of the live slot's requests that are mirrored to the slot, in percent."""
-        canary = Share(self._context.host)
-        return canary.mirror if canary.slot == slot != self._context.slots.live else 0.0
+        canary = CanaryFile(self._context.host.runtime).read()
+        return canary.mirror if canary is not None and canary.slot == slot != self._context.slots.live else 0.0
 
     def _so_far(self, record: Record) -> Verdict | None:
         candidate_stats = self._stats.get(record.slot)
@@ -117,6 +119,14 @@ class Overview:
         return Verdict(window=record.phase, metrics=measure(candidate, live))
 
 
+def _memory(pid: int) -> int:
+    """Return the resident memory in bytes; 0 if the process has ended."""
+    try:
+        return int(psutil.Process(pid).memory_info().rss)
+    except psutil.Error:
+        return 0
+
+
 def _state(version: str | None, active: str, generation: Generation | None) -> str:
     if active in {"active", "reloading"}:
         return _state_of_active(generation)
@@ -129,10 +139,10 @@ def _state_of_active(generation: Generation | None) -> str:
     """Return the state of a slot whose unit is active."""
     if generation is None or not generation.ready:
         return "starting"
-    if generation.serves:
+    if generation.is_serving:
         return "ready"
-    if generation.living:
-        return "stopping" if all(worker.phase == "leaving" for worker in generation.living) else "starting"
-    newest = max(generation.workers, key=lambda worker: worker.born or 0, default=None)
+    if generation.alive_workers:
+        return "stopping" if all(worker.phase == "leaving" for worker in generation.alive_workers) else "starting"
+    newest = max(generation.workers, key=lambda worker: worker.start_ticks or 0, default=None)
     # a worker stopped by a swap records `gone`; a killed one does not, and its master replaces it
     return "vacant" if newest and newest.phase == "gone" else "starting"

@@ -1,4 +1,4 @@
-"""The new version while it is live and has not yet earned its place."""
+"""The bake: the new version is live and watched, while the old slot can take over again."""
 
 from __future__ import annotations
 
@@ -9,43 +9,44 @@ from contextlib import contextmanager
 from deploy.errors import Degraded
 from deploy.rollout.judge import Judge
 from deploy.rollout.plan import Rollout
-from deploy.rollout.rollback_request import Wish
-from deploy.rollout.waiting import LOOK, LOOK_AT_UNIT, in_flight, require_healthy
+from deploy.rollout.rollback_request import RollbackRequest
+from deploy.rollout.waiting import POLL, UNIT_POLL, in_flight, require_healthy
 
 
 def bake(rollout: Rollout) -> None:
-    """Keep the old slot warm and watch the new one; raises Degraded when the new one should not be live any more."""
+    """Watch the new version, then enter the phase `retire`; raises Degraded if the new version must not stay live."""
     if rollout.old is None:
         return
-    waits = "can be loaded again" if rollout.swaps else "stays warm"
-    rollout.enter("bake", f"{rollout.old} {waits} for {rollout.plan.bake:g} s")
-    wish = Wish(rollout.context, rollout.entry.record)
+    plan = rollout.plan
+    state = "can be loaded again" if rollout.is_swap else "stays warm"
+    rollout.enter("bake", f"{rollout.old} {state} for {plan.bake:g} s")
+    request = RollbackRequest(rollout.context, rollout.record)
     judge = Judge(rollout, "bake")
-    deadline = time.monotonic() + rollout.plan.bake
-    look_at_unit = time.monotonic()
+    deadline = time.monotonic() + plan.bake
+    next_update = time.monotonic()
     while True:
         now = time.monotonic()
-        if now >= look_at_unit:
-            judge.look()
+        if now >= next_update:
+            judge.update()
         if now >= deadline:
             judge.conclude()
-        with _entrusted(rollout):
-            if wish.is_made:
+        with _while_live(rollout):
+            if request.is_made:
                 raise Degraded("the operator rolled it back")
-            if now >= look_at_unit:
-                look_at_unit = now + LOOK_AT_UNIT
+            if now >= next_update:
+                next_update = now + UNIT_POLL
                 require_healthy(rollout)
             if now >= deadline:
-                rollout.enter("retire", f"{rollout.old} finishes what it began")
+                rollout.enter("retire", f"{rollout.old} finishes its requests")
                 return
         rollout.context.display.progress(f"{deadline - now:.0f} s left, {in_flight(rollout)} in flight, {judge}")
-        time.sleep(min(LOOK, max(0.0, deadline - now)))
+        time.sleep(min(POLL, max(0.0, deadline - now)))
 
 
 @contextmanager
-def _entrusted(rollout: Rollout) -> Iterator[None]:
-    """A moment in which nobody else may rename `live`; raises Degraded if somebody did before."""
+def _while_live(rollout: Rollout) -> Iterator[None]:
+    """Hold the lock on the rename of `live`; raises Degraded if a rollback has renamed it."""
     with rollout.entry.journal.switching():
         if rollout.context.slots.live != rollout.candidate:
-            raise Degraded("the operator rolled it back", by_operator=True)
+            raise Degraded("the operator rolled it back", is_undone=True)
         yield

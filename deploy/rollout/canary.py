@@ -1,33 +1,55 @@
-"""The candidate while it answers a share of the requests, before it is live."""
+"""The canary: the candidate answers a growing share of the requests before it is live."""
 
 from __future__ import annotations
 
 import time
 
 from deploy.errors import Degraded
-from deploy.rollout.canary_file import Share
 from deploy.rollout.judge import Judge
 from deploy.rollout.plan import Rollout
-from deploy.rollout.waiting import LOOK_AT_UNIT, in_flight, require_healthy
+from deploy.rollout.waiting import UNIT_POLL, in_flight, require_healthy
+from service.contract.canary_file import Canary, CanaryFile
+
+__all__ = ["canary", "require_not_aborted"]
 
 
 def canary(rollout: Rollout) -> None:
-    """Let the candidate answer a growing share of the requests; raises Degraded when it should answer no more."""
-    plan, share = rollout.plan, Share(rollout.context.host)
+    """Run the canary steps; raises Degraded if the candidate is worse or dead, or `glmctl abort` ended the canary."""
     if rollout.old is None:
         return
-    for number, weight in enumerate(plan.shares, start=1):
-        what = f"{weight:g} % of the requests to {rollout.candidate}"
-        rollout.enter("canary", what + (f", {plan.mirror:g} % asked of it too" if plan.mirror else ""))
-        judge = Judge(rollout, f"{weight:g} %")
-        share.give(rollout.candidate, weight, number, plan.sticky, plan.mirror)
-        deadline = None if plan.step is None else time.monotonic() + plan.step
-        while not share.promoted and (deadline is None or time.monotonic() < deadline):
-            if share.weight is None:
-                raise Degraded("the operator aborted it", by_operator=True)
-            require_healthy(rollout)
-            judge.look()
-            left = "`glmctl promote` or `abort`" if deadline is None else f"{deadline - time.monotonic():.0f} s left"
-            rollout.context.display.progress(f"{left}, {in_flight(rollout)} in flight there, {judge}")
-            time.sleep(LOOK_AT_UNIT)
-        judge.conclude()
+    for step, weight in enumerate(rollout.plan.shares, start=1):
+        _enter_step(rollout, step, weight)
+        _watch(rollout, Judge(rollout, f"{weight:g} %"))
+
+
+def require_not_aborted(rollout: Rollout) -> Canary:
+    """Return the canary under way; raises Degraded if `glmctl abort` has removed its file."""
+    found = CanaryFile(rollout.context.host.runtime).read()
+    if found is None:
+        raise Degraded("the operator aborted it")
+    return found
+
+
+def _enter_step(rollout: Rollout, step: int, weight: float) -> None:
+    plan = rollout.plan
+    mirrored = f", {plan.mirror:g} % of the live slot's are mirrored to it" if plan.mirror else ""
+    rollout.enter("canary", f"{weight:g} % of the requests to {rollout.candidate}{mirrored}")
+    with rollout.entry.journal.switching():  # `abort` holds it too: its removal of the file must not be overwritten
+        if step > 1:
+            require_not_aborted(rollout)
+        CanaryFile(rollout.context.host.runtime).write(
+            Canary(rollout.candidate, weight, step, sticky=plan.sticky, mirror=plan.mirror)
+        )
+
+
+def _watch(rollout: Rollout, judge: Judge) -> None:
+    """Wait until the step has ended or was promoted."""
+    length = rollout.plan.step
+    deadline = None if length is None else time.monotonic() + length
+    while not require_not_aborted(rollout).promoted and (deadline is None or time.monotonic() < deadline):
+        require_healthy(rollout)
+        judge.update()
+        left = "`glmctl promote` or `abort`" if deadline is None else f"{deadline - time.monotonic():.0f} s left"
+        rollout.context.display.progress(f"{left}, {in_flight(rollout)} in flight in the candidate, {judge}")
+        time.sleep(UNIT_POLL)
+    judge.conclude()

@@ -1,24 +1,30 @@
-"""A release's own checks, asked from outside."""
+"""The release's checks, as requests to a slot."""
 
 from __future__ import annotations
 
 from deploy.errors import NotReady
 from deploy.releases.store import Release
 from deploy.rollout.plan import Context
-from deploy.rollout.slot_client import Door, data_url
+from deploy.rollout.slot_client import SlotClient, data_url
+from service.contract import checks
+from service.contract.checks import DEFAULT_CHECKS, Check
+
+__all__ = ["checks_of", "run_checks"]
 
 
-def ask_checks(context: Context, release: Release, slot: str) -> None:
-    """Ask a release's checks through the door of `slot`; raises NotReady naming the one that failed."""
-    checks = release.manifest.checks or ({"question": "Are you there?", "max_tokens": 1},)
-    door = Door(context.host, slot)
-    for number, check in enumerate(checks, start=1):
-        context.display.progress(f"check {number} of {len(checks)}")
-        image = check.get("image")
+def checks_of(release: Release) -> tuple[Check, ...]:
+    """Return the checks of a release, or the default one."""
+    return checks.parse(release.manifest.checks) or DEFAULT_CHECKS
+
+
+def run_checks(context: Context, release: Release, slot: str) -> None:
+    """Send the checks through the internal socket of `slot`; raises NotReady with the first failure."""
+    found = checks_of(release)
+    client = SlotClient(context.host, slot)
+    for number, check in enumerate(found, start=1):
+        context.display.progress(f"check {number} of {len(found)}")
+        image = check.image
         if image and not image.startswith("data:"):
             image = data_url(release.path / image)
-        reply = door.answer(check["question"], image, check.get("max_tokens", 32))
-        expected = check.get("answer")
-        if expected is not None and expected.lower() not in reply.lower():
-            name = check.get("name") or check["question"]
-            raise NotReady(f"check {name!r} failed: expected {expected!r} in the answer, got {reply!r}")
+        if failure := check.judge(client.chat(check.question, image, check.max_tokens)):
+            raise NotReady(failure)

@@ -4,70 +4,77 @@ from __future__ import annotations
 
 import time
 
-from deploy.errors import Degraded, GlmError, NotReady
+from deploy.errors import NotReady
 from deploy.rollout import hooks
-from deploy.rollout.canary_file import Share
+from deploy.rollout.canary import require_not_aborted
 from deploy.rollout.plan import Rollout
 from deploy.rollout.slot_client import PublicSocket
-from deploy.rollout.swap import leave, revive
-from deploy.rollout.waiting import gate_follows, wait_for
+from deploy.rollout.swap import restart_workers, stop_workers
+from deploy.rollout.waiting import is_open, wait_for
+from service.contract.canary_file import CanaryFile
 
-_ASK_AGAIN = 0.002  # seconds between two probes of the public socket
-_SWITCH = 10.0  # seconds within which the gate of the slot that `live` names must be open
+__all__ = ["cutover", "rename_back", "switch_to_warm"]
+
+_PROBE_PAUSE = 0.002  # seconds between two requests to the public socket
+_TIMEOUT = 10.0  # seconds within which the slot that `live` names must open its gate
 
 
 def cutover(rollout: Rollout) -> None:
-    """One rename. Every worker follows by itself, and so do the connections."""
+    """Make the candidate live. Every worker follows the rename by itself, and hands its connections over.
+
+    Raises NotReady if a pre_cutover hook fails or the candidate's gate stays closed, and Degraded if the canary was
+    aborted.
+    """
     rollout.enter("cutover", f"live -> {rollout.candidate}")
     hooks.run(rollout, "pre_cutover")
     if rollout.old:
         rollout.probe.begin()
     with rollout.entry.journal.switching():
-        share = Share(rollout.context.host)
-        if (rollout.plan.canary or rollout.plan.mirror) and rollout.old and share.weight is None:
-            raise Degraded("the operator aborted it", by_operator=True)
-        _go(rollout, rollout.candidate)
-        share.end()
+        if rollout.old and rollout.plan.shares:
+            require_not_aborted(rollout)
+        _rename(rollout, rollout.candidate)
+        CanaryFile(rollout.context.host.runtime).remove()
     _require_open(rollout)
     rollout.probe.end()
     hooks.run(rollout, "post_cutover")
 
 
-def rollback(rollout: Rollout) -> None:
-    """The cutover backwards, in a rollout of ours; where one copy fits, the old version is loaded again first."""
-    if rollout.old is None:
-        raise GlmError("there is no slot to go back to")
+def rename_back(rollout: Rollout, old: str) -> None:
+    """Make the old slot live again; after a swap its version is loaded first."""
     with rollout.entry.journal.switching():
-        rollout.enter("rollback", f"live -> {rollout.old}")
-        if rollout.swaps:
-            leave(rollout, rollout.candidate)
-            revive(rollout, rollout.old)
-        _go(rollout, rollout.old)
+        rollout.enter("rollback", f"live -> {old}")
+        if rollout.is_swap:
+            stop_workers(rollout, rollout.candidate)
+            restart_workers(rollout, old)
+        _rename(rollout, old)
 
 
-def switch_back(rollout: Rollout) -> None:
-    """A rollback to a warm slot: the rename and nothing else. Both slots stay warm, so that it can be taken back."""
+def switch_to_warm(rollout: Rollout) -> None:
+    """Make a warm slot live by the rename alone; the other slot stays warm, so that this can be taken back."""
     rollout.enter("rollback", f"live -> {rollout.candidate}, which is still warm")
-    _go(rollout, rollout.candidate)
+    _rename(rollout, rollout.candidate)
     _require_open(rollout)
 
 
-def _go(rollout: Rollout, slot: str) -> None:
-    """Rename `live`, then ask the public socket until the slot it names has answered."""
+def _rename(rollout: Rollout, slot: str) -> None:
+    """Rename `live`, then send requests to the public socket until the slot responds, and record how long it took."""
     listen = rollout.context.systemd.listen()
     public = PublicSocket(listen) if listen else None
     began = time.monotonic()
     rollout.context.slots.go_live(slot)
-    while public and time.monotonic() - began < _SWITCH:
+    while public and time.monotonic() - began < _TIMEOUT:
         rollout.probes += 1
         if public.slot() == slot:
-            rollout.entry.record.switch_ms = round((time.monotonic() - began) * 1000, 1)
+            rollout.record.switch_ms = round((time.monotonic() - began) * 1000, 1)
             return
-        time.sleep(_ASK_AGAIN)
+        time.sleep(_PROBE_PAUSE)
 
 
 def _require_open(rollout: Rollout) -> None:
-    if not wait_for(lambda: gate_follows(rollout.context.host, rollout.candidate), _SWITCH):
+    if not wait_for(lambda: is_open(rollout.context.host, rollout.candidate), _TIMEOUT):
         if rollout.old:
             rollout.context.slots.go_live(rollout.old)
-        raise NotReady(f"{rollout.candidate} did not open its gate within {_SWITCH:.0f} s")
+        raise NotReady(
+            f"{rollout.candidate} did not open its gate within {_TIMEOUT:.0f} s",
+            hint=rollout.context.log_hint(rollout.unit),
+        )

@@ -1,4 +1,4 @@
-"""The operator's own commands around a cutover."""
+"""The operator's commands around a cutover."""
 
 from __future__ import annotations
 
@@ -20,39 +20,41 @@ __all__ = ["When", "run"]
 
 When = Literal["pre_cutover", "post_cutover", "on_rollback"]
 
-_SAID = 300  # characters of what a command says that are kept
+_KEPT = 300  # characters of a command's output in the record
+_NOT_FOUND = 127  # the exit code of a shell for a command that cannot be run
 
 
 def run(rollout: Rollout, when: When) -> None:
-    """Run the commands of one moment in order, and note in the journal how each ended.
+    """Run the commands of `when` in order and add them to the record.
 
-    Raises NotReady if one of `pre_cutover` fails; what others do only gets a line.
+    Raises NotReady if one of `pre_cutover` fails, and Refused if glm.toml is invalid then; later failures are displayed
+    and change nothing.
     """
     try:
         hooks = Policy.of(rollout.context.host).hooks
     except Refused as error:
         if when == "pre_cutover":
             raise
-        rollout.context.display.line(f"[yellow]note[/] no {when} hooks: {error}")  # too late to refuse anything
+        rollout.context.display.line(f"[yellow]note[/] the {when} hooks were not run: {error}")
         return
     for command in getattr(hooks, when):
         rollout.context.display.progress(f"{when}: {command}")
-        ran = _run(command, when, rollout, hooks.timeout)
-        rollout.entry.record.hooks.append(ran)
-        if ran.code == 0:
+        done = _run(command, when, rollout, hooks.timeout)
+        rollout.record.hooks.append(done)
+        if done.code == 0:
             continue
-        failed = f"the {when} hook `{command}` {ran.how}" + (f": {ran.output}" if ran.output else "")
+        failure = f"the {when} hook `{command}` {done.result}" + (f": {done.output}" if done.output else "")
         if when == "pre_cutover":
-            raise NotReady(failed, hint=f"{rollout.context.host.policy} names it")
-        rollout.context.display.line(f"[yellow]note[/] {failed}")
+            raise NotReady(failure, hint=f"it is configured in {rollout.context.host.policy}")
+        rollout.context.display.line(f"[yellow]note[/] {failure}")
 
 
 def _run(command: str, when: When, rollout: Rollout, timeout: float) -> HookRun:
     began = time.monotonic()
-    told = json.dumps({"event": when} | rollout.entry.record.model_dump())
-    code, said = None, ""
+    document = json.dumps({"event": when} | rollout.record.model_dump())
+    code, output = None, ""
     try:
-        # in a session of its own, so that what it began ends with it
+        # in a session of its own, so that its children can be killed with it
         process = subprocess.Popen(
             shlex.split(command),
             stdin=subprocess.PIPE,
@@ -63,11 +65,11 @@ def _run(command: str, when: When, rollout: Rollout, timeout: float) -> HookRun:
             start_new_session=True,
         )
     except (OSError, ValueError) as error:
-        code, said = 127, str(error)
+        code, output = _NOT_FOUND, str(error)
     else:
         with process:
             try:
-                said, _ = process.communicate(told, timeout=timeout)
+                output, _ = process.communicate(document, timeout=timeout)
                 code = process.returncode
             except subprocess.TimeoutExpired:
                 _kill(process)
@@ -75,7 +77,7 @@ def _run(command: str, when: When, rollout: Rollout, timeout: float) -> HookRun:
                 _kill(process)
                 raise
     seconds = round(time.monotonic() - began, 3)
-    return HookRun(when=when, command=command, code=code, seconds=seconds, output=said.strip()[-_SAID:])
+    return HookRun(when=when, command=command, code=code, seconds=seconds, output=output.strip()[-_KEPT:])
 
 
 def _kill(process: subprocess.Popen[str]) -> None:

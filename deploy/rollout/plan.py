@@ -1,4 +1,4 @@
-"""What is wanted, what it is done with, and how far it has come."""
+"""The plan of a rollout, the objects it works with, and a rollout under way."""
 
 from __future__ import annotations
 
@@ -13,24 +13,26 @@ from deploy.journal.journal import Entry, Kind, Phase, Record, Strategy
 from deploy.policy import Limits
 from deploy.releases.store import Releases
 from deploy.rollout.probe import Probe
-from deploy.rollout.slots import Slots
 from deploy.systemd.systemctl import Systemd
 from deploy.systemd.timers import Timers
+from service.contract.slots import Slots
 
-_SETTLE = 0.1  # seconds for the last state files to be written
+__all__ = ["Context", "Plan", "Rollout"]
+
+_WORKER_PUBLISH = 0.1  # seconds within which workers write their last counts
 
 
 @dataclass(frozen=True)
 class Context:
-    """What a rollout works with."""
+    """The host and the display of one command."""
 
     host: Host
     display: Display
 
     @property
     def slots(self) -> Slots:
-        """The symlinks."""
-        return Slots(self.host)
+        """The slots' symlinks."""
+        return Slots(self.host.root)
 
     @property
     def systemd(self) -> Systemd:
@@ -39,18 +41,22 @@ class Context:
 
     @property
     def timers(self) -> Timers:
-        """What is to be done later."""
+        """The transient timers."""
         return Timers(self.host)
 
     @property
     def releases(self) -> Releases:
-        """The releases."""
+        """The releases of the host."""
         return Releases(self.host)
+
+    def log_hint(self, unit: str) -> str:
+        """Return the command that shows the log of `unit`."""
+        return f"its log: journalctl {'--user ' if self.host.user else ''}-u {unit}"
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is wanted. Times are in seconds, shares in percent; a `step` of None waits for the operator."""
+    """The options of a rollout. Times are in seconds, shares in percent."""
 
     version: str
     kind: Kind = "deploy"
@@ -60,23 +66,24 @@ class Plan:
     keep_warm: float = 0.0
     canary: tuple[float, ...] = ()
     step: float | None = 60.0
+    """Length of a canary step; None: until `glmctl promote`."""
     sticky: str | None = None
     mirror: float = 0.0
-    """Share of the live slot's requests that are asked of the candidate too."""
+    """Share of the live slot's requests that are sent to the candidate too."""
     deadline: float = 600.0
     """How long clients may wait for the candidate of a swap to load."""
     analysis: Limits | None = None
-    """By what the candidate is judged; None: by whether it lives."""
+    """None: responses are not compared, and the release's checks are not repeated."""
 
     @property
     def shares(self) -> tuple[float, ...]:
-        """The canary's steps; a mirror without a canary is a step in which no request is the candidate's."""
+        """The canary steps; a mirror without a canary is one step of 0 %."""
         return self.canary or ((0.0,) if self.mirror else ())
 
 
 @dataclass
 class Rollout:
-    """A plan under way: who is candidate, who was live, and where it is written down."""
+    """A plan under way. `candidate` is the slot of the new version, `old` the slot that was live at the start."""
 
     context: Context
     plan: Plan
@@ -85,23 +92,15 @@ class Rollout:
     old: str | None
     before: receipts.Snapshot
     probes: int = 0
-    was_cut: DrainCut | None = None
+    drain_cut: DrainCut | None = None
+    """Set if a swap's drain deadline cut requests; the rollout goes on, and raises it at its end."""
 
     def __post_init__(self) -> None:
         self.probe = Probe(self.context.systemd.listen)
 
-    @property
-    def swaps(self) -> bool:
-        """Whether the old version leaves before the candidate loads."""
-        return self.plan.strategy == "swap"
-
-    def cut(self, in_flight: int, slot: str) -> None:
-        """Note that a deadline cut requests; told at the end, for the rollout goes on."""
-        self.was_cut = DrainCut.of(in_flight, slot, self.plan.drain)
-
     @classmethod
     def begin(cls, context: Context, plan: Plan, entry: Entry) -> Rollout:
-        """Look at the host as it is before anything is touched."""
+        """Record the state of the host before anything is changed."""
         old = context.slots.live
         candidate = entry.record.slot
         entry.record.previous_slot = old
@@ -111,38 +110,47 @@ class Rollout:
         entry.record.step = plan.step if entry.record.canary else None
         entry.record.bake = plan.bake if old and plan.kind == "deploy" else None
         before = receipts.snapshot(context.host)
-        entry.journal.keep_before(entry.record.id, before)
+        entry.journal.write_snapshot(entry.record.id, before)
         return cls(context, plan, entry, candidate, old, before)
 
     @classmethod
     def resume(cls, context: Context, plan: Plan, entry: Entry) -> Rollout:
-        """Take up what a controller that died has written down; the receipt covers what it did, too."""
+        """Continue the rollout of a dead controller; the receipt covers its part too."""
         record = entry.record
-        before = entry.journal.before(record.id)
+        before = entry.journal.read_snapshot(record.id)
         if before is None:
             before = receipts.snapshot(context.host)
         return cls(context, plan, entry, record.slot, record.previous_slot, before)
 
-    def enter(self, phase: Phase, text: str) -> None:
-        """Write down that `phase` begins, then tell whoever watches."""
-        self.entry.enter(phase)
-        self.context.display.phase(phase, text)
-
-    def end(self, outcome: str, *, reason: str | None = None) -> Record:
-        """Draw up the receipt and close the record."""
-        self.probe.end()
-        if self.swaps:
-            self.context.timers.stop_guard()
-        if self.probe.longest_ms is not None:
-            self.entry.record.pause_ms = self.probe.longest_ms
-        time.sleep(_SETTLE)
-        account = receipts.draw_up(
-            self.before, receipts.snapshot(self.context.host), probes=self.probes + self.probe.asked
-        )
-        self.entry.end(outcome, reason=reason, receipt=account)
+    @property
+    def record(self) -> Record:
+        """The record in the journal."""
         return self.entry.record
+
+    @property
+    def is_swap(self) -> bool:
+        """Whether the old version is unloaded before the candidate loads."""
+        return self.plan.strategy == "swap"
 
     @property
     def unit(self) -> str:
         """The candidate's unit."""
         return self.context.host.unit(self.candidate)
+
+    def enter(self, phase: Phase, text: str) -> None:
+        """Write to the journal that `phase` begins, then display it."""
+        self.entry.enter(phase)
+        self.context.display.phase(phase, text)
+
+    def end(self, outcome: str, *, reason: str | None = None) -> Record:
+        """Compute the receipt and end the record."""
+        self.probe.end()
+        if self.is_swap:
+            self.context.timers.stop_guard()
+        if self.probe.longest_ms is not None:
+            self.record.pause_ms = self.probe.longest_ms
+        time.sleep(_WORKER_PUBLISH)
+        probes = self.probes + self.probe.answered
+        receipt = receipts.compute(self.before, receipts.snapshot(self.context.host), probes=probes)
+        self.entry.end(outcome, reason=reason, receipt=receipt)
+        return self.record

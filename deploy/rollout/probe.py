@@ -1,4 +1,4 @@
-"""What a client feels while the socket changes hands: two that ask for something small, again and again."""
+"""The longest wait of a client during a cutover, measured by two clients with small requests."""
 
 from __future__ import annotations
 
@@ -8,66 +8,66 @@ from collections.abc import Callable
 
 import httpx
 
-_PAUSE = 0.01  # seconds between an answer and the next question
-_PATIENCE = 3600.0  # seconds; a swap lets clients wait for as long as a model loads
-_FIRST = 2.0  # seconds for the first answers, before which nothing is begun
-_LEAVE = 5.0
+_PAUSE = 0.01  # seconds between a response and the next request
+_TIMEOUT = 3600.0  # seconds; during a swap a request waits for as long as a model loads
+_FIRST = 2.0  # seconds for the first responses
+_JOIN = 5.0  # seconds for a thread to end
 
 
 class Probe:
-    """One client that connects anew for every request and one that keeps its connection; both note their longest wait.
+    """One client that opens a connection per request and one that keeps its connection.
 
-    An unanswered one is not interrupted: who ends the probe while nobody serves leaves it to the process's end.
+    `end` does not interrupt a request that is waiting: the threads are daemons and end with the process.
     """
 
     def __init__(self, listen: Callable[[], str | None]) -> None:
+        """`listen` returns the host:port of the public socket, None without one."""
         self._listen = listen
         self._threads: list[threading.Thread] = []
-        self._over = threading.Event()
+        self._ended = threading.Event()
         self._lock = threading.Lock()
         self._longest = 0.0
-        self.asked = 0
-        self.failed = 0
+        self.answered = 0
 
     @property
     def longest_ms(self) -> float | None:
-        """The longest wait so far, in milliseconds; None when nobody was answered."""
+        """The longest wait so far, in milliseconds; None without a response."""
         return round(self._longest * 1000, 1) if self._longest else None
 
     def begin(self) -> None:
-        """Begin to ask; returns when both were answered once, so that what is measured is what comes now."""
+        """Start both clients; returns after their first responses, which do not count."""
         address = self._listen()
         if self._threads or address is None:
             return
-        for keeps in (False, True):
-            answered = threading.Event()
-            thread = threading.Thread(target=self._ask, args=(address, keeps, answered), name="probe", daemon=True)
+        for keep_alive in (False, True):
+            connected = threading.Event()
+            arguments = (address, keep_alive, connected)
+            thread = threading.Thread(target=self._run, args=arguments, name="probe", daemon=True)
             self._threads.append(thread)
             thread.start()
-            answered.wait(_FIRST)
+            connected.wait(_FIRST)
 
     def end(self) -> None:
-        """Ask no more."""
-        self._over.set()
+        """Stop both clients."""
+        self._ended.set()
         for thread in self._threads:
-            thread.join(_LEAVE)
+            thread.join(_JOIN)
 
-    def _ask(self, address: str, keeps: bool, answered: threading.Event) -> None:
-        headers = {} if keeps else {"connection": "close"}
+    def _run(self, address: str, keep_alive: bool, connected: threading.Event) -> None:
+        headers = {} if keep_alive else {"connection": "close"}
         transport = httpx.HTTPTransport(verify=False)
         with httpx.Client(
-            transport=transport, base_url=f"http://{address}", timeout=_PATIENCE, trust_env=False
+            transport=transport, base_url=f"http://{address}", timeout=_TIMEOUT, trust_env=False
         ) as client:
-            while not self._over.is_set():
+            while not self._ended.is_set():
                 began = time.monotonic()
                 try:
                     client.get("/version", headers=headers)
                 except httpx.HTTPError:
-                    with self._lock:
-                        self.failed += 1
+                    pass
                 else:
                     with self._lock:
-                        self.asked += 1
-                        self._longest = max(self._longest, time.monotonic() - began) if answered.is_set() else 0.0
-                    answered.set()
-                self._over.wait(_PAUSE)
+                        self.answered += 1
+                        self._longest = max(self._longest, time.monotonic() - began) if connected.is_set() else 0.0
+                    connected.set()
+                self._ended.wait(_PAUSE)

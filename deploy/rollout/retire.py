@@ -1,46 +1,65 @@
-"""The end of a slot: it finishes what it began, its memory is freed, and its unit is stopped."""
+"""The end of a slot: its requests finish, its unit is stopped, and its memory is free."""
 
 from __future__ import annotations
 
 import time
 
-from deploy.errors import DrainCut
+from deploy.errors import DrainCut, Refused
+from deploy.journal.journal import Journal
 from deploy.rollout.plan import Context, Rollout
-from deploy.rollout.waiting import LOOK, holding, wait_for
+from deploy.rollout.waiting import POLL, undrained, wait_for
+from service.contract.generations import current
 
-_CUT = 10.0  # seconds for a slot that was told to leave now
+__all__ = ["retire", "retire_idle_slot", "retire_slot"]
+
+_QUIT = 10.0  # seconds for a master that was sent SIGQUIT to end
 
 
 def retire(rollout: Rollout) -> None:
-    """See the old slot off, or leave that to a timer while it is to be kept warm. Raises DrainCut."""
+    """Retire the old slot, or schedule that with --keep-warm. Raises DrainCut."""
     plan, context = rollout.plan, rollout.context
     if rollout.old is None:
         return
-    if plan.keep_warm and not rollout.swaps:
-        context.timers.schedule_retirement(rollout.old, rollout.entry.record.previous or "", plan.keep_warm)
+    if plan.keep_warm and not rollout.is_swap:
+        context.timers.schedule_retirement(rollout.old, rollout.record.previous or "", plan.keep_warm)
         context.display.line(f"{'':10}{rollout.old} stays warm for {plan.keep_warm:g} s; `glmctl retire` ends that")
         return
-    see_off(context, rollout.old, plan.drain)
-    if rollout.was_cut:
-        raise rollout.was_cut
+    retire_slot(context, rollout.old, plan.drain)
+    if rollout.drain_cut:
+        raise rollout.drain_cut
 
 
-def see_off(context: Context, slot: str, drain_for: float) -> None:
-    """Let `slot` finish, then stop its unit, whatever happens. Raises DrainCut."""
+def retire_idle_slot(context: Context, slot: str, version: str | None, drain: float) -> str | None:
+    """Retire `slot`; returns the version that it served, None if it served nothing, or another than `version`.
+
+    Raises Refused if it is live, Locked, and DrainCut.
+    """
+    with Journal(context.host).lock():
+        if slot == context.slots.live:
+            raise Refused(f"{slot} is live", hint="`glmctl status` shows both slots")
+        found = current(context.host.runtime, slot)
+        if found is None or version not in {None, found.version}:
+            return None
+        context.timers.cancel_retirements()
+        retire_slot(context, slot, drain)
+        return found.version
+
+
+def retire_slot(context: Context, slot: str, drain: float) -> None:
+    """Wait at most `drain` seconds for the slot's requests and connections, then stop its unit. Raises DrainCut."""
     try:
-        drain(context, slot, drain_for)
+        _drain(context, slot, drain)
     finally:
         context.systemd.stop(context.host.unit(slot))
 
 
-def drain(context: Context, slot: str, seconds: float) -> None:
-    """Wait until `slot` holds no connection and no request; at the deadline cut what is left and raise DrainCut."""
+def _drain(context: Context, slot: str, seconds: float) -> None:
     deadline = time.monotonic() + seconds
-    while held := holding(context.host, slot):
-        in_flight = sum(one.in_flight for one in held)
+    while left := undrained(context.host, slot):
+        in_flight = sum(one.in_flight for one in left)
         if time.monotonic() >= deadline:
             context.systemd.kill_main(context.host.unit(slot), "QUIT")
-            wait_for(lambda: not holding(context.host, slot), _CUT)
+            wait_for(lambda: not undrained(context.host, slot), _QUIT)
             raise DrainCut.of(in_flight, slot, seconds)
-        context.display.progress(f"{in_flight} in flight, {sum(one.connections for one in held)} connections")
-        time.sleep(LOOK)
+        context.display.progress(f"{in_flight} in flight, {sum(one.connections for one in left)} connections")
+        time.sleep(POLL)

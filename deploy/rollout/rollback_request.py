@@ -1,4 +1,4 @@
-"""An operator's wish that a rollout which bakes go back, where that takes more than a rename."""
+"""A request to a rollout that bakes, in another process, to roll back; for a swap, which takes more than a rename."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ import time
 from deploy.errors import GlmError
 from deploy.journal.journal import Journal, Record
 from deploy.rollout.plan import Context
+from service.contract import atomic
 
-_LOOK = 0.2
+_POLL = 0.2
 
 
-class Wish:
-    """`<runtime>/rollback` holds the id of the rollout that is to go back; it is gone after a reboot."""
+class RollbackRequest:
+    """The file `$RUNTIME/rollback`, which holds the id of the rollout. A reboot removes it."""
 
     def __init__(self, context: Context, record: Record) -> None:
         self._context, self._id = context, record.id
@@ -20,22 +21,22 @@ class Wish:
 
     @property
     def is_made(self) -> bool:
-        """Whether somebody asked this rollout to go back."""
+        """Whether the rollout was requested to roll back."""
         try:
             return self._path.read_text() == self._id
         except OSError:
             return False
 
-    def come_true(self) -> Record:
-        """Ask the rollout to go back and wait until it has; raises GlmError when its controller dies of it."""
+    def wait(self) -> Record:
+        """Make the request and wait until the rollout has ended; raises GlmError if its controller dies meanwhile."""
         journal = Journal(self._context.host)
-        self._path.write_text(self._id)
+        atomic.write_text(self._path, self._id)
         while (record := journal.find(self._id)) and record.outcome is None:
             if not journal.is_locked:
-                raise GlmError("the rollout that bakes has died", hint="`glmctl status` ends it")
-            self._context.display.progress(f"the deploy of {record.version} goes back: {record.phase}")
-            time.sleep(_LOOK)
+                raise GlmError("the controller of the rollout has died", hint="`glmctl status` ends the rollout")
+            self._context.display.progress(f"the deploy of {record.version} is rolled back: {record.phase}")
+            time.sleep(_POLL)
         self._path.unlink(missing_ok=True)
         if record is None:
-            raise GlmError(f"the record of rollout {self._id} has gone")
+            raise GlmError(f"the record of rollout {self._id} is gone")
         return record

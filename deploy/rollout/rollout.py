@@ -1,91 +1,93 @@
-"""A rollout: preflight, prepare, start, verify, canary, cutover, bake, retire; and the way back."""
+"""The rollout by overlap or swap, and the rollback."""
 
 from __future__ import annotations
 
 from contextlib import nullcontext, suppress
 
-from deploy.errors import Degraded, DrainCut, GlmError, NotReady, Refused, RolledBack
+from deploy.errors import DrainCut
 from deploy.journal.journal import Journal, Record, begin
-from deploy.rollout import hooks, phases
-from deploy.rollout import weights as inplace
+from deploy.rollout import hooks, weights
+from deploy.rollout.bake import bake
+from deploy.rollout.canary import canary
+from deploy.rollout.candidate import prepare, remove, start, verify
+from deploy.rollout.cutover import cutover, rename_back, switch_to_warm
+from deploy.rollout.frame import recorded
 from deploy.rollout.plan import Context, Plan, Rollout
-from deploy.rollout.rollback_request import Wish
-from deploy.rollout.warmth import is_warm
+from deploy.rollout.preflight import preflight
+from deploy.rollout.retire import retire, retire_slot
+from deploy.rollout.rollback_request import RollbackRequest
+from deploy.rollout.swap import vacate
+from deploy.rollout.waiting import is_warm
+
+__all__ = ["deploy", "rollback", "undo"]
 
 
 def deploy(context: Context, plan: Plan) -> Record:
-    """Bring `plan.version` up beside the live slot, prove it, move every client over, and see the old one off.
+    """Start `plan.version` in the idle slot, verify it, move every client to it, and retire the old slot.
 
-    Raises Refused, NotReady (live untouched), RolledBack, DrainCut, Locked.
+    Raises Refused, NotReady (the old version is live), RolledBack, DrainCut or Locked.
     """
     if plan.strategy == "weights":
-        return inplace.deploy(context, plan)
+        return weights.deploy(context, plan)
     journal = Journal(context.host)
     with journal.lock():
-        rollout = Rollout.begin(
-            context, plan, begin(journal, plan.kind, plan.version, context.slots.idle, plan.strategy)
-        )
-        try:
-            phases.preflight(rollout)
-            phases.prepare(rollout)
-            phases.vacate(rollout)
-            phases.start(rollout)
-            phases.verify(rollout)
-            phases.canary(rollout)
-            phases.cutover(rollout)
-        except Degraded as verdict:
-            phases.undo(rollout)
-            hooks.run(rollout, "on_rollback")
-            rollout.end("rolled back", reason=str(verdict))
-            raise RolledBack(
-                f"{plan.version} had a share of the requests and has none any more: {verdict}"
-            ) from verdict
-        except (GlmError, KeyboardInterrupt) as error:
-            phases.undo(rollout)
-            rollout.end(_outcome(error), reason=str(error) or "interrupted from the keyboard")
-            raise
-        try:
-            phases.bake(rollout)
-            phases.retire(rollout)
-        except Degraded as verdict:
-            if not verdict.by_operator:
-                go_back(rollout)
-                hooks.run(rollout, "on_rollback")
-            rollout.end("rolled back", reason=str(verdict))
-            raise RolledBack(f"{plan.version} was live and is so no more: {verdict}") from verdict
-        except DrainCut as cut:
-            rollout.end("done", reason=str(cut))
-            raise
-        return rollout.end("done")
+        entry = begin(journal, plan.kind, plan.version, context.slots.idle, plan.strategy)
+        rollout = Rollout.begin(context, plan, entry)
+        with recorded(rollout, undo):
+            preflight(rollout)
+            prepare(rollout)
+            vacate(rollout)
+            start(rollout)
+            verify(rollout)
+            canary(rollout)
+            cutover(rollout)
+            bake(rollout)
+            retire(rollout)
+        return rollout.record
 
 
-def go_back(rollout: Rollout) -> None:
-    """The candidate turned out worse: the cutover backwards, and the candidate's end."""
-    phases.rollback(rollout)
+def undo(rollout: Rollout) -> bool:
+    """Remove the candidate before the bake, make the old slot live again during it, do nothing after it."""
+    match rollout.record.phase:
+        case "retire":
+            return False
+        case "bake":
+            _go_back(rollout)
+        case _:
+            remove(rollout)
+    return True
+
+
+def _go_back(rollout: Rollout) -> None:
+    if rollout.old is None or rollout.context.slots.live != rollout.candidate:
+        return  # `glmctl rollback` has renamed `live` meanwhile; both slots stay warm
+    rename_back(rollout, rollout.old)
     with suppress(DrainCut):
-        phases.see_off(rollout.context, rollout.candidate, rollout.plan.drain)
+        retire_slot(rollout.context, rollout.candidate, rollout.plan.drain)
 
 
 def rollback(context: Context, plan: Plan) -> Record:
-    """Go back to the slot that served before: by one rename where it is warm, else by bringing it up again.
+    """Make the previous version live again: by the rename if its slot is warm, else by a deploy.
 
-    A deploy that bakes meanwhile, in another terminal, ends with it. Raises Refused, NotReady, Locked.
+    A deploy of another process that is in its bake ends with it. Raises Refused, NotReady or Locked.
     """
     journal = Journal(context.host)
     if not is_warm(context, context.slots.idle, plan.version):
-        swapped = next(
-            (one for one in journal.unfinished() if one.phase == "bake" and one.previous == plan.version), None
-        )
-        return Wish(context, swapped).come_true() if swapped and journal.is_locked else deploy(context, plan)
+        in_bake = (one for one in journal.unfinished() if one.phase == "bake" and one.previous == plan.version)
+        swapped = next(in_bake, None)
+        if swapped and journal.is_locked:
+            return RollbackRequest(context, swapped).wait()
+        return deploy(context, plan)
     with journal.switching():
-        baking = any(one.phase == "bake" and one.slot == context.slots.live for one in journal.unfinished())
-        with nullcontext() if baking else journal.lock():
-            back = Rollout.begin(context, plan, begin(journal, "rollback", plan.version, context.slots.idle))
-            phases.switch_back(back)
-            hooks.run(back, "on_rollback")
-            return back.end("done")
+        is_baking = any(one.phase == "bake" and one.slot == context.slots.live for one in journal.unfinished())
+        with nullcontext() if is_baking else journal.lock():
+            rollout = Rollout.begin(context, plan, begin(journal, "rollback", plan.version, context.slots.idle))
+            with recorded(rollout, _is_not_live):
+                switch_to_warm(rollout)
+                hooks.run(rollout, "on_rollback")
+            return rollout.record
 
 
-def _outcome(error: BaseException) -> str:
-    named = {Refused: "refused", NotReady: "not ready", KeyboardInterrupt: "interrupted"}
-    return next((name for kind, name in named.items() if isinstance(error, kind)), "failed")
+def _is_not_live(rollout: Rollout) -> bool:
+    """Undo nothing: the rename is the only change, and `switch_to_warm` takes it back if the gate stays closed."""
+    return rollout.context.slots.live != rollout.candidate

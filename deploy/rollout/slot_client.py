@@ -1,4 +1,4 @@
-"""Asking a slot through its door, and whoever is live through the public socket."""
+"""HTTP requests to one slot through its internal socket, and to the live slot through the public socket."""
 
 from __future__ import annotations
 
@@ -11,24 +11,28 @@ import httpx
 
 from deploy.errors import NotReady
 from deploy.host import Host
+from service.contract.slots import http_socket
 
-_PATIENCE = 120.0  # seconds for an answer to a check; the first one of a large model may take a while
+__all__ = ["PublicSocket", "SlotClient", "data_url"]
+
+_TIMEOUT = 120.0  # seconds for a response to a check; the first one of a large model may take a while
+_OK = 200
 
 
-class Door:
-    """Plain HTTP to one slot, whether its gate is open or shut."""
+class SlotClient:
+    """Plain HTTP to one slot, whether its gate is open or closed."""
 
     def __init__(self, host: Host, slot: str) -> None:
-        self.slot = slot
-        transport = httpx.HTTPTransport(uds=str(host.http_socket(slot)))
-        self._client = httpx.Client(transport=transport, base_url="http://slot", timeout=_PATIENCE)
+        self._slot = slot
+        transport = httpx.HTTPTransport(uds=str(http_socket(host.runtime, slot)))
+        self._client = httpx.Client(transport=transport, base_url="http://slot", timeout=_TIMEOUT)
 
     def version(self) -> str:
-        """The version that answers there; raises NotReady when nobody does."""
-        return str(self._ask("GET", "/version")["version"])
+        """Return the version that the slot serves; raises NotReady without a response."""
+        return str(self._request("GET", "/version")["version"])
 
-    def answer(self, question: str, image: str | None, max_tokens: int) -> str:
-        """Ask the model, greedily and without thinking, as the worker did before it was ready."""
+    def chat(self, question: str, image: str | None, max_tokens: int) -> str:
+        """Return the model's reply, decoded greedily and without thinking; `image` is a data URL. Raises NotReady."""
         content: list[dict[str, Any]] = [{"type": "text", "text": question}]
         if image is not None:
             content.insert(0, {"type": "image_url", "image_url": {"url": image}})
@@ -38,28 +42,23 @@ class Door:
             "max_tokens": max_tokens,
             "chat_template_kwargs": {"enable_thinking": False},
         }
-        return str(self._ask("POST", "/v1/chat/completions", body)["choices"][0]["message"]["content"])
+        message = self._request("POST", "/v1/chat/completions", body)["choices"][0]["message"]
+        return str(message["content"] or "")
 
-    def _ask(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+    def _request(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
         try:
             response = self._client.request(method, path, json=body)
             document = response.json()
         except (httpx.HTTPError, ValueError) as error:
-            raise NotReady(f"{self.slot} does not answer at its door: {error}") from error
-        if response.status_code != 200:
+            raise NotReady(f"{self._slot} does not respond on its http.sock: {error}") from error
+        if response.status_code != _OK:
             message = document.get("error", {}).get("message", response.text)
-            raise NotReady(f"{self.slot} answered {response.status_code} to {path}: {message}")
+            raise NotReady(f"{self._slot} responded with {response.status_code} to {path}: {message}")
         return dict(document)
 
 
-def data_url(path: Path) -> str:
-    """A picture file as a data URL."""
-    kind = mimetypes.guess_type(path.name)[0] or "application/octet-stream"
-    return f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
-
-
 class PublicSocket:
-    """Asks whoever is live, on a new connection each time. Made before a switch, for making one takes 30 ms."""
+    """Requests to the live slot, each on a new connection. Creating the client takes 30 ms: do it before a cutover."""
 
     def __init__(self, listen: str) -> None:
         self._client = httpx.Client(
@@ -67,9 +66,15 @@ class PublicSocket:
         )
 
     def slot(self) -> str | None:
-        """The slot that answers now; None when none does within a second."""
+        """Return the slot that responds; None without a response within a second."""
         try:
             response = self._client.get("/version", headers={"connection": "close"})
         except httpx.HTTPError:
             return None
         return str(response.headers["x-slot"]) if "x-slot" in response.headers else None
+
+
+def data_url(path: Path) -> str:
+    """Return an image file as a data URL."""
+    kind = mimetypes.guess_type(path.name)[0] or "application/octet-stream"
+    return f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"

@@ -1,4 +1,4 @@
-"""What several phases look at while they wait."""
+"""The state of slots as several phases read it, and waiting for it to change."""
 
 from __future__ import annotations
 
@@ -7,45 +7,58 @@ from collections.abc import Callable
 
 from deploy.errors import Degraded
 from deploy.host import Host
-from deploy.journal.accounts import Generation, current, generations
-from deploy.rollout.plan import Rollout
+from deploy.rollout.plan import Context, Rollout
+from service.contract.generations import Generation, current, generations
 
-LOOK = 0.05  # seconds between two looks at the state files
-LOOK_AT_UNIT = 0.5  # seconds between two questions to systemd, which cost a process each
+__all__ = ["POLL", "UNIT_POLL", "in_flight", "is_open", "is_warm", "require_healthy", "undrained", "wait_for"]
+
+POLL = 0.05  # seconds between two reads of the state files
+UNIT_POLL = 0.5  # seconds between two calls of systemctl, each of which is a process
 
 
 def wait_for(condition: Callable[[], bool], seconds: float) -> bool:
-    """Wait until `condition` holds; False when it did not in so many seconds."""
+    """Wait until `condition` holds; returns False if it does not within `seconds`."""
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() >= deadline:
             return False
-        time.sleep(LOOK)
+        time.sleep(POLL)
     return True
 
 
-def require_healthy(rollout: Rollout) -> None:
-    """Raise Degraded when the candidate, which has requests, cannot answer them any more."""
-    unit = rollout.context.systemd.state(rollout.unit)
-    one = current(rollout.context.host, rollout.candidate)
-    if unit.active not in {"active", "reloading"}:
-        raise Degraded(f"{rollout.unit} is {unit.active} ({unit.result})")
-    if one is None or not one.serves:
-        raise Degraded(f"{rollout.candidate} has no worker that serves")
+def is_warm(context: Context, slot: str, version: str) -> bool:
+    """Return whether `slot` has `version` loaded and ready, so that it can become live at once."""
+    found = current(context.host.runtime, slot)
+    return (
+        found is not None
+        and found.is_serving
+        and found.version == version == context.slots.version(slot)
+        and context.systemd.state(context.host.unit(slot)).active == "active"
+    )
+
+
+def is_open(host: Host, slot: str) -> bool:
+    """Return whether a worker of the slot's current generation takes connections."""
+    found = current(host.runtime, slot)
+    return found is not None and found.gate == "open"
 
 
 def in_flight(rollout: Rollout) -> int:
-    """Requests that the candidate answers now."""
-    one = current(rollout.context.host, rollout.candidate)
-    return one.in_flight if one else 0
+    """Return the number of requests in flight in the candidate."""
+    found = current(rollout.context.host.runtime, rollout.candidate)
+    return found.in_flight if found else 0
 
 
-def gate_follows(host: Host, slot: str) -> bool:
-    """Whether the slot that `live` names takes connections."""
-    one = current(host, slot)
-    return one is not None and one.gate == "open"
+def undrained(host: Host, slot: str) -> list[Generation]:
+    """Return the generations of `slot` that have a connection or a request."""
+    return [one for one in generations(host.runtime, slot) if one.connections or one.in_flight]
 
 
-def holding(host: Host, slot: str) -> list[Generation]:
-    """The generations of `slot` that hold a connection or a request."""
-    return [one for one in generations(host, slot) if one.connections or one.in_flight]
+def require_healthy(rollout: Rollout) -> None:
+    """Raise Degraded if the candidate's unit is down or none of its workers is ready."""
+    unit = rollout.context.systemd.state(rollout.unit)
+    found = current(rollout.context.host.runtime, rollout.candidate)
+    if unit.active not in {"active", "reloading"}:
+        raise Degraded(f"{rollout.unit} is {unit.active} ({unit.result})")
+    if found is None or not found.is_serving:
+        raise Degraded(f"{rollout.candidate} has no ready worker")

@@ -1,248 +1,242 @@
-"""Other weights into the model that runs (`--strategy weights`), as a rollout with a journal and a receipt.
+"""The weights strategy: the running model of the live slot gets the weights of another release.
 
-No process begins or ends. The workers of the live slot read the weights beside those in use, let new requests wait,
-finish the ones before them, and are asked the release's checks with the new weights in place. The slot's symlink is
-what decides: it is renamed when all of them have passed, and until then every worker goes back, by itself if need be.
+No process is started or ended. The workers read the new weights beside those in use, hold new requests back, finish the
+others, and run the release's checks with the new weights in place. Then the slot's symlink is renamed, which decides:
+until then every worker returns to the old weights, even if the controller dies.
 """
 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from deploy.display import count
 from deploy.errors import GlmError, NotReady, Refused
-from deploy.journal.accounts import Generation, Report, Worker, current, generations
 from deploy.journal.journal import Journal, Record, begin
 from deploy.releases.compatibility import require_compatible
 from deploy.rollout import hooks
+from deploy.rollout.checks import checks_of
+from deploy.rollout.frame import recorded
 from deploy.rollout.plan import Context, Plan, Rollout
 from deploy.rollout.preflight import preflight
-from deploy.rollout.slots import release_target
-from deploy.rollout.weights_order import Order, settle
+from deploy.rollout.waiting import wait_for
+from service.contract.generations import Generation, current, generations
+from service.contract.slots import generation_directory, release_target
+from service.contract.weights_order import Step, WeightsOrder, WeightsOrderFile, own_order, settle
+from service.contract.worker_state import SwapReport, WorkerState
 
-__all__ = ["deploy", "finish", "require_possible", "way_back"]
+__all__ = ["deploy", "previous_version", "require_possible", "undo"]
 
-_LOOK = 0.05  # seconds between two looks at the state files
-_LOOK_AGAIN = 0.005  # and while clients wait
-_PATIENCE = 60.0  # seconds without a sign of progress from any worker
-_OVERLAP = "`--strategy overlap` brings it up in the other slot"
+_POLL = 0.05  # seconds between two reads of the state files
+_POLL_PAUSED = 0.005  # the same while requests wait
+_STALL = 60.0  # seconds without progress of any worker
+_OVERLAP = "`--strategy overlap` loads it in the other slot"
 
 
 def deploy(context: Context, plan: Plan) -> Record:
-    """Give the live slot's model the weights of `plan.version`.
+    """Replace the weights of the live slot's model by those of `plan.version`.
 
-    Raises Refused, NotReady (the old weights are back) or Locked.
+    Raises Refused, NotReady (the old weights are in use) or Locked.
     """
     journal = Journal(context.host)
     with journal.lock():
-        live = context.slots.live or context.slots.idle
-        rollout = Rollout.begin(context, plan, begin(journal, plan.kind, plan.version, live, "weights"))
-        change: Change | None = None
-        try:
+        slot = context.slots.live or context.slots.idle
+        rollout = Rollout.begin(context, plan, begin(journal, plan.kind, plan.version, slot, "weights"))
+        with recorded(rollout, undo):
             preflight(rollout)
-            change = Change.of(rollout)
-            change.prepare()
-            change.vacate()
-            change.verify()
-            change.cutover()
-        except (GlmError, KeyboardInterrupt) as error:
-            why = str(error) or "interrupted from the keyboard"
-            if change is None:
-                rollout.end("refused" if isinstance(error, Refused) else "failed", reason=why)
-            elif change.is_decided:
-                change.order.give("done")  # the symlink may lead elsewhere one day
-                rollout.end("done", reason=why)
-            else:
-                change.call_off()
-                rollout.end("interrupted" if isinstance(error, KeyboardInterrupt) else "not ready", reason=why)
-            raise
-        return rollout.end("done")
+            weights = WeightsRollout.create(rollout)
+            weights.prepare()
+            weights.vacate()
+            weights.verify()
+            weights.cutover()
+        return rollout.record
 
 
-@dataclass
-class Change:
-    """The workers' way to other weights, step by step."""
+def undo(rollout: Rollout) -> bool:
+    """End the order: with the new weights if the slot's symlink leads to them, else with the old ones.
+
+    Returns False if the new weights stay.
+    """
+    context, record = rollout.context, rollout.record
+    if record.phase == "preflight":
+        return True
+    root, runtime = context.host.root, context.host.runtime
+    version = context.slots.version(record.slot)
+    is_decided = version == record.version
+    settle(root, runtime, record.slot, record.id, "done" if is_decided else "back")
+
+    def is_settled() -> bool:
+        workers = [worker for one in generations(runtime, record.slot) for worker in one.alive_workers]
+        have_ended = all(report.state in {"done", "back", "failed"} for report in _reports(rollout, workers))
+        return have_ended and _serves(current(runtime, record.slot), version)
+
+    wait_for(is_settled, _STALL)
+    return not is_decided
+
+
+@dataclass(frozen=True)
+class WeightsRollout:
+    """The order to the workers of one generation, step by step."""
 
     rollout: Rollout
     generation: int
-    order: Order
+    order: WeightsOrder
+    file: WeightsOrderFile
 
     @classmethod
-    def of(cls, rollout: Rollout) -> Change:
-        """Order nothing yet; raises Refused where it cannot be done."""
-        context, plan = rollout.context, rollout.plan
-        one = require_possible(context, plan)
-        order = Order.to(
-            context.host, one, id=rollout.entry.record.id, after=plan.version, seconds=plan.drain + 2 * _PATIENCE
+    def create(cls, rollout: Rollout) -> WeightsRollout:
+        """Prepare an order to the workers of the live generation; raises Refused if the weights cannot be replaced."""
+        host, plan = rollout.context.host, rollout.plan
+        found = require_possible(rollout.context, plan)
+        order = own_order(
+            id=rollout.record.id,
+            before=found.version,
+            after=plan.version,
+            workers=tuple(worker.pid for worker in found.alive_workers),
+            seconds=plan.drain + 2 * _STALL,
         )
-        return cls(rollout, one.generation, order)
+        directory = generation_directory(host.runtime, found.slot, found.generation)
+        return cls(rollout, found.generation, order, WeightsOrderFile(host.root, found.slot, directory))
 
     def prepare(self) -> None:
-        """Have the weights read, beside those in use, while nobody waits."""
-        many = len(self.order.workers)
-        who = f"{many} workers of {self.slot} read" if many > 1 else f"the worker of {self.slot} reads"
-        self.rollout.enter("prepare", f"{who} the weights of {self.order.after}")
-        self.order.give("prepare")
-        self._await("prepared", _LOOK)
+        """Have the new weights read while the old ones serve; raises NotReady."""
+        readers = count(len(self.order.workers), "worker")
+        self.rollout.enter("prepare", f"the weights of {self.order.after} into {readers} of {self.slot}")
+        self._order("prepare")
+        self._await("prepared", _POLL)
         hooks.run(self.rollout, "pre_cutover")
 
     def vacate(self) -> None:
-        """Let new requests wait until those before them are answered."""
+        """Hold new requests back and wait for the others to finish; raises NotReady after the drain time."""
         drain = self.rollout.plan.drain
-        self.rollout.enter("vacate", f"new requests wait until those before them are answered, for {drain:g} s at most")
-        self.order.give("vacate")
-        self._await("vacated", _LOOK_AGAIN, drain)
+        self.rollout.enter("vacate", f"new requests wait until the others have finished, {drain:g} s at most")
+        self._order("vacate")
+        self._await("vacated", _POLL_PAUSED, drain)
 
     def verify(self) -> None:
-        """Have the new weights taken, and the release's checks asked, before any client meets them."""
+        """Have the new weights put in place and the release's checks run on them; raises NotReady."""
         release = self.rollout.context.releases.get(self.order.after)
-        many = len(release.manifest.checks) or 1
-        self.rollout.enter("verify", f"the new weights, and {many} check{'' if many == 1 else 's'} of them")
-        self.order.give("verify")
-        self._await("passed", _LOOK_AGAIN)
+        self.rollout.enter("verify", f"{count(len(checks_of(release)), 'check')} on the new weights")
+        self._order("verify")
+        self._await("passed", _POLL_PAUSED)
 
     def cutover(self) -> None:
-        """One rename: from here on the new weights hold, in every worker, one that is just being born included."""
+        """Rename the slot's symlink: the new weights hold in every worker, also in those that start later."""
         context = self.rollout.context
         self.rollout.enter("cutover", f"{self.slot} -> {self.order.after}")
-        self._workers()  # once more, after what the journal cost
+        self._workers()  # writing the journal took time
         context.slots.point(self.slot, release_target(self.order.after))
-        self.order.give("done")
-        deadline = time.monotonic() + _PATIENCE
+        self._order("done")
+        deadline = time.monotonic() + _STALL
         while not self._is_done():
             if time.monotonic() >= deadline:
-                raise GlmError(f"{self.slot} was given {self.order.after} and does not say that it serves it")
-            time.sleep(_LOOK_AGAIN)
+                raise GlmError(f"{self.slot} does not report {self.order.after}, although its symlink leads there")
+            time.sleep(_POLL_PAUSED)
         hooks.run(self.rollout, "post_cutover")
-
-    def call_off(self) -> None:
-        """Have the old weights put back, and see that they are."""
-        self.order.give("back")
-        deadline = time.monotonic() + _PATIENCE
-        while time.monotonic() < deadline and any(one.state not in {"back", "failed"} for one in self._reports()):
-            time.sleep(_LOOK)
-        self._note_pause()
 
     @property
     def slot(self) -> str:
-        """The slot whose model it is."""
+        """The live slot."""
         return self.rollout.candidate
 
-    @property
-    def is_decided(self) -> bool:
-        """Whether the new weights hold for good."""
-        return self.rollout.context.slots.version(self.slot) == self.order.after
+    def _order(self, step: Step) -> None:
+        self.file.write(replace(self.order, step=step))
 
-    def _await(self, state: str, look: float, limit: float | None = None) -> None:
-        """Wait until all workers have come to `state`; raises NotReady when one cannot, or takes too long."""
+    def _await(self, state: str, poll: float, limit: float | None = None) -> None:
+        """Wait until all workers report `state`.
+
+        Raises NotReady if one failed, after `limit` seconds, or without a limit after _STALL seconds without progress.
+        """
         began = moved_at = time.monotonic()
         seen: object = None
         while True:
-            here = self._reports(self._workers())
-            failed = next((one for one in here if one.state in {"failed", "back"}), None)
+            reports = _reports(self.rollout, self._workers())
+            failed = next((report for report in reports if report.state in {"failed", "back"}), None)
             if failed is not None:
                 raise NotReady(
-                    f"the weights of {self.order.after} were not taken: {failed.error or 'a worker went back'}",
-                    hint=f"{self.order.before} serves on",
+                    f"the weights of {self.order.after} were not used: {failed.error or 'a worker went back'}",
+                    hint=f"{self.order.before} is still live",
                 )
-            if len(here) == len(self.order.workers) and all(one.state == state for one in here):
+            if len(reports) == len(self.order.workers) and all(report.state == state for report in reports):
                 return
             now = time.monotonic()
-            if here != seen:
-                seen, moved_at = here, now
+            if reports != seen:
+                seen, moved_at = reports, now
             if limit is not None and now - began >= limit:
                 raise NotReady(
-                    f"requests were still being answered after {limit:g} s, and new ones waited",
-                    hint="--drain gives them more time; --strategy overlap lets nobody wait",
+                    f"requests were still in flight after {limit:g} s, and new ones waited",
+                    hint="--drain allows more time; with --strategy overlap no request waits",
                 )
-            if limit is None and now - moved_at >= _PATIENCE:
-                raise NotReady(f"no worker has said anything new for {_PATIENCE:.0f} s", hint=_OVERLAP)
-            if here:
-                slowest = min(here, key=lambda one: one.progress)
+            if limit is None and now - moved_at >= _STALL:
+                raise NotReady(f"no worker made progress for {_STALL:.0f} s", hint=_OVERLAP)
+            if reports:
+                slowest = min(reports, key=lambda report: report.progress)
                 self.rollout.context.display.progress(f"{slowest.step or slowest.state} {slowest.progress:.0%}")
-            time.sleep(look)
+            time.sleep(poll)
 
-    def _workers(self) -> list[Worker]:
-        """The workers that were ordered; raises NotReady when one of them, or their generation, is not there any more.
+    def _workers(self) -> list[WorkerState]:
+        """Return the workers of the order; raises NotReady if one of them, or their generation, has ended.
 
-        One that was born meanwhile serves the old version, and nobody has asked it the checks.
+        A worker that was started meanwhile holds the old weights and has not run the checks.
         """
-        one = current(self.rollout.context.host, self.slot)
-        if one is None or one.generation != self.generation:
+        found = current(self.rollout.context.host.runtime, self.slot)
+        if found is None or found.generation != self.generation:
             raise NotReady(f"{self.slot} is served by another generation now", hint="try again")
-        living = {worker.pid: worker for worker in one.living if worker.phase == "ready"}
-        gone = [pid for pid in self.order.workers if pid not in living]
-        if gone:
-            raise NotReady(f"worker {gone[0]} ended meanwhile", hint=f"{self.order.before} serves on")
-        return [living[pid] for pid in self.order.workers]
-
-    def _living(self) -> list[Worker]:
-        found = generations(self.rollout.context.host, self.slot)
-        one = next((one for one in found if one.generation == self.generation), None)
-        return [worker for worker in one.living if worker.pid in self.order.workers] if one else []
-
-    def _reports(self, workers: list[Worker] | None = None) -> list[Report]:
-        """What the workers, or those of them that live, say of this order."""
-        found = [worker.change for worker in (self._living() if workers is None else workers)]
-        return [one for one in found if one is not None and one.id == self.order.id]
+        ready = {worker.pid: worker for worker in found.alive_workers if worker.phase == "ready"}
+        ended = [pid for pid in self.order.workers if pid not in ready]
+        if ended:
+            raise NotReady(f"worker {ended[0]} ended meanwhile", hint=f"{self.order.before} is still live")
+        return [ready[pid] for pid in self.order.workers]
 
     def _is_done(self) -> bool:
-        """Whether all that serves is of the new version, and the pause is over."""
-        self._note_pause()
-        return _serves(current(self.rollout.context.host, self.slot), self.order.after) and all(
-            one.state == "done" for one in self._reports()
-        )
-
-    def _note_pause(self) -> None:
-        pauses = [one.pause_ms for one in self._reports() if one.pause_ms is not None]
-        if pauses:
-            self.rollout.entry.record.pause_ms = max(pauses)
+        """Return whether all workers serve the new version and no request waits any longer."""
+        found = current(self.rollout.context.host.runtime, self.slot)
+        reports = _reports(self.rollout, found.alive_workers if found else [])
+        return _serves(found, self.order.after) and all(report.state == "done" for report in reports)
 
 
 def require_possible(context: Context, plan: Plan) -> Generation:
-    """Refuse unless a model runs in the live slot that can take the weights; returns the generation that holds it."""
+    """Return the live slot's generation; raises Refused if its model cannot get the weights of `plan.version`."""
     live = context.slots.live
     if live is None:
-        raise Refused("no slot is live, so no model runs that could take the weights", hint=_OVERLAP)
+        raise Refused("no slot is live, so there is no running model", hint=_OVERLAP)
     if plan.canary:
-        raise Refused("one model cannot answer a share of the requests with other weights", hint=_OVERLAP)
-    held = context.slots.version(live) or ""
+        raise Refused("one model cannot serve a canary's share with other weights", hint=_OVERLAP)
+    version = context.slots.version(live) or ""
     unit = context.host.unit(live)
-    one = current(context.host, live)
-    if context.systemd.state(unit).active != "active" or one is None or not one.serves:
-        raise Refused(f"{unit} does not serve, so no model runs that could take the weights", hint=_OVERLAP)
-    ready = [worker for worker in one.living if worker.phase == "ready"]
-    if len(ready) < one.workers_wanted or len(ready) < len(one.living):
-        raise Refused(f"{len(ready)} of {one.workers_wanted} workers of {live} are ready", hint="wait for the others")
-    if {one.version, *(worker.version for worker in ready)} != {held}:
-        raise Refused(f"{live} points to {held} and serves {one.version}", hint="`glmctl reload`, or " + _OVERLAP)
-    require_compatible(context.releases.get(held), context.releases.get(plan.version))
-    return one
+    found = current(context.host.runtime, live)
+    if context.systemd.state(unit).active != "active" or found is None or not found.is_serving:
+        raise Refused(f"{unit} does not serve, so there is no running model", hint=_OVERLAP)
+    workers = found.alive_workers
+    ready = [worker for worker in workers if worker.phase == "ready"]
+    if len(ready) < found.workers_wanted or len(ready) < len(workers):
+        raise Refused(f"{len(ready)} of {found.workers_wanted} workers of {live} are ready", hint="try again later")
+    if {found.version, *(worker.version for worker in ready)} != {version}:
+        raise Refused(f"{live} leads to {version} and serves {found.version}", hint="`glmctl reload`, or " + _OVERLAP)
+    require_compatible(context.releases.get(version), context.releases.get(plan.version))
+    return found
 
 
-def _serves(one: Generation | None, version: str | None) -> bool:
-    """Whether all that serves is of that version, and says so."""
-    if one is None or not one.ready:
-        return True
-    return {one.version, *(worker.version for worker in one.living)} == {version}
-
-
-def finish(rollout: Rollout) -> tuple[str, str]:
-    """End what a controller that died had begun: the slot's symlink says how far it had come."""
-    context, record = rollout.context, rollout.entry.record
-    held = context.slots.version(record.slot)
-    decided = held == record.version
-    settle(context.host, record.slot, record.id, "done" if decided else "back")
-    deadline = time.monotonic() + _PATIENCE
-    while not _serves(current(context.host, record.slot), held) and time.monotonic() < deadline:
-        time.sleep(_LOOK)
-    return ("done", f"{held} serves") if decided else ("interrupted", f"{held or 'nothing'} serves as before")
-
-
-def way_back(context: Context) -> str | None:
-    """The version whose weights the live slot's model held before, if that is how the present one went live."""
+def previous_version(context: Context) -> str | None:
+    """Return the version whose weights the live slot held before, if the live version came by this strategy."""
     live = context.slots.live
     last = next((one for one in Journal(context.host).newest() if one.outcome == "done"), None)
     if last is None or last.strategy != "weights" or last.slot != live or last.version != context.slots.version(live):
         return None
     return last.previous
+
+
+def _reports(rollout: Rollout, workers: list[WorkerState]) -> list[SwapReport]:
+    """Return what `workers` report of the rollout's order, and record the longest pause of requests."""
+    found = [worker.swap for worker in workers if worker.swap is not None and worker.swap.id == rollout.record.id]
+    pauses = [report.pause_ms for report in found if report.pause_ms is not None]
+    if pauses:
+        rollout.record.pause_ms = max(pauses)
+    return found
+
+
+def _serves(found: Generation | None, version: str | None) -> bool:
+    """Return whether the generation, if there is one, and all its workers report `version`."""
+    if found is None or not found.ready:
+        return True
+    return {found.version, *(worker.version for worker in found.alive_workers)} == {version}

@@ -12,8 +12,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from deploy.rollout.canary_file import Share
 from deploy.systemd.sandbox import Sandbox
+from service.contract.canary_file import Canary, CanaryFile
 from tests.bench.figures import percentile
 from tests.bench.handover import prepared
 from tests.box import Box
@@ -63,7 +63,7 @@ def main() -> None:
         prepared(box, Path(directory))
         for _ in range(TURNS):
             for share in SHARES:
-                Share(box.host).give("green", share, 1)
+                CanaryFile(box.host.runtime).write(Canary("green", share, 1))
                 found = asyncio.run(ask(box))
                 took[share] += found[0]
                 green[share] += found[1]
