@@ -1,4 +1,4 @@
-"""Where things lie on this host, for the system manager or for a user's."""
+"""The paths of an installation, for the system manager or for a user manager."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-SLOTS = ("blue", "green")
+from service.contract import slots
+from service.contract.slots import SLOTS
+
+__all__ = ["SLOTS", "Host"]
 
 
 @dataclass(frozen=True)
 class Host:
-    """The paths of one installation. `ls -l root` tells its whole state."""
+    """The paths of one installation. The symlinks in `root` are its state: the live slot, and what each slot serves."""
 
     user: bool
     root: Path
@@ -22,7 +25,7 @@ class Host:
 
     @classmethod
     def find(cls, *, user: bool, root: Path | None = None) -> Host:
-        """The installation of the system manager, or of the calling user's manager."""
+        """Return the installation of the system manager, or of the calling user's manager."""
         if not user:
             return cls(
                 user=False,
@@ -49,16 +52,16 @@ class Host:
 
     @property
     def releases(self) -> Path:
-        """Where the releases lie."""
+        """The directory of the releases."""
         return self.root / "releases"
 
     @property
     def policy(self) -> Path:
-        """What the operator has decided for all rollouts; need not be there."""
+        """The file with the operator's settings for all rollouts; optional."""
         return self.settings.with_name("glm.toml")
 
     def setting(self, name: str) -> str | None:
-        """What the settings of the service say of GLM_<name>; None when they do not."""
+        """Return the value of GLM_<name> in the settings of the service; None if it is not set there."""
         try:
             lines = self.settings.read_text().splitlines()
         except OSError:
@@ -67,9 +70,9 @@ class Host:
         return found[-1].strip().strip("\"'") if found else None
 
     def http_socket(self, slot: str) -> Path:
-        """The Unix socket that speaks plain HTTP to `slot` alone."""
-        return self.runtime / slot / "http.sock"
+        """Return the slot's internal HTTP socket."""
+        return slots.http_socket(self.runtime, slot)
 
     def unit(self, slot: str) -> str:
-        """The unit that serves `slot`."""
+        """Return the unit of `slot`."""
         return f"glm@{slot}.service"

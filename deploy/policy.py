@@ -1,4 +1,4 @@
-"""What the operator of a host has decided for all rollouts: `glm.toml`, beside the settings of the service."""
+"""The operator's settings for all rollouts of a host: `glm.toml`, beside the settings of the service."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ __all__ = ["Hooks", "Limits", "Memory", "Policy"]
 
 
 class Hooks(BaseModel):
-    """Commands to run around a cutover, without a shell, the rollout as JSON on their stdin.
+    """Commands to run around a cutover, without a shell, with the rollout as JSON on stdin.
 
-    What `pre_cutover` refuses does not go live. What the others answer is only noted.
+    If a `pre_cutover` command fails, the candidate does not go live. Failures of the others are recorded only.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -24,7 +24,7 @@ class Hooks(BaseModel):
     post_cutover: tuple[str, ...] = ()
     on_rollback: tuple[str, ...] = ()
     timeout: float = Field(default=30.0, gt=0)
-    """Seconds that each may take."""
+    """Seconds after which a command is killed."""
 
     @field_validator("pre_cutover", "post_cutover", "on_rollback")
     @classmethod
@@ -35,38 +35,38 @@ class Hooks(BaseModel):
 
 
 class Limits(BaseModel):
-    """When a candidate that has requests is worse than the live slot, and when it is too bad by itself.
+    """When a candidate that receives requests is worse than the live slot, and its absolute limits.
 
-    Worse takes two things: a difference beyond the margin, and one that chance would show in fewer than `false_alarms`
-    of the rollouts of an equal version. Times are in seconds, shares from 0 to 1.
+    A candidate is worse if it differs by more than a margin and the difference is significant: of the rollouts of an
+    equal version, fewer than `false_alarms` are rolled back. Times are in seconds, shares from 0 to 1.
     """
 
     model_config = ConfigDict(extra="forbid")
 
     enabled: bool = True
-    """False: nothing is compared and no check asked again; only a candidate's death is a reason to roll back."""
+    """False: nothing is compared and no check is repeated; only a candidate that cannot serve is rolled back."""
     false_alarms: float = Field(default=0.02, gt=0, lt=0.5)
     min_requests: int = Field(default=50, ge=10)
-    """Answers of the candidate before anything is concluded from times; a fifth of them for errors."""
+    """Responses of the candidate before times are compared; errors are compared from a fifth of them."""
     error_margin: float = Field(default=0.01, ge=0, lt=1)
-    """By how much its share of errors may be above the live slot's."""
+    """By how much the share of errors may exceed the live slot's."""
     p95_margin: float = Field(default=0.2, ge=0)
-    """By what part of the live slot's p95 (until the answer, and until its first token) its own may be longer."""
+    """By what part of the live slot's p95 (of the whole response, and to the first token) the p95 may exceed it."""
     bake_p95_margin: float = Field(default=0.3, ge=0)
-    """The same in the bake, where the two were not asked at the same time, nor by the same clients."""
+    """The same in the bake, where both slots served at different times and other clients."""
     min_difference: float = Field(default=0.02, ge=0)
-    """A difference between two times that no client would notice."""
+    """A difference between two times that is ignored."""
     max_error_rate: float | None = Field(default=None, gt=0, le=1)
     max_p95: float | None = Field(default=None, gt=0)
     max_ttft_p95: float | None = Field(default=None, gt=0)
     min_agreement: float | None = Field(default=None, gt=0, le=1)
-    """Share of the mirrored greedy answers that must equal the live slot's; a new version may well answer otherwise."""
+    """The share of mirrored greedy responses that must equal the live slot's; None: a new version may differ."""
     checks_every: float = Field(default=10.0, gt=0)
-    """Seconds after which the release's checks are asked again."""
+    """Seconds after which the release's checks are repeated."""
 
 
 class Memory(BaseModel):
-    """What both slots together may take of the device, in bytes; None: what is free."""
+    """The memory that both slots together may use on the device, in bytes; None: what is free."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -74,7 +74,7 @@ class Memory(BaseModel):
 
 
 class Policy(BaseModel):
-    """All of it; a host without the file has the defaults."""
+    """The content of `glm.toml`; defaults without the file."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -84,7 +84,7 @@ class Policy(BaseModel):
 
     @classmethod
     def of(cls, host: Host) -> Policy:
-        """Read it; raises Refused, naming the line or the key at fault."""
+        """Read the policy of `host`; raises Refused with the line or the key that is invalid."""
         try:
             return cls.model_validate(tomllib.loads(host.policy.read_text()))
         except FileNotFoundError:
@@ -92,6 +92,6 @@ class Policy(BaseModel):
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"]))
-            raise Refused(f"{host.policy}: {where}: {first['msg']}", hint="README.md shows what it may hold") from error
+            raise Refused(f"{host.policy}: {where}: {first['msg']}", hint="README.md lists its keys") from error
         except (OSError, ValueError) as error:
-            raise Refused(f"{host.policy} cannot be read: {error}", hint="it is TOML") from error
+            raise Refused(f"{host.policy} cannot be read: {error}", hint="it must be a TOML file") from error

@@ -1,8 +1,8 @@
-"""Booted hosts for tests: a systemd of their own as PID 1, their own network, their own cgroup, and nothing to lose.
+"""Booted hosts for tests, each with systemd as PID 1, a network and a cgroup of its own.
 
-A host's disk is an overlay in memory over this machine's root, so that no image has to be made or kept. It is bare:
-what Debian's packages brought is there; the checkout, homes, /opt and every unit that this machine enables are hidden.
-Mounts and networks live in private namespaces and processes die with their parent: even a killed test run leaves
+The disk of a host is an overlay in memory over the root of this machine, so that no image is needed. It is bare: it has
+the files of Debian packages, but not the checkout, home directories, /opt, or the units that this machine enables.
+Mounts and networks are in private namespaces, and processes are killed with their parent: a killed test run leaves
 nothing mounted and nothing running.
 """
 
@@ -23,24 +23,24 @@ from pathlib import Path
 from typing import IO, TypeVar
 
 _TOOLS = ("systemd-nspawn", "ip", "nsenter", "unshare", "setpriv")
-_DEBIANS = frozenset(
+_PACKAGED = frozenset(
     {"bin", "boot", "dev", "etc", "lib", "lib32", "lib64", "libx32", "lost+found", "media", "proc", "run"}
 )
-_DEBIANS |= {"sbin", "sys", "tmp", "usr", "var"}
+_PACKAGED |= {"sbin", "sys", "tmp", "usr", "var"}
 _HIDDEN = ("/etc/systemd/system", *(f"/etc/rc{level}.d" for level in "2345"))
 _MASKED = ("console-getty.service", "systemd-networkd-wait-online.service", "systemd-update-utmp.service")
-_DISK = "8g"  # an upper limit; memory is taken as it is written, about 2 GB for an environment with torch
+_DISK = "8g"  # an upper limit; an environment with torch uses about 2 GB of memory
 _NETWORK = "10.77.0"
 _BRIDGE = "glm0"
-_PATIENCE = 60.0
+_TIMEOUT = 60.0  # seconds
 _CGROUPS = Path("/sys/fs/cgroup")
 _SERIALS = itertools.count(1)
 
 T = TypeVar("T")
 
-# Runs in a mount namespace of its own and becomes the container; $1 is an empty directory, then the host's name, its
-# machine id and the size of its disk.
-_BOOT = """
+# Run in a mount namespace of its own. Arguments: an empty directory, the host's name, its machine id, the size of its
+# disk, and the command of the container.
+_BOOT_SCRIPT = """
 set -e
 mount -t tmpfs -o "size=$4,mode=0755" tmpfs "$1"
 mkdir "$1/upper" "$1/work" "$1/root"
@@ -57,12 +57,15 @@ exec "$@"
 
 
 class HostError(Exception):
-    """A host could not be booted; the text says why and what to do."""
+    """A host could not be booted, or a command failed."""
 
 
 @dataclass(frozen=True)
 class BootedHost:
-    """A running host. `leader` is its PID 1 as this machine counts, `shell` a stand-in for ssh that leads into it."""
+    """A running host. `leader` is the pid of its PID 1 on this machine, `shell` a replacement for ssh that enters it.
+
+    `client`: a process in the network namespace of the hosts, from which clients connect.
+    """
 
     name: str
     address: str
@@ -71,28 +74,28 @@ class BootedHost:
     client: int
 
     def run(self, argv: Sequence[str], *, check: bool = True, seconds: float = 60.0) -> str:
-        """Run `argv` inside as root and return its stdout; raises HostError with its last words when it fails."""
+        """Run `argv` on the host as root and return its stdout; raises HostError with its output if it fails."""
         return _run([str(self.shell), self.name, shlex.join(argv)], check=check, seconds=seconds)
 
     def outside(self, argv: Sequence[str], *, check: bool = True, seconds: float = 60.0) -> str:
-        """Run `argv` on this machine's disk but on the host's network, as one of its clients."""
+        """Run `argv` with the files of this machine in the network of the hosts, as a client."""
         return _run(["nsenter", f"--target={self.client}", "--net", *argv], check=check, seconds=seconds)
 
     def journal(self, unit: str, lines: int = 60) -> str:
-        """The last lines of `unit`'s journal."""
+        """Return the last lines of the journal of `unit`."""
         return self.run(["journalctl", "--no-pager", "-o", "cat", f"-n{lines}", f"--unit={unit}"], check=False)
 
 
 @contextlib.contextmanager
 def booted_host(*, readable: Sequence[Path] = ()) -> Iterator[BootedHost]:
-    """One bare host; the directories `readable` are bound into it, under the same paths, read-only."""
+    """Boot one bare host; the directories `readable` are mounted in it, read-only, at the same paths."""
     with booted_hosts(1, readable=readable) as hosts:
         yield hosts[0]
 
 
 @contextlib.contextmanager
 def booted_hosts(count: int, *, readable: Sequence[Path] = ()) -> Iterator[list[BootedHost]]:
-    """`count` bare hosts on one network that nothing else is on; raises HostError when this machine cannot."""
+    """Boot `count` bare hosts in one private network; raises HostError if this machine cannot."""
     _require()
     with contextlib.ExitStack() as stack:
         network = stack.enter_context(_network())
@@ -101,17 +104,17 @@ def booted_hosts(count: int, *, readable: Sequence[Path] = ()) -> Iterator[list[
 
 def _require() -> None:
     if os.geteuid() != 0:
-        raise HostError("only root can boot hosts: run these tests with sudo")
+        raise HostError("booting hosts requires root: run these tests with sudo")
     if missing := [tool for tool in _TOOLS if shutil.which(tool) is None]:
-        raise HostError(f"{', '.join(missing)} missing: apt-get install systemd-container iproute2 util-linux")
+        raise HostError(f"{', '.join(missing)} not installed: apt-get install systemd-container iproute2 util-linux")
 
 
 @contextlib.contextmanager
 def _network() -> Iterator[int]:
-    """A network namespace with a bridge; yields the process that holds it, which is where clients enter."""
-    with _dying_with_us(["unshare", "--net", "sleep", "infinity"]) as holder:
-        ours = _namespace(os.getpid(), "net")
-        _wait("the network namespace", lambda: _namespace(holder.pid, "net") not in {ours, ""})
+    """Create a network namespace with a bridge; yields the pid of the process that holds it."""
+    with _child(["unshare", "--net", "sleep", "infinity"]) as holder:
+        own = _namespace(os.getpid(), "net")
+        _wait("the network namespace", lambda: _namespace(holder.pid, "net") not in {own, ""})
         for words in (
             "link set lo up",
             f"link add {_BRIDGE} type bridge",
@@ -124,32 +127,32 @@ def _network() -> Iterator[int]:
 
 @contextlib.contextmanager
 def _host(number: int, network: int, readable: Sequence[Path]) -> Iterator[BootedHost]:
-    # its name is also its cgroup's: no two hosts of this machine may share one
+    # also the name of its cgroup, so that it must be unique on this machine
     serial = next(_SERIALS)
     name = f"glm-{os.getpid()}-{serial}"
     address = f"{_NETWORK}.{10 + number}"
     with contextlib.ExitStack() as stack:
-        place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=f"{name}-", dir="/run")))
-        (place / "disk").mkdir()
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=f"{name}-", dir="/run")))
+        (directory / "disk").mkdir()
         cgroups = stack.enter_context(_cgroup(name))
-        console = stack.enter_context((place / "console").open("wb"))
-        boot = ["sh", "-c", _BOOT, "sh", str(place / "disk"), name, f"{os.getpid():024x}{serial:08x}", _DISK]
-        enter = "".join(f"echo $$ > {directory}/cgroup.procs; " for directory in cgroups) + 'exec "$@"'
+        console = stack.enter_context((directory / "console").open("wb"))
+        boot = ["sh", "-c", _BOOT_SCRIPT, "sh", str(directory / "disk"), name, f"{os.getpid():024x}{serial:08x}", _DISK]
+        enter = "".join(f"echo $$ > {cgroup}/cgroup.procs; " for cgroup in cgroups) + 'exec "$@"'
         container = stack.enter_context(
-            _dying_with_us(
+            _child(
                 [
                     *("nsenter", f"--target={network}", "--net", "sh", "-ec", enter, "sh"),
-                    # the container's PID 1 outlives nspawn, but not the process namespace around both
+                    # PID 1 of the container survives nspawn, but not the pid namespace around both
                     *("unshare", "--pid", "--fork", "--kill-child", "--mount-proc", "--propagation=private", *boot),
-                    *_nspawn(place / "disk/root", name, readable),
+                    *_nspawn(directory / "disk/root", name, readable),
                 ],
                 console,
             )
         )
-        leader = _leader(container, place / "console")
-        shell = place / "ssh"
+        leader = _leader(container, directory / "console")
+        shell = directory / "ssh"
         shell.write_text(
-            "#!/bin/sh\n# Called as ssh is, with a host and a command last; options do not matter here.\n"
+            "#!/bin/sh\n# Called like ssh, with a host and a command as the last arguments; options are ignored.\n"
             "for command; do :; done\nexec env -i PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin HOME=/root "
             f'LANG=C.UTF-8 nsenter --target={leader} --all --wdns=/root sh -c "$command"\n'
         )
@@ -164,23 +167,23 @@ def _host(number: int, network: int, readable: Sequence[Path]) -> Iterator[Boote
 
 
 def _nspawn(root: Path, name: str, readable: Sequence[Path]) -> list[str]:
-    foreign = (str(path) for path in Path("/").iterdir() if path.is_dir() and path.name not in _DEBIANS)
+    foreign = (str(path) for path in Path("/").iterdir() if path.is_dir() and path.name not in _PACKAGED)
     hidden = dict.fromkeys([*foreign, *_HIDDEN])
     return [
         *("systemd-nspawn", "--quiet", "--boot", f"--directory={root}", f"--machine={name}"),
-        # whoever runs the tests may have no systemd that could be asked to register it
+        # this machine may run no systemd that could register it
         *("--register=no", "--keep-unit", f"--network-bridge={_BRIDGE}"),
         *("--resolv-conf=off", "--timezone=off", "--link-journal=no", "--console=pipe"),
         *(f"--tmpfs={path}:mode=0755,size={_DISK}" for path in hidden),
         *(f"--bind-ro={path}" for path in readable),
-        # in a container systemd reads its own arguments as it would the kernel's
+        # in a container systemd reads its arguments like a kernel command line
         *("--", "systemd.unit=multi-user.target", *(f"systemd.mask={unit}" for unit in _MASKED)),
     ]
 
 
 @contextlib.contextmanager
 def _cgroup(name: str) -> Iterator[list[Path]]:
-    """A cgroup of the host's own in each hierarchy that systemd uses; else units of the same name share one."""
+    """Create a cgroup for the host in each hierarchy that systemd uses, so that hosts do not share those of units."""
     is_unified = (_CGROUPS / "cgroup.controllers").exists()
     roots = [_CGROUPS] if is_unified else [_CGROUPS / "systemd", _CGROUPS / "unified"]
     directories = [root / name for root in roots if root.is_dir()]
@@ -201,8 +204,8 @@ def _removed(directory: Path) -> bool:
 
 
 @contextlib.contextmanager
-def _dying_with_us(argv: Sequence[str], output: IO[bytes] | None = None) -> Iterator[subprocess.Popen[bytes]]:
-    """A process that is killed when the block ends, or when we die."""
+def _child(argv: Sequence[str], output: IO[bytes] | None = None) -> Iterator[subprocess.Popen[bytes]]:
+    """Start a process that is killed at the end of the block, or with this process."""
     with subprocess.Popen(
         ["setpriv", "--pdeathsig=KILL", *argv],
         stdin=subprocess.DEVNULL,
@@ -217,15 +220,15 @@ def _dying_with_us(argv: Sequence[str], output: IO[bytes] | None = None) -> Iter
 
 
 def _leader(container: subprocess.Popen[bytes], console: Path) -> int:
-    """Wait until the host's PID 1 takes calls."""
+    """Wait until PID 1 of the host accepts commands; returns its pid on this machine."""
 
-    def listens() -> list[int]:
+    def accepting() -> list[int]:
         if container.poll() is not None:
             raise HostError(f"the host did not boot: {console.read_text(errors='replace')[-2000:]}")
         boots = [pid for nspawn in _children(container.pid) for pid in _children(nspawn)]
         return [pid for pid in boots if Path(f"/proc/{pid}/root/run/systemd/private").exists()]
 
-    return _wait("the host to boot", listens)[0]
+    return _wait("the host to boot", accepting)[0]
 
 
 def _children(pid: int) -> list[int]:
@@ -234,16 +237,16 @@ def _children(pid: int) -> list[int]:
 
 def _namespace(pid: int, kind: str) -> str:
     try:
-        return os.readlink(f"/proc/{pid}/ns/{kind}")  # noqa: PTH115  (no path, a name)
+        return os.readlink(f"/proc/{pid}/ns/{kind}")  # noqa: PTH115  (a name, not a path)
     except OSError:
         return ""
 
 
 def _wait(what: str, condition: Callable[[], T]) -> T:
-    deadline = time.monotonic() + _PATIENCE
+    deadline = time.monotonic() + _TIMEOUT
     while not (result := condition()):
         if time.monotonic() > deadline:
-            raise HostError(f"waited {_PATIENCE:.0f} s in vain for {what}")
+            raise HostError(f"timed out after {_TIMEOUT:.0f} s waiting for {what}")
         time.sleep(0.02)
     return result
 

@@ -1,4 +1,4 @@
-"""`glmctl sandbox`: a private manager, the command's exit code, and nothing left behind."""
+"""`glmctl sandbox`: a private manager, the command's exit code, and complete removal at the end."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def _sandbox(command: str) -> subprocess.CompletedProcess[str]:
 
 
 def _left(runtime: Path, directory: Path) -> list[Path]:
-    """What there is of a sandbox: its two directories, and the cgroup of the same name."""
+    """Return what is left of a sandbox: its two directories, and its cgroups."""
     places = (runtime, directory, *(parent / directory.name for parent in Path("/sys/fs/cgroup").glob("*")))
     return [path for path in places if path.exists()]
 
@@ -31,8 +31,8 @@ def test_plain_commands_address_the_private_manager() -> None:
     """Inside, glmctl and systemctl --user need no further options, the root is empty, and the socket listens."""
     commands = "systemctl --user is-active glm.socket; systemctl --user is-system-running; glmctl status --json"
     done = _sandbox(f"{PLACES}; {commands}")
-    runtime, directory, *said = done.stdout.splitlines()
-    assert said[:2] == ["active", "running"]
+    runtime, directory, *lines = done.stdout.splitlines()
+    assert lines[:2] == ["active", "running"]
     assert '"live": null' in done.stdout
     assert '"listen": "127.0.0.1:' in done.stdout
     assert _left(Path(runtime), Path(directory)) == []
@@ -46,7 +46,7 @@ def test_the_exit_code_is_the_commands() -> None:
 
 
 def test_nothing_outlives_a_sandbox_that_is_killed() -> None:
-    """Kill -9 of the sandbox: its manager and units leave by themselves, and the next sandbox sweeps up."""
+    """After kill -9 of the sandbox its manager and units stop, and the next sandbox removes its files."""
     with subprocess.Popen(
         ["glmctl", "sandbox", "--", "sh", "-c", f"{PLACES}; exec sleep 300"],
         stdout=subprocess.PIPE,
@@ -69,8 +69,8 @@ def test_nothing_outlives_a_sandbox_that_is_killed() -> None:
     wait_for(swept)
 
 
-def test_sandboxes_that_start_at_the_same_time_do_not_sweep_each_other() -> None:
-    """A sandbox's directory is there until the sandbox removes it, however many others sweep meanwhile."""
+def test_sandboxes_that_start_at_the_same_time_do_not_remove_each_other() -> None:
+    """A sandbox's directory exists until the sandbox removes it, however many others start meanwhile."""
     missing: list[Path] = []
 
     def run() -> None:

@@ -1,4 +1,4 @@
-"""Our unit files: rendered without a gap, understood by systemd, installed once."""
+"""The unit files: rendered completely, accepted by systemd, and installed only where they differ."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def host(request: pytest.FixtureRequest, tmp_path: Path) -> Host:
 
 @pytest.fixture
 def reloads(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
-    """How often the manager was told, and which."""
+    """The calls of daemon-reload; True for the user manager."""
     reloads: list[bool] = []
     monkeypatch.setattr(Systemd, "daemon_reload", lambda systemd: reloads.append(systemd.user))
     return reloads
@@ -48,16 +48,16 @@ def contents(host: Host) -> dict[Path, tuple[str, int]]:
     return {path: (path.read_text(), path.stat().st_ino) for path in host.units.rglob("*") if path.is_file()}
 
 
-def test_nothing_is_left_to_fill_in(host: Host) -> None:
-    """Every @PLACEHOLDER@ has a value, for both managers; what systemd itself calls @word is lower case."""
+def test_every_placeholder_has_a_value(host: Host) -> None:
+    """No @PLACEHOLDER@ remains, for both managers; the @names of systemd itself are lower case."""
     files = render(host, ADDRESSES)
     assert {path.name for path in files} >= set(UNITS)
     for path, text in files.items():
         assert not re.search(r"@[A-Z_]+@", text), (path.name, re.findall(r"@[A-Z_]+@", text))
 
 
-def test_values_stand_where_they_belong(host: Host) -> None:
-    """Units speak of this host's root, this interpreter, these addresses and the right manager."""
+def test_rendered_values(host: Host) -> None:
+    """Units contain the root of the host, the interpreter, the addresses and the manager's commands."""
     files = {path.name: text for path, text in render(host, ADDRESSES).items()}
     assert "ListenStream=127.0.0.1:18000\n" in files["glm.socket"]
     assert f"GLM_ROOT={host.root} GLM_RUNTIME={host.runtime} GLM_SLOT=%i\n" in files["glm@.service"]
@@ -71,16 +71,16 @@ def test_values_stand_where_they_belong(host: Host) -> None:
 
 
 def test_only_the_system_manager_gets_drop_ins(tmp_path: Path) -> None:
-    """What a user manager could not apply is written for the system manager alone, beside the same unit files."""
+    """Both managers get the same unit files; only the system manager gets drop-ins that a user manager cannot apply."""
     user = render(host_in(tmp_path, user=True), ADDRESSES)
     system = render(host_in(tmp_path, user=False), ADDRESSES)
     assert {path.name for path in user} == set(UNITS)
-    more = {str(path.relative_to(tmp_path / "units")) for path in set(system) - set(user)}
-    assert more == {str(path.relative_to(TEMPLATES)) for path in TEMPLATES.glob("*.d/*.conf")} != set()
+    drop_ins = {str(path.relative_to(tmp_path / "units")) for path in set(system) - set(user)}
+    assert drop_ins == {str(path.relative_to(TEMPLATES)) for path in TEMPLATES.glob("*.d/*.conf")} != set()
 
 
-def test_what_the_promises_rest_on() -> None:
-    """The lines without which a cutover would lose something are there."""
+def test_required_settings() -> None:
+    """The units contain the settings that a cutover without loss requires."""
     slot = (TEMPLATES / "glm@.service").read_text()
     public = (TEMPLATES / "glm.socket").read_text()
     for line in ("Type=notify", "NotifyAccess=all", "Sockets=glm.socket", "NonBlocking=yes", "StartLimitIntervalSec=0",
@@ -90,8 +90,8 @@ def test_what_the_promises_rest_on() -> None:
         assert f"\n{line}\n" in public, line
 
 
-def complaints(host: Host) -> list[str]:
-    """Write the units and let systemd-analyze read them; returns what it says of them."""
+def problems(host: Host) -> list[str]:
+    """Write the units and return the messages of `systemd-analyze verify` about them."""
     for path, text in render(host, ADDRESSES).items():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
@@ -104,28 +104,28 @@ def complaints(host: Host) -> list[str]:
         ["systemd-analyze", *manager, "--man=no", "--generators=no", "verify", *names],
         env=env, cwd=host.units, capture_output=True, text=True, timeout=30,
     )  # fmt: skip
-    said = [line for line in done.stderr.splitlines() if "glm" in line]
-    return said or ([done.stderr] if done.returncode else [])
+    messages = [line for line in done.stderr.splitlines() if "glm" in line]
+    return messages or ([done.stderr] if done.returncode else [])
 
 
-def test_systemd_understands_the_units(host: Host) -> None:
-    """systemd-analyze finds nothing to complain of, for a user's manager or for the system's with its hardening."""
-    assert complaints(host) == []
+def test_systemd_accepts_the_units(host: Host) -> None:
+    """systemd-analyze finds no problem, for a user manager and for the system manager with its hardening."""
+    assert problems(host) == []
 
 
 @pytest.mark.parametrize("name", ["with space", "per%cent"])
-def test_paths_that_systemd_would_read_otherwise(tmp_path: Path, name: str) -> None:
-    """A root whose name means something to systemd is quoted or refused, never misunderstood."""
+def test_paths_with_special_characters(tmp_path: Path, name: str) -> None:
+    """A root with characters that systemd interprets is quoted or refused, never misread."""
     host = replace(host_in(tmp_path, user=True), root=tmp_path / name)
     try:
-        said = complaints(host)
+        found = problems(host)
     except Refused:
-        said = []
-    assert said == []
+        found = []
+    assert found == []
 
 
 def test_second_install_changes_nothing(host: Host, reloads: list[bool]) -> None:
-    """Installed again, no file is written; the manager is told again, for the last time it may not have heard."""
+    """A second installation writes no file, but makes the manager read them again: the first call may have failed."""
     written = install(host, ADDRESSES)
     assert set(written) == set(render(host, ADDRESSES))
     assert reloads == [host.user]
@@ -137,50 +137,48 @@ def test_second_install_changes_nothing(host: Host, reloads: list[bool]) -> None
     assert host.state.is_dir()
 
 
-def test_install_mends_what_differs_and_nothing_else(host: Host, reloads: list[bool]) -> None:
-    """A unit that was edited, or went missing, is written again, whole; an operator's own drop-in is left alone."""
+def test_install_restores_changed_files_alone(host: Host, reloads: list[bool]) -> None:
+    """A unit that was edited or removed is written again; an operator's own drop-in is not touched."""
     install(host, ADDRESSES)
     before = contents(host)
-    own = host.units / "glm@.service.d/mine.conf"
-    own.parent.mkdir(exist_ok=True)
-    own.write_text("[Service]\nNice=1\n")
+    drop_in = host.units / "glm@.service.d/operator.conf"
+    drop_in.parent.mkdir(exist_ok=True)
+    drop_in.write_text("[Service]\nNice=1\n")
     (host.units / "glm.socket").write_text("[Socket]\n")
     (host.units / "glm.target").unlink()
     assert {path.name for path in install(host, ADDRESSES)} == {"glm.socket", "glm.target"}
-    assert own.read_text() == "[Service]\nNice=1\n"
-    assert {path: text for path, (text, _) in contents(host).items() if path != own} == {
+    assert drop_in.read_text() == "[Service]\nNice=1\n"
+    assert {path: text for path, (text, _) in contents(host).items() if path != drop_in} == {
         path: text for path, (text, _) in before.items()
     }
     assert list(host.units.glob(".*")) == []
     assert len(reloads) == 2
 
 
-def test_new_address_is_installed(host: Host, reloads: list[bool]) -> None:
-    """Another address changes the units that name it."""
+def test_changed_address(host: Host, reloads: list[bool]) -> None:
+    """Only the units with the changed address are written."""
     install(host, ADDRESSES)
     changed = install(host, Addresses(listen="127.0.0.1:19000", ui=ADDRESSES.ui))
     assert {path.name for path in changed} == {"glm.socket", "glm-ui.service"}
 
 
-def test_manager_that_did_not_hear_is_told_again(
-    host: Host, reloads: list[bool], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """If the manager could not be told, the next install tells it, though every file is in place already."""
+def test_failed_daemon_reload_is_repeated(host: Host, reloads: list[bool], monkeypatch: pytest.MonkeyPatch) -> None:
+    """If daemon-reload failed, the next install repeats it, though every file is up to date."""
 
-    def deaf(systemd: Systemd) -> None:
+    def fail(systemd: Systemd) -> None:
         raise GlmError("no bus")
 
-    hearing: Callable[[Systemd], None] = Systemd.daemon_reload
-    monkeypatch.setattr(Systemd, "daemon_reload", deaf)
+    original: Callable[[Systemd], None] = Systemd.daemon_reload
+    monkeypatch.setattr(Systemd, "daemon_reload", fail)
     with pytest.raises(GlmError, match="no bus"):
         install(host, ADDRESSES)
-    monkeypatch.setattr(Systemd, "daemon_reload", hearing)
+    monkeypatch.setattr(Systemd, "daemon_reload", original)
     install(host, ADDRESSES)
     assert reloads == [host.user]
 
 
-def test_place_that_cannot_be_written_is_a_plain_fact(tmp_path: Path, reloads: list[bool]) -> None:
-    """Units cannot be written where a file stands in the way: said with its path and a hint, and no manager is told."""
+def test_unwritable_directory(tmp_path: Path, reloads: list[bool]) -> None:
+    """A unit directory that cannot be written is reported with its path and a hint, and no manager is reloaded."""
     host = host_in(tmp_path, user=True)
     host.units.write_text("")
     with pytest.raises(GlmError, match=str(host.units)) as error:

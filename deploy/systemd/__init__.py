@@ -1,4 +1,4 @@
-"""The service manager: commands, unit files, transient timers, and a private manager for the sandbox.
+"""The service manager: systemctl commands, unit files, transient timers, and a private manager for the sandbox.
 
-Functions build argv lists; `process.run` is what runs them. Begin with `systemctl.py`.
+Functions build argv lists, and only `process.py` starts processes. Begin with `systemctl.py`.
 """

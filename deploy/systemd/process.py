@@ -1,26 +1,41 @@
-"""The only door to other programs."""
+"""Starts the programs of the service manager; no other module of this package starts a process."""
 
 from __future__ import annotations
 
 import shlex
 import subprocess
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from deploy.errors import GlmError
 
 
 def run(argv: Sequence[str], *, check: bool = True, env: Mapping[str, str] | None = None) -> str:
-    """Run `argv` to its end and return what it wrote; raises GlmError with its last words when it fails."""
+    """Run `argv` and return its stdout; raises GlmError with the last line of its output if it fails.
+
+    `check`: whether an exit code other than 0 is an error. A program that is not installed always is.
+    """
     try:
         done = subprocess.run(argv, capture_output=True, text=True, errors="replace", check=False, env=env)
     except FileNotFoundError as error:
-        raise GlmError(f"{argv[0]} is not installed", hint=f"needed for: {shlex.join(argv)}") from error
+        raise GlmError(f"{argv[0]} is not installed", hint=f"required for: {shlex.join(argv)}") from error
     if check and done.returncode != 0:
         last = (done.stderr or done.stdout).strip().splitlines()
         raise GlmError(f"{shlex.join(argv)} failed ({done.returncode}): {last[-1] if last else 'no message'}")
     return done.stdout
 
 
-def begin(argv: Sequence[str]) -> subprocess.Popen[str]:
-    """Start `argv` and return it running, for callers that show progress meanwhile."""
+def start(argv: Sequence[str]) -> subprocess.Popen[str]:
+    """Start `argv` and return the process, for callers that show progress while it runs."""
     return subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace")
+
+
+def start_daemon(argv: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
+    """Start `argv` in a session of its own, its output appended to `log`; raises GlmError if it is not installed."""
+    with log.open("ab") as output:
+        try:
+            return subprocess.Popen(
+                argv, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+            )
+        except FileNotFoundError as error:
+            raise GlmError(f"{argv[0]} is not installed", hint="install systemd and util-linux") from error

@@ -1,8 +1,8 @@
-"""A private systemd user manager with our units installed and an empty root, of which nothing is left behind.
+"""A private systemd user manager with the units installed and an empty root; everything is removed at the end.
 
-It is a real `systemd --user`, away from the caller's own. It runs where PID 1 is systemd and where it is something
-else: all that systemd asks for is that /run/systemd/system exists, so it gets a mount namespace in which it does.
-Everything else is ordinary: two temporary directories, and environment variables that lead glmctl and systemctl there.
+It is a real `systemd --user`, separate from the caller's. PID 1 may be another program: systemd requires only that
+/run/systemd/system exists, so the manager gets a mount namespace in which it does. Its state is in two temporary
+directories, and environment variables direct glmctl and systemctl to them.
 """
 
 from __future__ import annotations
@@ -22,30 +22,33 @@ from types import TracebackType
 
 from deploy.errors import GlmError
 from deploy.host import Host
-from deploy.systemd.process import run
+from deploy.systemd.process import run, start_daemon
 from deploy.systemd.units import Addresses, install
 
 _PREFIX = "glm-sandbox-"
 _MEMORY = Path("/dev/shm")  # noqa: S108  (tmpfs on every Linux)
-_PATIENCE = 30.0
+_TIMEOUT = 30.0  # seconds for the manager to start, and to stop
 _CGROUPS = Path("/sys/fs/cgroup")
 _MANAGERS = ("/usr/lib/systemd/systemd", "/lib/systemd/systemd")
 
-_BOOT = """\
+_BOOT_SCRIPT = """\
 mount -t tmpfs tmpfs /run && mkdir -p /run/systemd/system && exec "$0" --user
 """
 
 
 class Sandbox:
-    """A context manager; `env` is what a command needs in order to talk to it."""
+    """A context manager. A command reaches the private manager with the environment `env`.
+
+    `root`: the directory of releases and symlinks, kept at the end; a temporary one by default.
+    """
 
     def __init__(self, *, root: Path | None = None) -> None:
-        self._wanted_root = root
+        self._root = root
 
     def __enter__(self) -> Sandbox:
         _sweep()
         self.directory, self._lock = _directory(None)
-        # a runtime directory lies in memory, always: its files are replaced by rename while requests wait
+        # in memory, as on a real host: its files are replaced by rename while requests wait
         self._runtime, self._runtime_lock = _directory(_MEMORY if os.access(_MEMORY, os.W_OK) else None)
         self._ports = [_reserve_port() for _ in range(2)]
         self.env = self._environment()
@@ -68,9 +71,9 @@ class Sandbox:
     ) -> None:
         manager = getattr(self, "manager", None)
         if manager is not None:
-            manager.terminate()  # systemd stops every unit and leaves
+            manager.terminate()  # systemd stops every unit and exits
             try:
-                manager.wait(_PATIENCE)
+                manager.wait(_TIMEOUT)
             except subprocess.TimeoutExpired:
                 manager.kill()
                 manager.wait()
@@ -81,7 +84,7 @@ class Sandbox:
             _remove(directory, lock)
 
     def lose_power(self) -> None:
-        """End every process of this host at once and forget what lay in memory; `boot` begins again."""
+        """Kill every process of this host and clear its runtime directory; `boot` starts it again."""
         self.manager.kill()
         self.manager.wait()
         self._empty_cgroup()
@@ -89,18 +92,18 @@ class Sandbox:
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
     def boot(self) -> None:
-        """Start the manager and what a host's boot starts of ours, the page left out."""
+        """Start the manager and the units that a host's boot starts, without the page."""
         self._boot()
         run(["systemctl", "--user", "start", "glm.socket"], env=self.env)
         run(["systemctl", "--user", "start", "--no-block", "glm-live.service"], env=self.env)
 
     @property
     def log(self) -> Path:
-        """What the manager and all units wrote."""
+        """The output of the manager and of all units."""
         return self.directory / "log"
 
     def inside(self, command: Sequence[str]) -> list[str]:
-        """The argv that runs `command`, from our working directory, where systemd looks booted to whoever asks."""
+        """Return the argv that runs `command` in the mount namespace of the manager, from the present directory."""
         enter = [
             "nsenter",
             f"--target={self.manager.pid}",
@@ -110,68 +113,65 @@ class Sandbox:
         return [*enter, "sh", "-c", 'cd "$0" && exec "$@"', str(Path.cwd()), *command]
 
     def _environment(self) -> dict[str, str]:
-        here = str(Path(sys.executable).parent)
-        own = {name: value for name, value in os.environ.items() if not name.startswith(("GLM_", "NOTIFY_", "LISTEN_"))}
-        own |= {
+        scripts = str(Path(sys.executable).parent)
+        values = {
+            name: value for name, value in os.environ.items() if not name.startswith(("GLM_", "NOTIFY_", "LISTEN_"))
+        }
+        values |= {
             "XDG_RUNTIME_DIR": str(self._runtime),
             "XDG_CONFIG_HOME": str(self.directory / "config"),
             "XDG_DATA_HOME": str(self.directory / "data"),
             "XDG_STATE_HOME": str(self.directory / "state"),
             "GLM_USER": "1",
-            "PATH": f"{here}:{os.environ.get('PATH', os.defpath)}",
+            "PATH": f"{scripts}:{os.environ.get('PATH', os.defpath)}",
         }
-        own.pop("DBUS_SESSION_BUS_ADDRESS", None)
-        if self._wanted_root:
-            own["GLM_ROOT"] = str(self._wanted_root.resolve())
-        return own
+        values.pop("DBUS_SESSION_BUS_ADDRESS", None)
+        if self._root:
+            values["GLM_ROOT"] = str(self._root.resolve())
+        return values
 
     def _host(self) -> Host:
         for name in ("config", "data", "state"):
             (self.directory / name).mkdir(mode=0o700)
         with _environment({name: value for name, value in self.env.items() if name.startswith("XDG_")}):
-            return Host.find(user=True, root=self._wanted_root.resolve() if self._wanted_root else None)
+            return Host.find(user=True, root=self._root.resolve() if self._root else None)
 
     def _boot(self) -> None:
-        """Start the manager, and wait until it answers."""
+        """Start the manager and wait until it is running; raises GlmError."""
         program = next((path for path in _MANAGERS if Path(path).exists()), None)
         if program is None:
-            raise GlmError("systemd is not installed", hint="its binaries are enough; PID 1 may be something else")
+            raise GlmError("systemd is not installed", hint="install it; PID 1 may be another program")
         configuration = self.directory / "config/systemd/user.conf"
         configuration.parent.mkdir(exist_ok=True)
         configuration.write_text("[Manager]\nDefaultStandardOutput=inherit\nDefaultStandardError=inherit\n")
         unshare = ["unshare", "--mount", "--propagation=private"]
         if os.getuid() != 0:
             unshare += ["--user", "--map-root-user"]
-        # should we be killed, it hears TERM, stops its units and leaves
-        argv = ["setpriv", "--pdeathsig=TERM", *self._changes(), *unshare, "sh", "-c", _BOOT, program]
-        log = self.log.open("ab")
-        try:
-            self.manager = subprocess.Popen(
-                self._in_own_cgroup(argv), stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                start_new_session=True,
-            )  # fmt: skip
-        except FileNotFoundError as error:
-            raise GlmError(f"{error.filename} is not installed", hint="package util-linux") from error
-        finally:
-            log.close()
-        deadline = time.monotonic() + _PATIENCE
+        # if this process is killed, the manager gets SIGTERM, stops its units and exits
+        argv = ["setpriv", "--pdeathsig=TERM", *self._env_command(), *unshare, "sh", "-c", _BOOT_SCRIPT, program]
+        self.manager = start_daemon(self._in_own_cgroup(argv), self.log)
+        deadline = time.monotonic() + _TIMEOUT
         show = ["systemctl", "--user", "show", "--property=SystemState", "--value"]
         while run(show, check=False, env=self.env).strip() not in {"running", "degraded"}:
             if self.manager.poll() is not None or time.monotonic() > deadline:
                 last = self.log.read_text(errors="replace").strip().splitlines()
                 raise GlmError(
-                    f"the private systemd did not start: {last[-1] if last else 'it said nothing'}",
-                    hint="as root it works anywhere; otherwise user namespaces and a delegated cgroup are needed",
+                    f"the private systemd did not start: {last[-1] if last else 'no message'}",
+                    hint="without root, user namespaces and a delegated cgroup are required",
                 )
             time.sleep(0.02)
 
-    def _changes(self) -> list[str]:
-        """An `env` command that makes our environment the sandbox's; what comes before it still needs the caller's."""
-        gone = [word for name in os.environ.keys() - self.env.keys() for word in ("-u", name)]
-        return ["env", *gone, *(f"{name}={value}" for name, value in self.env.items() if os.environ.get(name) != value)]
+    def _env_command(self) -> list[str]:
+        """Return the `env` command that sets the sandbox's environment. Commands before it need the caller's."""
+        unset = [word for name in os.environ.keys() - self.env.keys() for word in ("-u", name)]
+        return [
+            "env",
+            *unset,
+            *(f"{name}={value}" for name, value in self.env.items() if os.environ.get(name) != value),
+        ]
 
     def _in_own_cgroup(self, argv: list[str]) -> list[str]:
-        """Two managers in one cgroup would take each other's units for their own."""
+        """Return the argv that runs `argv` in a new cgroup: managers in one cgroup would stop each other's units."""
         if Path("/proc/1/comm").read_text().strip() == "systemd":
             scope = ["systemd-run", "--scope", "--quiet", "--collect", "--property=Delegate=yes"]
             return [*scope, *(["--user"] if os.getuid() != 0 else []), "--", *argv]
@@ -192,7 +192,7 @@ class Sandbox:
 
 @contextlib.contextmanager
 def _environment(values: dict[str, str]) -> Iterator[None]:
-    """Our own environment, changed for a moment."""
+    """Set environment variables of this process for the duration of a block."""
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
     try:
@@ -217,43 +217,43 @@ def _reserve_port() -> socket.socket:
 
 
 def _remove_cgroup(directory: Path) -> None:
-    """End whoever is left in there, then take it away, from the leaves up."""
+    """Kill the processes in a cgroup and those below it, then remove them."""
     for procs in directory.rglob("cgroup.procs"):
         with contextlib.suppress(OSError):
             for pid in procs.read_text().split():
                 os.kill(int(pid), 9)
     deadline = time.monotonic() + 5
     while directory.exists() and time.monotonic() < deadline:
-        _take_away(directory)
+        _remove_empty_cgroup(directory)
         time.sleep(0.01)
 
 
-def _take_away(cgroup: Path) -> None:
-    """Remove a cgroup and those below it, as far as they are empty."""
+def _remove_empty_cgroup(cgroup: Path) -> None:
+    """Remove a cgroup and those below it, leaves first, as far as they are empty."""
     for path in (*sorted((path for path in cgroup.rglob("*") if path.is_dir()), reverse=True), cgroup):
         with contextlib.suppress(OSError):
             path.rmdir()
 
 
 def _sweep() -> None:
-    """Take away what sandboxes left whose owner was killed."""
+    """Remove the directories and cgroups of sandboxes whose process was killed."""
     for place in (Path(tempfile.gettempdir()), _MEMORY):
         for directory in place.glob(f"{_PREFIX}*"):
             with contextlib.suppress(OSError):
                 _remove(directory, _lock(directory))
     for cgroup in _CGROUPS.glob(f"*/{_PREFIX}*"):
         if (Path(tempfile.gettempdir()) / cgroup.name).exists():
-            continue  # its owner lives, and may not have entered it yet
+            continue  # its sandbox is running and may not have entered it yet
         with contextlib.suppress(OSError):
             if not any(procs.read_text() for procs in cgroup.rglob("cgroup.procs")):
-                _take_away(cgroup)
+                _remove_empty_cgroup(cgroup)
 
 
 def _directory(place: Path | None) -> tuple[Path, int]:
-    """Make a temporary directory and lock it; another sandbox may sweep it away before it is locked."""
+    """Create a temporary directory and lock it; retry if another sandbox removed it before it was locked."""
     while True:
         directory = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=place))
-        with contextlib.suppress(BlockingIOError, FileNotFoundError):  # it is being swept, or was
+        with contextlib.suppress(BlockingIOError, FileNotFoundError):  # being removed, or removed
             lock = _lock(directory)
             if directory.exists():
                 return directory, lock

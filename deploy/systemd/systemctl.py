@@ -1,70 +1,70 @@
-"""What we ask of the service manager. Functions build argv lists; `process` runs them."""
+"""systemctl commands and unit properties. Functions build argv lists; `process` runs them."""
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 
-from deploy.systemd.process import begin, run
+from deploy.systemd.process import run, start
 
 
 @dataclass(frozen=True)
 class UnitState:
-    """A unit as `systemctl show` tells it."""
+    """The state of a unit as shown by `systemctl show`."""
 
     load: str
     active: str
     result: str
     status: str
+    """The STATUS= text that the service sent."""
     main_pid: int
 
     @property
     def exists(self) -> bool:
-        """Whether the manager knows the unit."""
+        """Whether the unit file is loaded."""
         return self.load == "loaded"
 
 
 @dataclass(frozen=True)
 class Systemd:
-    """The system manager, or the user's."""
+    """The system manager, or the calling user's manager."""
 
     user: bool
 
     def argv(self, *words: str) -> list[str]:
-        """A systemctl command for this manager."""
+        """Return the systemctl command for this manager."""
         return ["systemctl", *(["--user"] if self.user else []), "--no-pager", *words]
 
     def start(self, unit: str) -> None:
-        """Start `unit` and wait until it is up."""
+        """Start `unit` and wait until it is active; raises GlmError if it fails."""
         run(self.argv("start", unit))
 
     def start_later(self, unit: str) -> None:
-        """Start `unit` and do not wait for it."""
+        """Start `unit` without waiting; failures are ignored."""
         run(self.argv("start", "--no-block", unit), check=False)
 
     def starting(self, unit: str) -> Job:
-        """Start `unit`; the job tells when that ended and how."""
+        """Start `unit`; returns the running command."""
         return Job(self.argv("start", unit))
 
     def reloading(self, unit: str) -> Job:
-        """Reload `unit`; the job tells when that ended and how."""
+        """Reload `unit`; returns the running command."""
         return Job(self.argv("reload", unit))
 
     def stop(self, unit: str) -> None:
-        """Stop `unit`, wait until it is down, and forget that it ever failed."""
+        """Stop `unit`, wait until it is inactive, and reset its failed state; failures are ignored."""
         run(self.argv("stop", unit), check=False)
         run(self.argv("reset-failed", unit), check=False)
 
     def kill_main(self, unit: str, signal: str) -> None:
-        """Send a signal to the unit's main process alone."""
+        """Send `signal` to the main process of `unit`; failures are ignored."""
         run(self.argv("kill", "--kill-whom=main", f"--signal={signal}", unit), check=False)
 
     def daemon_reload(self) -> None:
-        """Read the unit files again."""
+        """Make the manager read all unit files again; raises GlmError."""
         run(self.argv("daemon-reload"))
 
     def state(self, unit: str) -> UnitState:
-        """What `unit` does now."""
+        """Return the state of `unit`."""
         names = "LoadState,ActiveState,Result,StatusText,MainPID"
         shown = self._show(unit, names)
         return UnitState(
@@ -76,22 +76,22 @@ class Systemd:
         )
 
     def memory_max(self, unit: str) -> int | None:
-        """The bytes that `unit` may take; None without a limit."""
-        said = self._show(unit, "MemoryMax").get("MemoryMax", "")
-        return int(said) if said.isdigit() else None
+        """Return the MemoryMax= of `unit` in bytes; None without a limit."""
+        value = self._show(unit, "MemoryMax").get("MemoryMax", "")
+        return int(value) if value.isdigit() else None
 
     def environment(self, unit: str) -> dict[str, str]:
-        """The Environment= of `unit`."""
+        """Return the Environment= of `unit`."""
         words = self._show(unit, "Environment").get("Environment", "").split()
         return dict(word.split("=", 1) for word in words if "=" in word)
 
     def backlog(self) -> int:
-        """How many connections may wait at the public socket, as its unit says."""
-        said = self._show("glm.socket", "Backlog").get("Backlog", "")
-        return int(said) if said.isdigit() else 0
+        """Return the Backlog= of the public socket: how many connections may wait; 0 if it is unknown."""
+        value = self._show("glm.socket", "Backlog").get("Backlog", "")
+        return int(value) if value.isdigit() else 0
 
     def listen(self) -> str | None:
-        """The host:port of the public socket; None when the unit is not installed."""
+        """Return the host:port of the public socket; None if the unit is not installed."""
         shown = self._show("glm.socket", "Listen").get("Listen", "")
         return shown.split(" ")[0] or None
 
@@ -101,24 +101,23 @@ class Systemd:
 
 
 class Job:
-    """A systemctl command under way."""
+    """A running systemctl command."""
 
     def __init__(self, argv: list[str]) -> None:
-        self._process = begin(argv)
-        self.began = time.monotonic()
+        self._process = start(argv)
 
     @property
     def done(self) -> bool:
-        """Whether it has ended."""
+        """Whether the command has ended."""
         return self._process.poll() is not None
 
     @property
     def succeeded(self) -> bool:
-        """Whether it ended well."""
+        """Whether the command ended with exit code 0."""
         return self._process.returncode == 0
 
     def close(self) -> None:
-        """See the command off: interrupted, it must not ask for a start after we have undone it."""
+        """Terminate the command, so that it cannot start a unit after an interrupted rollout has stopped it."""
         if not self.done:
             self._process.terminate()
         self._process.communicate()

@@ -1,8 +1,7 @@
-"""Installing our unit files, rendered for one host."""
+"""Rendering and installation of the unit files."""
 
 from __future__ import annotations
 
-import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,27 +9,34 @@ from pathlib import Path
 from deploy.errors import GlmError, Refused
 from deploy.host import Host
 from deploy.systemd.systemctl import Systemd
+from service.contract import atomic
 
 CODE = Path(__file__).resolve().parent.parent.parent
 TEMPLATES = CODE / "systemd"
 UNITS = ("glm.socket", "glm@.service", "glm-live.service", "glm-ui.service", "glm.target")
 
-_MEANS_SOMETHING = frozenset(" \t\n%$\\\"';#@")
+_SPECIAL = frozenset(" \t\n%$\\\"';#@")  # characters with a meaning in unit files or in templates
 
 
 @dataclass(frozen=True)
 class Addresses:
-    """Where the service and the page listen, as host:port."""
+    """The addresses of the service and of the page, as host:port."""
 
     listen: str = "127.0.0.1:8000"
     ui: str = "127.0.0.1:8501"
 
 
 def render(host: Host, addresses: Addresses) -> dict[Path, str]:
-    """The files to write. The system manager gets drop-ins that a user manager could not apply."""
+    """Return the content of each unit file, with drop-ins for the system manager that a user manager cannot apply.
+
+    Raises Refused if a path has characters that systemd would interpret.
+    """
     for path in (host.root, host.runtime, host.state, host.settings, CODE, Path(sys.executable)):
-        if strange := set(str(path)) & _MEANS_SOMETHING:
-            raise Refused(f"{path} holds {''.join(sorted(strange))!r}, which would mean something else in a unit file")
+        if special := set(str(path)) & _SPECIAL:
+            raise Refused(
+                f"{path} has characters with a meaning in unit files: {''.join(sorted(special))!r}",
+                hint="choose another directory",
+            )
     ui_address, _, ui_port = addresses.ui.rpartition(":")
     values = {
         "@ROOT@": str(host.root),
@@ -59,7 +65,10 @@ def render(host: Host, addresses: Addresses) -> dict[Path, str]:
 
 
 def install(host: Host, addresses: Addresses) -> list[Path]:
-    """Write what differs, tell the manager, and return what was written; nothing on a second call."""
+    """Write the unit files that differ, make the manager read them, and return their paths.
+
+    Raises Refused for a path that unit files cannot hold, and GlmError if a file cannot be written.
+    """
     changed = []
     try:
         for directory in (host.root, host.releases, host.state):
@@ -68,13 +77,11 @@ def install(host: Host, addresses: Addresses) -> list[Path]:
             if path.exists() and path.read_text() == text:
                 continue
             path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_name(f".{path.name}.{os.getpid()}")
-            temporary.write_text(text)
-            temporary.replace(path)
+            atomic.write_text(path, text)
             changed.append(path)
     except OSError as error:
         raise GlmError(
             f"cannot write {error.filename}: {error.strerror}", hint="run it as root, or with --user"
         ) from error
-    Systemd(host.user).daemon_reload()  # whatever changed: the last time it may not have heard
+    Systemd(host.user).daemon_reload()  # always: an earlier call may have failed after it wrote the files
     return changed
