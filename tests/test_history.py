@@ -111,7 +111,7 @@ def test_details(printed: Printed) -> None:
         columns = ("accepted", "completed", "failed", "client_aborted", "in_flight", "handed_out", "adopted", "drained")
         counts = " ".join(str(line[name]) for name in (*columns, "cut"))
         assert f"{line['slot']} #{line['generation']} {line['version']} {counts}" in flat
-    assert re.search(r"1\.1\.0 took over from 1\.0\.0 in green: \d+ connection handovers?, ", flat)
+    assert re.search(r"1\.1\.0 took over from 1\.0\.0 in green: \d+ client connection handoffs?, ", flat)
     assert "no request was cut" in flat
     assert re.search(r"the longest wait of a client was [\d.]+ m?s\.", flat)
 
@@ -150,8 +150,8 @@ RELOAD = [Step(phase="reload", at="2026-01-01T00:00:00.000+00:00")]
 EFFECTS: dict[str, tuple[Record, str]] = {
     "done": (
         rollout(receipt=account(), pause_ms=14.0),
-        "1.1.0 took over from 1.0.0 in green: 7 connection handovers, no request was cut, the old version completed 3 "
-        "requests while draining, the longest wait of a client was 14 ms.",
+        "1.1.0 took over from 1.0.0 in green: 7 client connection handoffs, no request was cut, the old version "
+        "completed 3 requests while draining, the longest wait of a client was 14 ms.",
     ),
     "cut": (rollout(receipt=account(cut=1)), "the drain deadline cut 1 request,"),
     "the first": (

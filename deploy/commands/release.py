@@ -71,13 +71,13 @@ def list_(options: Options) -> None:
     """  # noqa: D301  (\b keeps line breaks)
     options.recover()
     releases = options.context.releases
-    found = [(one, releases.slots_of(one.version)) for one in releases.list()]
+    found = [(each, releases.slots_of(each.version)) for each in releases.list()]
     rows = [
-        f"{one.version:<24} {size(one.manifest.size):>10}  {one.manifest.created_at[:19]}  {' '.join(slots)}"
-        for one, slots in found
+        f"{each.version:<24} {size(each.manifest.size):>10}  {each.manifest.created_at[:19]}  {' '.join(slots)}"
+        for each, slots in found
     ]
     options.show(
-        {"releases": [_document(one, slots) for one, slots in found]},
+        {"releases": [_document(each, slots) for each, slots in found]},
         "\n".join(rows) or "no releases yet; `glmctl release add PATH` imports one",
     )
 
@@ -135,11 +135,11 @@ def prune(options: Options, keep: int) -> None:
     options.show({"removed": list(removed)}, f"removed {', '.join(removed)}" if removed else "nothing to remove")
 
 
-def _document(one: Release, slots: tuple[str, ...]) -> dict[str, object]:
+def _document(release: Release, slots: tuple[str, ...]) -> dict[str, object]:
     return {
-        "version": one.version,
-        "path": str(one.path),
-        "size": one.manifest.size,
-        "created_at": one.manifest.created_at,
+        "version": release.version,
+        "path": str(release.path),
+        "size": release.manifest.size,
+        "created_at": release.manifest.created_at,
         "slots": list(slots),
     }

@@ -151,7 +151,7 @@ def _effect_of_success(record: Record, receipt: Receipt) -> str:
     old = "generation" if record.kind == "reload" else "version"
     drained = sum(line.drained for line in receipt.lines if not _is_new(record, line, receipt))
     facts = [
-        count(receipt.handed_out, "connection handover") if receipt.handed_out else "",
+        count(receipt.handed_out, "client connection handoff") if receipt.handed_out else "",
         f"the drain deadline cut {count(receipt.cut, 'request')}" if receipt.cut else "no request was cut",
         f"the old {old} completed {count(drained, 'request')} while draining" if drained else "",
         _longest_wait(record),
