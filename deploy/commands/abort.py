@@ -26,4 +26,6 @@ def abort(options: Options) -> None:
         canary = CanaryFile(options.host.runtime).remove()
     if canary is None:
         raise Refused("no canary is under way", hint="`glmctl deploy VERSION --canary 10,50` starts one")
-    options.show({"aborted": canary.weight}, f"the canary at {canary.weight:g} % has ended; the live slot answers all requests")
+    options.show(
+        {"aborted": canary.weight}, f"the canary at {canary.weight:g} % has ended; the live slot answers all requests"
+    )
