@@ -3,6 +3,7 @@
 from typing import Any
 
 from service import metrics
+from service.engine import loader
 from service.process.master import Master
 from service.settings import Settings
 
@@ -20,8 +21,9 @@ proc_name = f"glm@{_settings.slot}"
 
 
 def on_starting(server: Any) -> None:
-    """Claim the slot's next generation, before the listeners are taken over."""
+    """Claim the slot's next generation, before the listeners are taken over, and import what every worker needs."""
     server.master = Master.begin(server)
+    loader.preload(_settings)
 
 
 def when_ready(server: Any) -> None:

@@ -6,13 +6,15 @@ fails alone; a cancelled request frees its row within two steps. Begin with `cor
 samples and emits. A `Sequence` is one request; the `Scheduler` assigns it a row of the `SlotCache` and decides what the
 next step computes; the `Runner` runs the model on that; the `Sampler` chooses a token for every row at once.
 `ModelEngine` runs all of this in one thread and streams the results to asyncio. `protocol.py` is the interface that the
-API uses; it needs neither torch nor transformers.
+API uses; it needs neither torch nor transformers. `loader.py` selects the engine: tests may use the one without a model
+in `dummy.py`.
 """
 
 from service.engine.protocol import (
     Delta,
     Engine,
     Finish,
+    Limits,
     Priority,
     PromptTooLong,
     QueueTimeout,
@@ -20,12 +22,14 @@ from service.engine.protocol import (
     Sampling,
     TokenLogprob,
     Usage,
+    WorkerEngine,
 )
 
 __all__ = [
     "Delta",
     "Engine",
     "Finish",
+    "Limits",
     "Priority",
     "PromptTooLong",
     "QueueTimeout",
@@ -33,4 +37,5 @@ __all__ = [
     "Sampling",
     "TokenLogprob",
     "Usage",
+    "WorkerEngine",
 ]

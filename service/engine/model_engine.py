@@ -15,7 +15,6 @@ from collections import abc
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import Any
 
@@ -28,29 +27,19 @@ from service.engine.detokenizer import Detokenizer, OutputProcessor, StopStrings
 from service.engine.grammar import GrammarCompiler
 from service.engine.mailbox import Dispatcher, EngineCall
 from service.engine.prompt import PromptBuilder
-from service.engine.protocol import Delta, Finish, Priority, Sampling, Usage
+from service.engine.protocol import Delta, Finish, Limits, Priority, Sampling, Usage
 from service.engine.runner import Runner
 from service.engine.sampling_params import SamplingParams
 from service.engine.sequence import Event, Sequence
 from service.engine.tensors import Weights
 from service.engine.vision import VisionEncoder
 from service.model import checkpoint as checkpoints
-from service.model.checkpoint import Checkpoint, Progress
-from service.model.release import EngineSettings, Release, ReleaseError
+from service.model.checkpoint import Checkpoint
+from service.model.release import EngineSettings, Progress, Release, ReleaseError
 
 __all__ = ["Limits", "ModelEngine"]
 
 PREPARE_THREADS = 2
-
-
-@dataclass(frozen=True)
-class Limits:
-    """Limits of a request, in tokens and seconds. `stall`: seconds without a step after which a busy engine is hung."""
-
-    max_prompt_tokens: int = 32_768
-    max_wait: float = 60.0
-    max_seconds: float = 600.0
-    stall: float = 120.0
 
 
 class ModelEngine:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
+
+from service.model.release import Progress, Release
 
 __all__ = [
     "Delta",
     "Engine",
     "Finish",
+    "Limits",
     "Priority",
     "PromptTooLong",
     "QueueTimeout",
@@ -17,6 +20,7 @@ __all__ = [
     "Sampling",
     "TokenLogprob",
     "Usage",
+    "WorkerEngine",
 ]
 
 Priority = Literal["interactive", "batch"]
@@ -93,6 +97,16 @@ class Usage:
     kv_capacity: int
 
 
+@dataclass(frozen=True)
+class Limits:
+    """Limits of a request, in tokens and seconds. `stall`: seconds without a step after which a busy engine is hung."""
+
+    max_prompt_tokens: int = 32_768
+    max_wait: float = 60.0
+    max_seconds: float = 600.0
+    stall: float = 120.0
+
+
 class Engine(Protocol):
     """What the API requires of an engine."""
 
@@ -125,4 +139,25 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Stop the engine; unfinished streams raise RuntimeError."""
+        ...
+
+
+class WorkerEngine(Engine, Protocol):
+    """What a worker requires of an engine in addition."""
+
+    def warm_up(self, progress: Progress) -> None:
+        """Answer once, blocking until that is done; raises ReleaseError if the model cannot."""
+        ...
+
+    def read_weights(self, release: Release, progress: Progress) -> Mapping[str, Any]:
+        """Read the weights of a release of the same architecture, in any thread; raises ReleaseError."""
+        ...
+
+    async def replace_weights(self, weights: Mapping[str, Any]) -> None:
+        """Use the weights that were read, between steps and while no request runs."""
+        ...
+
+    @property
+    def closed(self) -> bool:
+        """Whether new requests are rejected."""
         ...

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -10,6 +11,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from service.contract import checks
 from service.contract.checks import Check
+
+Progress = Callable[[str, float], None]
+"""Called with the name of a step of a load and the completed share of it, 0.0 to 1.0."""
 
 
 class ReleaseError(Exception):

@@ -8,7 +8,7 @@ device.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,14 +16,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from service.model.release import ReleaseError
+from service.model.release import Progress, ReleaseError
 
 if TYPE_CHECKING:
     from transformers import Glm4vConfig, Glm4vForConditionalGeneration
 
-__all__ = ["Progress", "StateMismatch", "assemble", "read", "resolve_dtype"]
-
-Progress = Callable[[str, float], None]
+__all__ = ["StateMismatch", "assemble", "read", "resolve_dtype"]
 
 CONCURRENT_SHARDS = 4  # one reader does not saturate a fast disk or a PCIe link
 CHUNK = 16 << 20  # bytes between two progress reports: a hundredth of a second from a fast disk

@@ -11,24 +11,20 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import Any
 
 from service.chat.admission import Admission
 from service.contract.checks import DEFAULT_CHECKS
 from service.contract.weights_order import Step, WeightsOrder, WeightsOrderFile
 from service.contract.worker_state import SwapReport, WorkerStateFile
-from service.engine import Usage
+from service.engine import Usage, WorkerEngine
 from service.identity import Identity
 from service.metrics import Metrics
 from service.model.release import Release, ReleaseError
 from service.process.checks import CheckFailed, run_checks
-
-if TYPE_CHECKING:
-    from service.engine.model_engine import ModelEngine
-    from service.engine.tensors import State
 
 __all__ = ["WeightSwapper"]
 
@@ -48,7 +44,7 @@ class _KeepOld(Exception):
 class WeightSwapper:
     """Follows the weights orders of a generation. It alone sets the version that the worker's model holds."""
 
-    engine: ModelEngine
+    engine: WorkerEngine
     admission: Admission
     identity: Identity
     state_file: WorkerStateFile
@@ -98,14 +94,14 @@ class WeightSwapper:
         else:
             self._report(report, "done")
 
-    async def _try(self, order: WeightsOrder, release: Release, new: State, report: SwapReport) -> None:
+    async def _try(self, order: WeightsOrder, release: Release, new: Mapping[str, Any], report: SwapReport) -> None:
         """Use the new weights, run the checks, and keep the weights from the moment at which all workers do."""
 
         def progress(step: str, share: float) -> None:
             report.step, report.progress = step, share
 
         self._report(report, "checking")
-        await self.engine.put(new)
+        await self.engine.replace_weights(new)
         await run_checks(self.engine, replace(release, checks=release.checks or DEFAULT_CHECKS), progress)
         self._report(report, "passed")
         while not (verdict := self.order_file.verdict(self._present(order))):
@@ -123,18 +119,18 @@ class WeightSwapper:
             _, old = await asyncio.to_thread(self._read, self.identity.version, report)
             vacated = self._vacated(None, report)
             async with asyncio.timeout(_MAX_WAIT), vacated, self._restored_on_failure(old):
-                await self.engine.put(new)
+                await self.engine.replace_weights(new)
                 self._set_version(version)
         except Exception:
             logger.exception("this worker serves %s, its generation %s", self.identity.version, version)
             await asyncio.sleep(_RETRY)
 
-    def _read(self, version: str, report: SwapReport) -> tuple[Release, State]:
+    def _read(self, version: str, report: SwapReport) -> tuple[Release, Mapping[str, Any]]:
         def progress(step: str, share: float) -> None:
             report.step, report.progress = step, share
 
         release = Release.read((self.order_file.slots.root / "releases" / version).resolve())
-        return release, self.engine.read(release, progress)
+        return release, self.engine.read_weights(release, progress)
 
     @asynccontextmanager
     async def _vacated(self, order: WeightsOrder | None, report: SwapReport) -> AsyncIterator[None]:
@@ -156,7 +152,7 @@ class WeightSwapper:
         return bool(usage.running or usage.waiting)
 
     @asynccontextmanager
-    async def _restored_on_failure(self, old: State) -> AsyncIterator[None]:
+    async def _restored_on_failure(self, old: Mapping[str, Any]) -> AsyncIterator[None]:
         """Put the old weights back if the block fails.
 
         A worker that cannot do that exits, because its model may hold parts of both.
@@ -167,7 +163,7 @@ class WeightSwapper:
             if self.engine.closed:  # the worker is leaving
                 raise
             try:
-                await self.engine.put(old)
+                await self.engine.replace_weights(old)
             except BaseException:
                 logger.exception("cannot put the old weights back")
                 os._exit(1)

@@ -10,7 +10,6 @@ import signal
 import sys
 import time
 from types import FrameType
-from typing import TYPE_CHECKING
 
 from uvicorn.config import Config
 from uvicorn_worker import UvicornWorker
@@ -20,6 +19,7 @@ from service.app import create_app
 from service.chat.admission import Admission
 from service.contract.generations import Generation
 from service.contract.worker_state import WorkerState, WorkerStateFile
+from service.engine import WorkerEngine, loader
 from service.handover.connection import Connection
 from service.handover.server import SlotServer
 from service.identity import Identity
@@ -27,9 +27,6 @@ from service.model.release import Release, ReleaseError
 from service.process.checks import CheckFailed, run_checks
 from service.process.master import NOT_READY, Master
 from service.process.weight_swap import WeightSwapper
-
-if TYPE_CHECKING:
-    from service.engine.model_engine import ModelEngine
 
 __all__ = ["SlotWorker"]
 
@@ -122,23 +119,15 @@ class SlotWorker(UvicornWorker):  # type: ignore[misc]  # Gunicorn's classes car
         following.cancel()
         engine.close()
 
-    async def _prepare(self) -> ModelEngine:
+    async def _prepare(self) -> WorkerEngine:
         """Load the model, warm it up, run the release's checks."""
-        from service.engine.model_engine import Limits, ModelEngine
-
         settings, state = self.master.settings, self.state_file.state
 
         def progress(step: str, share: float) -> None:
             state.step, state.progress = step, share
 
         started = time.monotonic()
-        engine = await asyncio.to_thread(
-            ModelEngine.load,
-            self.release,
-            threads=settings.threads or max(1, (os.cpu_count() or 1) // settings.workers - 1),
-            limits=Limits(settings.max_prompt_tokens, settings.max_wait, settings.max_seconds, settings.stall),
-            progress=progress,
-        )
+        engine = await asyncio.to_thread(loader.load, self.release, settings, progress)
         state.phase = "warming up"
         await asyncio.to_thread(engine.warm_up, progress)
         state.phase = "checking"

@@ -1,0 +1,162 @@
+"""An engine without a model, for tests of rollouts, crashes, hooks and the command line. GLM_ENGINE=dummy selects it.
+
+It imports neither torch nor transformers, so a worker is ready in a fraction of a second. An answer is a sequence of
+words that depends on the bytes of the checkpoint and on the messages: equal releases answer alike, others do not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+import zlib
+from collections.abc import AsyncIterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from service.engine.protocol import (
+    Delta,
+    Finish,
+    Limits,
+    Priority,
+    PromptTooLong,
+    QueueTimeout,
+    Refused,
+    Sampling,
+    Usage,
+)
+from service.model import checkpoint_files
+from service.model.release import Progress, Release, ReleaseError
+
+__all__ = ["DummyEngine"]
+
+TOKEN_SECONDS = 0.002  # between two words of an answer
+IMAGE_TOKENS = 64
+ROW_TOKENS = 4096  # of cache, reported for each row
+WORDS = ("amber", "birch", "cedar", "delta", "ember", "fjord", "grove", "heath", "inlet", "jetty", "knoll", "larch")
+
+
+class DummyEngine:
+    """Engine whose words come from a checksum. Of a Sampling it takes max_tokens and seed, and refuses a schema."""
+
+    def __init__(self, checksum: int, release: Release, limits: Limits) -> None:
+        self._checksum = checksum
+        self._max_new_tokens = release.engine.max_new_tokens
+        self._capacity = release.engine.rows * ROW_TOKENS
+        self._rows = asyncio.Semaphore(release.engine.rows)
+        self._limits = limits
+        self._running = self._waiting = self._promised = 0
+        self._closed = False
+
+    @classmethod
+    def load(cls, release: Release, *, limits: Limits, progress: Progress) -> DummyEngine:
+        """Read the checkpoint's files without loading a model; raises ReleaseError for those that are damaged."""
+        return cls(_checksum(release.model, progress), release, limits)
+
+    def warm_up(self, progress: Progress) -> None:
+        """Do nothing."""
+        progress("warming up", 1.0)
+
+    async def stream(
+        self,
+        messages: list[dict[str, Any]],
+        sampling: Sampling,
+        *,
+        thinking: bool | None = None,  # noqa: ARG002
+        tools: Sequence[dict[str, Any]] = (),  # noqa: ARG002
+        priority: Priority = "interactive",
+    ) -> AsyncIterator[Delta | Finish]:
+        """See Engine. Rows are given in order of arrival, whatever the priority."""
+        prompt, prompt_tokens = _read(messages)
+        if sampling.json_schema or sampling.logprobs is not None:
+            raise Refused("the dummy engine knows no schemas and no probabilities")
+        if prompt_tokens > self._limits.max_prompt_tokens:
+            raise PromptTooLong(f"{prompt_tokens} tokens are more than the {self._limits.max_prompt_tokens} it takes")
+        await self._await_row(self._limits.max_wait if priority == "interactive" else None)
+        tokens = min(sampling.max_tokens or self._max_new_tokens, 1 << 20)
+        promised = prompt_tokens + tokens
+        self._running += 1
+        self._promised += promised
+        try:
+            words = random.Random(f"{self._checksum} {sampling.seed} {prompt}")  # noqa: S311
+            deadline = time.monotonic() + self._limits.max_seconds
+            count = 0
+            while count < tokens and time.monotonic() < deadline:
+                await asyncio.sleep(TOKEN_SECONDS)
+                if self._closed:
+                    raise RuntimeError("the engine was closed")
+                yield Delta(f" {words.choice(WORDS)}" if count else words.choice(WORDS))
+                count += 1
+            yield Finish("length", prompt_tokens, count)
+        finally:
+            self._running -= 1
+            self._promised -= promised
+            self._rows.release()
+
+    def read_weights(self, release: Release, progress: Progress) -> Mapping[str, Any]:
+        """See WorkerEngine."""
+        return {"checksum": _checksum(release.model, progress)}
+
+    async def replace_weights(self, weights: Mapping[str, Any]) -> None:
+        """See WorkerEngine."""
+        if self._closed:
+            raise RuntimeError("the engine is closed")
+        self._checksum = weights["checksum"]
+
+    def usage(self) -> Usage:
+        """See Engine."""
+        return Usage(self._running, self._waiting, self._promised, self._capacity)
+
+    def answering(self) -> bool:
+        """See Engine."""
+        return True
+
+    @property
+    def closed(self) -> bool:
+        """See WorkerEngine."""
+        return self._closed
+
+    def close(self) -> None:
+        """See Engine."""
+        self._closed = True
+
+    async def _await_row(self, seconds: float | None) -> None:
+        if self._closed:
+            raise RuntimeError("the engine is closed")
+        self._waiting += 1
+        try:
+            await asyncio.wait_for(self._rows.acquire(), seconds)
+        except TimeoutError:
+            raise QueueTimeout(f"no row became free within {seconds:.0f} s") from None
+        finally:
+            self._waiting -= 1
+
+
+def _read(messages: list[dict[str, Any]]) -> tuple[str, int]:
+    """Return the text of a conversation and its number of tokens, four characters each."""
+    texts, images = [], 0
+    for message in messages:
+        content = message.get("content") or ""
+        parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+        texts += [message["role"], *(part["text"] for part in parts if part["type"] == "text")]
+        images += sum(part["type"] == "image" for part in parts)
+    text = "\n".join(texts)
+    return text, 1 + len(text) // 4 + IMAGE_TOKENS * images
+
+
+def _checksum(path: Path, progress: Progress) -> int:
+    """Check the files of a checkpoint as far as that goes without a model; raises ReleaseError naming the file."""
+    from safetensors import SafetensorError, deserialize
+
+    progress("reading", 0.0)
+    checkpoint_files.check(path)
+    checksum = 0
+    for shard in checkpoint_files.shards(path):
+        try:
+            contents = shard.read_bytes()
+            deserialize(contents)  # type: ignore[no-untyped-call]
+        except (SafetensorError, OSError) as error:
+            raise ReleaseError(f"{shard} cannot be read: {error}") from error
+        checksum = zlib.crc32(contents, checksum)
+    progress("reading", 1.0)
+    return checksum

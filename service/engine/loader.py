@@ -1,0 +1,35 @@
+"""Selects the engine that GLM_ENGINE names, and imports torch only for the real one."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+
+from service.engine.protocol import Limits, WorkerEngine
+from service.model.release import Progress, Release
+from service.settings import Settings
+
+__all__ = ["load", "preload"]
+
+logger = logging.getLogger("gunicorn.error")
+
+
+def preload(settings: Settings) -> None:
+    """Import what every worker needs, in the master: a worker is forked with it. Starts no thread, uses no device."""
+    if settings.engine == "model":
+        importlib.import_module("service.engine.model_engine")
+
+
+def load(release: Release, settings: Settings, progress: Progress) -> WorkerEngine:
+    """Load a release and block until it is in memory, not warmed up yet; raises ReleaseError."""
+    limits = Limits(settings.max_prompt_tokens, settings.max_wait, settings.max_seconds, settings.stall)
+    if settings.engine == "dummy":
+        from service.engine.dummy import DummyEngine
+
+        logger.warning("GLM_ENGINE=dummy: no model is loaded, answers are random words; for tests only")
+        return DummyEngine.load(release, limits=limits, progress=progress)
+    from service.engine.model_engine import ModelEngine
+
+    threads = settings.threads or max(1, (os.cpu_count() or 1) // settings.workers - 1)
+    return ModelEngine.load(release, threads=threads, limits=limits, progress=progress)
