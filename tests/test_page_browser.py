@@ -1,4 +1,4 @@
-"""The page in a real browser, on a real systemd, through a real cutover."""
+"""The page in a real browser, during a cutover on a real systemd."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from PIL import Image, ImageDraw
 
 from deploy.systemd.sandbox import Sandbox
 from tests.box import CODE
-from tests.test_page import Stage, free_address
+from tests.page_fixtures import FakeService, free_address
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -34,41 +34,41 @@ ARGUMENTS = [
     "--disable-component-update",
     "--no-first-run",
 ]
-PATIENCE = 60.0
-RELEASES = CODE / "service/demo_models/shapes/releases"  # 1.0.0 knows colours alone; both think before they answer
+TIMEOUT = 60.0
+RELEASES = CODE / "service/demo_models/shapes/releases"  # 1.0.0 knows colours only; both reason before they answer
 
 
 @pytest.fixture(scope="module")
 def box() -> Iterator[Sandbox]:
-    """1.0.0 is live and the page is up; 1.1.0 is there to be deployed."""
+    """A sandbox with the page and two releases, of which 1.0.0 is live."""
     with Sandbox() as box:
         for version in ("1.0.0", "1.1.0"):
-            do(box, "glmctl", "release", "add", str(RELEASES / version), "-V", version)
-        do(box, "glmctl", "deploy", "1.0.0", "--bake", "0s")
-        do(box, "systemctl", "--user", "start", "glm-ui.service")
+            run(box, "glmctl", "release", "add", str(RELEASES / version), "-V", version)
+        run(box, "glmctl", "deploy", "1.0.0", "--bake", "0s")
+        run(box, "systemctl", "--user", "start", "glm-ui.service")
         wait_for_page(box.addresses.ui, box.log)
         yield box
 
 
 @pytest.fixture
-def staged(tmp_path: Path) -> Iterator[tuple[Stage, str]]:
-    """A page in front of a service that waits where it is told, and the page's address."""
-    stage, address, log = Stage(), free_address(), tmp_path / "page.log"
+def page_with_service(tmp_path: Path) -> Iterator[tuple[FakeService, str]]:
+    """A page in front of a fake service; yields the service and the page's address."""
+    service, address, log = FakeService(), free_address(), tmp_path / "page.log"
     argv = [sys.executable, "-m", "streamlit", "run", str(CODE / "ui/page.py")]
     argv += ["--server.address", "127.0.0.1", "--server.port", address.rpartition(":")[2], "--server.headless", "true"]
-    env = {**os.environ, "GLM_LISTEN": stage.address, "STREAMLIT_BROWSER_GATHER_USAGE_STATS": "false"}
+    env = {**os.environ, "GLM_LISTEN": service.address, "STREAMLIT_BROWSER_GATHER_USAGE_STATS": "false"}
     with log.open("wb") as out, subprocess.Popen(argv, env=env, cwd=tmp_path, stdout=out, stderr=out) as process:
         try:
             wait_for_page(address, log)
-            yield stage, address
+            yield service, address
         finally:
             process.terminate()
-            stage.close()
+            service.close()
 
 
 @pytest.fixture
 def browser_page() -> Iterator[Page]:
-    """A tab of Debian's chromium."""
+    """A page of Debian's chromium."""
     try:
         from playwright.sync_api import sync_playwright
     except ImportError:
@@ -80,18 +80,18 @@ def browser_page() -> Iterator[Page]:
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
         page = browser.new_context(locale="en-US", viewport={"width": 1100, "height": 800}).new_page()
-        page.set_default_timeout(PATIENCE * 1000)
+        page.set_default_timeout(TIMEOUT * 1000)
         yield page
         browser.close()
 
 
-def do(box: Sandbox, *argv: str) -> None:
-    done = subprocess.run(argv, env=box.env, capture_output=True, text=True, timeout=2 * PATIENCE)
+def run(box: Sandbox, *argv: str) -> None:
+    done = subprocess.run(argv, env=box.env, capture_output=True, text=True, timeout=2 * TIMEOUT)
     assert done.returncode == 0, f"{argv}: {done.stdout}{done.stderr}\n{box.log.read_text(errors='replace')[-4000:]}"
 
 
 def wait_for_page(address: str, log: Path) -> None:
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + TIMEOUT
     while True:
         try:
             with urllib.request.urlopen(f"http://{address}/_stcore/health", timeout=1):
@@ -110,7 +110,7 @@ def picture(colour: str) -> bytes:
 
 
 def ask(page: Page, text: str, colour: str) -> None:
-    """Attach a picture, type a question and send it, as a person does."""
+    """Attach a picture, type a question and send it."""
     from playwright.sync_api import TimeoutError as PlaywrightTimeout
 
     page.locator("[data-testid=stChatInput] input[type=file]").set_input_files(
@@ -118,7 +118,7 @@ def ask(page: Page, text: str, colour: str) -> None:
     )
     page.get_by_test_id("stChatInput").get_by_text(f"{colour}.png").wait_for()
     page.get_by_test_id("stChatInputTextArea").fill(text)
-    for _ in range(20):  # Enter does nothing while the picture is still on its way up
+    for _ in range(20):  # Enter has no effect during the upload
         page.get_by_test_id("stChatInputTextArea").press("Enter")
         with contextlib.suppress(PlaywrightTimeout):
             page.get_by_test_id("stChatMessage").get_by_text(text).wait_for(timeout=3000)
@@ -127,28 +127,28 @@ def ask(page: Page, text: str, colour: str) -> None:
 
 
 def connected(address: str) -> set[str]:
-    """The client ends of the TCP connections that stand to `address`."""
-    there = f":{int(address.rpartition(':')[2]):04X}"
+    """The client addresses of the established TCP connections to `address`."""
+    port = f":{int(address.rpartition(':')[2]):04X}"
     lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
-    return {here for _, here, remote, state, *_ in lines if remote.endswith(there) and state == "01"}
+    return {local for _, local, remote, state, *_ in lines if remote.endswith(port) and state == "01"}
 
 
-def test_the_page_stays_usable_through_a_cutover(box: Sandbox, browser_page: Page) -> None:
-    """A page that stays open shows the cutover, answers from both versions, and loses no connection and no history."""
+def test_cutover(box: Sandbox, browser_page: Page) -> None:
+    """An open page shows the cutover and answers of both versions, and keeps its connection and history."""
     page = browser_page
-    complaints: list[str] = []
+    errors: list[str] = []
     loads: list[str] = []
-    asked: set[str] = set()
-    page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
-    page.on("pageerror", lambda error: complaints.append(str(error)))
+    hosts: set[str] = set()
+    page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: errors.append(str(error)))
     page.on("websocket", lambda socket: loads.append(socket.url))
-    page.on("request", lambda request: asked.add(urllib.parse.urlsplit(request.url).netloc))  # none: data URLs
+    page.on("request", lambda request: hosts.add(urllib.parse.urlsplit(request.url).netloc))  # empty for data URLs
     page.on("framenavigated", lambda frame: loads.append(frame.url) if frame == page.main_frame else None)
 
     page.goto(f"http://{box.addresses.ui}")
     sidebar = page.get_by_test_id("stSidebar")
     sidebar.get_by_role("heading", name="1.0.0").wait_for()
-    before = len(loads)
+    initial = len(loads)
 
     ask(page, "What is in this picture?", "red")
     page.get_by_text("Answered by 1.0.0 in slot blue").wait_for()
@@ -158,43 +158,43 @@ def test_the_page_stays_usable_through_a_cutover(box: Sandbox, browser_page: Pag
     assert "Thought for" in first
 
     connections = connected(box.addresses.listen)
-    do(box, "glmctl", "deploy", "1.1.0", "--bake", "0s")
+    run(box, "glmctl", "deploy", "1.1.0", "--bake", "0s")
     sidebar.get_by_role("heading", name="1.1.0").wait_for()
 
     ask(page, "What is in this picture?", "green")
     page.get_by_text("Answered by 1.1.0 in slot green").wait_for()
     page.get_by_role("button", name="Stop").wait_for(state="detached")
     assert "a green circle" in page.get_by_test_id("stChatMessage").nth(3).inner_text()
-    assert connections & connected(box.addresses.listen), "the page had to connect anew"
+    assert connections & connected(box.addresses.listen), "the page had to reconnect"
     assert page.get_by_test_id("stChatMessage").nth(1).inner_text() == first
     assert page.get_by_test_id("stChatMessage").locator("img").count() == 2
     assert page.get_by_test_id("stAlert").count() == 0
-    assert len(loads) == before == 2, loads  # one page load, one connection
-    assert complaints == []
-    assert asked - {""} == {box.addresses.ui}, "the page must work on a host without the internet"
+    assert len(loads) == initial == 2, loads  # one page load, one connection
+    assert errors == []
+    assert hosts - {""} == {box.addresses.ui}, "the page must work without the internet"
 
 
-def test_a_thought_is_seen_and_then_folded(staged: tuple[Stage, str], browser_page: Page) -> None:
-    """A person reads the thought while it comes; the answer folds it, and it opens again and stays so at a click."""
-    stage, address = staged
-    stage.thoughts, stage.words = ["First a circle, ", "then its colour."], ["A red", " circle."]
-    stage.allow(1)
+def test_reasoning(page_with_service: tuple[FakeService, str], browser_page: Page) -> None:
+    """Reasoning is visible while received, collapsed by the answer, and stays expanded after a click."""
+    service, address = page_with_service
+    service.reasoning, service.answer = ["First a circle, ", "then its colour."], ["A red", " circle."]
+    service.allow(1)
     page = browser_page
     page.goto(f"http://{address}")
     page.get_by_test_id("stChatInputTextArea").fill("What is it?")
     page.get_by_test_id("stChatInputTextArea").press("Enter")
-    thought = page.get_by_test_id("stChatMessage").nth(1).get_by_test_id("stExpander")
-    thought.get_by_text("Thinking …").wait_for()
-    thought.get_by_text("First a circle,").wait_for()
+    reasoning = page.get_by_test_id("stChatMessage").nth(1).get_by_test_id("stExpander")
+    reasoning.get_by_text("Thinking …").wait_for()
+    reasoning.get_by_text("First a circle,").wait_for()
 
-    stage.allow(3)
+    service.allow(3)
     page.get_by_text("A red ▍").wait_for()
-    thought.get_by_text("Thought for").wait_for()
-    thought.get_by_text("First a circle, then its colour.").wait_for(state="hidden")
+    reasoning.get_by_text("Thought for").wait_for()
+    reasoning.get_by_text("First a circle, then its colour.").wait_for(state="hidden")
 
-    thought.get_by_text("Thought for").click()
-    thought.get_by_text("First a circle, then its colour.").wait_for()
-    stage.allow()
+    reasoning.get_by_text("Thought for").click()
+    reasoning.get_by_text("First a circle, then its colour.").wait_for()
+    service.allow()
     page.get_by_text("A red circle.").wait_for()
     page.get_by_role("button", name="Stop").wait_for(state="detached")
-    assert thought.get_by_text("First a circle, then its colour.").is_visible(), "what was unfolded must stay so"
+    assert reasoning.get_by_text("First a circle, then its colour.").is_visible(), "an expanded box must stay expanded"

@@ -1,1 +1,5 @@
-"""The page: talks HTTP to the service, and imports neither it nor the controller."""
+"""The chat page: a Streamlit application and HTTP client of the service, in English and Chinese.
+
+An answer is received to its end while the page reruns, and names the version and slot that gave it. Start with `page`;
+`conversation` holds its state and `client` the HTTP requests.
+"""

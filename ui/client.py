@@ -1,4 +1,4 @@
-"""The service as the page sees it: who is live, and answers that arrive piece by piece."""
+"""The HTTP client of the service: the live version, and streamed answers."""
 
 from __future__ import annotations
 
@@ -13,39 +13,39 @@ from typing import Any
 
 import httpx
 
-__all__ = ["Answer", "Fault", "Live", "Piece", "Service", "ServiceError", "service_address"]
+__all__ = ["AnswerStream", "Delta", "Fault", "LiveSlot", "ServiceClient", "ServiceError", "service_address"]
 
-# A host whose two copies of the model do not fit lets clients wait in the backlog for as long as a load takes.
-PATIENCE = 600.0
-# Below the 75 s for which the service keeps an idle connection: a request must never meet one that is being closed.
+# Seconds. During a swap requests wait in the backlog of the socket while a model is loaded.
+READ_TIMEOUT = 600.0
+# Seconds; less than the 75 s of the service, so that no request is sent on a connection that is being closed.
 KEEP_ALIVE = 60.0
-GLANCE = 1.0  # seconds that a look at /version may take; the page takes one every second
+VERSION_TIMEOUT = 1.0  # seconds; the page requests /version every second
 
-EVERY_ADDRESS = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "[::]": "[::1]"}  # noqa: S104  where we connect, not listen
+WILDCARD_ADDRESSES = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "[::]": "[::1]"}  # noqa: S104  to connect to
 
 
 class Fault(StrEnum):
-    """What can go wrong with a question, as far as a person would act differently."""
+    """The kinds of failure that the page explains."""
 
     UNREACHABLE = "unreachable"
-    SILENT = "silent"
-    BROKEN = "broken"
+    TIMEOUT = "timeout"
+    INTERRUPTED = "interrupted"
     BUSY = "busy"
-    WAITED = "waited"
+    QUEUE_TIMEOUT = "queue_timeout"
     TOO_LARGE = "too_large"
     TOO_LONG = "too_long"
     REJECTED = "rejected"
     FAILED = "failed"
-    STRANGE = "strange"
-    PICTURE = "picture"
+    INVALID_RESPONSE = "invalid_response"
+    INVALID_PICTURE = "invalid_picture"
 
 
-# What the service's own codes say more exactly than the status does.
-CODES = {"queue_full": Fault.BUSY, "queue_timeout": Fault.WAITED, "context_length_exceeded": Fault.TOO_LONG}
+# Codes of the service that are more specific than the HTTP status.
+CODES = {"queue_full": Fault.BUSY, "queue_timeout": Fault.QUEUE_TIMEOUT, "context_length_exceeded": Fault.TOO_LONG}
 
 
 class ServiceError(Exception):
-    """A question without its answer; the text is what the service itself said about it, or empty."""
+    """A failed request; `detail` is the service's own message, or empty."""
 
     def __init__(self, fault: Fault, detail: str = "") -> None:
         super().__init__(detail)
@@ -54,34 +54,34 @@ class ServiceError(Exception):
 
 
 @dataclass(frozen=True)
-class Live:
-    """Who answers at the moment."""
+class LiveSlot:
+    """The slot that serves, and its version."""
 
     version: str
     slot: str
 
 
 @dataclass(frozen=True)
-class Piece:
-    """A part of an answer, or of the thought before it."""
+class Delta:
+    """A part of an answer, or of the reasoning before it."""
 
     text: str
-    thought: bool = False
+    reasoning: bool = False
 
 
-class Answer:
-    """An answer that is on its way: who gives it is known at once, its pieces come by iterating.
+class AnswerStream:
+    """A streamed answer: `live` is known at once, iterating yields its deltas.
 
-    Iterating raises ServiceError, also when the stream ends before the service has said that it is complete.
+    Iterating raises ServiceError, also if the stream ends without `[DONE]`.
     """
 
     def __init__(self, response: httpx.Response) -> None:
         self._response = response
-        self.live = Live(response.headers.get("x-model-version", ""), response.headers.get("x-slot", ""))
-        self.finish = ""  # why it ended, in OpenAI's words: stop, length
+        self.live = LiveSlot(response.headers.get("x-model-version", ""), response.headers.get("x-slot", ""))
+        self.finish_reason = ""  # OpenAI's: stop, length
 
-    def __iter__(self) -> Iterator[Piece]:
-        with _faults():
+    def __iter__(self) -> Iterator[Delta]:
+        with _convert_errors():
             lines = _lines(self._response.iter_bytes())
             for line in lines:
                 if not line.startswith(b"data:"):
@@ -89,82 +89,82 @@ class Answer:
                 data = line.removeprefix(b"data:").strip()
                 if data == b"[DONE]":
                     with suppress(httpx.TransportError):
-                        deque(lines, maxlen=0)  # a response read to its end leaves its connection to the next
+                        deque(lines, maxlen=0)  # reading to the end keeps the connection open
                     return
-                yield from self._pieces(data)
-        raise ServiceError(Fault.BROKEN)
+                yield from self._deltas(data)
+        raise ServiceError(Fault.INTERRUPTED)
 
-    def _pieces(self, data: bytes) -> list[Piece]:
+    def _deltas(self, data: bytes) -> list[Delta]:
         event = _document(data)
         if "error" in event:
-            raise _objection(event, Fault.FAILED)
+            raise _service_error(event, Fault.FAILED)
         try:
             choice = event["choices"][0] if event["choices"] else {"delta": {}}
-            self.finish = choice.get("finish_reason") or self.finish
-            thought, text = choice["delta"].get("reasoning_content"), choice["delta"].get("content")
+            self.finish_reason = choice.get("finish_reason") or self.finish_reason
+            reasoning, text = choice["delta"].get("reasoning_content"), choice["delta"].get("content")
         except (AttributeError, IndexError, KeyError, TypeError) as error:
-            raise ServiceError(Fault.STRANGE) from error
-        return [Piece(thought, thought=True)] * bool(thought) + [Piece(text)] * bool(text)
+            raise ServiceError(Fault.INVALID_RESPONSE) from error
+        return [Delta(reasoning, reasoning=True)] * bool(reasoning) + [Delta(text)] * bool(text)
 
 
-class Service:
-    """One service at `address`, host:port. Its connections are kept and shared by all threads that ask."""
+class ServiceClient:
+    """A client of the service at `address`, host:port; thread-safe, with a pool of kept connections."""
 
     def __init__(self, address: str) -> None:
         self.address = address
         host, _, port = address.rpartition(":")
         self._client = httpx.Client(
-            base_url=f"http://{EVERY_ADDRESS.get(host, host)}:{port}",
-            timeout=httpx.Timeout(PATIENCE, connect=30.0),
+            base_url=f"http://{WILDCARD_ADDRESSES.get(host, host)}:{port}",
+            timeout=httpx.Timeout(READ_TIMEOUT, connect=30.0),
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=16, keepalive_expiry=KEEP_ALIVE),
-            trust_env=False,  # the service is on this host; a proxy for the world is not asked
+            trust_env=False,  # the service is on this host: no proxy
         )
 
     def close(self) -> None:
         """Close all connections."""
         self._client.close()
 
-    def live(self) -> Live:
-        """Ask who answers; raises ServiceError."""
-        with _faults():
-            response = self._client.get("/version", timeout=GLANCE)
-            _must_succeed(response)
+    def live(self) -> LiveSlot:
+        """Return the live slot; raises ServiceError."""
+        with _convert_errors():
+            response = self._client.get("/version", timeout=VERSION_TIMEOUT)
+            _raise_for_status(response)
             document = _document(response.content)
         try:
-            return Live(str(document["version"]), str(document["slot"]))
+            return LiveSlot(str(document["version"]), str(document["slot"]))
         except KeyError as error:
-            raise ServiceError(Fault.STRANGE) from error
+            raise ServiceError(Fault.INVALID_RESPONSE) from error
 
     @contextmanager
-    def ask(self, messages: Sequence[Mapping[str, Any]]) -> Iterator[Answer]:
-        """Ask for the next turn of a conversation in OpenAI's form; raises ServiceError."""
+    def ask(self, messages: Sequence[Mapping[str, Any]]) -> Iterator[AnswerStream]:
+        """Request the answer to `messages`, in OpenAI's format; raises ServiceError."""
         body = {"messages": list(messages), "stream": True}
-        with _faults(), self._client.stream("POST", "/v1/chat/completions", json=body) as response:
-            _must_succeed(response)
-            yield Answer(response)
+        with _convert_errors(), self._client.stream("POST", "/v1/chat/completions", json=body) as response:
+            _raise_for_status(response)
+            yield AnswerStream(response)
 
 
 def service_address() -> str:
-    """Where the service listens, as host:port."""
+    """Return the address of the service, host:port, from GLM_LISTEN."""
     return os.environ.get("GLM_LISTEN") or "127.0.0.1:8000"
 
 
 @contextmanager
-def _faults() -> Iterator[None]:
-    """Say in our words what the transport says in its own."""
+def _convert_errors() -> Iterator[None]:
+    """Convert errors of httpx to ServiceError."""
     try:
         yield
     except httpx.ConnectError as error:
         raise ServiceError(Fault.UNREACHABLE) from error
     except httpx.TimeoutException as error:
-        raise ServiceError(Fault.SILENT) from error
+        raise ServiceError(Fault.TIMEOUT) from error
     except (httpx.TransportError, httpx.DecodingError) as error:
-        raise ServiceError(Fault.BROKEN) from error
+        raise ServiceError(Fault.INTERRUPTED) from error
     except httpx.InvalidURL as error:
         raise ServiceError(Fault.UNREACHABLE, str(error)) from error
 
 
-def _must_succeed(response: httpx.Response) -> None:
+def _raise_for_status(response: httpx.Response) -> None:
     status = response.status_code
     if status == 200:
         return
@@ -175,26 +175,26 @@ def _must_succeed(response: httpx.Response) -> None:
     elif 400 <= status < 500:
         fault = Fault.REJECTED
     else:
-        fault = Fault.FAILED if status >= 500 else Fault.STRANGE
+        fault = Fault.FAILED if status >= 500 else Fault.INVALID_RESPONSE
     try:
         document = _document(response.read())
     except ServiceError:
         raise ServiceError(fault, f"HTTP {status}") from None
-    raise _objection(document, fault)
+    raise _service_error(document, fault)
 
 
 def _document(data: bytes) -> dict[str, Any]:
     try:
         document = json.loads(data)
     except ValueError as error:
-        raise ServiceError(Fault.STRANGE) from error
+        raise ServiceError(Fault.INVALID_RESPONSE) from error
     if not isinstance(document, dict):
-        raise ServiceError(Fault.STRANGE)
+        raise ServiceError(Fault.INVALID_RESPONSE)
     return document
 
 
-def _objection(document: Mapping[str, Any], fault: Fault) -> ServiceError:
-    """Read an error object; `fault` is what it means unless its code says more."""
+def _service_error(document: Mapping[str, Any], fault: Fault) -> ServiceError:
+    """Convert an error object; `fault` is the default for unknown codes."""
     error = document.get("error")
     if not isinstance(error, dict):
         return ServiceError(fault, str(error or ""))
@@ -202,8 +202,8 @@ def _objection(document: Mapping[str, Any], fault: Fault) -> ServiceError:
 
 
 def _lines(chunks: Iterator[bytes]) -> Iterator[bytes]:
-    """Cut at line feeds alone: httpx's own iter_lines also cuts at U+2028 and its like, which answers may hold."""
+    """Split at line feeds only: httpx's iter_lines also splits at U+2028 and others, which answers may contain."""
     rest = b""
     for chunk in chunks:
-        *whole, rest = (rest + chunk).split(b"\n")
-        yield from whole
+        *lines, rest = (rest + chunk).split(b"\n")
+        yield from lines

@@ -1,7 +1,7 @@
-"""A conversation: questions, and the answers that threads collect while the page comes and goes.
+"""A conversation: questions, and replies that are received in threads.
 
-Streamlit ends a page's run whenever a person touches something. An answer outlives that, because a thread of its own
-receives it; the page only shows how far it has come.
+Streamlit reruns a page at every interaction. A reply is received in its own thread, independent of these reruns; the
+page shows its current state.
 """
 
 from __future__ import annotations
@@ -12,23 +12,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ui.client import Fault, Live, Piece, Service, ServiceError
+from ui.client import Delta, Fault, LiveSlot, ServiceClient, ServiceError
 from ui.picture import Picture
 
 __all__ = ["Conversation", "Exchange", "Question", "Reply"]
 
-UNWATCHED = 120.0  # seconds after which nobody reads on; browsers let a hidden page look about once a minute
+VIEWER_TIMEOUT = 120.0  # seconds without a refresh after which a reply is stopped; hidden pages refresh once a minute
 
 
 @dataclass(frozen=True)
 class Question:
-    """What a person sent."""
+    """A question with its pictures."""
 
     text: str
     pictures: tuple[Picture, ...] = ()
 
     def message(self) -> dict[str, Any]:
-        """Write it in OpenAI's form."""
+        """Return the message in OpenAI's format."""
         if not self.pictures:
             return {"role": "user", "content": self.text}
         parts: list[dict[str, Any]] = [
@@ -38,22 +38,22 @@ class Question:
 
 
 class Reply:
-    """An answer as far as it has arrived. Only its thread writes, except for `stop`."""
+    """An answer, as received so far. Only its thread changes it, except for `stop`."""
 
     def __init__(self) -> None:
         self.text = ""
-        self.thought = ""  # shown, and never sent along: a model reads its answers alone
-        self._thinking: tuple[float, float] | None = None  # from when to when
-        self.live: Live | None = None
-        self.finish = ""
+        self.reasoning = ""  # displayed, but not sent back to the model
+        self._reasoning_span: tuple[float, float] | None = None  # begin and end, monotonic
+        self.live: LiveSlot | None = None
+        self.finish_reason = ""
         self.error: ServiceError | None = None
         self.stopped = False
         self._done = threading.Event()
-        self._looked = time.monotonic()
+        self._viewed_at = time.monotonic()
 
     @classmethod
     def failed(cls, error: ServiceError) -> Reply:
-        """Make one that never began."""
+        """Return a reply that failed before it was requested."""
         reply = cls()
         reply.error = error
         reply._done.set()
@@ -61,60 +61,60 @@ class Reply:
 
     @property
     def running(self) -> bool:
-        """Whether more may come. Asking also tells that somebody still watches."""
-        self._looked = time.monotonic()
+        """Whether the reply is incomplete. Reading this also resets VIEWER_TIMEOUT."""
+        self._viewed_at = time.monotonic()
         return not self._done.is_set()
 
     @property
-    def settled(self) -> bool:
-        """Whether it belongs to the conversation that is sent along."""
+    def sendable(self) -> bool:
+        """Whether the exchange is part of later requests."""
         return self._done.is_set() and self.error is None and bool(self.text)
 
     @property
-    def thinking_time(self) -> float:
-        """Seconds from the thought's first piece to the answer's; while there is none, to the latest of the thought."""
-        began, ended = self._thinking or (0.0, 0.0)
+    def reasoning_time(self) -> float:
+        """Seconds from the first reasoning to the first text, or to the latest reasoning if there is no text yet."""
+        began, ended = self._reasoning_span or (0.0, 0.0)
         return ended - began
 
     def stop(self) -> None:
-        """Take what has arrived for the whole; the service is told when its next piece comes."""
+        """Stop receiving; the request is cancelled when the next delta arrives."""
         self.stopped = True
         self._done.set()
 
-    def receive(self, service: Service, messages: Sequence[dict[str, Any]]) -> None:
-        """Collect the answer to `messages`, until it ends or nobody wants it."""
+    def receive(self, client: ServiceClient, messages: Sequence[dict[str, Any]]) -> None:
+        """Receive the answer to `messages` until it ends, is stopped, or is no longer viewed."""
         try:
-            with service.ask(messages) as answer:
+            with client.ask(messages) as answer:
                 self.live = answer.live
-                for piece in answer:
-                    if self.stopped or time.monotonic() - self._looked > UNWATCHED:
+                for delta in answer:
+                    if self.stopped or time.monotonic() - self._viewed_at > VIEWER_TIMEOUT:
                         self.stopped = True
                         return
-                    self._take(piece)
-                self.finish = answer.finish
+                    self._append(delta)
+                self.finish_reason = answer.finish_reason
         except ServiceError as error:
             if not self.stopped:
                 self.error = error
         except Exception as error:
-            self.error = self.error or ServiceError(Fault.STRANGE, str(error))
-            raise  # into the journal
+            self.error = self.error or ServiceError(Fault.INVALID_RESPONSE, str(error))
+            raise  # logged to the journal
         finally:
             self._done.set()
 
-    def _take(self, piece: Piece) -> None:
+    def _append(self, delta: Delta) -> None:
         now = time.monotonic()
-        if not self.text and (piece.thought or self._thinking):
-            began, _ = self._thinking or (now, now)
-            self._thinking = began, now
-        if piece.thought:
-            self.thought += piece.text
+        if not self.text and (delta.reasoning or self._reasoning_span):
+            began, _ = self._reasoning_span or (now, now)
+            self._reasoning_span = began, now
+        if delta.reasoning:
+            self.reasoning += delta.text
         else:
-            self.text += piece.text
+            self.text += delta.text
 
 
 @dataclass
 class Exchange:
-    """A question and its answer; another try puts a new answer in the old one's place."""
+    """A question and its reply; a retry replaces the reply."""
 
     question: Question
     reply: Reply
@@ -128,37 +128,37 @@ class Conversation:
 
     @property
     def running(self) -> bool:
-        """Whether an answer is on its way."""
+        """Whether the last reply is incomplete."""
         return bool(self.exchanges) and self.exchanges[-1].reply.running
 
-    def ask(self, service: Service, question: Question) -> None:
-        """Put a question and return at once."""
-        reply = self._begin(service, question, self.exchanges)
+    def ask(self, client: ServiceClient, question: Question) -> None:
+        """Request the reply to a question; does not block."""
+        reply = self._request(client, question, self.exchanges)
         self.exchanges.append(Exchange(question, reply))
 
     def refuse(self, question: Question, error: ServiceError) -> None:
-        """Keep a question that could not be sent."""
+        """Add a question that could not be sent."""
         self.exchanges.append(Exchange(question, Reply.failed(error)))
 
-    def retry(self, service: Service) -> None:
-        """Put the last question again."""
+    def retry(self, client: ServiceClient) -> None:
+        """Request the reply to the last question again."""
         last = self.exchanges[-1]
-        last.reply = self._begin(service, last.question, self.exchanges[:-1])
+        last.reply = self._request(client, last.question, self.exchanges[:-1])
 
     def clear(self) -> None:
-        """Begin anew."""
+        """Stop the last reply and remove all exchanges."""
         if self.exchanges:
             self.exchanges[-1].reply.stop()
         self.exchanges.clear()
 
     @staticmethod
-    def _begin(service: Service, question: Question, before: Sequence[Exchange]) -> Reply:
-        """Send the question after all that was answered; what failed would only fail, or confuse, again."""
+    def _request(client: ServiceClient, question: Question, previous: Sequence[Exchange]) -> Reply:
+        """Request the reply to a question, with all earlier exchanges except failed ones."""
         messages: list[dict[str, Any]] = []
-        for exchange in before:
-            if exchange.reply.settled:
+        for exchange in previous:
+            if exchange.reply.sendable:
                 messages += [exchange.question.message(), {"role": "assistant", "content": exchange.reply.text}]
         reply = Reply()
-        arguments = (service, [*messages, question.message()])
+        arguments = (client, [*messages, question.message()])
         threading.Thread(target=reply.receive, args=arguments, name="answer", daemon=True).start()
         return reply

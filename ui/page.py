@@ -1,4 +1,4 @@
-"""The chat page; `streamlit run ui/page.py` shows it."""
+"""The chat page; started by `streamlit run ui/page.py`."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from dataclasses import dataclass, field
 import streamlit as st
 from PIL import Image, ImageDraw
 
-from ui.client import Fault, Live, Service, ServiceError, service_address
+from ui.client import Fault, LiveSlot, ServiceClient, ServiceError, service_address
 from ui.conversation import Conversation, Exchange, Question, Reply
-from ui.picture import KINDS, Picture, prepare
-from ui.words import LANGUAGES, Words, language_of
+from ui.picture import EXTENSIONS, Picture, prepare
+from ui.texts import LANGUAGES, Texts, language_of
 
-LOOK = "1s"  # how often the sidebar asks who is live
-REFRESH = "200ms"  # how often an answer that is on its way is shown anew
-CHANGES = 5  # cutovers that the sidebar remembers
+LIVE_INTERVAL = "1s"  # between two requests for the live version
+REPLY_INTERVAL = "200ms"  # between two refreshes of an incomplete reply
+MAX_CHANGES = 5  # cutovers listed in the sidebar
 PICTURE_WIDTH = 200  # pixels
-LONG_THOUGHT = 600  # characters, above which a thought that grows does so in a box of THOUGHT_HEIGHT
-THOUGHT_HEIGHT = 220  # pixels
-HOPELESS = {Fault.PICTURE, Fault.TOO_LONG}  # the same question again would meet the same answer
+LONG_REASONING = 600  # characters; longer reasoning scrolls in a box of REASONING_HEIGHT while it is received
+REASONING_HEIGHT = 220  # pixels
+NO_RETRY = {Fault.INVALID_PICTURE, Fault.TOO_LONG}  # a retry would fail again
 
-# No more than the little that themes cannot say.
+# Only what a Streamlit theme cannot express.
 STYLE = """
 <style>
   .stMainBlockContainer { max-width: 46rem; padding-top: 3.5rem; }
@@ -37,24 +37,24 @@ STYLE = """
 
 
 @dataclass
-class Watch:
-    """Who was seen live on this page, newest last."""
+class LiveHistory:
+    """The live slots seen by this page with the local time, newest last."""
 
-    seen: list[tuple[str, Live]] = field(default_factory=list)
+    entries: list[tuple[str, LiveSlot]] = field(default_factory=list)
 
-    def note(self, live: Live) -> None:
-        """Remember a change."""
-        if not self.seen or self.seen[-1][1] != live:
-            self.seen = [*self.seen, (time.strftime("%H:%M:%S"), live)][-CHANGES - 1 :]
-
-
-def connect(address: str) -> Service:
-    """Make the one client that all visitors share, so that its connections live as long as the page."""
-    return Service(address)
+    def add(self, live: LiveSlot) -> None:
+        """Add an entry if the live slot has changed."""
+        if not self.entries or self.entries[-1][1] != live:
+            self.entries = [*self.entries, (time.strftime("%H:%M:%S"), live)][-MAX_CHANGES - 1 :]
 
 
-def emblem() -> Image.Image:
-    """Draw the tab's icon, one half in each slot's colour; Streamlit's own icons would come from the internet."""
+def connect(address: str) -> ServiceClient:
+    """Return the client, which all sessions share."""
+    return ServiceClient(address)
+
+
+def page_icon() -> Image.Image:
+    """Draw the icon of the tab, half blue and half green; Streamlit's icons would be loaded from the internet."""
     image = Image.new("RGBA", (64, 64))
     draw = ImageDraw.Draw(image)
     draw.pieslice((4, 4, 60, 60), 90, 270, fill="#1f6fb5")
@@ -63,28 +63,35 @@ def emblem() -> Image.Image:
 
 
 def main() -> None:
-    """Draw the page as the session's state has it."""
-    st.set_page_config(page_title="GLM", page_icon=st.cache_resource(show_spinner=False)(emblem)(), layout="centered")
-    st.html(STYLE)
-    service = st.cache_resource(show_spinner=False)(connect)(service_address())
-    conversation: Conversation = st.session_state.setdefault("conversation", Conversation())
-    watch: Watch = st.session_state.setdefault("watch", Watch())
-    words = sidebar(service, conversation, watch)
-    if not conversation.exchanges:
-        st.markdown(f"### {words.title}")
-        st.caption(words.greeting)
-    for exchange in conversation.exchanges:
-        show(exchange, conversation, service, words)
-    asked = st.chat_input(
-        words.ask, key="question", accept_file="multiple", file_type=list(KINDS), disabled=conversation.running
+    """Draw the page from the session's state."""
+    st.set_page_config(
+        page_title="GLM", page_icon=st.cache_resource(show_spinner=False)(page_icon)(), layout="centered"
     )
-    if asked and (asked.text.strip() or asked.files):
-        put(asked.text, [(file.name, file.getvalue()) for file in asked.files], conversation, service)
+    st.html(STYLE)
+    client = st.cache_resource(show_spinner=False)(connect)(service_address())
+    conversation: Conversation = st.session_state.setdefault("conversation", Conversation())
+    history: LiveHistory = st.session_state.setdefault("history", LiveHistory())
+    texts = sidebar(client, conversation, history)
+    if not conversation.exchanges:
+        st.markdown(f"### {texts.title}")
+        st.caption(texts.greeting)
+    for exchange in conversation.exchanges:
+        show_exchange(exchange, conversation, client, texts)
+    submitted = st.chat_input(
+        texts.question,
+        key="question",
+        accept_file="multiple",
+        file_type=list(EXTENSIONS),
+        disabled=conversation.running,
+    )
+    if submitted and (submitted.text.strip() or submitted.files):
+        files = [(file.name, file.getvalue()) for file in submitted.files]
+        submit(submitted.text, files, conversation, client)
         st.rerun()
 
 
-def sidebar(service: Service, conversation: Conversation, watch: Watch) -> Words:
-    """Draw the sidebar, and return the words of the language chosen in it."""
+def sidebar(client: ServiceClient, conversation: Conversation, history: LiveHistory) -> Texts:
+    """Draw the sidebar and return the texts of the selected language."""
     with st.sidebar:
         top = st.container()
         language = st.segmented_control(
@@ -96,48 +103,50 @@ def sidebar(service: Service, conversation: Conversation, watch: Watch) -> Words
             format_func=lambda name: LANGUAGES[name].name,
             label_visibility="collapsed",
         )
-        words = LANGUAGES[language]
+        texts = LANGUAGES[language]
         with top:
-            st.fragment(now, run_every=LOOK)(service, watch, words)
-            if st.button(words.new_chat, key="new", icon=":material/edit_square:", width="stretch"):
+            st.fragment(show_live, run_every=LIVE_INTERVAL)(client, history, texts)
+            if st.button(texts.new_chat, key="new", icon=":material/edit_square:", width="stretch"):
                 conversation.clear()
                 st.rerun()
-    return words
+    return texts
 
 
-def now(service: Service, watch: Watch, words: Words) -> None:
-    """Show who is live, looked up every second."""
-    st.caption(words.live_now)
+def show_live(client: ServiceClient, history: LiveHistory, texts: Texts) -> None:
+    """Show the live version and slot, and the changes seen on this page."""
+    st.caption(texts.live_now)
     try:
-        live = service.live()
+        live = client.live()
     except ServiceError as error:
-        text = {Fault.UNREACHABLE: words.not_reachable, Fault.STRANGE: words.not_ours}.get(error.fault, words.no_answer)
+        text = {Fault.UNREACHABLE: texts.unreachable, Fault.INVALID_RESPONSE: texts.other_service}.get(
+            error.fault, texts.no_response
+        )
         st.markdown(f":orange[:material/cloud_off:] {text}")
     else:
-        watch.note(live)
+        history.add(live)
         colour = "green" if live.slot == "green" else "blue"
-        st.markdown(f"### {live.version} &ensp;:{colour}-badge[{words.slot.format(slot=live.slot)}]")
+        st.markdown(f"### {live.version} &ensp;:{colour}-badge[{texts.slot.format(slot=live.slot)}]")
     changes = [
         f"{at} &ensp; {before.version} → **{after.version}**"
-        for (_, before), (at, after) in zip(watch.seen, watch.seen[1:], strict=False)
+        for (_, before), (at, after) in zip(history.entries, history.entries[1:], strict=False)
     ]
     if changes:
-        st.caption("  \n".join([words.seen, *reversed(changes)]))
+        st.caption("  \n".join([texts.changes, *reversed(changes)]))
 
 
-def put(text: str, files: list[tuple[str, bytes]], conversation: Conversation, service: Service) -> None:
-    """Put a question with the files attached to it."""
+def submit(text: str, files: list[tuple[str, bytes]], conversation: Conversation, client: ServiceClient) -> None:
+    """Send a question with its attached files."""
     pictures: list[Picture] = []
     try:
         pictures += [prepare(name, data) for name, data in files]
     except ServiceError as error:
         conversation.refuse(Question(text), error)
     else:
-        conversation.ask(service, Question(text, tuple(pictures)))
+        conversation.ask(client, Question(text, tuple(pictures)))
 
 
-def show(exchange: Exchange, conversation: Conversation, service: Service, words: Words) -> None:
-    """Show one question and its answer; of the last one, how it grows and what can be done about it."""
+def show_exchange(exchange: Exchange, conversation: Conversation, client: ServiceClient, texts: Texts) -> None:
+    """Show a question and its reply; the last reply is refreshed until it ends, and can be retried if it failed."""
     with st.chat_message("user", avatar=":material/person:"):
         if exchange.question.pictures:
             with st.container(horizontal=True):
@@ -148,71 +157,71 @@ def show(exchange: Exchange, conversation: Conversation, service: Service, words
     last = exchange is conversation.exchanges[-1]
     with st.chat_message("assistant", avatar=":material/auto_awesome:"):
         if last and exchange.reply.running:
-            st.fragment(growing, run_every=REFRESH)(exchange.reply, words)
+            st.fragment(show_incomplete, run_every=REPLY_INTERVAL)(exchange.reply, texts)
             return
-        with st.container():  # as a fragment has one: what a person unfolded stays so when the answer ends
-            finished(exchange.reply, words)
+        with st.container():  # a fragment has one too: the same element tree keeps an expander open when the reply ends
+            show_complete(exchange.reply, texts)
         error = exchange.reply.error
-        again = last and error and error.fault not in HOPELESS
-        if again and st.button(words.retry, key="retry", icon=":material/refresh:"):
-            conversation.retry(service)
+        can_retry = last and error and error.fault not in NO_RETRY
+        if can_retry and st.button(texts.retry, key="retry", icon=":material/refresh:"):
+            conversation.retry(client)
             st.rerun()
 
 
-def growing(reply: Reply, words: Words) -> None:
-    """Show an answer that is on its way."""
+def show_incomplete(reply: Reply, texts: Texts) -> None:
+    """Show a reply that is being received."""
     if not reply.running:
         st.rerun()
-    text = reply.text  # once: its thread writes on
-    thought(reply, words, ended=bool(text))
+    text = reply.text  # read once: another thread appends to it
+    show_reasoning(reply, texts, ended=bool(text))
     if text:
         st.markdown(f"{text} ▍")
-    elif not reply.thought:
-        st.markdown(f":gray[{words.waiting}]")
-    origin(reply, words)
-    if st.button(words.stop, key="stop", icon=":material/stop_circle:", type="tertiary"):
+    elif not reply.reasoning:
+        st.markdown(f":gray[{texts.waiting}]")
+    show_origin(reply, texts)
+    if st.button(texts.stop, key="stop", icon=":material/stop_circle:", type="tertiary"):
         reply.stop()
         st.rerun()
 
 
-def finished(reply: Reply, words: Words) -> None:
-    """Show an answer that has ended, well or not."""
-    thought(reply, words, ended=True)
+def show_complete(reply: Reply, texts: Texts) -> None:
+    """Show a reply that has ended or failed."""
+    show_reasoning(reply, texts, ended=True)
     if reply.text:
         st.markdown(reply.text)
     elif reply.error is None:
-        st.markdown(f":gray[{words.unbegun if reply.thought or reply.stopped else words.empty}]")
-    notes = [words.stopped] * reply.stopped + [words.cut] * (reply.finish == "length")
-    origin(reply, words, *notes)
+        st.markdown(f":gray[{texts.no_answer_begun if reply.reasoning or reply.stopped else texts.empty}]")
+    notes = [texts.stopped] * reply.stopped + [texts.length_limit] * (reply.finish_reason == "length")
+    show_origin(reply, texts, *notes)
     if reply.error:
-        what, todo = words.faults[reply.error.fault]
-        lines = [f"**{what.format(detail=reply.error.detail)}**"]
-        if reply.error.detail and reply.error.fault is not Fault.PICTURE:
-            lines.append(words.service_says.format(detail=reply.error.detail))
-        st.warning("  \n".join([*lines, todo]), icon=":material/error:")
+        description, hint = texts.faults[reply.error.fault]
+        lines = [f"**{description.format(detail=reply.error.detail)}**"]
+        if reply.error.detail and reply.error.fault is not Fault.INVALID_PICTURE:
+            lines.append(texts.service_message.format(detail=reply.error.detail))
+        st.warning("  \n".join([*lines, hint]), icon=":material/error:")
 
 
-def thought(reply: Reply, words: Words, *, ended: bool) -> None:
-    """Show what the model thinks while it does, and fold it away as soon as there is an answer."""
-    if not reply.thought:
+def show_reasoning(reply: Reply, texts: Texts, *, ended: bool) -> None:
+    """Show the reasoning, expanded until the answer begins."""
+    if not reply.reasoning:
         return
-    label, icon = words.thinking, "spinner"
+    label, icon = texts.thinking, "spinner"
     if ended:
-        seconds, icon = reply.thinking_time, ":material/lightbulb:"
-        label = words.thought.format(seconds=round(seconds)) if seconds >= 1 else words.thought_briefly
-    tall = not ended and len(reply.thought) > LONG_THOUGHT
+        seconds, icon = reply.reasoning_time, ":material/lightbulb:"
+        label = texts.thought.format(seconds=round(seconds)) if seconds >= 1 else texts.thought_briefly
+    tall = not ended and len(reply.reasoning) > LONG_REASONING
     with (
         st.expander(label, expanded=not (ended and reply.text), icon=icon, type="compact"),
-        st.container(height=THOUGHT_HEIGHT if tall else "content", border=False, autoscroll=not ended),
+        st.container(height=REASONING_HEIGHT if tall else "content", border=False, autoscroll=not ended),
     ):
-        st.markdown(reply.thought)
+        st.markdown(reply.reasoning)
 
 
-def origin(reply: Reply, words: Words, *notes: str) -> None:
-    """Name the version and the slot that gave an answer."""
+def show_origin(reply: Reply, texts: Texts, *notes: str) -> None:
+    """Show the version and slot of a reply, and notes."""
     if reply.live and reply.live.version:
-        who = words.answered_by.format(version=reply.live.version, slot=reply.live.slot)
-        st.caption(" · ".join([who, *notes]))
+        source = texts.answered_by.format(version=reply.live.version, slot=reply.live.slot)
+        st.caption(" · ".join([source, *notes]))
 
 
 main()

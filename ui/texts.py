@@ -1,6 +1,6 @@
-"""Every text of the page, once for each language."""
+"""The texts of the page in English and Chinese."""
 
-# ruff: noqa: RUF001  Chinese punctuation is no mistake here
+# ruff: noqa: RUF001  Chinese punctuation
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from dataclasses import dataclass
 
 from ui.client import Fault
 
-__all__ = ["LANGUAGES", "Words", "language_of"]
+__all__ = ["LANGUAGES", "Texts", "language_of"]
 
 
 @dataclass(frozen=True)
-class Words:
-    """The texts in one language; a fault has what happened and what to do."""
+class Texts:
+    """The texts in one language; `faults` has a description and a hint for each fault."""
 
     name: str
     title: str
     greeting: str
-    ask: str
+    question: str
     new_chat: str
     live_now: str
     slot: str
-    seen: str
+    changes: str
     answered_by: str
     waiting: str
     thinking: str
@@ -31,26 +31,26 @@ class Words:
     thought_briefly: str
     stop: str
     stopped: str
-    cut: str
+    length_limit: str
     empty: str
-    unbegun: str
+    no_answer_begun: str
     retry: str
-    service_says: str
-    not_reachable: str
-    no_answer: str
-    not_ours: str
+    service_message: str
+    unreachable: str
+    no_response: str
+    other_service: str
     faults: Mapping[Fault, tuple[str, str]]
 
 
-ENGLISH = Words(
+ENGLISH = Texts(
     name="English",
     title="GLM chat",
     greeting="Ask anything, or attach pictures and ask about them.",
-    ask="Your question",
+    question="Your question",
     new_chat="New chat",
     live_now="Live now",
     slot="slot {slot}",
-    seen="Changes seen on this page",
+    changes="Changes seen on this page",
     answered_by="Answered by {version} in slot {slot}",
     waiting="waiting for the first words …",
     thinking="Thinking …",
@@ -58,32 +58,32 @@ ENGLISH = Words(
     thought_briefly="Thought for less than a second",
     stop="Stop",
     stopped="stopped",
-    cut="cut at the length limit",
+    length_limit="cut at the length limit",
     empty="The answer is empty.",
-    unbegun="It ended before the answer began.",
+    no_answer_begun="The reply ended before the answer began.",
     retry="Try again",
-    service_says="The service says: {detail}",
-    not_reachable="The service is not reachable",
-    no_answer="No answer yet; a version may be loading",
-    not_ours="Something else answers at this address",
+    service_message="The service reported: {detail}",
+    unreachable="The service is not reachable",
+    no_response="No answer yet; a version may be loading",
+    other_service="Something else answers at this address",
     faults={
         Fault.UNREACHABLE: (
             "The service is not reachable.",
-            "Your question is kept. Try again in a moment; on the host, `glmctl status` says what runs.",
+            "Your question is kept. Try again in a moment; on the host, `glmctl status` shows what runs.",
         ),
-        Fault.SILENT: (
+        Fault.TIMEOUT: (
             "The service did not answer in time.",
             "Your question is kept. A version may still be loading: try again in a minute.",
         ),
-        Fault.BROKEN: (
+        Fault.INTERRUPTED: (
             "The connection broke off before the answer was complete.",
-            "Your question is kept, and what had arrived stands above. Try again.",
+            "Your question is kept, and what had arrived is shown above. Try again.",
         ),
         Fault.BUSY: (
             "The service has more questions than it can take right now.",
             "Your question is kept. Try again in a few seconds.",
         ),
-        Fault.WAITED: (
+        Fault.QUEUE_TIMEOUT: (
             "This question waited too long for its turn; the service has more to do than it can keep up with.",
             "Your question is kept. Try again in a minute.",
         ),
@@ -101,28 +101,28 @@ ENGLISH = Words(
         ),
         Fault.FAILED: (
             "The service failed at this question.",
-            "Your question is kept. Try again; when it fails twice, the service's journal says why.",
+            "Your question is kept. Try again; if it fails again, see the service's journal.",
         ),
-        Fault.STRANGE: (
-            "The answer made no sense; perhaps another program listens at this address.",
+        Fault.INVALID_RESPONSE: (
+            "The response could not be read; another program may be listening at this address.",
             "Check `GLM_LISTEN` of the page, then try again.",
         ),
-        Fault.PICTURE: (
+        Fault.INVALID_PICTURE: (
             "This file could not be read as a picture: {detail}",
             "PNG, JPEG, WebP, GIF and BMP work. Nothing was sent.",
         ),
     },
 )
 
-CHINESE = Words(
+CHINESE = Texts(
     name="中文",
     title="GLM 对话",
     greeting="请随意提问，也可以附上图片并就图片提问。",
-    ask="请输入问题",
+    question="请输入问题",
     new_chat="新对话",
     live_now="当前在线版本",
     slot="{slot} 槽位",
-    seen="本页面见到的版本切换",
+    changes="本页面见到的版本切换",
     answered_by="由 {slot} 槽位的 {version} 版本回答",
     waiting="正在等待回答 …",
     thinking="思考中 …",
@@ -130,24 +130,24 @@ CHINESE = Words(
     thought_briefly="已思考不到 1 秒",
     stop="停止",
     stopped="已停止",
-    cut="已达长度上限，回答被截断",
+    length_limit="已达长度上限，回答被截断",
     empty="回答为空。",
-    unbegun="尚未开始回答就已结束。",
+    no_answer_begun="尚未开始回答就已结束。",
     retry="重试",
-    service_says="服务返回：{detail}",
-    not_reachable="无法连接到服务",
-    no_answer="暂无应答，可能正在加载新版本",
-    not_ours="该地址上应答的是其他程序",
+    service_message="服务返回：{detail}",
+    unreachable="无法连接到服务",
+    no_response="暂无应答，可能正在加载新版本",
+    other_service="该地址上应答的是其他程序",
     faults={
         Fault.UNREACHABLE: (
             "无法连接到服务。",
             "问题已保留。请稍后重试；在主机上运行 `glmctl status` 可查看服务状态。",
         ),
-        Fault.SILENT: (
+        Fault.TIMEOUT: (
             "服务未能及时应答。",
             "问题已保留。可能正在加载新版本，请一分钟后重试。",
         ),
-        Fault.BROKEN: (
+        Fault.INTERRUPTED: (
             "回答尚未完成，连接就中断了。",
             "问题已保留，已收到的内容显示在上方。请重试。",
         ),
@@ -155,7 +155,7 @@ CHINESE = Words(
             "服务当前请求过多，暂时无法处理。",
             "问题已保留。请几秒后重试。",
         ),
-        Fault.WAITED: (
+        Fault.QUEUE_TIMEOUT: (
             "排队时间过长，服务当前负载过高，未能处理这个问题。",
             "问题已保留。请一分钟后重试。",
         ),
@@ -175,20 +175,20 @@ CHINESE = Words(
             "服务在处理这个问题时出错。",
             "问题已保留。请重试；如果再次出错，请查看服务日志。",
         ),
-        Fault.STRANGE: (
+        Fault.INVALID_RESPONSE: (
             "收到的内容无法识别，该地址上可能是其他程序。",
             "请检查页面的 `GLM_LISTEN` 设置，然后重试。",
         ),
-        Fault.PICTURE: (
+        Fault.INVALID_PICTURE: (
             "无法将该文件识别为图片：{detail}",
             "支持 PNG、JPEG、WebP、GIF 和 BMP。没有发送任何内容。",
         ),
     },
 )
 
-LANGUAGES: Mapping[str, Words] = {"en": ENGLISH, "zh": CHINESE}
+LANGUAGES: Mapping[str, Texts] = {"en": ENGLISH, "zh": CHINESE}
 
 
 def language_of(locale: str | None) -> str:
-    """Choose the language that a browser asks for."""
+    """Return the language for a browser's locale."""
     return "zh" if (locale or "").lower().startswith("zh") else "en"
