@@ -29,6 +29,7 @@ class FakeService:
         self.error: tuple[int, dict[str, Any]] | None = None
         self.error_in_stream = ""
         self.break_after: int | None = None
+        self.send_done = True
         self._allowed = math.inf
         self._changed = threading.Condition()
         self.requests: list[dict[str, Any]] = []
@@ -104,7 +105,7 @@ class FakeService:
                     self._event({"choices": [{"index": 0, "delta": {kind: text}, "finish_reason": None}]})
                 if fake.error_in_stream:
                     self._event({"error": {"message": fake.error_in_stream, "type": "server_error"}})
-                else:
+                elif fake.send_done:
                     self._event({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})
                     self._chunk(b"data: [DONE]\n\n")
                 self._chunk(b"")

@@ -287,6 +287,14 @@ def test_interrupted_stream(page: AppTest, service: FakeService) -> None:
     assert ENGLISH.retry in button_labels(page)
 
 
+def test_stream_without_done(page: AppTest, service: FakeService) -> None:
+    """A stream that ends regularly but without [DONE] is marked as interrupted."""
+    service.send_done = False
+    ask(page, "hello")
+    assert "Hello 世界" in texts(page)
+    assert ENGLISH.faults[Fault.INTERRUPTED][0] in page.warning[0].value
+
+
 def test_error_in_the_stream(page: AppTest, service: FakeService) -> None:
     """An error event in the stream is shown."""
     service.error_in_stream = "the device is gone"
