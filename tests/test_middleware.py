@@ -102,14 +102,14 @@ def test_disconnect_counts_as_499(
 
 
 def test_internal_requests_are_counted_apart(identity: Identity) -> None:
-    """A request through the slot's internal socket is counted under the route `door`."""
+    """A request through the slot's internal socket is counted under the route `internal`."""
 
     async def app(_scope: Scope, _receive: Receive, send: Send) -> None:
         await send(dict(START))
         await send({"type": "http.response.body", "body": b""})
 
     serve(identity, app, internal=True)
-    assert (requests(identity.version, "200", "door"), requests(identity.version, "200")) == (1, None)
+    assert (requests(identity.version, "200", "internal"), requests(identity.version, "200")) == (1, None)
 
 
 def test_response_and_metrics_name_the_version_that_answered(identity: Identity) -> None:

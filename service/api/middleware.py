@@ -21,7 +21,7 @@ __all__ = ["RequestMiddleware"]
 log = logging.getLogger("service")
 
 CLIENT_CLOSED_REQUEST = "499"  # nginx's status for a client that disconnected before its response was complete
-INTERNAL_ROUTE = "door"  # a label's value, which dashboards rely on
+INTERNAL_ROUTE = "internal"
 VALID_REQUEST_ID = re.compile(r"[\x21-\x7e](?:[\x20-\x7e]{0,126}[\x21-\x7e])?")  # printable, at most 128 characters
 
 
