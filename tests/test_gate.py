@@ -1,4 +1,4 @@
-"""The gate and the sockets: who owns the client connections, read from two paths and nothing else."""
+"""The gate and the slot's sockets: ownership of client connections is derived from two paths alone."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ Bind = Callable[[str, int], SlotSockets]
 
 @pytest.fixture
 def runtime(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A short path: a Unix socket's has at most 107 bytes."""
+    """The runtime directory; its path is short, because that of a Unix socket has at most 107 bytes."""
     return tmp_path_factory.mktemp("run")
 
 
 @pytest.fixture
 def bind(runtime: Path) -> Iterator[Bind]:
-    """Binds the sockets of a generation of a slot."""
+    """Binds the sockets of one generation of a slot."""
     bound: list[SlotSockets] = []
 
     def bind(slot: str, generation: int) -> SlotSockets:
@@ -55,7 +55,7 @@ def publish(sockets: SlotSockets) -> None:
 def test_gate_is_open_for_the_slot_that_live_names(
     tmp_path: Path, runtime: Path, bind: Bind, gate_of: Callable[[SlotSockets], Gate]
 ) -> None:
-    """One rename of `live` closes one gate and opens the other; at no moment are both open."""
+    """One rename of `live` closes one gate and opens the other."""
     blue, green = bind("blue", 1), bind("green", 1)
     publish(blue)
     publish(green)
@@ -69,7 +69,7 @@ def test_gate_is_open_for_the_slot_that_live_names(
 def test_gate_is_closed_until_the_generation_is_ready(
     tmp_path: Path, bind: Bind, gate_of: Callable[[SlotSockets], Gate]
 ) -> None:
-    """A live slot whose generation has not published its handoff socket accepts nothing: not ready, no traffic."""
+    """The gate of the live slot stays closed until its generation has published the handoff socket."""
     sockets = bind("blue", 1)
     go_live(tmp_path, "blue")
     assert not gate_of(sockets).is_open()
@@ -79,10 +79,10 @@ def test_gate_is_closed_until_the_generation_is_ready(
     assert gate_of(sockets).is_open()
 
 
-def test_younger_generation_takes_the_gate_by_rename(
+def test_next_generation_in_place_becomes_the_owner_by_rename(
     tmp_path: Path, bind: Bind, gate_of: Callable[[SlotSockets], Gate]
 ) -> None:
-    """In place: the new's rename opens its gate and closes its old's, with `live` untouched."""
+    """In place, one rename of handoff.sock opens the new gate and closes the old one; `live` does not change."""
     old, new = bind("blue", 1), bind("blue", 2)
     publish(old)
     go_live(tmp_path, "blue")
@@ -98,7 +98,7 @@ def test_younger_generation_takes_the_gate_by_rename(
 def test_live_that_names_no_slot_opens_no_gate(
     tmp_path: Path, bind: Bind, gate_of: Callable[[SlotSockets], Gate], live: str | None
 ) -> None:
-    """Missing, foreign or garbage: whatever `live` is, but a symlink that reads blue or green, every gate is closed."""
+    """Every gate is closed unless `live` is a symlink whose text is exactly blue or green."""
     sockets = bind("blue", 1)
     publish(sockets)
     if live == "a file":
@@ -111,10 +111,10 @@ def test_live_that_names_no_slot_opens_no_gate(
     assert not gate_of(sockets).is_open()
 
 
-def test_foreign_socket_at_the_path_closes_the_gate(
+def test_another_socket_at_the_path_closes_the_gate(
     tmp_path: Path, runtime: Path, bind: Bind, gate_of: Callable[[SlotSockets], Gate]
 ) -> None:
-    """What counts is the socket itself and not its name: another one under the same path is not ours."""
+    """The inode is compared, not the path: the gate is closed while another file is at the path."""
     sockets = bind("blue", 1)
     publish(sockets)
     go_live(tmp_path, "blue")
@@ -127,8 +127,8 @@ def test_foreign_socket_at_the_path_closes_the_gate(
     assert gate_of(sockets).is_open()
 
 
-def test_doors_take_connections_at_once(runtime: Path, bind: Bind) -> None:
-    """A published path leads to a socket that listens: who comes before anybody accepts waits, and is not refused."""
+def test_published_sockets_listen_before_they_accept(runtime: Path, bind: Bind) -> None:
+    """A client that connects before any worker accepts waits in the backlog; it is not refused."""
     sockets = bind("blue", 1)
     publish(sockets)
     with socket.socket(socket.AF_UNIX) as client:
@@ -140,8 +140,8 @@ def test_doors_take_connections_at_once(runtime: Path, bind: Bind) -> None:
     assert sockets.http.getblocking() is sockets.handoff.getblocking() is False
 
 
-def test_path_never_leads_nowhere_while_generations_change(runtime: Path, bind: Bind) -> None:
-    """Publishing replaces the path in one step: a client that connects after each finds the newest listening."""
+def test_path_leads_to_the_newest_published_socket(runtime: Path, bind: Bind) -> None:
+    """Publishing replaces the path by one rename: a connection made after it reaches the newest generation."""
     for number in range(1, 6):
         sockets = bind("blue", number)
         publish(sockets)
@@ -150,10 +150,10 @@ def test_path_never_leads_nowhere_while_generations_change(runtime: Path, bind: 
             sockets.handoff.accept()[0].close()
 
 
-def test_withdrawing_takes_the_own_paths_away(
+def test_withdraw_removes_the_paths_of_its_own_sockets(
     tmp_path: Path, runtime: Path, bind: Bind, gate_of: Callable[[SlotSockets], Gate]
 ) -> None:
-    """A master that leaves takes its paths with it, so that nobody hands anything to it; twice does no harm."""
+    """A master that ends removes the slot's paths, so that nothing is sent to it; a second call does nothing."""
     sockets = bind("blue", 1)
     publish(sockets)
     go_live(tmp_path, "blue")
@@ -165,10 +165,10 @@ def test_withdrawing_takes_the_own_paths_away(
     assert not gate_of(sockets).is_open()
 
 
-def test_withdrawing_leaves_an_heirs_paths_alone(
+def test_withdraw_keeps_the_paths_of_a_successor(
     tmp_path: Path, runtime: Path, bind: Bind, gate_of: Callable[[SlotSockets], Gate]
 ) -> None:
-    """An old that leaves late does not take the paths of the generation that relieved it."""
+    """An old generation that ends late does not remove the paths of the generation that replaced it."""
     old, new = bind("blue", 1), bind("blue", 2)
     publish(old)
     publish(new)

@@ -1,0 +1,337 @@
+"""Passing a client connection to another process by SCM_RIGHTS: nothing is lost, and no call blocks."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from service.handover import fd_passing
+from service.handover.fd_passing import FdReceiver, Outcome, send_fd
+
+pytestmark = pytest.mark.anyio
+
+TIMEOUT = 5.0  # seconds
+BACKLOG = 8
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture(autouse=True)
+def socket_timeout() -> Iterator[None]:
+    """Make a socket that blocks against expectation fail the test instead of hanging it."""
+    socket.setdefaulttimeout(1.0)
+    yield
+    socket.setdefaulttimeout(None)
+
+
+@pytest.fixture
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("run") / "handoff.sock"
+
+
+@pytest.fixture
+def listener(path: Path) -> Iterator[socket.socket]:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        listener.bind(str(path))
+        listener.listen(BACKLOG)
+        listener.setblocking(False)
+        yield listener
+
+
+@pytest.fixture
+def adopted() -> Iterator[list[socket.socket]]:
+    """The connections that a receiver has adopted."""
+    adopted: list[socket.socket] = []
+    yield adopted
+    for client in adopted:
+        client.close()
+
+
+@pytest.fixture
+def pairs() -> Iterator[Callable[[], tuple[socket.socket, socket.socket]]]:
+    """Makes TCP connections, each as the client's end and the server's end."""
+    made: list[socket.socket] = []
+    server = socket.create_server(("127.0.0.1", 0))
+
+    def pair() -> tuple[socket.socket, socket.socket]:
+        client = socket.create_connection(server.getsockname(), timeout=TIMEOUT)
+        accepted, _ = server.accept()
+        made.extend((client, accepted))
+        return client, accepted
+
+    yield pair
+    for end in (*made, server):
+        end.close()
+
+
+Pairs = Callable[[], tuple[socket.socket, socket.socket]]
+
+
+def append_to(
+    adopted: list[socket.socket], unread: list[bytes] | None = None
+) -> Callable[[socket.socket, bytes], None]:
+    """Return a callback for FdReceiver that keeps each connection, and the bytes that came with it."""
+
+    def adopt(client: socket.socket, data: bytes) -> None:
+        adopted.append(client)
+        if unread is not None:
+            unread.append(data)
+
+    return adopt
+
+
+async def until(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(TIMEOUT):
+        while not condition():  # noqa: ASYNC110  (no event to wait for)
+            await asyncio.sleep(0.002)
+
+
+@pytest.mark.parametrize("size", [0, 1, 5 << 20])
+async def test_unread_bytes_are_passed_with_the_connection(
+    path: Path, listener: socket.socket, adopted: list[socket.socket], pairs: Pairs, size: int
+) -> None:
+    """Bytes that the sender has read arrive unchanged, whatever their size, and no descriptor is leaked."""
+    data, received = bytes(range(256)) * (size // 256) + b"x" * (size % 256), list[bytes]()
+    client, accepted = pairs()
+    assert send_fd(accepted.fileno(), path, data) is Outcome.SENT
+    accepted.close()
+    before = psutil.Process().num_fds()
+    FdReceiver(listener, append_to(adopted, received)).accept()
+    assert received == [data]
+    assert psutil.Process().num_fds() == before + 1  # the client connection
+    adopted[0].send(b"hello")
+    assert client.recv(100) == b"hello"
+
+
+async def test_passed_connection_stays_open_in_both_directions(
+    path: Path, listener: socket.socket, adopted: list[socket.socket], pairs: Pairs
+) -> None:
+    """The receiver reads and writes a passed connection, and the client sees no end when the sender closes its copy."""
+    receiver = FdReceiver(listener, append_to(adopted))
+    receiver.start()
+    client, accepted = pairs()
+    assert send_fd(accepted.fileno(), path) is Outcome.SENT
+    accepted.close()
+    await until(lambda: adopted)
+    assert adopted[0].getblocking() is False
+    adopted[0].send(b"from the new owner")
+    assert client.recv(100) == b"from the new owner"
+    client.send(b"and back")
+    assert await asyncio.get_running_loop().sock_recv(adopted[0], 100) == b"and back"
+    client.setblocking(False)
+    with pytest.raises(BlockingIOError):  # neither data nor end of file
+        client.recv(1)
+    receiver.stop()
+
+
+async def test_bytes_in_the_kernel_stay_with_the_connection(
+    path: Path, listener: socket.socket, adopted: list[socket.socket], pairs: Pairs
+) -> None:
+    """Bytes sent before, during and after the handoff and not read by the sender reach the receiver in order."""
+    client, accepted = pairs()
+    client.send(b"before ")
+    assert send_fd(accepted.fileno(), path) is Outcome.SENT
+    client.send(b"during ")
+    accepted.close()
+    client.send(b"after")
+    receiver = FdReceiver(listener, append_to(adopted))
+    assert receiver.accept() == 1
+    client.shutdown(socket.SHUT_WR)
+    loop, read = asyncio.get_running_loop(), b""
+    while part := await loop.sock_recv(adopted[0], 100):
+        read += part
+    assert read == b"before during after"
+
+
+async def test_received_descriptor_is_not_inheritable(
+    path: Path, listener: socket.socket, adopted: list[socket.socket], pairs: Pairs
+) -> None:
+    """A program that a worker starts does not hold client connections open."""
+    assert send_fd(pairs()[1].fileno(), path) is Outcome.SENT
+    FdReceiver(listener, append_to(adopted)).accept()
+    assert not os.get_inheritable(adopted[0].fileno())
+
+
+async def test_connection_stays_with_the_sender_without_a_receiver(path: Path, pairs: Pairs) -> None:
+    """Without a socket at the path, or with one that does not listen, the result is NO_RECEIVER."""
+    client, accepted = pairs()
+    assert send_fd(accepted.fileno(), path) is Outcome.NO_RECEIVER
+    with socket.socket(socket.AF_UNIX) as closed:
+        closed.bind(str(path))
+    assert send_fd(accepted.fileno(), path) is Outcome.NO_RECEIVER
+    accepted.send(b"still here")
+    assert client.recv(100) == b"still here"
+
+
+async def test_full_backlog_never_blocks(
+    path: Path, listener: socket.socket, adopted: list[socket.socket], pairs: Pairs
+) -> None:
+    """With a full backlog a send returns TRY_AGAIN at once; each connection in the backlog is received once."""
+    connections = [pairs() for _ in range(BACKLOG + 5)]
+    socket.setdefaulttimeout(None)
+    outcomes: list[Outcome] = []
+    sender = threading.Thread(
+        target=lambda: outcomes.extend(send_fd(accepted.fileno(), path) for _, accepted in connections), daemon=True
+    )
+    sender.start()
+    sender.join(TIMEOUT)
+    assert not sender.is_alive()
+    sent = outcomes.count(Outcome.SENT)
+    assert sent == BACKLOG + 1  # Linux queues one connection more than the backlog
+    assert outcomes == [Outcome.SENT] * sent + [Outcome.TRY_AGAIN] * (len(connections) - sent)
+    receiver = FdReceiver(listener, append_to(adopted))
+    assert receiver.accept() == sent
+    assert send_fd(connections[-1][1].fileno(), path) is Outcome.SENT
+    assert receiver.accept() == 1
+    client, accepted = connections[-2]
+    accepted.send(b"still here")
+    assert client.recv(100) == b"still here"
+    assert len(adopted) == sent + 1
+
+
+async def test_sender_that_has_not_sent_does_not_block_others(
+    path: Path, listener: socket.socket, adopted: list[socket.socket], pairs: Pairs
+) -> None:
+    """While one sender has connected and not sent, the next is served; the first may still send later."""
+    receiver = FdReceiver(listener, append_to(adopted))
+    receiver.start()
+    with socket.socket(socket.AF_UNIX) as silent:
+        silent.connect(str(path))
+        client, accepted = pairs()
+        assert send_fd(accepted.fileno(), path) is Outcome.SENT
+        await until(lambda: adopted)
+        adopted[0].send(b"hello")
+        assert client.recv(5) == b"hello"
+        other, late = pairs()
+        socket.send_fds(silent, [b"c"], [late.fileno()])
+        await until(lambda: len(adopted) == 2)
+        adopted[1].send(b"late")
+        assert other.recv(4) == b"late"
+    receiver.stop()
+
+
+async def test_sender_that_does_not_send_times_out(
+    path: Path, listener: socket.socket, adopted: list[socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The receiver closes the channel of a sender that has sent nothing within the timeout, and adopts nothing."""
+    monkeypatch.setattr(fd_passing, "_SEND_TIMEOUT", 0.02)
+    receiver = FdReceiver(listener, append_to(adopted))
+    receiver.start()
+    with socket.socket(socket.AF_UNIX) as silent:
+        silent.setblocking(False)
+        silent.connect(str(path))
+        async with asyncio.timeout(TIMEOUT):
+            assert await asyncio.get_running_loop().sock_recv(silent, 1) == b""
+    assert not adopted
+    receiver.stop()
+
+
+@pytest.mark.parametrize("data", [b"", b"c", b"GET / HTTP/1.1\r\n\r\n"])
+async def test_message_without_a_descriptor_is_ignored(
+    path: Path, listener: socket.socket, adopted: list[socket.socket], pairs: Pairs, data: bytes
+) -> None:
+    """A peer that sends no descriptor (a sender that died, another program) is closed, and the next sender is served."""
+    receiver = FdReceiver(listener, append_to(adopted))
+    with socket.socket(socket.AF_UNIX) as stray:
+        stray.connect(str(path))
+        stray.send(data)
+    assert receiver.accept() == 1
+    assert not adopted
+    _, accepted = pairs()
+    assert send_fd(accepted.fileno(), path) is Outcome.SENT
+    assert receiver.accept() == 1
+    assert len(adopted) == 1
+
+
+async def test_sent_connection_survives_its_sender(
+    path: Path, listener: socket.socket, adopted: list[socket.socket], pairs: Pairs
+) -> None:
+    """A connection whose sender is killed after SENT waits in the kernel until it is received."""
+    client, accepted = pairs()
+    script = (
+        "import os, sys; from pathlib import Path; from service.handover.fd_passing import Outcome, send_fd;"
+        "assert send_fd(int(sys.argv[1]), Path(sys.argv[2])) is Outcome.SENT; os.kill(os.getpid(), 9)"
+    )
+    sender = await asyncio.to_thread(
+        subprocess.run,
+        [sys.executable, "-c", script, str(accepted.fileno()), str(path)],
+        pass_fds=[accepted.fileno()], check=False, timeout=20, cwd=Path(__file__).parent.parent,
+    )  # fmt: skip
+    assert sender.returncode == -9
+    accepted.close()
+    assert FdReceiver(listener, append_to(adopted)).accept() == 1
+    adopted[0].send(b"alive")
+    assert client.recv(5) == b"alive"
+
+
+async def test_stop_receives_the_backlog_first(
+    path: Path, listener: socket.socket, adopted: list[socket.socket], pairs: Pairs
+) -> None:
+    """A receiver that stops adopts every connection that was sent before, and none after."""
+    receiver = FdReceiver(listener, append_to(adopted))
+    receiver.start()
+    connections = [pairs() for _ in range(BACKLOG)]
+    assert {send_fd(accepted.fileno(), path) for _, accepted in connections} == {Outcome.SENT}
+    receiver.stop()
+    assert len(adopted) == BACKLOG
+    _, accepted = pairs()
+    assert send_fd(accepted.fileno(), path) is Outcome.SENT
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert len(adopted) == BACKLOG
+
+
+async def test_workers_share_one_socket(
+    path: Path, listener: socket.socket, adopted: list[socket.socket], pairs: Pairs
+) -> None:
+    """Of two workers that watch the same socket exactly one adopts each connection."""
+    receivers = [FdReceiver(listener, append_to(adopted)), FdReceiver(listener.dup(), append_to(adopted))]
+    for receiver in receivers:
+        receiver.start()
+    connections = [pairs() for _ in range(BACKLOG)]
+    for _, accepted in connections:
+        assert send_fd(accepted.fileno(), path) is Outcome.SENT
+    await until(lambda: len(adopted) >= BACKLOG)
+    for receiver in receivers:
+        receiver.stop()
+        receiver._listener.close()
+    assert len({client.getpeername() for client in adopted}) == len(adopted) == BACKLOG
+
+
+async def test_accept_error_leaves_the_connection_in_the_backlog(
+    path: Path,
+    listener: socket.socket,
+    adopted: list[socket.socket],
+    pairs: Pairs,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A receiver out of descriptors logs the error, and receives the connection when it can accept again."""
+    receiver = FdReceiver(listener, append_to(adopted))
+    client, accepted = pairs()
+    assert send_fd(accepted.fileno(), path) is Outcome.SENT
+
+    class Exhausted:
+        def accept(self) -> None:
+            raise OSError(24, os.strerror(24))
+
+    receiver._listener = Exhausted()  # type: ignore[assignment]
+    with caplog.at_level(logging.WARNING):
+        assert receiver.accept() == 0
+    assert "Too many open files" in caplog.text
+    receiver._listener = listener
+    assert receiver.accept() == 1
+    adopted[0].send(b"hello")
+    assert client.recv(5) == b"hello"
