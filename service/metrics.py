@@ -7,6 +7,7 @@ worker serves it. `forget_worker` must be called for every worker that exits; ot
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,6 +45,7 @@ _kv_used = Gauge("glm_engine_kv_tokens", "Reserved tokens of the KV cache.", LAB
 _kv_all = Gauge("glm_engine_kv_capacity_tokens", "Tokens the KV cache can hold.", LABELS, multiprocess_mode="livesum")
 _mirrored = Counter("glm_mirrored_total", "Mirrored requests, by outcome.", (*LABELS, "outcome"))
 _load = Gauge("glm_model_load_seconds", "From start to ready.", LABELS, multiprocess_mode="livemax")
+_load_parts = Gauge("glm_model_load_part_seconds", "Parts of it.", (*LABELS, "part"), multiprocess_mode="livemax")
 
 
 @dataclass(frozen=True)
@@ -102,9 +104,11 @@ def render() -> bytes:
     return generate_latest(registry)
 
 
-def set_load_seconds(version: str, slot: str, seconds: float) -> None:
-    """Set the time that a worker took from its start until it was ready."""
-    _load.labels(version, slot).set(seconds)
+def set_load_seconds(version: str, slot: str, parts: Mapping[str, float]) -> None:
+    """Set the time in seconds that a worker's load took, in all and by part."""
+    _load.labels(version, slot).set(sum(parts.values()))
+    for part, seconds in parts.items():
+        _load_parts.labels(version, slot, part).set(seconds)
 
 
 def forget_worker(pid: int) -> None:

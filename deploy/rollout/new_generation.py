@@ -55,7 +55,7 @@ class NewGeneration:
     def load(self) -> str:
         """How far its load has come, as text."""
         found = self.found
-        return found.load if found else "starting"
+        return found.load_progress if found else "starting"
 
     @property
     def failure(self) -> str:

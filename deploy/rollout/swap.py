@@ -74,7 +74,7 @@ def restart_workers(rollout: Rollout, slot: str) -> None:
                 context.systemd.kill_main(unit, "HUP")
             else:
                 context.systemd.start_later(unit)
-        context.display.progress(f"{found.load if found else 'starting'}, clients wait")
+        context.display.progress(f"{found.load_progress if found else 'starting'}, clients wait")
         time.sleep(POLL)
 
 

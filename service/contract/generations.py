@@ -101,7 +101,12 @@ class Generation(_Record):
         return next((worker.error for worker in self.workers if worker.error), None)
 
     @property
-    def load(self) -> str:
+    def load(self) -> dict[str, float]:
+        """Seconds of each part of the load, of the worker that took longest."""
+        return max((worker.load for worker in self.workers), key=lambda load: sum(load.values()), default={})
+
+    @property
+    def load_progress(self) -> str:
         """How far the slowest worker's load has come, as text."""
         loading = [worker for worker in self.alive_workers if worker.phase != "ready"]
         if not loading:

@@ -82,6 +82,8 @@ class WorkerState:
     step: str = ""
     progress: float = 0.0
     error: str | None = None
+    load: dict[str, float] = field(default_factory=dict)
+    """Seconds that each part of the load took: imports, reading, building, warming up, checking."""
     gate: Literal["open", "closed"] = "closed"
     gate_changed_at: float | None = None
     """CLOCK_MONOTONIC, in seconds."""
@@ -121,6 +123,7 @@ class WorkerState:
         asdict would take ten times as long, and this is called up to 50 times a second.
         """
         nested: dict[str, Any] = {
+            "load": dict(self.load),
             "ledger": dict(vars(self.ledger)),
             "swap": dict(vars(self.swap)) if self.swap else None,
             "past": [asdict(one) for one in self.past],

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import logging
 import os
+import time
 
 from service.engine.protocol import Limits, WorkerEngine
 from service.model.release import Progress, Release
@@ -15,10 +17,18 @@ __all__ = ["load", "preload"]
 logger = logging.getLogger("gunicorn.error")
 
 
-def preload(settings: Settings) -> None:
-    """Import what every worker needs, in the master: a worker is forked with it. Starts no thread, uses no device."""
+def preload(settings: Settings) -> float:
+    """Import in the master what every worker is forked with; returns the seconds it took.
+
+    No thread may be started and no device used before the fork. The imported objects are frozen: a garbage collection
+    in a worker would write to their pages, and copy them.
+    """
+    started = time.monotonic()
     if settings.engine == "model":
         importlib.import_module("service.engine.model_engine")
+        gc.collect()
+        gc.freeze()
+    return time.monotonic() - started
 
 
 def load(release: Release, settings: Settings, progress: Progress) -> WorkerEngine:

@@ -52,6 +52,8 @@ class Master:
     directory: Path
     sockets: SlotSockets
     manager: ServiceManager
+    import_seconds: float = 0.0
+    """How long the imports took that every worker is forked with."""
     _seen: object = None  # the last load progress
 
     @classmethod

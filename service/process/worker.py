@@ -25,6 +25,7 @@ from service.handover.server import SlotServer
 from service.identity import Identity
 from service.model.release import Release, ReleaseError
 from service.process.checks import CheckFailed, run_checks
+from service.process.load_times import LoadTimes
 from service.process.master import NOT_READY, Master
 from service.process.weight_swap import WeightSwapper
 
@@ -122,11 +123,12 @@ class SlotWorker(UvicornWorker):  # type: ignore[misc]  # Gunicorn's classes car
     async def _prepare(self) -> WorkerEngine:
         """Load the model, warm it up, run the release's checks."""
         settings, state = self.master.settings, self.state_file.state
+        times = LoadTimes(self.master.import_seconds if not self.master.record.ready else 0.0)
 
         def progress(step: str, share: float) -> None:
-            state.step, state.progress = step, share
+            times.enter(step)
+            state.step, state.progress, state.load = step, share, times.parts
 
-        started = time.monotonic()
         engine = await asyncio.to_thread(loader.load, self.release, settings, progress)
         state.phase = "warming up"
         await asyncio.to_thread(engine.warm_up, progress)
@@ -134,7 +136,9 @@ class SlotWorker(UvicornWorker):  # type: ignore[misc]  # Gunicorn's classes car
         await run_checks(engine, self.release, progress)
         gc.collect()
         gc.freeze()  # a full collection would visit all imported objects, and stop every request for 0.2 s
-        metrics.set_load_seconds(self.release.version, settings.slot, time.monotonic() - started)
+        times.enter("")
+        state.load = times.parts
+        metrics.set_load_seconds(self.release.version, settings.slot, state.load)
         return engine
 
     async def _heartbeat(self) -> None:
