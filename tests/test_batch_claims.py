@@ -120,10 +120,10 @@ def test_request_that_kills_its_workers(store: BatchStore) -> None:
 
 def test_owner_identity() -> None:
     """A reused pid, and a process of another boot, are not the owner."""
-    boot, pid, born = current_owner().split("/")
+    boot, pid, ticks = current_owner().split("/")
     assert owner_alive(current_owner())
-    assert not owner_alive(f"{boot}/{pid}/{int(born) + 1}")
-    assert not owner_alive(f"another-boot/{pid}/{born}")
+    assert not owner_alive(f"{boot}/{pid}/{int(ticks) + 1}")
+    assert not owner_alive(f"another-boot/{pid}/{ticks}")
     with sleeping_process() as (other, kill):
         assert owner_alive(other)
         kill()

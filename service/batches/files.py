@@ -200,7 +200,7 @@ class Files:
             paths: Sequence[Path] = sorted((self.database.directory / "files").glob("file-*"))
         for path in paths:
             with suppress(OSError), path.open("rb") as file:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails while its writer lives
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails while the writer holds its lock
                 with self.database.reading() as connection:
                     has_row = connection.execute(select(func.count()).where(files.c.id == path.name)).scalar()
                 if not has_row:
