@@ -43,6 +43,7 @@ NOT_HTTP = [
 ]
 
 
+@pytest.mark.model
 def test_the_service_answers_nonsense_with_clear_errors_and_loses_nothing(box: Box) -> None:
     """Every bad body gets a 4xx error object, every bad byte a 400 or a closed connection, and the account adds up."""
     before = receipt.snapshot(box.host)
@@ -77,7 +78,7 @@ def test_the_service_answers_nonsense_with_clear_errors_and_loses_nothing(box: B
         (("deploy", "9.9.9"), 3, "no release 9.9.9"),
         (("deploy", "../../etc"), 3, "no release"),
         (("deploy", "1.1.0", "--bake", "soon"), 2, "duration"),
-        (("release", "add", "/nonexistent"), 3, "no directory"),
+        (("release", "add", "/nonexistent"), 3, "not a directory"),
         (("release", "remove", "1.0.0"), 3, "in use"),
         (("history", "never"), 3, "no rollout never"),
         (("rollback",), 3, "nothing to go back to"),

@@ -30,8 +30,9 @@ def checkpoint_files(source: Path) -> Iterator[tuple[Path, str]]:
         raise Refused(f"{source} is not a directory", hint="give the checkpoint directory as Hugging Face writes it")
     found = []
     for path in sorted(source.rglob("*")):
-        name = path.relative_to(source)
-        if any(part.startswith(".") for part in name.parts) or str(name) in _NOT_COPIED:
+        relative = path.relative_to(source)
+        name = str(relative)
+        if any(part.startswith(".") for part in relative.parts) or name in _NOT_COPIED:
             continue
         if path.is_dir() and not path.is_symlink():
             continue
@@ -42,7 +43,7 @@ def checkpoint_files(source: Path) -> Iterator[tuple[Path, str]]:
                 f"{name} may hold a pickle, which can run code when it is loaded",
                 hint="only safetensors are accepted: convert it with save_pretrained(..., safe_serialization=True)",
             )
-        found.append((path, str(name)))
+        found.append((path, name))
     names = {name for _, name in found}
     if "config.json" not in names:
         raise Refused(f"{source} is not a checkpoint: config.json is missing")
