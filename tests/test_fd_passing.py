@@ -243,7 +243,7 @@ async def test_sender_that_does_not_send_times_out(
 async def test_message_without_a_descriptor_is_ignored(
     path: Path, listener: socket.socket, adopted: list[socket.socket], pairs: Pairs, data: bytes
 ) -> None:
-    """A peer that sends no descriptor (a sender that died, another program) is closed, and the next sender is served."""
+    """A peer that sends no descriptor (a dead sender, another program) is closed, and the next sender is served."""
     receiver = FdReceiver(listener, append_to(adopted))
     with socket.socket(socket.AF_UNIX) as stray:
         stray.connect(str(path))
