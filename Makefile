@@ -4,12 +4,13 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PROCESSES ?= 3
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help setup demo test lint unit bench soak clean
+.PHONY: help setup demo test test-all lint unit bench soak clean
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(VENV)/.ready  ## .venv with all that the demo and the tests need
 	@tests/needs
@@ -25,15 +26,18 @@ $(VENV)/.ready: pyproject.toml
 demo: $(VENV)/.ready  ## the whole thing on this machine, nothing installed; ARGS=--once ends by itself
 	glmctl demo $(ARGS)
 
-test: setup lint unit  ## ruff, mypy --strict and pytest, on real systemd, real Gunicorn, a real browser
+test: setup lint unit  ## ruff, mypy --strict and pytest, on real systemd, real Gunicorn, a real browser; 20 minutes on two cores
+
+test-all: override ARGS += --long
+test-all: test  ## the same with every cell of the crash matrix and the long loads, before a release
 
 lint: $(VENV)/.ready  ## ruff and mypy --strict
 	ruff check
 	ruff format --check
 	mypy
 
-unit: $(VENV)/.ready  ## pytest alone; ARGS='-k cutover' chooses
-	pytest $(ARGS)
+unit: $(VENV)/.ready  ## pytest alone, in several processes; ARGS='-k cutover' chooses, ARGS=--long takes the long proofs too
+	pytest -n $(PROCESSES) $(ARGS)
 
 bench: $(VENV)/.ready  ## the engine beside transformers, then what a handover and a canary cost, as ratios; ARGS=--quick is short
 	python -m tests.bench.engine $(ARGS)

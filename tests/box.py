@@ -10,24 +10,29 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import httpx
 
 from deploy.journal.journal import Journal
 from deploy.loadtest import Report
+from deploy.releases.store import Releases
 from deploy.systemd.sandbox import Sandbox
 from service.contract.generations import Generation, current, generations
 from service.contract.slots import Slots
+from tests import forkserver
+
+Engine = Literal["model", "dummy"]
 
 CODE = Path(__file__).resolve().parent.parent
 
 
 class Box:
-    """One host of our own, in a private service manager."""
+    """One host in a private service manager. Its workers run the model, or with `engine` "dummy" do without one."""
 
-    def __init__(self, sandbox: Sandbox) -> None:
+    def __init__(self, sandbox: Sandbox, engine: Engine = "model") -> None:
         self.sandbox = sandbox
+        self.engine = engine
         self.host = sandbox.host
         self.env = sandbox.env
         self.listen = sandbox.addresses.listen
@@ -35,7 +40,7 @@ class Box:
 
     def glmctl(self, *words: str, expect: int | None = 0, timeout: float = 120) -> subprocess.CompletedProcess[str]:
         """Run glmctl to its end; fails the test when the exit code is another than expected."""
-        done = subprocess.run(["glmctl", *words], env=self.env, capture_output=True, text=True, timeout=timeout)
+        done = forkserver.glmctl(words, self.env, timeout=timeout)
         if expect is not None and done.returncode != expect:
             raise AssertionError(
                 f"glmctl {' '.join(words)} ended with {done.returncode} instead of {expect}\n"
@@ -67,8 +72,13 @@ class Box:
     def configure(self, **settings: object) -> None:
         """Write GLM_* settings for generations that start from now on."""
         self.host.settings.parent.mkdir(parents=True, exist_ok=True)
-        lines = [f"GLM_{name.upper()}={value}" for name, value in settings.items()]
+        lines = [f"GLM_{name.upper()}={value}" for name, value in {"engine": self.engine, **settings}.items()]
         self.host.settings.write_text("\n".join(lines) + "\n")
+
+    def stock(self, checkpoints: dict[str, Path]) -> None:
+        """Add each checkpoint as a release, under the version that is its key."""
+        for version, path in checkpoints.items():
+            Releases(self.host).add(path, version=version)
 
     def drop_in(self, text: str) -> None:
         """Change glm@.service as an operator would."""
@@ -123,13 +133,19 @@ class Box:
 
 
 @contextmanager
-def live_host(checkpoints: dict[str, Path]) -> Iterator[Box]:
-    """A host that has both releases, and on which 1.0.0 is live, in blue."""
+def empty_host(engine: Engine) -> Iterator[Box]:
+    """A host on which nothing was deployed yet."""
     with Sandbox() as sandbox:
-        box = Box(sandbox)
+        box = Box(sandbox, engine)
         box.configure(threads=1)
-        for version, path in checkpoints.items():
-            box.glmctl("release", "add", str(path), "--version", version)
+        yield box
+
+
+@contextmanager
+def live_host(checkpoints: dict[str, Path], engine: Engine = "dummy") -> Iterator[Box]:
+    """A host that has both releases, and on which 1.0.0 is live, in blue."""
+    with empty_host(engine) as box:
+        box.stock(checkpoints)
         box.glmctl("deploy", "1.0.0")
         yield box
 

@@ -19,6 +19,8 @@ from deploy.policy import Limits
 from deploy.rollout.judge import MIN_SPAN, WARM_UP
 from tests.box import Box
 
+pytestmark = pytest.mark.model
+
 ROLLOUTS = 200
 RATE = 20.0  # responses per second, both slots together
 STEP = 60.0  # seconds, the default of --step and --bake

@@ -1,4 +1,4 @@
-"""The canary: a share of the requests, on connections that nobody closes, until it is promoted, aborted, or over."""
+"""The canary: a share of the requests, on connections that stay open, until it is promoted, aborted, or over."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ REQUESTS = 10_000
 
 @contextmanager
 def canary(box: Box, *words: str) -> Iterator[Popen[str]]:
-    """A deploy of 1.1.0 whose canary began; aborted at the end of the block if it still waits."""
+    """Run a deploy of 1.1.0 in its canary; the canary is aborted at the end of the block."""
     deploy = box.begin("deploy", "1.1.0", "--bake", "0", *words)
     try:
         box.await_phase(deploy, "canary")
@@ -33,7 +33,7 @@ def canary(box: Box, *words: str) -> Iterator[Popen[str]]:
 
 
 async def ask(box: Box, requests: int) -> Counter[str]:
-    """Ask who answers, on connections that must stay open; returns how often each slot did."""
+    """Send requests on connections that must stay open; returns the number of responses of each slot."""
     host, port = box.listen.split(":")
     slots: Counter[str] = Counter()
 
@@ -53,8 +53,8 @@ async def ask(box: Box, requests: int) -> Counter[str]:
     return slots
 
 
-def test_each_request_is_a_toss_of_its_own(box: Box) -> None:
-    """10,000 requests on 50 kept connections at each of 1, 10, 25 and 50 %: the share is as asked, none is lost."""
+def test_each_request_is_assigned_at_random(box: Box) -> None:
+    """10,000 requests on 50 connections at each of 1, 10, 25 and 50 %: the share is right, no request is lost."""
     with canary(box, "--canary", "1", "--step", "pause"):
         for step, weight in enumerate((1, 10, 25, 50), start=2):
             CanaryFile(box.host.runtime).write(Canary("green", weight, step))
@@ -66,7 +66,7 @@ def test_each_request_is_a_toss_of_its_own(box: Box) -> None:
 
 
 def test_steps_follow_each_other_and_end_in_the_cutover(box: Box) -> None:
-    """The shares grow as asked, each for its time; the history names them, and the receipt accounts for all."""
+    """Each step lasts as long as planned; the record has a phase for each, and the canary file is gone afterwards."""
     record = box.json("deploy", "1.1.0", "--canary", "20,60", "--step", "500ms", "--bake", "0")
     assert [step["phase"] for step in record["steps"]].count("canary") == 2
     assert record["outcome"] == "done"
@@ -75,7 +75,7 @@ def test_steps_follow_each_other_and_end_in_the_cutover(box: Box) -> None:
 
 
 def test_promote_goes_on_to_the_next_step_and_then_to_the_cutover(box: Box) -> None:
-    """A rollout that waits goes on when it is told to, one step at a time."""
+    """Each `promote` ends one step."""
     with canary(box, "--canary", "10,50", "--step", "pause") as deploy:
         assert box.json("promote")["promoted"] == 10
         wait_for(lambda: (canary := CanaryFile(box.host.runtime).read()) and canary.weight == 50)
@@ -85,8 +85,8 @@ def test_promote_goes_on_to_the_next_step_and_then_to_the_cutover(box: Box) -> N
     assert box.get("/version").json()["version"] == "1.1.0"
 
 
-def test_abort_gives_everything_back_to_the_live_slot(box: Box) -> None:
-    """At once: the next 1,000 requests are live's, the candidate's unit is stopped, and the deploy ends with 5."""
+def test_abort_returns_all_requests_to_the_live_slot(box: Box) -> None:
+    """The live slot answers the next 1,000 requests, the candidate's unit is stopped, and the deploy exits with 5."""
     with canary(box, "--canary", "50", "--step", "pause") as deploy:
         assert asyncio.run(ask(box, 1000))["green"]
         assert {name: slot["share"] for name, slot in box.json("status")["slots"].items()} == {"blue": 50, "green": 50}
@@ -102,18 +102,18 @@ def test_abort_gives_everything_back_to_the_live_slot(box: Box) -> None:
 
 
 @pytest.mark.parametrize("share", ["--canary", "--mirror"])
-def test_abort_is_heard_until_the_very_rename(box: Box, share: str) -> None:
-    """Typed after the last step is over and the cutover was entered, here by its own hook: nobody goes live."""
+def test_abort_works_until_the_rename(box: Box, share: str) -> None:
+    """An abort after the last step, here by a pre_cutover hook, still prevents the cutover."""
     box.host.policy.write_text('[hooks]\npre_cutover = ["glmctl abort"]\n')
-    said = box.glmctl("deploy", "1.1.0", share, "50", "--step", "1s", "--bake", "0", expect=5).stderr
-    assert "the operator aborted it" in said
+    stderr = box.glmctl("deploy", "1.1.0", share, "50", "--step", "1s", "--bake", "0", expect=5).stderr
+    assert "the operator aborted it" in stderr
     record = box.json("history")["rollouts"][-1]
     assert (record["outcome"], record["steps"][-1]["phase"]) == ("rolled back", "cutover")
     assert asyncio.run(ask(box, 500)) == {"blue": 500}
 
 
 def test_a_candidate_that_dies_ends_its_canary(box: Box) -> None:
-    """Whoever asks meanwhile is answered by the live slot; the rollout ends with 5."""
+    """The live slot answers all requests; the rollout exits with 5."""
     with canary(box, "--canary", "50", "--step", "pause") as deploy:
         box.drop_in("[Service]\nRestart=no\n")
         kill(box.generation("green").master)
@@ -123,8 +123,8 @@ def test_a_candidate_that_dies_ends_its_canary(box: Box) -> None:
     assert box.get("/version").json()["version"] == "1.0.0"
 
 
-def test_a_canary_whose_controller_was_killed_is_ended_by_the_next_call(box: Box) -> None:
-    """The share holds on without a controller; the next glmctl says so and gives everything back."""
+def test_the_next_command_ends_the_canary_of_a_killed_controller(box: Box) -> None:
+    """The share holds without a controller; the next command reports it, and the live slot answers all requests."""
     with canary(box, "--canary", "50", "--step", "pause") as deploy:
         kill(deploy.pid)
         deploy.wait(timeout=60)
@@ -136,7 +136,7 @@ def test_a_canary_whose_controller_was_killed_is_ended_by_the_next_call(box: Box
 
 
 async def ask_pinned(box: Box, pins: list[str], *, size: int, pieces: int) -> list[tuple[str, str, int]]:
-    """Post `size` bytes on one kept connection for each pin; returns pin, slot and status of each answer."""
+    """Post `size` bytes for each pin on one connection; returns pin, slot and status of each response."""
     host, port = box.listen.split(":")
     reader, writer = await asyncio.open_connection(host, int(port))
     answers = []
@@ -158,8 +158,8 @@ async def ask_pinned(box: Box, pins: list[str], *, size: int, pieces: int) -> li
 
 
 @pytest.mark.parametrize(("size", "pieces"), [(10, 1), (10, 40), (5 << 20, 1), (5 << 20, 200)])
-def test_a_pinned_request_is_answered_where_it_says(canary_box: Box, size: int, pieces: int) -> None:
-    """Always, whatever the toss said, in one piece or many, with a body of megabytes; the connection stays open."""
+def test_a_pinned_request_reaches_its_slot(canary_box: Box, size: int, pieces: int) -> None:
+    """X-GLM-Slot decides, in one segment or many, with a body of megabytes; the connection stays open."""
 
     async def scenario() -> list[list[tuple[str, str, int]]]:
         pins = ["candidate", "live", "live", "candidate", "candidate", "live"]
@@ -173,13 +173,13 @@ def test_a_pinned_request_is_answered_where_it_says(canary_box: Box, size: int, 
 
 @pytest.fixture(scope="module")
 def canary_box(stocked_live: Box) -> Iterator[Box]:
-    """A host on which a canary of 50 % holds."""
+    """A host with a canary of 50 %."""
     with canary(stocked_live, "--canary", "50", "--step", "pause"):
         yield stocked_live
 
 
 def test_a_key_sticks_to_one_side(canary_box: Box) -> None:
-    """With --sticky, requests with one key meet one slot on every connection, and the keys are split by the share."""
+    """With --sticky, requests with one key reach one slot on every connection, and the share applies to keys."""
     file = CanaryFile(canary_box.host.runtime)
     file.write(Canary("green", 30, 2, sticky="authorization"))
     try:
@@ -197,13 +197,13 @@ def test_a_key_sticks_to_one_side(canary_box: Box) -> None:
 
 
 @pytest.mark.parametrize("shares", ["0", "50,10", "101", "ten", "10,10", "nan"])
-def test_shares_that_make_no_sense_are_refused(box: Box, shares: str) -> None:
-    """Before anything is touched, with words that say what to write."""
-    told = box.glmctl("deploy", "1.1.0", "--canary", shares, expect=2)
-    assert "percents" in told.stderr or "share" in told.stderr
+def test_invalid_shares_are_refused(stocked_live: Box, shares: str) -> None:
+    """They are a usage error, and the message shows the form."""
+    done = stocked_live.glmctl("deploy", "1.1.0", "--canary", shares, expect=2)
+    assert "percents" in done.stderr or "share" in done.stderr
 
 
 def test_a_canary_without_handoff_is_refused(box: Box) -> None:
-    """Connections that stay where they are cannot be shared: said beforehand, with exit code 3."""
+    """Without handover the candidate would get no requests: the preflight refuses it, exit code 3."""
     box.configure(threads=1, handoff="false")
     assert "GLM_HANDOFF" in box.glmctl("deploy", "1.1.0", "--canary", "10", expect=3).stderr

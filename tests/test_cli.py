@@ -6,13 +6,12 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.box import CODE
+from tests import forkserver
 
 VERBS = (
     "release add", "release list", "release verify", "release remove", "release prune", "release",
@@ -26,59 +25,13 @@ EXAMPLES = {
 }
 
 
-# Imports glmctl once and forks for every call, which saves half a second of imports each time.
-_GLMCTL = """
-import json, os, sys, traceback
-from deploy.cli import main
-
-for line in sys.stdin:
-    call = json.loads(line)
-    child = os.fork()
-    if child == 0:
-        for number, path in enumerate(["/dev/null", call["out"], call["err"]]):
-            os.dup2(os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC), number)
-        os.environ.clear()
-        os.environ.update(call["env"])
-        if call["uid"]:
-            os.setgroups([])
-            os.setresgid(*[call["uid"]] * 3)
-            os.setresuid(*[call["uid"]] * 3)
-        sys.argv = ["glmctl", *call["words"]]
-        code = 1
-        try:
-            main()
-        except SystemExit as end:
-            code = end.code
-        except BaseException:
-            traceback.print_exc()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-    _, status = os.waitpid(child, 0)
-    print(os.waitstatus_to_exitcode(status), flush=True)
-"""
-
-
-@pytest.fixture(scope="module")
-def glmctl() -> Iterator[subprocess.Popen[str]]:
-    """The process that forks for every call."""
-    with subprocess.Popen(
-        [sys.executable, "-c", _GLMCTL], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=CODE
-    ) as process:
-        yield process
-        assert process.stdin is not None
-        process.stdin.close()
-        process.wait(10)
-
-
 class Account:
     """A user account on a host on which nothing is installed."""
 
-    def __init__(self, home: Path, glmctl: subprocess.Popen[str]) -> None:
+    def __init__(self, home: Path) -> None:
         self.home = home
         self.root = home / "data/glm"
         self.history = home / "state/glm/history"
-        self._glmctl = glmctl
         (home / "run").mkdir(parents=True)
         self.env = {
             "PATH": f"{Path(sys.executable).parent}:{os.defpath}",
@@ -93,14 +46,7 @@ class Account:
 
     def run(self, *words: str, expect: int | None = None, uid: int = 0, **env: str) -> subprocess.CompletedProcess[str]:
         """Run glmctl; fails on a traceback, or if the exit code is not `expect`."""
-        out, err = self.home.with_name("out"), self.home.with_name("err")
-        call = {"words": words, "env": self.env | env, "out": str(out), "err": str(err), "uid": uid}
-        assert self._glmctl.stdin is not None
-        assert self._glmctl.stdout is not None
-        self._glmctl.stdin.write(json.dumps(call) + "\n")
-        self._glmctl.stdin.flush()
-        code = int(self._glmctl.stdout.readline())
-        done = subprocess.CompletedProcess(["glmctl", *words], code, out.read_text(), err.read_text())
+        done = forkserver.glmctl(words, self.env | env, timeout=60, uid=uid)
         assert "Traceback" not in done.stdout + done.stderr, done.stderr
         assert expect is None or done.returncode == expect, (done.returncode, done.stdout, done.stderr)
         return done
@@ -111,8 +57,8 @@ class Account:
 
 
 @pytest.fixture
-def account(tmp_path: Path, glmctl: subprocess.Popen[str]) -> Account:
-    return Account(tmp_path / "home", glmctl)
+def account(tmp_path: Path) -> Account:
+    return Account(tmp_path / "home")
 
 
 @pytest.mark.parametrize("verb", ["", *VERBS])
@@ -318,7 +264,7 @@ def test_other_users_can_read(account: Account, tmp_path: Path, unfinished: bool
     (path,) = account.history.glob("*.json")
     if unfinished:
         path.write_text(json.dumps(json.loads(path.read_text()) | {"outcome": None}))
-    for directory in (tmp_path, *tmp_path.parents[:2]):
+    for directory in (tmp_path, *(path for path in tmp_path.parents if path.name.startswith(("pytest-", "popen-")))):
         directory.chmod(0o755)
     assert account.run_json("status", expect=0, uid=65534)["rollout"]["version"] == "1.0.0"
     assert len(account.run_json("history", expect=0, uid=65534)["rollouts"]) == 1

@@ -1,4 +1,4 @@
-"""Cutover and rollback: how soon clients are on the other version, and that a version never speaks for another."""
+"""Cutover and rollback: clients reach the other version within 100 ms, and no response mixes two versions."""
 
 from __future__ import annotations
 
@@ -29,8 +29,9 @@ def warm_box(box: Box) -> Iterator[Box]:
         box.glmctl("rollback")
 
 
+@pytest.mark.alone
 def test_keep_alive_clients_follow_within_100_ms_of_the_rename(warm_box: Box) -> None:
-    """A client on one keep-alive connection meets the other version within 100 ms of the rename, connection kept."""
+    """A keep-alive client is answered by the other version within 100 ms of the rename, on the same connection."""
     box = warm_box
     took = []
     with httpx.Client(base_url=f"http://{box.listen}", trust_env=False) as client:
@@ -47,14 +48,15 @@ def test_keep_alive_clients_follow_within_100_ms_of_the_rename(warm_box: Box) ->
     assert statistics.median(took) < TARGET_MS, took
 
 
+@pytest.mark.alone
 def test_rollback_while_warm_takes_under_100_ms(warm_box: Box) -> None:
-    """From the rename of a warm rollback to the first answer of the old version: under 100 ms, by the receipt."""
+    """The time from the rename to the first response of the old version, as recorded, is below 100 ms."""
     took = [warm_box.json("rollback")["switch_ms"] for _ in range(6)]
     assert statistics.median(took) < TARGET_MS, took
 
 
-def test_an_answer_under_way_is_finished_by_the_version_that_began_it(warm_box: Box) -> None:
-    """A stream that straddles a cutover ends where it began, then its connection meets the other version."""
+def test_a_response_is_finished_by_the_version_that_began_it(warm_box: Box) -> None:
+    """A stream during a cutover is complete and of the old version; its connection then leads to the new one."""
     box = warm_box
     body = {"messages": [{"role": "user", "content": "count"}], "max_tokens": 400, "temperature": 0, "stream": True}
     with httpx.Client(base_url=f"http://{box.listen}", trust_env=False, timeout=60) as client:
@@ -69,8 +71,8 @@ def test_an_answer_under_way_is_finished_by_the_version_that_began_it(warm_box: 
         assert client.get("/version").headers["x-slot"] != began
 
 
-def test_an_answer_that_outlasts_the_cutover_is_counted_as_drained(warm_box: Box) -> None:
-    """Exactly the streams that were under way: neither the idle clients nor those who asked before or after."""
+def test_requests_in_flight_at_the_cutover_are_counted_as_drained(warm_box: Box) -> None:
+    """Only the streams in flight count: no idle connection, no request before or after."""
     box = warm_box
     body = {"messages": [{"role": "user", "content": "count"}], "max_tokens": 400, "temperature": 0, "stream": True}
     old, new = box.slots.live or "", box.slots.idle
@@ -105,8 +107,9 @@ def _drained(box: Box, slot: str) -> int:
     return sum(worker.ledger.drained for one in box.generations(slot) for worker in one.workers)
 
 
+@pytest.mark.model
 def test_the_openai_package_works_unchanged_across_a_cutover(warm_box: Box, tmp_path: Path) -> None:
-    """The official client chats, streams and shows a picture, before and after a cutover, on its own connections."""
+    """The official client chats, streams and sends an image, before and after a cutover."""
     import base64
     import io
 
@@ -120,7 +123,7 @@ def test_the_openai_package_works_unchanged_across_a_cutover(warm_box: Box, tmp_
     with OpenAI(base_url=f"http://{box.listen}/v1", api_key="none", max_retries=0) as client:
         for _ in range(2):
             model = client.models.list().data[0].id
-            said = client.chat.completions.create(
+            reply = client.chat.completions.create(
                 model=model,
                 max_tokens=8,
                 temperature=0,
@@ -134,8 +137,8 @@ def test_the_openai_package_works_unchanged_across_a_cutover(warm_box: Box, tmp_
                     }
                 ],
             )
-            assert said.usage is not None
-            assert said.usage.completion_tokens == 8
+            assert reply.usage is not None
+            assert reply.usage.completion_tokens == 8
             streamed = client.chat.completions.create(
                 model=model,
                 max_tokens=8,
@@ -149,8 +152,8 @@ def test_the_openai_package_works_unchanged_across_a_cutover(warm_box: Box, tmp_
     assert answers[0] != answers[1]  # two versions, two answers
 
 
-def test_with_nobody_accepting_clients_wait_and_are_not_refused(box: Box) -> None:
-    """Between two generations the socket stays open: who connects meanwhile is answered by the next one."""
+def test_clients_wait_while_no_process_accepts(box: Box) -> None:
+    """The socket stays open between two generations: a client that connects meanwhile is answered by the next one."""
     box.systemctl("stop", "glm@blue.service")
     with socket.create_connection(box.listen.split(":"), timeout=60) as client:  # type: ignore[arg-type]
         client.sendall(b"GET /version HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
@@ -159,20 +162,20 @@ def test_with_nobody_accepting_clients_wait_and_are_not_refused(box: Box) -> Non
             answer += more
     assert answer.startswith(b"HTTP/1.1 200")
     assert b'"version":"1.0.0"' in answer
-    assert box.show("glm@blue.service", "ActiveState") == "active"  # traffic started what `live` names
+    assert box.show("glm@blue.service", "ActiveState") == "active"  # the connection started the live slot
 
 
 def test_a_second_rollout_is_refused_while_one_is_under_way(box: Box) -> None:
-    """The lock: a deploy beside a deploy ends with 7 and changes nothing."""
+    """A second command exits with 7 and changes nothing."""
     with _deploying(box, "1.1.0"):
         box.glmctl("deploy", "1.1.0", expect=7)
         box.glmctl("reload", expect=7)
 
 
 def test_a_drain_deadline_cuts_and_counts(box: Box) -> None:
-    """Answers that outlast --drain are cut, counted as failed and cut, and the exit code says so."""
+    """Responses that take longer than --drain are cut and counted as failed and cut; the exit code is 6."""
     body = {"messages": [{"role": "user", "content": "long"}], "max_tokens": 50_000, "temperature": 0, "stream": True}
-    asked = 4  # minutes, longer than any candidate's load
+    asked = 4  # each takes longer than the candidate's load
     with ThreadPoolExecutor(asked) as pool:
         answers = [pool.submit(_ends_whole, box, body) for _ in range(asked)]
         box.glmctl("deploy", "1.1.0", "--bake", "0", "--drain", "0", expect=6)
@@ -206,7 +209,7 @@ def _text(answer: httpx.Response | str) -> str:
 
 
 def test_a_reload_brings_new_settings(box: Box) -> None:
-    """What glm.env says at the time of the reload holds for the next generation in place, however often."""
+    """The next generation has the settings that glm.env has at the time of the reload, at every reload."""
     for workers in (2, 1):
         box.configure(threads=1, workers=workers)
         box.glmctl("reload")

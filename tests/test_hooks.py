@@ -1,4 +1,4 @@
-"""The operator's own commands around a cutover, and the file that names them."""
+"""The operator's hooks around a cutover, and the file that configures them."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ def configure(box: Box, **hooks: object) -> None:
     box.host.policy.write_text("\n".join(["[hooks]", *lines]) + "\n")
 
 
-def test_hooks_are_told_of_the_rollout_and_noted_in_the_history(box: Box, tmp_path: Path) -> None:
-    """Each gets the rollout as JSON on stdin, in order; a failure after the cutover changes nothing."""
-    heard = tmp_path / "heard"
-    tell = tmp_path / "tell"
-    tell.write_text(f"#!/bin/sh\n(cat; echo) >> {heard}\n")
-    tell.chmod(0o755)
+def test_hooks_get_the_rollout_and_are_recorded(box: Box, tmp_path: Path) -> None:
+    """Each hook gets the rollout as JSON on stdin, in order; a failure after the cutover changes nothing."""
+    received = tmp_path / "received"
+    hook = tmp_path / "hook"
+    hook.write_text(f"#!/bin/sh\n(cat; echo) >> {received}\n")
+    hook.chmod(0o755)
     configure(
-        box, pre_cutover=[f"{tell} before"], post_cutover=["/nowhere/at-all", f"{tell} after"], on_rollback=[str(tell)]
+        box, pre_cutover=[f"{hook} before"], post_cutover=["/nowhere/at-all", f"{hook} after"], on_rollback=[str(hook)]
     )
     done = box.glmctl("deploy", "1.1.0", "--bake", "0")
     assert "post_cutover hook `/nowhere/at-all` ended with 127" in done.stderr
-    told = [json.loads(line) for line in heard.read_text().splitlines()]
-    assert [(one["event"], one["version"], one["slot"]) for one in told] == [
+    documents = [json.loads(line) for line in received.read_text().splitlines()]
+    assert [(one["event"], one["version"], one["slot"]) for one in documents] == [
         ("pre_cutover", "1.1.0", "green"),
         ("post_cutover", "1.1.0", "green"),
     ]
@@ -42,24 +42,24 @@ def test_hooks_are_told_of_the_rollout_and_noted_in_the_history(box: Box, tmp_pa
     ]
     with box.baking("1.0.0"):
         box.glmctl("rollback")
-    assert [json.loads(line)["event"] for line in heard.read_text().splitlines()][-1] == "on_rollback"
+    assert [json.loads(line)["event"] for line in received.read_text().splitlines()][-1] == "on_rollback"
 
 
-def test_a_hook_may_refuse_the_cutover(box: Box) -> None:
-    """Nothing goes live then, and the message says who refused and with which words."""
+def test_a_pre_cutover_hook_can_refuse(box: Box) -> None:
+    """The candidate does not become live, and the message has the hook's exit code and output."""
     configure(box, pre_cutover=["sh -c 'echo not on a Friday; exit 7'"])
-    told = box.glmctl("deploy", "1.1.0", expect=4).stderr
-    assert "ended with 7: not on a Friday" in told
+    stderr = box.glmctl("deploy", "1.1.0", expect=4).stderr
+    assert "ended with 7: not on a Friday" in stderr
     assert box.get("/version").json()["version"] == "1.0.0"
     assert box.show("glm@green.service", "ActiveState") == "inactive"
 
 
-def test_a_hook_that_hangs_is_killed_with_what_it_began(box: Box, tmp_path: Path) -> None:
-    """Its time is bounded, and so is that of its children, who hold the pipe."""
+def test_a_hook_that_hangs_is_killed_with_its_children(box: Box, tmp_path: Path) -> None:
+    """The timeout applies to the children too, which hold the pipe open."""
     configure(box, pre_cutover=[f"sh -c '(sleep 5; touch {tmp_path}/late) & sleep 600'"], timeout=1)
     began = time.monotonic()
-    told = box.glmctl("deploy", "1.1.0", expect=4).stderr
-    assert "was killed after 1 s" in told
+    stderr = box.glmctl("deploy", "1.1.0", expect=4).stderr
+    assert "was killed after 1 s" in stderr
     assert time.monotonic() - began < 60
     time.sleep(max(0.0, 6 - (time.monotonic() - began)))
     assert not (tmp_path / "late").exists()
@@ -75,11 +75,12 @@ def test_a_hook_that_hangs_is_killed_with_what_it_began(box: Box, tmp_path: Path
         ("\0", "cannot be read"),
     ],
 )
-def test_a_policy_that_makes_no_sense_is_refused_before_anything_is_touched(box: Box, text: str, named: str) -> None:
-    """The message names the key, or the line."""
+def test_an_invalid_policy_is_refused_in_the_preflight(stocked_live: Box, text: str, named: str) -> None:
+    """The message names the key or the line, and nothing was changed."""
+    box = stocked_live
     box.host.policy.parent.mkdir(parents=True, exist_ok=True)
     box.host.policy.write_text(text)
-    told = box.glmctl("deploy", "1.1.0", expect=3).stderr
-    assert named in told
-    assert "glm.toml" in told
+    stderr = box.glmctl("deploy", "1.1.0", expect=3).stderr
+    assert named in stderr
+    assert "glm.toml" in stderr
     assert box.show("glm@green.service", "ActiveState") == "inactive"

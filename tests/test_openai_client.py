@@ -16,6 +16,8 @@ from PIL import Image, ImageDraw
 
 from tests.box import Box
 
+pytestmark = pytest.mark.model
+
 MODEL = "glm-4.6v-flash"
 HELLO: list[ChatCompletionMessageParam] = [{"role": "user", "content": "Hello"}]
 ENDED = ("completed", "failed", "expired", "cancelled")

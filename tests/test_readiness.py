@@ -17,6 +17,7 @@ from tests.box import Box, kill, wait_for
 AddRelease = Callable[..., None]
 
 
+@pytest.mark.model
 def test_start_returns_after_ready_and_nothing_reaches_the_candidate_before(box: Box) -> None:
     """`systemctl start glm@green` returns when green is ready; not one connection reaches it, then or before."""
     box.slots.point("green", "releases/1.1.0")
@@ -31,6 +32,7 @@ def test_start_returns_after_ready_and_nothing_reaches_the_candidate_before(box:
     assert box.generation("green").gate == "closed"
 
 
+@pytest.mark.model
 def test_the_load_is_told_while_it_lasts(box: Box) -> None:
     """STATUS says how far the load is, while the unit is still activating."""
     box.slots.point("green", "releases/1.1.0")
@@ -52,6 +54,7 @@ def test_main_pid_is_the_master(box: Box) -> None:
     assert int(box.show("glm@blue.service", "MainPID")) == box.generation("blue").master
 
 
+@pytest.mark.model
 def test_a_candidate_that_fails_its_checks_never_becomes_ready(
     box: Box, tmp_path: Path, add_release: AddRelease
 ) -> None:
@@ -64,6 +67,7 @@ def test_a_candidate_that_fails_its_checks_never_becomes_ready(
     assert "never said" in said
 
 
+@pytest.mark.model
 @pytest.mark.parametrize(
     ("name", "contents", "reason"),
     [
@@ -81,6 +85,7 @@ def test_a_candidate_that_crashes_ends_with_4(
     assert reason in _deploy_fails(box, "2.0.0", 4).lower()
 
 
+@pytest.mark.model
 def test_a_candidate_that_hangs_ends_with_4(box: Box) -> None:
     """A load that stands still runs into the unit's start time-out, however long it might go on asking for more."""
     box.drop_in("[Service]\nTimeoutStartSec=4\nTimeoutStopSec=2\n")
@@ -119,6 +124,7 @@ def test_a_truncated_checkpoint_is_refused_by_name(box: Box, checkpoints: dict[s
     assert "truncated" in box.glmctl("release", "add", str(tmp_path / "cut"), expect=3).stderr
 
 
+@pytest.mark.model
 def test_a_worker_killed_while_it_loads_is_replaced(box: Box) -> None:
     """Kill -9 of the candidate's worker during its load: the master begins another, and the deploy goes through."""
     deploy = box.begin("deploy", "1.1.0", "--bake", "0")
@@ -130,6 +136,7 @@ def test_a_worker_killed_while_it_loads_is_replaced(box: Box) -> None:
     assert box.get("/version").json()["version"] == "1.1.0"
 
 
+@pytest.mark.model
 def test_a_master_killed_while_it_loads_ends_with_4(box: Box) -> None:
     """Kill -9 of the candidate's master during its load: exit code 4, live untouched."""
     deploy = box.begin("deploy", "1.1.0")

@@ -1,4 +1,4 @@
-"""A machine that holds one copy: the old version leaves, the new one loads, and clients wait instead of failing."""
+"""The swap: on a host with memory for one copy the old version is unloaded, the new one loads, and clients wait."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def small_box(box: Box) -> Box:
 
 
 class Crowd:
-    """Clients that keep asking, each in its own way, and a pool that keeps its connections and says nothing."""
+    """Clients that send requests in different ways, and idle connections."""
 
     def __init__(self, box: Box) -> None:
         host, port = box.listen.split(":")
@@ -55,7 +55,7 @@ class Crowd:
                 answer = connection.getresponse()
                 answer.read()
                 if answer.getheader("connection") == "close":
-                    self.broken.append(f"{kind}: told to close")
+                    self.broken.append(f"{kind}: connection: close")
             except OSError as error:
                 self.broken.append(f"{kind}: {error!r}")
                 return
@@ -65,14 +65,14 @@ class Crowd:
         connection.close()
 
     def end(self) -> None:
-        """Stop, and see that every idle connection is still there, and whom it leads to."""
+        """Stop the clients."""
         self._over.set()
         for thread in self._threads:
             thread.join(120)
 
 
 def ask(client: socket.socket) -> str:
-    """Ask on a kept connection; returns the version that answered."""
+    """Send a request on an open connection; returns the version that answered."""
     client.sendall(b"GET /version HTTP/1.1\r\nhost: x\r\n\r\n")
     answer = b""
     while b"}" not in answer:
@@ -84,7 +84,7 @@ def ask(client: socket.socket) -> str:
 
 @contextmanager
 def crowd(box: Box, version: str) -> Iterator[Crowd]:
-    """Clients during the block; at its end all were answered with 200, and every connection leads to `version`."""
+    """Run clients during the block; all responses are 200, and every idle connection leads to `version` afterwards."""
     clients = Crowd(box)
     try:
         yield clients
@@ -97,31 +97,33 @@ def crowd(box: Box, version: str) -> Iterator[Crowd]:
         client.close()
 
 
-def test_two_copies_that_do_not_fit_are_refused_with_the_way_out(small_box: Box) -> None:
-    """Exit code 3, the figures, and --strategy swap; what would not even fit alone is not told to swap."""
-    said = small_box.glmctl("deploy", "1.1.0", expect=3).stderr
-    assert "1.1.0 needs" in said
-    assert "weights" in said
-    assert "KV cache" in said
-    assert "beside blue, which holds" in said
-    assert "--strategy swap" in said
+@pytest.mark.model
+def test_two_copies_that_do_not_fit_are_refused(small_box: Box) -> None:
+    """Exit code 3 with the figures; --strategy swap is suggested only if one copy fits."""
+    stderr = small_box.glmctl("deploy", "1.1.0", expect=3).stderr
+    assert "1.1.0 needs" in stderr
+    assert "weights" in stderr
+    assert "KV cache" in stderr
+    assert "beside blue, which holds" in stderr
+    assert "--strategy swap" in stderr
     assert small_box.json("status")["slots"]["green"]["state"] == "empty"
     small_box.host.policy.write_text('[memory]\nlimit = "60MiB"\n')
-    said = small_box.glmctl("deploy", "1.1.0", "--strategy", "swap", expect=3).stderr
-    assert "engine.json" in said
+    stderr = small_box.glmctl("deploy", "1.1.0", "--strategy", "swap", expect=3).stderr
+    assert "engine.json" in stderr
     assert small_box.get("/version").json()["version"] == "1.0.0"
 
 
-def test_a_unit_that_may_not_take_so_much_is_named(box: Box) -> None:
-    """MemoryMax= below what the release needs: refused beforehand, not killed later."""
+def test_a_release_above_the_units_memory_limit_is_refused(box: Box) -> None:
+    """MemoryMax= below the need of the release is refused in the preflight."""
     box.drop_in("[Service]\nMemoryMax=100M\n")
-    said = box.glmctl("deploy", "1.1.0", expect=3).stderr
-    assert "MemoryMax= of glm@green.service allows 100 MiB" in said
+    stderr = box.glmctl("deploy", "1.1.0", expect=3).stderr
+    assert "MemoryMax= of glm@green.service allows 100 MiB" in stderr
 
 
+@pytest.mark.model
 @pytest.mark.parametrize("workers", [1, 2])
 def test_clients_wait_while_the_new_version_takes_the_place_of_the_old(small_box: Box, workers: int) -> None:
-    """Whoever asks through the whole load gets 200s only, and no connection is closed, busy or idle."""
+    """All responses during the load are 200, and no connection is closed, busy or idle."""
     if workers > 1:
         small_box.host.policy.write_text('[memory]\nlimit = "1400MiB"\n')
         small_box.configure(threads=1, workers=workers)
@@ -130,7 +132,7 @@ def test_clients_wait_while_the_new_version_takes_the_place_of_the_old(small_box
         wait_for(lambda: len(clients.statuses) > 20)
         done = small_box.glmctl("deploy", "1.1.0", "--strategy", "swap", "--bake", "0")
         wait_for(lambda: clients.statuses[-1][1] == "1.1.0")
-    assert "clients wait about" in done.stderr  # told before
+    assert "clients wait about" in done.stderr  # announced in the preflight
     assert "4096 new connections" in done.stderr
     versions = [version for _, version in clients.statuses]
     assert set(versions) == {"1.0.0", "1.1.0"}
@@ -138,15 +140,16 @@ def test_clients_wait_while_the_new_version_takes_the_place_of_the_old(small_box
     assert (record["strategy"], record["outcome"]) == ("swap", "done")
     assert record["receipt"]["lost"] == 0
     assert record["receipt"]["adds_up"]
-    assert record["pause_ms"] > 500  # somebody waited for a load, and it is told
+    assert record["pause_ms"] > 500  # a client waited for the load
     assert small_box.show("glm@blue.service", "ActiveState") == "inactive"
 
 
+@pytest.mark.model
 @pytest.mark.parametrize("fault", ["its checks", "its config"])
 def test_a_version_that_fails_to_load_brings_the_old_one_back(
     small_box: Box, add_release: Callable[..., None], tmp_path: Path, fault: str
 ) -> None:
-    """HUP brings the old workers back: exit code 4, 200s only, and the old version answers everybody."""
+    """The old workers are started again: exit code 4, all responses are 200 and of the old version."""
     if fault == "its checks":
         checks = tmp_path / "checks.json"
         checks.write_text('[{"question": "Hello", "answer": "certainly not what noise says"}]')
@@ -164,20 +167,21 @@ def test_a_version_that_fails_to_load_brings_the_old_one_back(
 
 def _unreadable(path: Path) -> None:
     config = json.loads((path / "config.json").read_text())
-    config["text_config"]["num_attention_heads"] = 3  # what the weights are not made for
+    config["text_config"]["num_attention_heads"] = 3  # does not match the weights
     (path / "config.json").write_text(json.dumps(config))
 
 
+@pytest.mark.model
 def test_a_load_that_takes_too_long_brings_the_old_one_back(small_box: Box) -> None:
-    """--deadline: clients wait no longer than that for a new version."""
+    """Clients wait for --deadline at most."""
     with crowd(small_box, "1.0.0"):
-        said = small_box.glmctl("deploy", "1.1.0", "--strategy", "swap", "--deadline", "500ms", expect=4).stderr
-    assert "1.1.0 was not ready after 0.5 s" in said
+        stderr = small_box.glmctl("deploy", "1.1.0", "--strategy", "swap", "--deadline", "500ms", expect=4).stderr
+    assert "1.1.0 was not ready after 0.5 s" in stderr
     small_box.glmctl("deploy", "1.1.0", "--strategy", "swap", "--bake", "0")
 
 
 def test_a_rollback_while_it_bakes_loads_the_old_version_again(small_box: Box) -> None:
-    """From another terminal: the rollout swaps back, ends with 5, and every client is the old version's again."""
+    """`rollback` in another process: the rollout loads the old version again and exits with 5."""
     with crowd(small_box, "1.0.0"):
         deploy = small_box.begin("deploy", "1.1.0", "--strategy", "swap", "--bake", "600s")
         small_box.await_phase(deploy, "bake")
@@ -190,7 +194,7 @@ def test_a_rollback_while_it_bakes_loads_the_old_version_again(small_box: Box) -
 
 
 def test_a_candidate_that_dies_while_it_bakes_is_swapped_back(small_box: Box) -> None:
-    """Kill -9 of the new master: the old version is loaded again by itself."""
+    """Kill -9 of the new master: the rollout loads the old version again."""
     deploy = small_box.begin("deploy", "1.1.0", "--strategy", "swap", "--bake", "600s")
     small_box.await_phase(deploy, "bake")
     small_box.drop_in("[Service]\nRestart=no\n")
@@ -200,8 +204,8 @@ def test_a_candidate_that_dies_while_it_bakes_is_swapped_back(small_box: Box) ->
     assert small_box.get("/version").json()["version"] == "1.0.0"
 
 
-def test_what_outlasts_the_drain_deadline_is_cut_and_counted(small_box: Box) -> None:
-    """The swap goes on, the receipt counts it, and the exit code is 6."""
+def test_requests_beyond_the_drain_deadline_are_cut_and_counted(small_box: Box) -> None:
+    """The swap goes on, the receipt counts the request as cut, and the exit code is 6."""
     body = SHORT | {"max_tokens": 50_000, "stream": True}
     host, port = small_box.listen.split(":")
     client = socket.create_connection((host, int(port)), timeout=60)
@@ -216,9 +220,10 @@ def test_what_outlasts_the_drain_deadline_is_cut_and_counted(small_box: Box) -> 
     assert small_box.get("/version").json()["version"] == "1.1.0"
 
 
-def test_a_worker_that_drains_for_long_is_not_taken_for_a_hung_one(stocked_box: Box) -> None:
-    """Gunicorn kills who gives no sign of life for `timeout`, 3 s here; a request that takes longer is not cut."""
-    stocked_box.host.settings.write_text("GUNICORN_CMD_ARGS=--timeout 3\n")
+def test_a_worker_that_drains_for_long_is_not_killed(stocked_box: Box) -> None:
+    """Gunicorn kills a worker without a heartbeat for `timeout`, 3 s here; a request that takes longer is not cut."""
+    with stocked_box.host.settings.open("a") as settings:
+        settings.write("GUNICORN_CMD_ARGS=--timeout 3\n")
     stocked_box.glmctl("deploy", "1.0.0")
     host, port = stocked_box.listen.split(":")
     body = json.dumps(SHORT).encode()
@@ -232,18 +237,18 @@ def test_a_worker_that_drains_for_long_is_not_taken_for_a_hung_one(stocked_box: 
             time.sleep(8 / len(body))
         slow.sendall(body[-1:])
         assert slow.recv(12) == b"HTTP/1.1 200"
-    said, _ = swap.communicate(timeout=60)
-    assert swap.returncode == 0, said
-    assert "Nothing was lost" in said
+    output, _ = swap.communicate(timeout=60)
+    assert swap.returncode == 0, output
+    assert "Nothing was lost" in output
 
 
 def test_a_canary_needs_a_second_copy(small_box: Box) -> None:
-    """A usage error, before anything is looked at."""
+    """--canary is a usage error."""
     small_box.glmctl("deploy", "1.1.0", "--strategy", "swap", "--canary", "10", expect=2)
 
 
-def test_a_controller_that_dies_while_nobody_serves_needs_no_operator(small_box: Box) -> None:
-    """Kill -9 of glmctl in the load: a timer ends the rollout, the old version is back, and nobody typed anything."""
+def test_a_timer_ends_the_swap_of_a_killed_controller(small_box: Box) -> None:
+    """Kill -9 of glmctl during the load: a timer ends the rollout, and the old version serves."""
     with crowd(small_box, "1.0.0"):
         deploy = small_box.begin("deploy", "1.1.0", "--strategy", "swap")
         small_box.await_phase(deploy, "start")

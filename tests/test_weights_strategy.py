@@ -1,4 +1,4 @@
-"""`glmctl deploy V --strategy weights`: the model that runs is given other weights, and no client is lost."""
+"""`glmctl deploy V --strategy weights`: the running model gets other weights, and no request is lost."""
 
 from __future__ import annotations
 
@@ -56,12 +56,12 @@ QUESTIONS = [
 
 @dataclass(frozen=True)
 class Answer:
-    """Who answered, by the header and by the body, and all that was said."""
+    """A response: its version by the header and by the body, and its text."""
 
     status: int
     header: str
     fingerprints: frozenset[str]
-    said: str
+    text: str
 
 
 def _read(response: httpx.Response) -> Answer:
@@ -69,12 +69,12 @@ def _read(response: httpx.Response) -> Answer:
         lines = response.text.splitlines()
         assert "data: [DONE]" in lines, response.text[-300:]
         chunks = [json.loads(line[6:]) for line in lines if line.startswith("data: {")]
-        said = "".join(one["delta"].get("content") or "" for chunk in chunks for one in chunk["choices"])
+        text = "".join(one["delta"].get("content") or "" for chunk in chunks for one in chunk["choices"])
     else:
         chunks = [response.json()]
-        said = json.dumps([[one["message"]["content"], one["logprobs"]] for one in chunks[0].get("choices", [])])
+        text = json.dumps([[one["message"]["content"], one["logprobs"]] for one in chunks[0].get("choices", [])])
     prints = frozenset(chunk.get("system_fingerprint", "none") for chunk in chunks)
-    return Answer(response.status_code, response.headers["x-model-version"], prints, said)
+    return Answer(response.status_code, response.headers["x-model-version"], prints, text)
 
 
 def _ask(box: Box, body: dict[str, Any]) -> Answer:
@@ -82,21 +82,21 @@ def _ask(box: Box, body: dict[str, Any]) -> Answer:
 
 
 def _texts(box: Box) -> dict[int, str]:
-    """What the version that serves says to each question, asked alone."""
+    """Return the reply of the live version to each question, sent one at a time."""
     return {number: _text(_ask(box, body)) for number, body in enumerate(QUESTIONS)}
 
 
 def _text(answer: Answer) -> str:
-    """Without the log probabilities, which depend on the batch in their last digits."""
+    """Return the text without log probabilities, whose last digits depend on the batch."""
     assert answer.status == 200
-    if answer.said.startswith("[["):
-        return json.dumps([text for text, _ in json.loads(answer.said)])
-    return answer.said
+    if answer.text.startswith("[["):
+        return json.dumps([text for text, _ in json.loads(answer.text)])
+    return answer.text
 
 
 @dataclass
 class Clients:
-    """Clients that ask without a pause, each on one connection, and note every answer."""
+    """Clients that send requests without a pause, each on one connection, and keep every response."""
 
     box: Box
     answers: list[tuple[int, Answer]] = field(default_factory=list)
@@ -133,7 +133,7 @@ class Clients:
             self.troubles.append(repr(error))
 
     def judge(self, expected: dict[str, dict[int, str]]) -> set[str]:
-        """See that every answer is whole, and is that of the version that it names; returns the versions met."""
+        """Assert that every response is complete and of the version in its header; returns the versions."""
         assert not self.troubles
         for number, answer in self.answers:
             assert answer.status == 200, answer
@@ -145,7 +145,7 @@ class Clients:
 
 @contextmanager
 def _endless(box: Box) -> Iterator[list[Answer]]:
-    """A long stream under way, which holds a change up; the answer is there after the block."""
+    """Keep a long stream in flight, which the new weights must wait for; the response is there after the block."""
     whole: list[Answer] = []
     began = threading.Event()
 
@@ -176,7 +176,7 @@ def _last(box: Box) -> dict[str, Any]:
 
 
 def _workers(box: Box, many: int) -> list[int]:
-    """The pids of so many ready workers of blue."""
+    """Return the pids of `many` ready workers of blue."""
 
     def ready() -> list[int]:
         return sorted(one.pid for one in box.generation("blue").alive_workers if one.phase == "ready")
@@ -185,9 +185,10 @@ def _workers(box: Box, many: int) -> list[int]:
     return ready()
 
 
+@pytest.mark.model
 @pytest.mark.parametrize("workers", [1, 2])
 def test_every_answer_is_of_the_version_it_names(stocked_box: Box, workers: int) -> None:
-    """Under load: 200 for all, no connection closed, no answer of two models; and the new one is as freshly loaded."""
+    """Under load all responses are 200, none mixes two weight sets, and the new weights are as freshly loaded."""
     box = stocked_box
     box.configure(threads=1, workers=workers)
     box.glmctl("deploy", "1.0.0")
@@ -210,9 +211,11 @@ def test_every_answer_is_of_the_version_it_names(stocked_box: Box, workers: int)
     assert _texts(box) == expected["1.1.0"]
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.model
+@pytest.mark.alone
+@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.long), 2])
 def test_eight_changes_under_the_hard_load_lose_nothing(stocked_box: Box, tmp_path: Path, workers: int) -> None:
-    """To and fro under every kind of client: nothing is lost, no process was replaced, every receipt adds up."""
+    """Under every kind of client no request is lost, no process is replaced, and every receipt adds up."""
     box = stocked_box
     box.configure(threads=1, workers=workers)
     box.glmctl("deploy", "1.0.0")
@@ -228,8 +231,9 @@ def test_eight_changes_under_the_hard_load_lose_nothing(stocked_box: Box, tmp_pa
     assert len(box.generations("blue")) == 1
 
 
-def test_what_runs_ends_with_the_old_weights_and_what_comes_waits_for_the_new(box: Box) -> None:
-    """A stream under way ends as it began; who asks meanwhile waits, and is answered by the new version."""
+@pytest.mark.model
+def test_requests_in_flight_end_with_the_old_weights_and_new_ones_wait(box: Box) -> None:
+    """A stream in flight is of the old version throughout; a request meanwhile waits for the new version."""
     alone = _ask(box, ENDLESS)
     with _endless(box) as whole:
         deploy = box.begin("deploy", "1.1.0", *WEIGHTS)
@@ -244,8 +248,9 @@ def test_what_runs_ends_with_the_old_weights_and_what_comes_waits_for_the_new(bo
     assert late.header == "1.1.0"
 
 
-def test_rollback_goes_back_by_weights_and_forth_again(box: Box) -> None:
-    """The idle slot holds nothing: back is by weights too, and so is forth; `deploy OLD` does it as well."""
+@pytest.mark.model
+def test_rollback_uses_the_weights_strategy_again(box: Box) -> None:
+    """The idle slot is empty: `rollback` replaces the weights, twice in a row too, and so does a deploy."""
     before = _texts(box)
     box.glmctl("deploy", "1.1.0", *WEIGHTS)
     after = _texts(box)
@@ -263,8 +268,8 @@ def test_rollback_goes_back_by_weights_and_forth_again(box: Box) -> None:
     assert box.json("status")["slots"]["blue"]["version"] == "1.1.0"
 
 
-def test_an_overlap_after_it_goes_to_the_other_slot_and_back(box: Box) -> None:
-    """What follows is as if 1.1.0 had been loaded: an overlap to green, and a warm rollback to blue."""
+def test_an_overlap_deploy_after_it_uses_the_other_slot(box: Box) -> None:
+    """Afterwards an overlap deploy goes to green, and a warm rollback to blue."""
     box.glmctl("deploy", "1.1.0", *WEIGHTS)
     with box.baking("1.0.0"):
         box.glmctl("rollback")
@@ -274,14 +279,15 @@ def test_an_overlap_after_it_goes_to_the_other_slot_and_back(box: Box) -> None:
     assert box.get("/version").json()["version"] == "1.1.0"
 
 
+@pytest.mark.model
 def test_checks_that_fail_change_nothing(box: Box, add_release: Callable[..., None]) -> None:
-    """Exit code 4, the old weights are back, and no client has met the others."""
+    """Exit code 4; the old weights are in use, and no client was answered by the others."""
     checks = [{"name": "rain", "question": "What?", "answer": "purple rain"}]
     add_release(box, "2.0.0", change=lambda path: (path / "checks.json").write_text(json.dumps(checks)))
     expected = {"1.0.0": _texts(box)}
     with Clients(box).asking() as clients:
-        said = box.glmctl("deploy", "2.0.0", *WEIGHTS, expect=4).stderr
-    assert "check 'rain' failed" in said
+        stderr = box.glmctl("deploy", "2.0.0", *WEIGHTS, expect=4).stderr
+    assert "check 'rain' failed" in stderr
     assert clients.judge(expected) == {"1.0.0"}
     assert box.slots.version("blue") == "1.0.0"
     record = _last(box)
@@ -290,8 +296,8 @@ def test_checks_that_fail_change_nothing(box: Box, add_release: Callable[..., No
     assert box.json("deploy", "1.1.0", *WEIGHTS)["outcome"] == "done"
 
 
-def test_what_a_hook_refuses_makes_nobody_wait(box: Box) -> None:
-    """`pre_cutover` is asked once the weights were read, and before any request has to wait."""
+def test_a_hook_that_refuses_lets_no_request_wait(box: Box) -> None:
+    """`pre_cutover` runs after the weights were read and before any request waits."""
     box.host.policy.write_text('[hooks]\npre_cutover = ["/bin/false"]\n')
     assert "/bin/false" in box.glmctl("deploy", "1.1.0", *WEIGHTS, expect=4).stderr
     record = _last(box)
@@ -302,35 +308,36 @@ def test_what_a_hook_refuses_makes_nobody_wait(box: Box) -> None:
     assert [run["code"] for run in box.json("deploy", "1.1.0", *WEIGHTS)["hooks"]] == [0]
 
 
-def test_answers_that_take_too_long_are_not_cut(box: Box) -> None:
-    """Beyond --drain the change is called off: the stream ends whole, who waited is answered, exit code 4."""
+def test_requests_beyond_the_drain_time_are_not_cut(box: Box) -> None:
+    """After --drain the order is ended: the stream completes, waiting requests are answered, exit code 4."""
     with _endless(box) as whole:
-        said = box.glmctl("deploy", "1.1.0", *WEIGHTS, "--drain", "200ms", expect=4).stderr
-        assert "still being answered" in said
+        stderr = box.glmctl("deploy", "1.1.0", *WEIGHTS, "--drain", "200ms", expect=4).stderr
+        assert "still in flight" in stderr
         assert _ask(box, QUESTIONS[0]).header == "1.0.0"
     assert whole[0].header == "1.0.0"
     assert _last(box)["outcome"] == "not ready"
 
 
-def test_it_is_refused_where_it_cannot_be(box: Box, add_release: Callable[..., None]) -> None:
-    """Another architecture, nothing that runs: exit code 3 and the way that goes; a canary: 2. Nothing was touched."""
+def test_it_is_refused_without_a_suitable_model(box: Box, add_release: Callable[..., None]) -> None:
+    """Another architecture or no running model: exit code 3 with a hint; a canary: 2. Nothing is changed."""
     add_release(box, "3.0.0", change=lambda path: tiny.make(path, seed=3, size="small", dtype="float32"))
     box.glmctl("deploy", "1.1.0", "--canary", "10", *WEIGHTS, expect=2)
     for words in (("3.0.0",), ("3.0.0", "--dry-run")):
-        said = box.glmctl("deploy", *words, *WEIGHTS, expect=3).stderr
-        assert "--strategy overlap" in said
+        stderr = box.glmctl("deploy", *words, *WEIGHTS, expect=3).stderr
+        assert "--strategy overlap" in stderr
     rehearsed = box.glmctl("deploy", "1.1.0", *WEIGHTS, "--bake", "1s", "--drain", "9s", "--dry-run")
     assert "could be put into the model in blue" in rehearsed.stdout
     assert "--bake has no effect with --strategy weights" in rehearsed.stderr
     assert rehearsed.stderr.count("note") == 1
     assert box.slots.version("blue") == "1.0.0"
-    assert not list(box.host.runtime.glob("blue/*/change.json"))
+    assert not list(box.host.runtime.glob("blue/*/weights_order.json"))
     box.systemctl("stop", "glm@blue.service", "glm.socket")
     assert "--strategy overlap" in box.glmctl("deploy", "1.1.0", *WEIGHTS, expect=3).stderr
 
 
-def test_a_worker_killed_meanwhile(stocked_box: Box) -> None:
-    """All or none: with one of two killed the other goes back, and the one that is born holds the old weights too."""
+@pytest.mark.model
+def test_one_of_two_workers_killed(stocked_box: Box) -> None:
+    """The other worker returns to the old weights, and the replacement loads them too."""
     box = stocked_box
     box.configure(threads=1, workers=2)
     box.glmctl("deploy", "1.0.0")
@@ -351,22 +358,9 @@ def test_a_worker_killed_meanwhile(stocked_box: Box) -> None:
     assert _last(box)["receipt"]["lost"] == 0
 
 
-@pytest.mark.parametrize("phase", ["prepare", "verify", "cutover"])
-def test_the_only_worker_killed(box: Box, phase: str) -> None:
-    """The one that is born meanwhile holds what the slot's symlink says, and the command tells the same."""
-    deploy = box.begin("deploy", "1.1.0", *WEIGHTS)
-    box.await_phase(deploy, phase)
-    kill(box.generation("blue").alive_workers[0].pid)
-    out, _ = deploy.communicate(timeout=90)
-    holds = box.slots.version("blue")
-    assert (deploy.returncode, holds) in {(4, "1.0.0"), (0, "1.1.0")}, out
-    assert _ask(box, QUESTIONS[0]).header == holds
-    assert box.get("/version").json()["version"] == holds
-    wait_for(lambda: box.json("status")["slots"]["blue"]["version"] == holds)
-
-
-def test_a_worker_killed_afterwards_comes_back_with_the_new_weights(box: Box) -> None:
-    """A worker, then the master: whoever is born holds what is live."""
+@pytest.mark.model
+def test_a_worker_killed_afterwards_is_replaced_with_the_new_weights(box: Box) -> None:
+    """After a worker, and after the master: the replacement has the live weights."""
     box.glmctl("deploy", "1.1.0", *WEIGHTS)
     expected = _texts(box)
     before = _workers(box, 1)[0]
@@ -380,15 +374,15 @@ def test_a_worker_killed_afterwards_comes_back_with_the_new_weights(box: Box) ->
 
 @pytest.mark.parametrize("phase", ["preflight", "prepare", "vacate", "verify", "cutover"])
 def test_the_controller_killed(box: Box, phase: str) -> None:
-    """Kill -9 in each phase: all requests are answered, one version serves, and the next call tells which."""
+    """Kill -9 in each phase: all requests are answered, one version serves, and the next command reports it."""
     expected = {"1.0.0": _texts(box)}
     with Clients(box).asking() as clients:
         deploy = box.begin("deploy", "1.1.0", *WEIGHTS)
         box.await_phase(deploy, phase)
         kill(deploy.pid)
         deploy.communicate(timeout=60)
-        told = box.glmctl("status")
-    assert "deploy of 1.1.0 was interrupted in" in told.stderr
+        done = box.glmctl("status")
+    assert "deploy of 1.1.0 was interrupted in" in done.stderr
     record, holds = _last(box), box.slots.version("blue")
     assert (record["outcome"], holds) in {("interrupted", "1.0.0"), ("done", "1.1.0")}
     assert box.get("/version").json()["version"] == holds
@@ -402,8 +396,8 @@ def test_the_controller_killed(box: Box, phase: str) -> None:
     clients.judge(expected)
 
 
-def test_the_controller_killed_while_all_wait(box: Box) -> None:
-    """Nobody has to call glmctl for the clients to be answered: the workers see that it is dead."""
+def test_the_controller_killed_while_requests_wait(box: Box) -> None:
+    """The workers detect that the controller is dead, and answer; no command is needed."""
     with _endless(box) as whole:
         deploy = box.begin("deploy", "1.1.0", *WEIGHTS)
         box.await_phase(deploy, "vacate")
@@ -415,8 +409,8 @@ def test_the_controller_killed_while_all_wait(box: Box) -> None:
     assert Journal(box.host).unfinished()
 
 
-def test_ctrl_c_while_all_wait(box: Box) -> None:
-    """The change is called off at once, and who waited is answered."""
+def test_ctrl_c_while_requests_wait(box: Box) -> None:
+    """The order is ended at once, and waiting requests are answered."""
     with _endless(box) as whole:
         deploy = box.begin("deploy", "1.1.0", *WEIGHTS)
         box.await_phase(deploy, "vacate")
@@ -429,8 +423,8 @@ def test_ctrl_c_while_all_wait(box: Box) -> None:
     assert box.json("deploy", "1.1.0", *WEIGHTS)["outcome"] == "done"
 
 
-def test_a_rollback_ends_what_a_killed_controller_left(box: Box) -> None:
-    """Kill -9 once the symlink was renamed, then `rollback`: it goes back to what was before, by weights."""
+def test_a_rollback_after_a_killed_controller(box: Box) -> None:
+    """Kill -9 after the symlink was renamed, then `rollback`: the old weights are live again."""
     deploy = box.begin("deploy", "1.1.0", *WEIGHTS)
     wait_for(lambda: box.slots.version("blue") == "1.1.0")
     kill(deploy.pid)
@@ -440,6 +434,7 @@ def test_a_rollback_ends_what_a_killed_controller_left(box: Box) -> None:
     assert _ask(box, QUESTIONS[0]).header == "1.0.0"
 
 
+@pytest.mark.model
 def test_metrics_count_for_the_version_that_answered(box: Box) -> None:
     """Requests are counted under their own version, and nothing is left in flight under the other."""
     _texts(box)
@@ -451,7 +446,7 @@ def test_metrics_count_for_the_version_that_answered(box: Box) -> None:
         return sum(float(line.split()[-1]) for line in lines if line.startswith(name) and f'"{version}"' in line)
 
     chat = f'glm_requests_total{{route="{CHAT}"'
-    assert count(chat, "1.0.0") == len(QUESTIONS)  # the first deploy asked through the door
+    assert count(chat, "1.0.0") == len(QUESTIONS)  # the first deploy's check used the internal socket
     assert count(chat, "1.1.0") == len(QUESTIONS)
     for gauge in ("glm_requests_in_flight", "glm_engine_running", "glm_engine_kv_capacity_tokens"):
         assert count(gauge, "1.0.0") == 0, gauge
@@ -496,10 +491,10 @@ def _edit(path: Path, name: str, **more: Any) -> None:
 
 
 @pytest.mark.parametrize(("change", "why"), CHANGES.values(), ids=CHANGES.keys())
-def test_what_is_the_same_architecture(
+def test_compatible_releases(
     checkpoints: dict[str, Path], tmp_path: Path, change: Callable[[Path], object], why: str | None
 ) -> None:
-    """All that a running model was built from must be the same; where a file is from does not matter."""
+    """Everything that the model was built from must be equal, except weights, library versions and texts for people."""
     import shutil
 
     copy = tmp_path / "copy"
@@ -517,8 +512,8 @@ def test_what_is_the_same_architecture(
     assert "--strategy overlap" in refused.value.hint
 
 
-def test_another_environment_is_another_program(checkpoints: dict[str, Path], tmp_path: Path) -> None:
-    """A release that brings its own Python cannot be served by another one's processes."""
+def test_releases_with_another_environment_are_incompatible(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    """A release with its own Python cannot be served by the processes of another one."""
     releases = Releases(Host(True, tmp_path, tmp_path / "run", tmp_path, tmp_path, tmp_path))
     old, new = (releases.add(path, version=version) for version, path in checkpoints.items())
     new.path.chmod(0o755)
@@ -527,11 +522,11 @@ def test_another_environment_is_another_program(checkpoints: dict[str, Path], tm
         require_compatible(old, new)
 
 
-def test_a_pause_is_told(box: Box) -> None:
-    """In the summary, in the history and in the record."""
+def test_the_pause_is_reported(box: Box) -> None:
+    """It is in the summary, the history and the record."""
     record = box.json("deploy", "1.1.0", *WEIGHTS)
     began = time.monotonic()
-    told = f"{record['pause_ms']:.0f} ms"
-    assert told in box.glmctl("history").stdout
-    assert f"the longest wait was {told}" in box.json("status")["summary"]
+    pause = f"{record['pause_ms']:.0f} ms"
+    assert pause in box.glmctl("history").stdout
+    assert f"the longest wait was {pause}" in box.json("status")["summary"]
     assert record["pause_ms"] < (time.monotonic() - began + record["seconds"]) * 1000

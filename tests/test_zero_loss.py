@@ -9,7 +9,9 @@ import pytest
 from deploy.loadtest import Report
 from tests.box import Box
 
-DEPLOYS = 6
+pytestmark = [pytest.mark.model, pytest.mark.alone]
+
+LONG = pytest.mark.long
 SWITCHES_BETWEEN = 6
 
 
@@ -29,15 +31,18 @@ def _assert_receipts_add_up(box: Box) -> None:
             assert line["accepted"] == ended, record
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_forty_cutovers_lose_nothing(stocked_box: Box, tmp_path: Path, workers: int) -> None:
-    """Forty cutovers in both directions, six of them full deploys, under every kind of client: nothing is lost."""
+@pytest.mark.parametrize(
+    ("workers", "deploys"),
+    [(2, 2), pytest.param(1, 6, marks=LONG), pytest.param(2, 6, marks=pytest.mark.long)],
+)
+def test_cutovers_lose_nothing(stocked_box: Box, tmp_path: Path, workers: int, deploys: int) -> None:
+    """Cutovers in both directions, some of them full deploys, under every kind of client: nothing is lost."""
     box = stocked_box
     box.configure(threads=1, workers=workers)
     box.glmctl("deploy", "1.0.0")
     cutovers = 0
     with box.load(tmp_path) as load:
-        for number in range(DEPLOYS):
+        for number in range(deploys):
             with box.baking(["1.1.0", "1.0.0"][number % 2]):
                 cutovers += 1
                 for _ in range(SWITCHES_BETWEEN):
@@ -45,26 +50,29 @@ def test_forty_cutovers_lose_nothing(stocked_box: Box, tmp_path: Path, workers: 
                     cutovers += 1
             box.systemctl("stop", f"glm@{box.slots.idle}.service")  # so that the next deploy is a full one
         report = load.stop()
-    assert cutovers >= 40
+    assert cutovers == deploys * (1 + SWITCHES_BETWEEN)
     _assert_nothing_lost(box, report)
     _assert_receipts_add_up(box)
     assert set(report.by_version) == {"1.0.0", "1.1.0"}
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_ten_reloads_in_place_lose_nothing(stocked_box: Box, tmp_path: Path, workers: int) -> None:
-    """USR2, READY, WINCH, QUIT, ten times in a row under every kind of client: nothing is lost, and stop ends well."""
+@pytest.mark.parametrize(
+    ("workers", "reloads"),
+    [(1, 3), pytest.param(1, 10, marks=LONG), pytest.param(2, 10, marks=pytest.mark.long)],
+)
+def test_reloads_in_place_lose_nothing(stocked_box: Box, tmp_path: Path, workers: int, reloads: int) -> None:
+    """USR2, READY, WINCH, QUIT, again and again under every kind of client: nothing is lost, and stop ends well."""
     box = stocked_box
     box.configure(threads=1, workers=workers)
     box.glmctl("deploy", "1.0.0")
     with box.load(tmp_path) as load:
-        for number in range(10):
+        for number in range(reloads):
             record = box.json("reload", ["1.0.0", "1.1.0"][number % 2])
             assert record["outcome"] == "done"
         report = load.stop()
     _assert_nothing_lost(box, report)
     _assert_receipts_add_up(box)
-    assert box.generation("blue").generation == 11
+    assert box.generation("blue").generation == reloads + 1
     assert len([one for one in box.generations("blue") if one.is_alive]) == 1
     box.systemctl("stop", "glm@blue.service")
     assert box.show("glm@blue.service", "ActiveState") == "inactive"
