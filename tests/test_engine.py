@@ -97,6 +97,7 @@ def test_deltas_between_the_first_and_the_last_are_delivered_together(
     engine: ModelEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first Delta and the Finish are delivered at once; Deltas between them wait for the next delivery."""
+    ask(engine)  # so that there was a delivery within the last FLUSH_INTERVAL
     monkeypatch.setattr(mailbox, "FLUSH_INTERVAL", 60.0)
 
     async def arrivals() -> list[float]:

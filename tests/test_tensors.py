@@ -248,4 +248,4 @@ def test_a_closed_engine_rejects_new_weights(first: ModelEngine, paths: list[Pat
         with pytest.raises(RuntimeError, match="closed"):
             await first.replace_weights(state)
 
-    asyncio.run(scenario())
+    asyncio.run(asyncio.wait_for(scenario(), 60))
