@@ -124,7 +124,7 @@ class Box:
 
     @contextmanager
     def load(self, tmp_path: Path, *, seconds: float = 600, scale: float = 1.0) -> Iterator[Load]:
-        """Open the hard load, and stop it at the end of the block."""
+        """Run the mixed load, and stop it at the end of the block."""
         load = Load(self, tmp_path / "load.json", seconds, scale)
         try:
             yield load
@@ -151,7 +151,7 @@ def live_host(checkpoints: dict[str, Path], engine: Engine = "dummy") -> Iterato
 
 
 class Load:
-    """The hard load, in a process of its own."""
+    """The mixed load, in a process of its own."""
 
     def __init__(self, box: Box, path: Path, seconds: float, scale: float) -> None:
         self._path = path

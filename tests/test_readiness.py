@@ -1,9 +1,10 @@
-"""Not ready, no traffic; and a candidate that cannot become ready leaves the live slot alone."""
+"""Readiness: a candidate gets no request before it is live, and one that does not become ready changes nothing."""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -18,10 +19,10 @@ AddRelease = Callable[..., None]
 
 
 @pytest.mark.model
-def test_start_returns_after_ready_and_nothing_reaches_the_candidate_before(box: Box) -> None:
-    """`systemctl start glm@green` returns when green is ready; not one connection reaches it, then or before."""
+def test_start_returns_when_ready_and_candidate_gets_no_request(box: Box) -> None:
+    """`systemctl start glm@green` returns when green is ready; green accepts no request during and after it."""
     box.slots.point("green", "releases/1.1.0")
-    with _asking(box) as answered_by:
+    with _requests(box) as answered_by:
         assert box.systemctl("start", "glm@green.service").returncode == 0
         green = box.generation("green")
         assert green.ready
@@ -33,38 +34,36 @@ def test_start_returns_after_ready_and_nothing_reaches_the_candidate_before(box:
 
 
 @pytest.mark.model
-def test_the_load_is_told_while_it_lasts(box: Box) -> None:
-    """STATUS says how far the load is, while the unit is still activating."""
+def test_status_shows_the_progress_of_the_load(box: Box) -> None:
+    """STATUS= has the version and the progress in percent while the unit is activating."""
     box.slots.point("green", "releases/1.1.0")
     box.systemctl("start", "--no-block", "glm@green.service")
-    said = set()
+    texts = set()
 
     def loading() -> bool:
         if box.show("glm@green.service", "ActiveState") == "activating":
-            said.add(box.show("glm@green.service", "StatusText"))
+            texts.add(box.show("glm@green.service", "StatusText"))
             return False
         return True
 
     wait_for(loading, 60)
-    assert any("1.1.0: " in text and "%" in text for text in said), said
+    assert any("1.1.0: " in text and "%" in text for text in texts), texts
 
 
 def test_main_pid_is_the_master(box: Box) -> None:
-    """READY comes with the MAINPID of the generation's master."""
+    """The unit's main process is the master of the ready generation."""
     assert int(box.show("glm@blue.service", "MainPID")) == box.generation("blue").master
 
 
 @pytest.mark.model
-def test_a_candidate_that_fails_its_checks_never_becomes_ready(
-    box: Box, tmp_path: Path, add_release: AddRelease
-) -> None:
-    """A failed check: exit code 4, the reason in plain words, in STATUS too, and live untouched."""
+def test_failed_check_exits_with_4(box: Box, tmp_path: Path, add_release: AddRelease) -> None:
+    """A release that fails a check does not become ready: exit code 4, check and expectation named, live unchanged."""
     checks = tmp_path / "checks.json"
     checks.write_text(json.dumps([{"name": "knows red", "question": "Which colour?", "answer": "never said"}]))
     add_release(box, "2.0.0", "--checks", str(checks))
-    said = _deploy_fails(box, "2.0.0", 4)
-    assert "knows red" in said
-    assert "never said" in said
+    error = _deploy_fails(box, "2.0.0", 4)
+    assert "knows red" in error
+    assert "never said" in error
 
 
 @pytest.mark.model
@@ -77,32 +76,32 @@ def test_a_candidate_that_fails_its_checks_never_becomes_ready(
         ("chat_template.jinja", "{% for", "template"),
     ],
 )
-def test_a_candidate_that_crashes_ends_with_4(
+def test_checkpoint_that_cannot_be_loaded_exits_with_4(
     box: Box, add_release: AddRelease, name: str, contents: str, reason: str
 ) -> None:
-    """A checkpoint that cannot be loaded: exit code 4, the file named, live untouched, nothing loops."""
+    """A checkpoint that cannot be loaded: exit code 4, the file named, live unchanged, no restart."""
     add_release(box, "2.0.0", change=lambda path: (path / name).write_text(contents))
     assert reason in _deploy_fails(box, "2.0.0", 4).lower()
 
 
 @pytest.mark.model
-def test_a_candidate_that_hangs_ends_with_4(box: Box) -> None:
-    """A load that stands still runs into the unit's start time-out, however long it might go on asking for more."""
+def test_load_that_hangs_exits_with_4(box: Box) -> None:
+    """A load without progress ends at the unit's start timeout, which is extended by progress alone."""
     box.drop_in("[Service]\nTimeoutStartSec=4\nTimeoutStopSec=2\n")
     box.configure(threads=1, load_stall=4)
     deploy = box.begin("deploy", "1.1.0")
     box.await_phase(deploy, "start")
-    wait_for(lambda: [one for one in box.generations("green") if one.alive_workers])
+    _wait_for_worker(box)
     for pid in (box.generation("green").master, box.generation("green").alive_workers[0].pid):
         os.kill(pid, signal.SIGSTOP)
     out, _ = deploy.communicate(timeout=60)
     assert deploy.returncode == 4, out
     assert "no progress" in out
-    _assert_untouched(box)
+    _assert_unchanged(box)
 
 
-def test_a_tampered_release_is_refused_before_anything_is_touched(box: Box, add_release: AddRelease) -> None:
-    """A file that changed after it was added: exit code 3, named, live untouched."""
+def test_changed_release_is_refused(box: Box, add_release: AddRelease) -> None:
+    """A release whose file changed after it was added: exit code 3, the file named, live unchanged."""
     add_release(box, "2.0.0")
     weights = box.host.releases / "2.0.0/model/model.safetensors"
     weights.chmod(0o644)
@@ -114,10 +113,8 @@ def test_a_tampered_release_is_refused_before_anything_is_touched(box: Box, add_
     assert "bytes instead of" in _deploy_fails(box, "2.0.0", 3)
 
 
-def test_a_truncated_checkpoint_is_refused_by_name(box: Box, checkpoints: dict[str, Path], tmp_path: Path) -> None:
-    """A safetensors file shorter than its own header says is refused when it is added."""
-    import shutil
-
+def test_truncated_checkpoint_is_refused(box: Box, checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    """`release add` refuses a safetensors file that is shorter than its header states."""
     shutil.copytree(checkpoints["1.1.0"], tmp_path / "cut")
     weights = tmp_path / "cut/model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
@@ -125,11 +122,11 @@ def test_a_truncated_checkpoint_is_refused_by_name(box: Box, checkpoints: dict[s
 
 
 @pytest.mark.model
-def test_a_worker_killed_while_it_loads_is_replaced(box: Box) -> None:
-    """Kill -9 of the candidate's worker during its load: the master begins another, and the deploy goes through."""
+def test_worker_killed_during_the_load_is_replaced(box: Box) -> None:
+    """After SIGKILL of the candidate's worker during its load the master starts another, and the deploy succeeds."""
     deploy = box.begin("deploy", "1.1.0", "--bake", "0")
     box.await_phase(deploy, "start")
-    wait_for(lambda: [one for one in box.generations("green") if one.alive_workers])
+    _wait_for_worker(box)
     kill(box.generation("green").alive_workers[0].pid)
     out, _ = deploy.communicate(timeout=60)
     assert deploy.returncode == 0, out
@@ -137,28 +134,34 @@ def test_a_worker_killed_while_it_loads_is_replaced(box: Box) -> None:
 
 
 @pytest.mark.model
-def test_a_master_killed_while_it_loads_ends_with_4(box: Box) -> None:
-    """Kill -9 of the candidate's master during its load: exit code 4, live untouched."""
+def test_master_killed_during_the_load_exits_with_4(box: Box) -> None:
+    """After SIGKILL of the candidate's master during its load the deploy ends with exit code 4, live unchanged."""
     deploy = box.begin("deploy", "1.1.0")
     box.await_phase(deploy, "start")
-    wait_for(lambda: [one for one in box.generations("green") if one.alive_workers])
+    _wait_for_worker(box)
     kill(box.generation("green").master)
     out, _ = deploy.communicate(timeout=60)
     assert deploy.returncode == 4, out
     assert "killed" in out
-    _assert_untouched(box)
+    _assert_unchanged(box)
 
 
 def _deploy_fails(box: Box, version: str, code: int) -> str:
+    """Deploy, expecting this exit code and an unchanged host; returns stderr."""
     done = box.glmctl("deploy", version, expect=code)
     if code == 4:
         assert done.stderr.count("did not become ready") == 1
-    _assert_untouched(box)
+    _assert_unchanged(box)
     assert box.json("history")["rollouts"][-1]["outcome"] in {"not ready", "refused"}
     return done.stderr
 
 
-def _assert_untouched(box: Box) -> None:
+def _wait_for_worker(box: Box) -> None:
+    wait_for(lambda: any(generation.alive_workers for generation in box.generations("green")), what="a worker")
+
+
+def _assert_unchanged(box: Box) -> None:
+    """Assert that blue serves 1.0.0, and that green is empty and stopped."""
     assert box.slots.live == "blue"
     assert box.get("/version").json()["version"] == "1.0.0"
     assert box.slots.target("green") is None
@@ -168,16 +171,16 @@ def _assert_untouched(box: Box) -> None:
 
 
 @contextmanager
-def _asking(box: Box) -> Iterator[list[str]]:
-    """Clients that open a new connection for every request, until the block ends."""
+def _requests(box: Box) -> Iterator[list[str]]:
+    """Send requests, each on a new connection, until the block ends; yields the slots that answered."""
     answered_by: list[str] = []
     stop = threading.Event()
 
-    def ask() -> None:
+    def send_requests() -> None:
         while not stop.wait(0.02):
             answered_by.append(box.get("/version").headers["x-slot"])
 
-    thread = threading.Thread(target=ask)
+    thread = threading.Thread(target=send_requests)
     thread.start()
     try:
         yield answered_by

@@ -26,7 +26,7 @@ from deploy.releases.compatibility import require_compatible
 from deploy.releases.store import Releases
 from service.demo_models import tiny
 from tests.box import Box, kill, wait_for
-from tests.test_zero_loss import _assert_nothing_lost, _assert_receipts_add_up
+from tests.test_zero_loss import assert_nothing_lost, assert_receipts_add_up
 
 CHAT = "/v1/chat/completions"
 WEIGHTS = ("--strategy", "weights")
@@ -205,7 +205,7 @@ def test_every_answer_is_of_the_version_it_names(stocked_box: Box, workers: int)
     assert clients.answers[-1][1].header == "1.1.0"
     lines = {line["version"]: line for line in record["receipt"]["lines"]}
     assert set(lines) == {"1.0.0", "1.1.0"}
-    _assert_receipts_add_up(box)
+    assert_receipts_add_up(box)
 
     box.glmctl("reload")  # the slot points to 1.1.0, which is loaded from its files
     assert _texts(box) == expected["1.1.0"]
@@ -214,7 +214,7 @@ def test_every_answer_is_of_the_version_it_names(stocked_box: Box, workers: int)
 @pytest.mark.model
 @pytest.mark.alone
 @pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.long), 2])
-def test_eight_changes_under_the_hard_load_lose_nothing(stocked_box: Box, tmp_path: Path, workers: int) -> None:
+def test_eight_changes_under_the_mixed_load_lose_nothing(stocked_box: Box, tmp_path: Path, workers: int) -> None:
     """Under every kind of client no request is lost, no process is replaced, and every receipt adds up."""
     box = stocked_box
     box.configure(threads=1, workers=workers)
@@ -224,8 +224,8 @@ def test_eight_changes_under_the_hard_load_lose_nothing(stocked_box: Box, tmp_pa
         for number in range(8):
             box.glmctl("deploy", ["1.1.0", "1.0.0"][number % 2], *WEIGHTS)
         report = load.stop()
-    _assert_nothing_lost(box, report)
-    _assert_receipts_add_up(box)
+    assert_nothing_lost(box, report)
+    assert_receipts_add_up(box)
     assert set(report.by_version) == {"1.0.0", "1.1.0"}
     assert _workers(box, workers) == pids
     assert len(box.generations("blue")) == 1

@@ -1,4 +1,4 @@
-"""The hard load: every kind of client, under every kind of handover, and not one request lost."""
+"""Zero loss: no request of the mixed load is lost in cutovers and reloads."""
 
 from __future__ import annotations
 
@@ -15,13 +15,16 @@ LONG = pytest.mark.long
 SWITCHES_BETWEEN = 6
 
 
-def _assert_nothing_lost(box: Box, report: Report) -> None:
+def assert_nothing_lost(box: Box, report: Report) -> None:
+    """Assert that each class of clients sent requests, lost none, and met no close between requests."""
     assert report.lost == 0, f"{report.losses}\n{box.log()}"
-    assert all(one.announced_closes == 0 and one.idle_closes == 0 for one in report.by_class.values())
-    assert all(one.sent > 0 for one in report.by_class.values())
+    classes = report.by_class.values()
+    assert all(clients.announced_closes == 0 and clients.idle_closes == 0 for clients in classes)
+    assert all(clients.sent > 0 for clients in classes)
 
 
-def _assert_receipts_add_up(box: Box) -> None:
+def assert_receipts_add_up(box: Box) -> None:
+    """Assert for every rollout and generation: accepted = completed + failed + client-aborted + in flight."""
     for record in box.json("history")["rollouts"]:
         receipt = record["receipt"]
         assert receipt["adds_up"], record
@@ -33,10 +36,10 @@ def _assert_receipts_add_up(box: Box) -> None:
 
 @pytest.mark.parametrize(
     ("workers", "deploys"),
-    [(2, 2), pytest.param(1, 6, marks=LONG), pytest.param(2, 6, marks=pytest.mark.long)],
+    [(2, 2), pytest.param(1, 6, marks=LONG), pytest.param(2, 6, marks=LONG)],
 )
 def test_cutovers_lose_nothing(stocked_box: Box, tmp_path: Path, workers: int, deploys: int) -> None:
-    """Cutovers in both directions, some of them full deploys, under every kind of client: nothing is lost."""
+    """Deploys and rollbacks in both directions lose no request of any class of clients."""
     box = stocked_box
     box.configure(threads=1, workers=workers)
     box.glmctl("deploy", "1.0.0")
@@ -51,17 +54,17 @@ def test_cutovers_lose_nothing(stocked_box: Box, tmp_path: Path, workers: int, d
             box.systemctl("stop", f"glm@{box.slots.idle}.service")  # so that the next deploy is a full one
         report = load.stop()
     assert cutovers == deploys * (1 + SWITCHES_BETWEEN)
-    _assert_nothing_lost(box, report)
-    _assert_receipts_add_up(box)
+    assert_nothing_lost(box, report)
+    assert_receipts_add_up(box)
     assert set(report.by_version) == {"1.0.0", "1.1.0"}
 
 
 @pytest.mark.parametrize(
     ("workers", "reloads"),
-    [(1, 3), pytest.param(1, 10, marks=LONG), pytest.param(2, 10, marks=pytest.mark.long)],
+    [(1, 3), pytest.param(1, 10, marks=LONG), pytest.param(2, 10, marks=LONG)],
 )
 def test_reloads_in_place_lose_nothing(stocked_box: Box, tmp_path: Path, workers: int, reloads: int) -> None:
-    """USR2, READY, WINCH, QUIT, again and again under every kind of client: nothing is lost, and stop ends well."""
+    """Repeated reloads lose no request of any class of clients; one master is left, and `systemctl stop` succeeds."""
     box = stocked_box
     box.configure(threads=1, workers=workers)
     box.glmctl("deploy", "1.0.0")
@@ -70,17 +73,17 @@ def test_reloads_in_place_lose_nothing(stocked_box: Box, tmp_path: Path, workers
             record = box.json("reload", ["1.0.0", "1.1.0"][number % 2])
             assert record["outcome"] == "done"
         report = load.stop()
-    _assert_nothing_lost(box, report)
-    _assert_receipts_add_up(box)
+    assert_nothing_lost(box, report)
+    assert_receipts_add_up(box)
     assert box.generation("blue").generation == reloads + 1
-    assert len([one for one in box.generations("blue") if one.is_alive]) == 1
+    assert len([generation for generation in box.generations("blue") if generation.is_alive]) == 1
     box.systemctl("stop", "glm@blue.service")
     assert box.show("glm@blue.service", "ActiveState") == "inactive"
     assert box.show("glm@blue.service", "Result") == "success"
 
 
-def test_the_load_sees_losses_where_there_are_any(stocked_box: Box, tmp_path: Path) -> None:
-    """With handoff switched off, idle connections are closed as other servers do, and the same load reports it."""
+def test_load_reports_losses_without_handoff(stocked_box: Box, tmp_path: Path) -> None:
+    """With handoff switched off, idle connections are closed, and the same load reports lost requests."""
     box = stocked_box
     box.configure(threads=1, handoff="false")
     box.glmctl("deploy", "1.0.0")
