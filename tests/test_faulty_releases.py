@@ -1,4 +1,4 @@
-"""Releases that load well, pass their checks, and then are slow, fail, or answer wrong: rolled back by themselves."""
+"""Releases that pass their checks and then are slow, fail, or answer wrong: they are rolled back."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ FAULT = """
 import asyncio, os, random, time
 from service.chat import service as chat
 
-answers, streams = chat.Chat.answer, chat.Chat._stream
+complete_unchanged, stream_unchanged = chat.ChatService.complete, chat.ChatService._stream
 
-async def answer(self, *args, **more):
-    reply = await answers(self, *args, **more)
+async def complete(self, *args, **more):
+    reply = await complete_unchanged(self, *args, **more)
     if os.path.exists({flag!r}) and {fault!r} == "wrong":
         reply["choices"][0]["message"]["content"] = "nonsense"
     return reply
@@ -37,16 +37,16 @@ async def stream(self, *args, **more):
     share = {{"fails": 0.05, "fails always": 1.0}}.get({fault!r}, 0.0)
     if os.path.exists({flag!r}) and random.random() < share:
         raise RuntimeError("on purpose")
-    async for item in streams(self, *args, **more):
+    async for item in stream_unchanged(self, *args, **more):
         yield item
 
-chat.Chat.answer, chat.Chat._stream = answer, stream
+chat.ChatService.complete, chat.ChatService._stream = complete, stream
 """
 
 
 @contextmanager
 def traffic(box: Box) -> Iterator[None]:
-    """Four clients that ask the model all the time."""
+    """Run four clients that send requests without a pause."""
     over = threading.Event()
 
     def ask() -> None:
@@ -67,12 +67,12 @@ def traffic(box: Box) -> Iterator[None]:
 
 @pytest.fixture
 def flag(tmp_path: Path) -> Path:
-    """The fault begins when this file is there."""
+    """The fault begins when this file exists."""
     return tmp_path / "begin"
 
 
 def make_faulty(box: Box, tmp_path: Path, flag: Path, fault: str) -> None:
-    """Let what green serves have a fault."""
+    """Give the version in green a fault."""
     code = tmp_path / "fault"
     code.mkdir()
     (code / "sitecustomize.py").write_text(FAULT.format(flag=str(flag), fault=fault))
@@ -83,7 +83,7 @@ def make_faulty(box: Box, tmp_path: Path, flag: Path, fault: str) -> None:
 
 
 def rolled_back(box: Box, flag: Path, *words: str) -> dict[str, Any]:
-    """Deploy under traffic, with the fault beginning in the phase after the checks; returns the last verdict."""
+    """Deploy under traffic; the fault begins after the checks. Returns the last verdict."""
     with traffic(box):
         deploy = box.begin("deploy", "1.1.0", *words)
         box.await_phase(deploy, "canary" if "--canary" in words else "bake")
@@ -101,7 +101,7 @@ def rolled_back(box: Box, flag: Path, *words: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("words", [("--canary", "50", "--step", "60s"), ("--bake", "60s")])
 def test_a_slow_release(box: Box, tmp_path: Path, flag: Path, words: tuple[str, ...]) -> None:
-    """In its canary beside the live slot, and in its bake beside what the old slot did before."""
+    """It is compared with the live slot in the canary, and in the bake with the old slot before the cutover."""
     make_faulty(box, tmp_path, flag, "slow")
     if "--bake" in words:
         with traffic(box):
@@ -116,7 +116,7 @@ def test_a_slow_release(box: Box, tmp_path: Path, flag: Path, words: tuple[str, 
 
 @pytest.mark.parametrize("words", [("--canary", "50", "--step", "60s"), ("--bake", "60s")])
 def test_a_release_that_fails(box: Box, tmp_path: Path, flag: Path, words: tuple[str, ...]) -> None:
-    """One in twenty of its answers is an error, which the clients' requests tell, not a check that happened on one."""
+    """One in twenty responses is an error; the clients' requests show it, without a repeated check."""
     box.host.policy.write_text("[analysis]\nchecks_every = 600\n")
     make_faulty(box, tmp_path, flag, "fails")
     with traffic(box):
@@ -128,7 +128,7 @@ def test_a_release_that_fails(box: Box, tmp_path: Path, flag: Path, words: tuple
 
 
 def test_a_release_that_answers_wrong(box: Box, checkpoints: dict[str, Path], tmp_path: Path, flag: Path) -> None:
-    """Its own checks, asked again while it answers clients."""
+    """Its checks are repeated while it serves clients."""
     body = {
         "messages": [{"role": "user", "content": "Hello"}],
         "max_tokens": 32,
@@ -149,9 +149,9 @@ def test_a_release_that_answers_wrong(box: Box, checkpoints: dict[str, Path], tm
 
 
 def test_a_release_that_warms_up(box: Box, tmp_path: Path, flag: Path) -> None:
-    """The first answers of any version are slow, and a busy service gives a hundred of them in a second: no verdict.
+    """The first responses of any version are slow, and a busy service has a hundred of them in a second: no verdict.
 
-    Those of two seconds tell of errors alone; those of the third are too short a time to say anything.
+    Those of the first two seconds count for errors alone; those of the third span too short a time.
     """
     box.host.policy.write_text("[analysis]\nmin_requests = 20\n")
     make_faulty(box, tmp_path, flag, "cold")
@@ -166,8 +166,8 @@ def test_a_release_that_warms_up(box: Box, tmp_path: Path, flag: Path) -> None:
     assert 100 <= answers["p95"] < answers["errors"] - 20
 
 
-def test_without_analysis_only_death_is_a_reason(box: Box, tmp_path: Path, flag: Path) -> None:
-    """--no-analysis: a release whose every answer is an error, to clients and to its checks, goes through."""
+def test_without_analysis_only_a_dead_candidate_is_rolled_back(box: Box, tmp_path: Path, flag: Path) -> None:
+    """--no-analysis: a release that fails every request and check becomes live."""
     make_faulty(box, tmp_path, flag, "fails always")
     with traffic(box):
         words = ("--canary", "50", "--step", "8s", "--bake", "3s", "--max-p95", "1s")

@@ -1,4 +1,4 @@
-"""The journal: one rollout at a time, written down before it acts, readable after any death."""
+"""The journal: one rollout at a time, recorded before it acts, readable after any crash."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def holder(state: Path, what: str) -> Iterator[subprocess.Popen[str]]:
 
 
 def test_one_rollout_at_a_time(journal: Journal, state: Path) -> None:
-    """While another process holds the lock we are refused at once, with exit code 7 and what it is doing."""
+    """While another process holds the lock, Locked is raised at once, with exit code 7 and the phase of the holder."""
     with holder(state, "lock"):
         with pytest.raises(Locked, match=r"deploy of 1\.2\.0, in start") as refusal, journal.lock():
             pass
@@ -71,7 +71,7 @@ def test_one_rollout_at_a_time(journal: Journal, state: Path) -> None:
 
 
 def test_lock_dies_with_its_holder(journal: Journal, state: Path) -> None:
-    """Kill -9 of the holder frees the lock; what it had begun is found unfinished."""
+    """Kill -9 of the holder frees the lock; its rollout is found unfinished."""
     with holder(state, "lock") as process:
         process.send_signal(signal.SIGKILL)
         process.wait(10)
@@ -81,7 +81,7 @@ def test_lock_dies_with_its_holder(journal: Journal, state: Path) -> None:
 
 
 def test_lock_is_free_again_after_an_error(journal: Journal) -> None:
-    """A rollout that fails gives the lock back, and a lock is not given twice in one process either."""
+    """A rollout that fails releases the lock; one process cannot hold it twice either."""
     with pytest.raises(RuntimeError), journal.lock():
         raise RuntimeError
     with journal.lock(), pytest.raises(Locked), journal.lock():
@@ -91,13 +91,13 @@ def test_lock_is_free_again_after_an_error(journal: Journal) -> None:
 
 
 def test_switching_does_not_wait_for_a_rollout(journal: Journal, state: Path) -> None:
-    """The moment in which `live` is renamed has a lock of its own: a rollback does not wait for a deploy that bakes."""
+    """The rename of `live` has a lock of its own: a rollback does not wait for a deploy in its bake."""
     with holder(state, "lock"), journal.switching():
         pass
 
 
 def test_switching_excludes_another_process(journal: Journal, state: Path) -> None:
-    """Only one process at a time may rename `live`; the next one waits for it, and not for ever if it dies."""
+    """Only one process at a time may rename `live`; the next one waits until it releases the lock or dies."""
     entered = threading.Event()
 
     def enter() -> None:
@@ -117,7 +117,7 @@ def test_switching_excludes_another_process(journal: Journal, state: Path) -> No
 
 
 def test_phase_is_on_disk_before_it_acts(journal: Journal, state: Path) -> None:
-    """When a phase begins, a fresh reader finds it written: a crash in the middle of it can be told from one before."""
+    """When a phase begins it is on disk: a crash during it can be distinguished from a crash before it."""
     with journal.lock():
         entry = begin(journal, "deploy", "1.0.0", "blue")
         assert journal.records() == []
@@ -129,27 +129,27 @@ def test_phase_is_on_disk_before_it_acts(journal: Journal, state: Path) -> None:
 
 
 def test_record_is_synced_before_it_is_published(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The bytes are on the disk before the name leads to them: a power cut leaves the old record or the new one."""
+    """The content is synced before the rename: a power cut leaves the old record or the new one."""
     order: list[str] = []
     fsync, rename = os.fsync, Path.rename
 
-    def note_fsync(descriptor: int) -> None:
+    def record_fsync(descriptor: int) -> None:
         order.append("fsync")
         fsync(descriptor)
 
-    def note_rename(path: Path, to: Path) -> Path:
+    def record_rename(path: Path, to: Path) -> Path:
         order.append("rename")
         return rename(path, to)
 
-    monkeypatch.setattr(os, "fsync", note_fsync)
-    monkeypatch.setattr(Path, "rename", note_rename)
+    monkeypatch.setattr(os, "fsync", record_fsync)
+    monkeypatch.setattr(Path, "rename", record_rename)
     with journal.lock():
         begin(journal, "deploy", "1.0.0", "blue").enter("preflight")
     assert order[:2] == ["fsync", "rename"]
 
 
 def test_end_is_read_as_it_was_written(journal: Journal) -> None:
-    """Outcome, reason, receipt and time survive the disk, and an ended rollout is no longer unfinished."""
+    """Outcome, reason, receipt and time are read back, and the rollout is no longer unfinished."""
     with journal.lock():
         entry = begin(journal, "deploy", "1.0.0", "blue")
         entry.enter("preflight")
@@ -164,8 +164,8 @@ def test_end_is_read_as_it_was_written(journal: Journal) -> None:
     assert found.ended_at >= found.started_at
 
 
-def test_damaged_history_is_passed_over(journal: Journal, state: Path) -> None:
-    """A file cut short by a full disk, or no file at all, hides none of the others."""
+def test_damaged_records_are_skipped(journal: Journal, state: Path) -> None:
+    """A truncated record, or something else in the directory, hides no other record."""
     with journal.lock():
         for version in ("1", "2"):
             entry = begin(journal, "deploy", version, "blue")
@@ -186,7 +186,7 @@ def test_damaged_history_is_passed_over(journal: Journal, state: Path) -> None:
 
 
 def test_records_are_in_order_of_time(journal: Journal) -> None:
-    """Rollouts of one second keep their order, and each has a name of its own."""
+    """Rollouts of one second keep their order, and each has its own id."""
     with journal.lock():
         for number in range(12):
             begin(journal, "deploy" if number % 2 else "rollback", str(number), "blue").enter("preflight")
@@ -201,14 +201,14 @@ def test_records_are_in_order_of_time(journal: Journal) -> None:
 
 
 def test_empty_host_has_no_history(journal: Journal, state: Path) -> None:
-    """Reading touches nothing: a host without a journal has no rollouts, and still no directory afterwards."""
+    """Reading a host without a journal finds no rollouts and creates no directory."""
     assert journal.records() == journal.unfinished() == []
     assert journal.last() is None
     assert not state.exists()
 
 
-def test_state_that_cannot_be_written_is_a_plain_fact(journal: Journal, state: Path) -> None:
-    """No place for the lock, or none for the record: an error with a hint, before anything is done."""
+def test_an_unwritable_state_directory_is_an_error(journal: Journal, state: Path) -> None:
+    """A lock or a record that cannot be written raises GlmError with a hint."""
     state.write_text("a file")
     with pytest.raises(GlmError, match="cannot write to") as error, journal.lock():
         pass

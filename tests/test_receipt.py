@@ -1,4 +1,4 @@
-"""The receipt's arithmetic: every request stands in one column, whoever died meanwhile."""
+"""The receipt: every request is counted in one column, whichever process died."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ COLUMNS = ("accepted", "completed", "failed", "client_aborted", "drained", "cut"
 
 
 def count(slot: str = "blue", generation: int = 1, *, in_flight: int = 0, died: bool = False, **numbers: int) -> Count:
-    """What one worker says of itself; columns that are not given are 0."""
+    """Return the counts of one worker; columns that are not given are 0."""
     return Count(
         slot=slot,
         generation=generation,
@@ -28,76 +28,76 @@ def count(slot: str = "blue", generation: int = 1, *, in_flight: int = 0, died: 
     )
 
 
-def taken(*counts: Count) -> Snapshot:
-    """A snapshot in which the n-th worker has the number n."""
+def snapshot_of(*counts: Count) -> Snapshot:
+    """Return a snapshot in which the n-th worker has the pid n."""
     return {(one.slot, one.generation, number, 0): one for number, one in enumerate(counts, start=1)}
 
 
 NOTHING: Snapshot = {}
 CASES: dict[str, tuple[Snapshot, Snapshot, dict[str, int]]] = {
     "nothing happened": (NOTHING, NOTHING, {}),
-    "a worker that was not there before": (
+    "a worker that was started meanwhile": (
         NOTHING,
-        taken(count(accepted=5, completed=3, failed=1, client_aborted=1)),
+        snapshot_of(count(accepted=5, completed=3, failed=1, client_aborted=1)),
         {"accepted": 5, "completed": 3, "failed": 1, "client_aborted": 1, "lost": 1},
     ),
-    "only what happened meanwhile counts": (
-        taken(count(accepted=100, completed=90, failed=10)),
-        taken(count(accepted=107, completed=96, failed=11)),
+    "only requests of the rollout count": (
+        snapshot_of(count(accepted=100, completed=90, failed=10)),
+        snapshot_of(count(accepted=107, completed=96, failed=11)),
         {"accepted": 7, "completed": 6, "failed": 1, "lost": 1},
     ),
-    "carried in and completed": (
-        taken(count(accepted=10, completed=8, in_flight=2)),
-        taken(count(accepted=11, completed=11)),
+    "in flight at the start and completed": (
+        snapshot_of(count(accepted=10, completed=8, in_flight=2)),
+        snapshot_of(count(accepted=11, completed=11)),
         {"accepted": 3, "completed": 3},
     ),
-    "carried in and still running": (
-        taken(count(accepted=10, completed=8, in_flight=2)),
-        taken(count(accepted=12, completed=10, in_flight=2)),
+    "in flight at the start and at the end": (
+        snapshot_of(count(accepted=10, completed=8, in_flight=2)),
+        snapshot_of(count(accepted=12, completed=10, in_flight=2)),
         {"accepted": 4, "completed": 2, "in_flight": 2},
     ),
-    "killed with requests in hand": (
-        taken(count(accepted=10, completed=10)),
-        taken(count(accepted=14, completed=11, in_flight=3, died=True)),
+    "killed with requests in flight": (
+        snapshot_of(count(accepted=10, completed=10)),
+        snapshot_of(count(accepted=14, completed=11, in_flight=3, died=True)),
         {"accepted": 4, "completed": 1, "failed": 3, "lost": 3},
     ),
-    "killed with what it had carried in": (
-        taken(count(accepted=10, completed=8, in_flight=2)),
-        taken(count(accepted=10, completed=8, in_flight=2, died=True)),
+    "killed with requests in flight since the start": (
+        snapshot_of(count(accepted=10, completed=8, in_flight=2)),
+        snapshot_of(count(accepted=10, completed=8, in_flight=2, died=True)),
         {"accepted": 2, "failed": 2, "lost": 2},
     ),
-    "dead before we began": (
-        taken(count(accepted=10, completed=7, in_flight=3, died=True)),
-        taken(count(accepted=10, completed=7, in_flight=3, died=True)),
+    "dead before the rollout": (
+        snapshot_of(count(accepted=10, completed=7, in_flight=3, died=True)),
+        snapshot_of(count(accepted=10, completed=7, in_flight=3, died=True)),
         {},
     ),
-    "dead before, and its successor works": (
-        taken(count(accepted=10, completed=7, in_flight=3, died=True)),
-        taken(count(accepted=10, completed=7, in_flight=3, died=True), count(accepted=2, completed=2)),
+    "dead before the rollout, and replaced": (
+        snapshot_of(count(accepted=10, completed=7, in_flight=3, died=True)),
+        snapshot_of(count(accepted=10, completed=7, in_flight=3, died=True), count(accepted=2, completed=2)),
         {"accepted": 2, "completed": 2},
     ),
-    "finished after the gate had shut": (
-        taken(count(accepted=10, completed=8, in_flight=2, drained=4)),
-        taken(count(accepted=10, completed=10, drained=6)),
+    "finished after the gate was closed": (
+        snapshot_of(count(accepted=10, completed=8, in_flight=2, drained=4)),
+        snapshot_of(count(accepted=10, completed=10, drained=6)),
         {"accepted": 2, "completed": 2, "drained": 2},
     ),
     "cut by the deadline": (
-        taken(count(accepted=4, completed=2, in_flight=2)),
-        taken(count(accepted=4, completed=2, failed=2, cut=2)),
+        snapshot_of(count(accepted=4, completed=2, in_flight=2)),
+        snapshot_of(count(accepted=4, completed=2, failed=2, cut=2)),
         {"accepted": 2, "failed": 2, "cut": 2, "lost": 2},
     ),
-    "handed from slot to slot": (
-        taken(count(accepted=4, completed=4), count("green")),
-        taken(count(accepted=5, completed=5, handed_out=3), count("green", accepted=3, completed=3, adopted=3)),
+    "connections handed from slot to slot": (
+        snapshot_of(count(accepted=4, completed=4), count("green")),
+        snapshot_of(count(accepted=5, completed=5, handed_out=3), count("green", accepted=3, completed=3, adopted=3)),
         {"accepted": 4, "completed": 4, "handed_out": 3, "adopted": 3},
     ),
-    "gone from the snapshot altogether": (taken(count(accepted=4, completed=4)), NOTHING, {}),
+    "gone from the second snapshot": (snapshot_of(count(accepted=4, completed=4)), NOTHING, {}),
 }
 
 
 @pytest.mark.parametrize(("before", "after", "expected"), CASES.values(), ids=CASES.keys())
 def test_sums(before: Snapshot, after: Snapshot, expected: dict[str, int]) -> None:
-    """Accepted (carried in included) is completed, failed, aborted and in flight: in sum, and line by line."""
+    """Accepted, with those in flight at the start, is completed + failed + aborted + in flight, in every line."""
     receipt = compute(before, after)
     columns = (*COLUMNS, "in_flight", "lost")
     assert {name: getattr(receipt, name) for name in columns} == dict.fromkeys(columns, 0) | expected
@@ -108,8 +108,8 @@ def test_sums(before: Snapshot, after: Snapshot, expected: dict[str, int]) -> No
 
 
 def test_each_generation_has_its_line() -> None:
-    """Two slots, two generations, three workers: one line each, in order, workers of a generation added together."""
-    after = taken(
+    """There is one line for each generation, in order; the workers of a generation are added up."""
+    after = snapshot_of(
         count("green", 1, accepted=1, completed=1),
         count("blue", 2, accepted=2, completed=2, adopted=1),
         count("blue", 1, accepted=4, completed=3, in_flight=1),
@@ -125,19 +125,24 @@ def test_each_generation_has_its_line() -> None:
     assert (receipt.accepted, receipt.completed, receipt.in_flight, receipt.probes) == (15, 14, 1, 3)
 
 
-def test_what_does_not_add_up_is_said() -> None:
-    """One line that is wrong makes the receipt say so, even where another is wrong the other way round."""
-    receipt = compute(NOTHING, taken(count("blue", accepted=3, completed=2), count("green", accepted=3, completed=4)))
+def test_a_line_that_does_not_add_up_is_reported() -> None:
+    """One wrong line is enough, even if another line is wrong by the opposite amount."""
+    receipt = compute(
+        NOTHING, snapshot_of(count("blue", accepted=3, completed=2), count("green", accepted=3, completed=4))
+    )
     assert receipt.accepted == receipt.completed
     assert not receipt.adds_up
 
 
 def test_a_snapshot_is_kept_until_the_rollout_ends(tmp_path: Path) -> None:
-    """What was counted before is read again by whoever takes the rollout up, and is no rollout in the history."""
+    """The counts from before a rollout can be read by a recovery, and are not a record in the history."""
     host = Host(True, tmp_path, tmp_path, tmp_path, tmp_path, tmp_path)
-    journal, before = Journal(host), taken(count(accepted=10, completed=8, in_flight=2), count("green", adopted=3))
+    journal, before = (
+        Journal(host),
+        snapshot_of(count(accepted=10, completed=8, in_flight=2), count("green", adopted=3)),
+    )
     with journal.lock():
-        journal.write_snapshot("20260101-000000-01", {})  # of one that was killed before it was written down
+        journal.write_snapshot("20260101-000000-01", {})  # of a rollout that was killed before its first phase
         entry = begin(journal, "deploy", "1.1.0", "green")
         journal.write_snapshot(entry.record.id, before)
         entry.enter("preflight")
@@ -150,15 +155,15 @@ def test_a_snapshot_is_kept_until_the_rollout_ends(tmp_path: Path) -> None:
 
 
 def test_a_snapshot_of_another_boot_counts_nothing(tmp_path: Path) -> None:
-    """Generations are numbered anew: what was counted before a reboot is not taken off what came after."""
-    kept = dump(taken(count(accepted=10, completed=10)))
-    assert load(kept.encode()) == taken(count(accepted=10, completed=10))
+    """A reboot numbers generations from 1 again: counts from before it are not subtracted."""
+    kept = dump(snapshot_of(count(accepted=10, completed=10)))
+    assert load(kept.encode()) == snapshot_of(count(accepted=10, completed=10))
     other = json.loads(kept) | {"boot": "another"}
     assert load(json.dumps(other).encode()) == {}
 
 
-def test_snapshot_reads_what_workers_wrote(tmp_path: Path) -> None:
-    """From the files alone it is told who lives, who died with requests in hand, and who left in good order."""
+def test_snapshot_reads_what_workers_after(tmp_path: Path) -> None:
+    """The state files tell running workers, workers killed with requests in flight, and workers that ended normally."""
     host = Host(True, tmp_path, tmp_path / "run", tmp_path, tmp_path, tmp_path)
     dead = subprocess.Popen(["true"])
     dead.wait(10)
@@ -168,8 +173,15 @@ def test_snapshot_reads_what_workers_wrote(tmp_path: Path) -> None:
     record = {"generation": 7, "slot": "blue", "version": "1", "release": "", "master": os.getpid(), "start_ticks": own}
     (directory / "generation.json").write_text(json.dumps(record))
 
-    def worker(name: int, pid: int, born: int, **more: object) -> None:
-        account = {"pid": pid, "start_ticks": born, "version": "1", "phase": "ready", "ledger": {"accepted": name}, **more}
+    def worker(name: int, pid: int, start_ticks: int, **more: object) -> None:
+        account = {
+            "pid": pid,
+            "start_ticks": start_ticks,
+            "version": "1",
+            "phase": "ready",
+            "ledger": {"accepted": name},
+            **more,
+        }
         (directory / f"{name}.json").write_text(json.dumps(account))
 
     worker(1, os.getpid(), own, in_flight=2)
@@ -183,8 +195,8 @@ def test_snapshot_reads_what_workers_wrote(tmp_path: Path) -> None:
     assert seen == {1: (2, False), 2: (3, True), 3: (0, False)}
 
 
-def test_a_worker_that_took_other_weights_has_a_line_for_each(tmp_path: Path) -> None:
-    """What was in flight when they came is the newer version's; all in all nothing is counted twice or not at all."""
+def test_a_worker_whose_weights_were_replaced_has_a_line_for_each_version(tmp_path: Path) -> None:
+    """Requests in flight at the change count for the newer version; every request is counted once."""
     host = Host(True, tmp_path, tmp_path / "run", tmp_path, tmp_path, tmp_path)
     own = int(Path(f"/proc/{os.getpid()}/stat").read_text().rpartition(")")[2].split()[19])
     directory = host.runtime / "blue/1"
@@ -192,7 +204,7 @@ def test_a_worker_that_took_other_weights_has_a_line_for_each(tmp_path: Path) ->
     record = {"generation": 1, "slot": "blue", "version": "3", "release": "", "master": os.getpid(), "start_ticks": own}
     (directory / "generation.json").write_text(json.dumps(record))
 
-    def wrote(version: str, accepted: int, completed: int, *past: tuple[str, int, int]) -> Snapshot:
+    def after(version: str, accepted: int, completed: int, *past: tuple[str, int, int]) -> Snapshot:
         account = {
             "pid": os.getpid(),
             "start_ticks": own,
@@ -205,19 +217,19 @@ def test_a_worker_that_took_other_weights_has_a_line_for_each(tmp_path: Path) ->
         (directory / "1.json").write_text(json.dumps(account))
         return snapshot(host)
 
-    before = wrote("1", 10, 8)
-    receipt = compute(before, wrote("3", 30, 29, ("1", 17, 14), ("2", 20, 20)))
+    before = after("1", 10, 8)
+    receipt = compute(before, after("3", 30, 29, ("1", 17, 14), ("2", 20, 20)))
     lines = [(one.version, one.accepted, one.completed, one.in_flight) for one in receipt.lines]
     assert lines == [("1", 6, 6, 0), ("2", 6, 6, 0), ("3", 10, 9, 1)]
     assert receipt.adds_up
     assert (receipt.accepted, receipt.completed, receipt.in_flight) == (20 + 2, 21, 1)
-    later = compute(snapshot(host), wrote("1", 35, 35, ("1", 17, 14), ("2", 20, 20), ("3", 33, 31)))
+    later = compute(snapshot(host), after("1", 35, 35, ("1", 17, 14), ("2", 20, 20), ("3", 33, 31)))
     assert [(one.version, one.accepted, one.completed) for one in later.lines] == [("1", 4, 4), ("3", 2, 2)]
     assert later.adds_up
 
 
-def test_number_given_to_another_process_is_no_life(tmp_path: Path) -> None:
-    """A worker whose number a later process bears is dead, and what it had in hand has failed."""
+def test_a_reused_pid_is_not_the_worker(tmp_path: Path) -> None:
+    """A worker whose pid belongs to a later process is dead, and its requests in flight have failed."""
     host = Host(True, tmp_path, tmp_path / "run", tmp_path, tmp_path, tmp_path)
     directory = host.runtime / "green/1"
     directory.mkdir(parents=True)

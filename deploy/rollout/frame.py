@@ -12,8 +12,7 @@ from deploy.rollout.plan import Rollout
 __all__ = ["Undo", "recorded"]
 
 Undo = Callable[[Rollout], bool]
-"""Restores the old version, as far as the rollout has come. Returns False, and changes nothing, if the new version is
-live for good."""
+"""Restores the old version, as far as the rollout has come. Returns False if the new version stays live instead."""
 
 _OUTCOMES = {Refused: "refused", NotReady: "not ready", KeyboardInterrupt: "interrupted"}
 

@@ -10,7 +10,7 @@ from deploy.rollout.plan import Context, Rollout
 from deploy.rollout.waiting import POLL, undrained, wait_for
 from service.contract.generations import current
 
-__all__ = ["retire", "retire_idle_slot", "retire_slot"]
+__all__ = ["complete", "retire", "retire_idle_slot", "retire_slot"]
 
 _QUIT = 10.0  # seconds for a master that was sent SIGQUIT to end
 
@@ -20,13 +20,19 @@ def retire(rollout: Rollout) -> None:
     plan, context = rollout.plan, rollout.context
     if rollout.old is None:
         return
-    if plan.keep_warm and not rollout.is_swap:
+    if _stays_warm(rollout):
         context.timers.schedule_retirement(rollout.old, rollout.record.previous or "", plan.keep_warm)
         context.display.line(f"{'':10}{rollout.old} stays warm for {plan.keep_warm:g} s; `glmctl retire` ends that")
         return
     retire_slot(context, rollout.old, plan.drain)
     if rollout.drain_cut:
         raise rollout.drain_cut
+
+
+def complete(rollout: Rollout) -> None:
+    """Complete a `retire` that was interrupted: stop the old slot's unit, unless it stays warm."""
+    if rollout.old and not _stays_warm(rollout):
+        rollout.context.systemd.stop(rollout.context.host.unit(rollout.old))
 
 
 def retire_idle_slot(context: Context, slot: str, version: str | None, drain: float) -> str | None:
@@ -51,6 +57,10 @@ def retire_slot(context: Context, slot: str, drain: float) -> None:
         _drain(context, slot, drain)
     finally:
         context.systemd.stop(context.host.unit(slot))
+
+
+def _stays_warm(rollout: Rollout) -> bool:
+    return rollout.plan.keep_warm > 0 and not rollout.is_swap
 
 
 def _drain(context: Context, slot: str, seconds: float) -> None:

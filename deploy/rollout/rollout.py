@@ -14,7 +14,7 @@ from deploy.rollout.cutover import cutover, rename_back, switch_to_warm
 from deploy.rollout.frame import recorded
 from deploy.rollout.plan import Context, Plan, Rollout
 from deploy.rollout.preflight import preflight
-from deploy.rollout.retire import retire, retire_slot
+from deploy.rollout.retire import complete, retire, retire_slot
 from deploy.rollout.rollback_request import RollbackRequest
 from deploy.rollout.swap import vacate
 from deploy.rollout.waiting import is_warm
@@ -47,9 +47,10 @@ def deploy(context: Context, plan: Plan) -> Record:
 
 
 def undo(rollout: Rollout) -> bool:
-    """Remove the candidate before the bake, make the old slot live again during it, do nothing after it."""
+    """Remove the candidate before the bake, make the old slot live again during it, retire the old slot after it."""
     match rollout.record.phase:
         case "retire":
+            complete(rollout)
             return False
         case "bake":
             _go_back(rollout)
