@@ -214,3 +214,9 @@ def test_foreign_text_is_printed_verbatim() -> None:
     assert re.search(r"bake +errors +50\.0% +0\.0% +9 +0 +0\.001 +worse$", text, re.MULTILINE)
     assert "bake: worse, [/z] failed" in text
     assert json.loads(record.model_dump_json())["hooks"][0]["output"] == "[/y]\nmore"
+
+
+def test_records_of_earlier_versions_can_be_read() -> None:
+    """A hook's output was called `said` in earlier records."""
+    hook = {"when": "on_rollback", "command": "true", "code": 0, "seconds": 0.1, "said": "done"}
+    assert HookRun.model_validate(hook).output == "done"

@@ -16,19 +16,9 @@ from deploy.errors import GlmError, Refused
 from deploy.host import Host
 from deploy.systemd.systemctl import Systemd
 from deploy.systemd.units import CODE, TEMPLATES, UNITS, Addresses, install, render
+from tests.release_fixtures import host_in
 
 ADDRESSES = Addresses(listen="127.0.0.1:18000", ui="[::1]:18501")
-
-
-def host_in(directory: Path, *, user: bool) -> Host:
-    return Host(
-        user=user,
-        root=directory / "root",
-        runtime=directory / "run",
-        state=directory / "state",
-        units=directory / "units",
-        settings=directory / "glm.env",
-    )
 
 
 @pytest.fixture(params=[True, False], ids=["user", "system"])
