@@ -6,10 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from service.contract import slots
-from service.contract.slots import SLOTS
-
-__all__ = ["SLOTS", "Host"]
+__all__ = ["Host"]
 
 
 @dataclass(frozen=True)
@@ -68,10 +65,6 @@ class Host:
             return None
         found = [line.partition("=")[2] for line in lines if line.partition("=")[0].strip() == f"GLM_{name}"]
         return found[-1].strip().strip("\"'") if found else None
-
-    def http_socket(self, slot: str) -> Path:
-        """Return the slot's internal HTTP socket."""
-        return slots.http_socket(self.runtime, slot)
 
     def unit(self, slot: str) -> str:
         """Return the unit of `slot`."""
