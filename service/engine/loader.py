@@ -9,6 +9,7 @@ import os
 import time
 
 from service.engine.protocol import Limits, WorkerEngine
+from service.model.imports import import_transformers
 from service.model.release import Progress, Release
 from service.settings import Settings
 
@@ -26,6 +27,7 @@ def preload(settings: Settings) -> float:
     started = time.monotonic()
     if settings.engine == "model":
         importlib.import_module("service.engine.model_engine")
+        import_transformers()
         gc.collect()
         gc.freeze()
     return time.monotonic() - started

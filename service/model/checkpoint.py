@@ -12,6 +12,7 @@ from torch import Tensor
 
 from service.model import checkpoint_files, weights
 from service.model.checkpoint_files import ARCHITECTURE, first_line
+from service.model.imports import import_transformers
 from service.model.release import EngineSettings, Progress, ReleaseError
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ def load(path: Path, settings: EngineSettings, progress: Progress) -> Checkpoint
     """
     checkpoint_files.check(path)  # before transformers is imported, which takes seconds
     progress("importing", 0.0)
+    import_transformers()
     from transformers.utils import logging
 
     from service.model.processor import Processor

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from service.model.release import Progress, ReleaseError
 
@@ -59,25 +60,32 @@ def read(
 def assemble(config: Glm4vConfig, state: dict[str, Tensor]) -> Glm4vForConditionalGeneration:
     """Build the model around the tensors without copying them, in evaluation mode; raises StateMismatch."""
     from transformers import Glm4vForConditionalGeneration
+    from transformers.initialization import no_init_weights
 
-    with torch.device("meta"):
+    with _EmptyOnMeta(), no_init_weights():
         model = Glm4vForConditionalGeneration(config)
     try:
         model.load_state_dict(state, assign=True)
     except RuntimeError as error:
         raise StateMismatch from error
     device = next(iter(state.values())).device
-    for module in model.modules():
-        if any(buffer.is_meta for buffer in module.buffers(recurse=False)):  # rotary frequencies are in no file
-            _recompute_buffers(module, device)
-    return model.requires_grad_(False).eval()
+    return model.requires_grad_(False).eval().to(device)  # what remains to be moved are the rotary frequencies
 
 
-def _recompute_buffers(module: Any, device: torch.device) -> None:
-    """Compute the buffers of a rotary embedding, which are functions of its `config`."""
-    fresh = type(module)(module.config)
-    for name, buffer in fresh.named_buffers(recurse=False):
-        setattr(module, name, buffer.to(device))
+class _EmptyOnMeta(TorchFunctionMode):
+    """Gives uninitialized tensors no memory: those are the parameters, which the state replaces.
+
+    Everything else is computed where it belongs. torch.device("meta") would include the rotary frequencies, which are
+    in no file, and import torch._dynamo to compute them.
+    """
+
+    def __torch_function__(
+        self, function: Any, _types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if function is torch.empty:
+            kwargs = {**kwargs, "device": "meta"}
+        return function(*args, **kwargs)
 
 
 class _Meter:

@@ -1,0 +1,54 @@
+"""What a worker imports before it reads a weight: half of transformers, and all of torch still works."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+CODE = Path(__file__).resolve().parent.parent
+
+
+def run(program: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=CODE, timeout=120)
+
+
+def test_unused_parts_of_transformers_are_left_out() -> None:
+    """Neither torch._dynamo nor torch.distributed.tensor nor scipy is imported with the model's classes."""
+    done = run(
+        "import json, sys; from service.model.imports import import_transformers; import_transformers();"
+        "print(json.dumps(sorted(sys.modules)))"
+    )
+    assert done.returncode == 0, done.stderr
+    assert "imported whole" not in done.stderr
+    imported = set(json.loads(done.stdout))
+    assert {"transformers.models.glm4v.modeling_glm4v", "transformers.models.glm46v.processing_glm46v"} <= imported
+    assert not imported & {"torch._dynamo", "torch.distributed.tensor", "torch.distributed.fsdp", "scipy"}
+
+
+def test_torch_works_whole_afterwards() -> None:
+    """torch.compile's tracer and flex attention import as if nothing had been left out."""
+    done = run(
+        "from service.model.imports import import_transformers; import_transformers(); import torch;"
+        "from torch.nn.attention.flex_attention import create_block_mask, flex_attention;"
+        "from torch._dynamo._trace_wrapped_higher_order_op import TransformGetItemToIndex;"
+        "traced = torch.compile(lambda x: x + 1, backend='eager', fullgraph=True)(torch.ones(2));"
+        "mask = create_block_mask(lambda b, h, q, k: q >= k, 1, 1, 128, 128, device='cpu');"
+        "x = torch.ones(1, 1, 128, 16); print(traced.tolist(), flex_attention(x, x, x, block_mask=mask).sum().item())"
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split("]")[0] == "[2.0, 2.0"
+
+
+def test_a_version_that_cannot_be_imported_so_is_imported_whole() -> None:
+    """Something unforeseen in transformers costs time, not service."""
+    done = run(
+        "import service.model.imports as imports, logging, sys; logging.basicConfig();"
+        "imports._dynamo_stand_in = lambda: {'torch._dynamo': __import__('types').ModuleType('torch._dynamo')};"
+        "imports.import_transformers(); from transformers import Glm4vForConditionalGeneration;"
+        "print('torch._dynamo' in sys.modules)"
+    )
+    assert done.returncode == 0, done.stderr
+    assert "imported whole" in done.stderr
+    assert done.stdout.strip() == "True"
