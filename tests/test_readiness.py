@@ -87,7 +87,7 @@ def test_checkpoint_that_cannot_be_loaded_exits_with_4(
 @pytest.mark.model
 def test_load_that_hangs_exits_with_4(box: Box) -> None:
     """A load without progress ends at the unit's start timeout, which is extended by progress alone."""
-    box.drop_in("[Service]\nTimeoutStartSec=4\nTimeoutStopSec=2\n")
+    box.drop_in("[Service]\nTimeoutStartSec=15\nTimeoutStopSec=2\n")
     box.configure(threads=1, load_stall=4)
     deploy = box.begin("deploy", "1.1.0")
     box.await_phase(deploy, "start")

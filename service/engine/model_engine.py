@@ -2,8 +2,8 @@
 
 It runs in a thread of the worker, not in a child process, so that there is only one kind of process to count, monitor
 and replace. On two cores with a small model, where sharing the interpreter costs most, a child process gave 1.05 times
-the tokens to 1 text client, 1.06 to 16 and 1.09 to 16 with images (tests/bench/hosting.py); steps on a GPU release the
-interpreter.
+the tokens to 1 text client, 1.06 to 16 and 1.09 to 16 with images (tests/bench/engine_process.py); steps on a GPU
+release the interpreter.
 """
 
 from __future__ import annotations

@@ -1,0 +1,11 @@
+"""Benchmarks. Each `python -m tests.bench.NAME` answers one question, and prints ratios from a single run.
+
+- `engine`: how fast is the engine over HTTP, compared with transformers?
+- `handover`: what do cutovers cost clients, and what is lost without the handoff?
+- `canary`: does a canary hit its share, and what does it cost?
+- `swap`: how long do clients wait while one model replaces the other?
+- `soak`: is anything lost or left behind after a thousand cutovers?
+- `device`: how close are decoding and loading to the limits of a GPU?
+- `engine_process`: is the engine faster in a thread of the server or in a process of its own?
+- `kv_layout`: is attention faster over rows or over blocks of the KV cache?
+"""

@@ -1,26 +1,27 @@
-"""All figures of one run, and the ratios that the engine has to reach."""
+"""The results of one run of the engine's benchmark, and the ratios that have a target."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from tests.bench.clients import Answer
-from tests.bench.figures import Figures, percentile
-from tests.bench.questions import Kind
+from tests.bench.chat_load import Answer
+from tests.bench.measurement import Measurement, percentile
+from tests.bench.prompts import Kind
 
-__all__ = ["CONTENDERS", "OURS", "PADDED", "SEQUENTIAL", "SERVE", "Ratio", "Results"]
+__all__ = ["PADDED", "SEQUENTIAL", "SERVE", "SERVICE", "SYSTEMS", "Ratio", "Results"]
 
-OURS, SEQUENTIAL, PADDED, SERVE = "ours, HTTP", "generate, one by one", "generate, padded batch", "transformers serve"
-CONTENDERS = (OURS, SEQUENTIAL, PADDED, SERVE)
+SERVICE, SEQUENTIAL = "this service, HTTP", "generate, one by one"
+PADDED, SERVE = "generate, padded batch", "transformers serve"
+SYSTEMS = (SERVICE, SEQUENTIAL, PADDED, SERVE)
 
-Place = tuple[str, Kind, int]  # who, asked what, by how many
+Cell = tuple[str, Kind, int]  # system, kind of prompts, number of clients
 
 
 @dataclass(frozen=True)
 class Ratio:
-    """Something to reach: `value` at least, or at most, `target`; `runs` is the value in each turn by itself."""
+    """A ratio whose `value` is to be at least (or `at_most`) `target`; `runs` has the value of each turn."""
 
     what: str
     value: float
@@ -30,36 +31,38 @@ class Ratio:
 
     @property
     def reached(self) -> bool:
-        """Whether the value of all turns together is good enough."""
+        """Whether the value of all turns together meets the target."""
         return self.value <= self.target if self.at_most else self.value >= self.target
 
 
 @dataclass
 class Results:
-    """What was measured so far; every turn of a contender is kept."""
+    """The measurements so far."""
 
-    turns: dict[Place, list[Figures]] = field(default_factory=dict)
-    healthz: dict[str, list[float]] = field(default_factory=dict)  # ms, by what went on meanwhile
-    equal: dict[str, tuple[int, int]] = field(default_factory=dict)  # answers equal to generate's, of how many
+    turns: dict[Cell, list[Measurement]] = field(default_factory=dict)
+    healthz: dict[str, list[float]] = field(default_factory=dict)
+    """Latencies of GET /healthz in ms, by the load during them."""
+    equal: dict[str, tuple[int, int]] = field(default_factory=dict)
+    """For each system the number of answers equal to those of generate, and of all answers."""
 
-    def add(self, who: str, kind: Kind, clients: int, figures: Figures) -> None:
-        """Keep one turn."""
-        self.turns.setdefault((who, kind, clients), []).append(figures)
+    def add(self, system: str, kind: Kind, clients: int, measurement: Measurement) -> None:
+        """Keep the measurement of one turn."""
+        self.turns.setdefault((system, kind, clients), []).append(measurement)
 
-    def compare(self, who: str, expected: Sequence[Answer], answers: Sequence[Answer]) -> None:
-        """Count answers that are equal in text and length of the prompt."""
-        equal, of = self.equal.get(who, (0, 0))
+    def compare(self, system: str, expected: Sequence[Answer], answers: Sequence[Answer]) -> None:
+        """Count the answers whose text and prompt length are equal."""
+        equal, total = self.equal.get(system, (0, 0))
         pairs = zip(expected, answers, strict=True)
-        self.equal[who] = equal + sum(one == other for one, other in pairs), of + len(expected)
+        self.equal[system] = equal + sum(one == other for one, other in pairs), total + len(expected)
 
-    def together(self, who: str, kind: Kind, clients: int) -> Figures | None:
-        """All turns as one."""
-        turns = self.turns.get((who, kind, clients))
+    def together(self, system: str, kind: Kind, clients: int) -> Measurement | None:
+        """Return the sum of all turns; None without one."""
+        turns = self.turns.get((system, kind, clients))
         return sum(turns[1:], turns[0]) if turns else None
 
     @property
     def ratios(self) -> list[Ratio]:
-        """What is to be reached, as far as it was measured."""
+        """The ratios with a target, as far as they were measured."""
         found = []
         for kind in ("text", "image"):
             found += [
@@ -71,44 +74,47 @@ class Results:
         return found
 
     def _faster(self, kind: Kind, clients: int, than: str, target: float) -> list[Ratio]:
-        ours, theirs = self.turns.get((OURS, kind, clients), []), self.turns.get((than, kind, clients), [])
-        if not ours or not theirs:
-            return []
-        runs = tuple(one.rate / other.rate for one, other in zip(ours, theirs, strict=False))
-        value = _sum(ours).rate / _sum(theirs).rate
-        return [Ratio(f"{clients} client(s), {kind}: tokens/s to {than}", value, target, runs)]
+        what = f"{clients} client(s), {kind}: tokens/s to {than}"
+        return self._ratio(kind, clients, than, what, target, lambda turn: turn.rate)
 
     def _sooner(self, kind: Kind, clients: int, than: str, target: float) -> list[Ratio]:
-        ours, theirs = self.turns.get((OURS, kind, clients), []), self.turns.get((than, kind, clients), [])
-        if not ours or not theirs:
-            return []
-
-        def ratio(one: Figures, other: Figures) -> float:
-            return percentile(one.first, 99) / percentile(other.first, 99)
-
-        runs = tuple(ratio(one, other) for one, other in zip(ours, theirs, strict=False))
         what = f"{clients} client(s), {kind}: TTFT p99 to {than}"
-        return [Ratio(what, ratio(_sum(ours), _sum(theirs)), target, runs, at_most=True)]
+        return self._ratio(kind, clients, than, what, target, lambda turn: percentile(turn.first, 99), at_most=True)
+
+    def _ratio(
+        self,
+        kind: Kind,
+        clients: int,
+        than: str,
+        what: str,
+        target: float,
+        value: Callable[[Measurement], float],
+        *,
+        at_most: bool = False,
+    ) -> list[Ratio]:
+        """Return the ratio of the service's value to that of another system; empty unless both were measured."""
+        service, other = self.turns.get((SERVICE, kind, clients), []), self.turns.get((than, kind, clients), [])
+        if not service or not other:
+            return []
+        runs = tuple(value(one) / value(another) for one, another in zip(service, other, strict=False))
+        return [Ratio(what, value(_sum(service)) / value(_sum(other)), target, runs, at_most)]
 
     def document(self) -> dict[str, Any]:
-        """What --json keeps."""
+        """Return the document of --json."""
         return {
             "cells": [
-                {"who": who, "kind": kind, "clients": clients, "turns": [one.document() for one in turns]}
+                {"who": system, "kind": kind, "clients": clients, "turns": [turn.document() for turn in turns]}
                 | _sum(turns).document()
-                for (who, kind, clients), turns in self.turns.items()
+                for (system, kind, clients), turns in self.turns.items()
             ],
-            "ratios": [
-                {"what": one.what, "value": one.value, "target": one.target, "at_most": one.at_most, "runs": one.runs}
-                for one in self.ratios
-            ],
+            "ratios": [asdict(ratio) for ratio in self.ratios],
             "healthz_ms": {
-                when: {"p50": percentile(took, 50), "p99": percentile(took, 99), "requests": len(took)}
-                for when, took in self.healthz.items()
+                during: {"p50": percentile(times, 50), "p99": percentile(times, 99), "requests": len(times)}
+                for during, times in self.healthz.items()
             },
             "equal_answers": self.equal,
         }
 
 
-def _sum(turns: Sequence[Figures]) -> Figures:
+def _sum(turns: Sequence[Measurement]) -> Measurement:
     return sum(turns[1:], turns[0])

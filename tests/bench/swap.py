@@ -1,80 +1,53 @@
-"""`make bench`: how long clients wait while one copy takes the place of the other, beside the load itself."""
+"""How long do clients wait while `--strategy swap` replaces one model by the other, beyond the load itself?"""
 
 from __future__ import annotations
 
+import argparse
 import tempfile
-import threading
 import time
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
-import httpx
 from rich.console import Console
 from rich.table import Table
 
 from deploy.systemd.sandbox import Sandbox
-from tests.bench.handover import prepared
+from tests.bench.two_versions import VersionClients, prepare
 from tests.box import Box
 
 SWAPS = 4
 CLIENTS = 8  # half of them keep their connection
 
 
-class Clients:
-    """Clients that ask for the version, one request after the other, through everything."""
-
-    def __init__(self, box: Box) -> None:
-        self.longest = 0.0
-        self.sent = self.lost = 0
-        self._over = threading.Event()
-        self._threads = [threading.Thread(target=self._ask, args=(box, number % 2 == 0)) for number in range(CLIENTS)]
-        for thread in self._threads:
-            thread.start()
-
-    def _ask(self, box: Box, keeps: bool) -> None:
-        headers = {} if keeps else {"connection": "close"}
-        with httpx.Client(base_url=f"http://{box.listen}", trust_env=False, timeout=300) as client:
-            while not self._over.is_set():
-                began = time.monotonic()
-                try:
-                    client.get("/version", headers=headers).raise_for_status()
-                except httpx.HTTPError:
-                    self.lost += 1
-                self.longest = max(self.longest, time.monotonic() - began)
-                self.sent += 1
-                time.sleep(0.01)
-
-    def end(self) -> None:
-        """Stop asking."""
-        self._over.set()
-        for thread in self._threads:
-            thread.join()
-
-
-def main() -> None:
-    """Swap to and fro, and print."""
+def main(argv: Sequence[str] | None = None) -> None:
+    """Swap the two versions in turns, and print."""
+    argparse.ArgumentParser(prog="python -m tests.bench.swap", description=__doc__).parse_args(argv)
     table = Table(
-        "swap", "load s", "longest wait s", "beyond the load s", "pause told ms", "lost", title="--strategy swap"
+        "version", "load s", "longest wait s", "beyond the load s", "pause_ms", "lost", title="--strategy swap"
     )
+    table.caption = "target: at most 1 s beyond the load"
     with tempfile.TemporaryDirectory() as directory, Sandbox() as sandbox:
         box = Box(sandbox)
         box.configure(threads=1)
-        prepared(box, Path(directory))
+        prepare(box, Path(directory))
         box.systemctl("stop", "glm@green.service")
         for number in range(SWAPS):
-            clients = Clients(box)
+            clients = VersionClients(box, CLIENTS, pause=0.01, closing=True)
+            clients.start()
             record = box.json("deploy", ["1.1.0", "1.0.0"][number % 2], "--strategy", "swap", "--bake", "0")
             time.sleep(0.5)
-            clients.end()
+            clients.stop()
             at = {step["phase"]: datetime.fromisoformat(step["at"]) for step in record["steps"]}
             load = (at["verify"] - at["start"]).total_seconds()
+            longest = max(clients.latencies) / 1000
             table.add_row(
                 record["version"],
                 f"{load:.2f}",
-                f"{clients.longest:.2f}",
-                f"{clients.longest - load:.2f} (target 1)",
+                f"{longest:.2f}",
+                f"{longest - load:.2f}",
                 f"{record['pause_ms']:.0f}",
-                f"{clients.lost} of {clients.sent}",
+                f"{clients.lost} of {len(clients.latencies)}",
             )
     Console().print(table)
 

@@ -1,4 +1,4 @@
-"""The results as tables for a terminal."""
+"""The tables of the engine's benchmark."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from typing import get_args
 
 from rich.table import Table
 
-from tests.bench.figures import Figures, percentile
-from tests.bench.questions import Kind
-from tests.bench.results import CONTENDERS, OURS, SEQUENTIAL, Results
+from tests.bench.measurement import Measurement, percentile
+from tests.bench.prompts import Kind
+from tests.bench.results import SEQUENTIAL, SERVICE, SYSTEMS, Results
 
-__all__ = ["all_of"]
+__all__ = ["all_tables"]
 
 CAPTION = (
-    "ms. One by one: measured with one client; its rate does not depend on their number, and the wait of a client is "
-    "computed from the queue before it. A padded batch gives nothing before it is done. generate's prompts are "
-    "prepared before the clock runs; the servers render, tokenize, decode and patch meanwhile."
+    "Times in ms. One by one: measured with one client; the rate does not depend on the number of clients, and their "
+    "wait in the queue is computed. A padded batch has no token before it is done. The prompts of generate are "
+    "prepared before the clock runs; the servers render, tokenize, decode and patch while it runs."
 )
 
 
-def all_of(results: Results) -> Iterator[Table]:
-    """Every table of a run."""
+def all_tables(results: Results) -> Iterator[Table]:
+    """Yield the tables of a run."""
     for kind in get_args(Kind):
         yield _throughput(results, kind)
     yield _streaming(results)
@@ -32,33 +32,34 @@ def all_of(results: Results) -> Iterator[Table]:
 
 def _throughput(results: Results, kind: Kind) -> Table:
     table = Table(title=f"{kind}: tokens/s and time to the first token", caption=CAPTION)
-    for column in ("clients", "who"):
+    for column in ("clients", "system"):
         table.add_column(column)
     for column in ("tok/s", "to one by one", "TTFT p50", "p99", "ITL p50", "p99", "load, cores"):
         table.add_column(column, justify="right")
-    numbers = sorted({clients for who, of, clients in results.turns if of == kind and who == SEQUENTIAL})
+    numbers = sorted({clients for system, of, clients in results.turns if of == kind and system == SEQUENTIAL})
     for clients in numbers:
         base = results.together(SEQUENTIAL, kind, clients)
-        for who in CONTENDERS:
-            if (figures := results.together(who, kind, clients)) and base:
-                table.add_row(str(clients), who, *_cells(figures, base), style="bold" if who == OURS else "")
+        for system in SYSTEMS:
+            if (measurement := results.together(system, kind, clients)) and base:
+                style = "bold" if system == SERVICE else ""
+                table.add_row(str(clients), system, *_cells(measurement, base), style=style)
         table.add_section()
     return table
 
 
-def _cells(figures: Figures, base: Figures) -> Iterator[str]:
-    yield f"{figures.rate:.0f}"
-    yield f"{figures.rate / base.rate:.2f}"
-    for times in (figures.first, figures.gaps):
+def _cells(measurement: Measurement, base: Measurement) -> Iterator[str]:
+    yield f"{measurement.rate:.0f}"
+    yield f"{measurement.rate / base.rate:.2f}"
+    for times in (measurement.first, measurement.gaps):
         for share in (50, 99):
             yield f"{percentile(times, share):.1f}" if times else ""
-    yield f"{figures.cpu:.2f}" if figures.cpu else ""
+    yield f"{measurement.cpu:.2f}" if measurement.cpu else ""
 
 
 def _streaming(results: Results) -> Table:
-    table = Table("clients", "streamed tok/s", "whole tok/s", "streamed to whole", title="the cost of streaming")
+    table = Table("clients", "streamed tok/s", "whole tok/s", "streamed to whole", title="streamed and whole answers")
     for clients in (1, 16):
-        streamed, whole = (results.together(how, "text", clients) for how in ("streamed", "whole"))
+        streamed, whole = (results.together(system, "text", clients) for system in ("streamed", "whole"))
         if streamed and whole:
             cells = f"{streamed.rate:.0f}", f"{whole.rate:.0f}", f"{streamed.rate / whole.rate:.3f}"
             table.add_row(str(clients), *cells)
@@ -66,27 +67,27 @@ def _streaming(results: Results) -> Table:
 
 
 def _healthz(results: Results) -> Table:
-    table = Table("meanwhile", "p50 ms", "p99 ms", "p99 to idle", "max ms", "requests", title="GET /healthz, ours")
+    table = Table("load", "p50 ms", "p99 ms", "p99 to idle", "max ms", "requests", title="GET /healthz, this service")
     table.caption = "on a keep-alive connection of its own, every 10 ms; target: p99 below 20 ms"
     idle = percentile(results.healthz.get("idle", []), 99)
-    for when, took in results.healthz.items():
-        p50, p99 = percentile(took, 50), percentile(took, 99)
-        table.add_row(when, f"{p50:.2f}", f"{p99:.2f}", f"{p99 / idle:.1f}", f"{max(took):.1f}", str(len(took)))
+    for during, times in results.healthz.items():
+        p50, p99 = percentile(times, 50), percentile(times, 99)
+        table.add_row(during, f"{p50:.2f}", f"{p99:.2f}", f"{p99 / idle:.1f}", f"{max(times):.1f}", str(len(times)))
     return table
 
 
 def _equal(results: Results) -> Table:
-    table = Table("who", "equal", title="answers equal to generate's, word for word, prompts of the same length")
-    for who, (equal, of) in results.equal.items():
-        table.add_row(who, f"{equal} of {of}")
+    table = Table("system", "equal", title="answers equal to those of generate in text and prompt length")
+    for system, (equal, total) in results.equal.items():
+        table.add_row(system, f"{equal} of {total}")
     return table
 
 
 def _targets(results: Results) -> Table:
-    table = Table("what", "ratio", "each turn", "target", "", title="what was to be reached")
-    for one in results.ratios:
-        turns = " ".join(f"{value:.3g}" for value in one.runs)
-        sign = "≤" if one.at_most else "≥"
-        verdict = "[green]reached" if one.reached else "[red]missed"
-        table.add_row(one.what, f"{one.value:.3g}", turns, f"{sign} {one.target:g}", verdict)
+    table = Table("ratio of", "ratio", "each turn", "target", "", title="targets")
+    for ratio in results.ratios:
+        turns = " ".join(f"{value:.3g}" for value in ratio.runs)
+        sign = "≤" if ratio.at_most else "≥"
+        verdict = "[green]reached" if ratio.reached else "[red]missed"
+        table.add_row(ratio.what, f"{ratio.value:.3g}", turns, f"{sign} {ratio.target:g}", verdict)
     return table

@@ -1,7 +1,7 @@
-"""`transformers serve` as a contender: `python -m tests.bench.serve MODEL --port PORT` is transformers' own command.
+"""The baseline over HTTP: `transformers serve`, which this module runs with its command line unchanged.
 
-Only one thing is changed: where torchvision is not installed, the processor of this architecture cannot be loaded for
-the sake of its video part, so ours, which has none, stands in for it. A real picture takes the same way through both.
+One class is replaced: without torchvision the processor of this architecture cannot be loaded, because of its video
+part. The service's processor, which has no video part, is used then; both process images in the same way.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import httpx
 
 __all__ = ["TransformersServe"]
 
-PATIENCE = 120.0  # seconds to come up in
+START_TIMEOUT = 120.0  # seconds
 
 
 class TransformersServe:
@@ -27,19 +27,19 @@ class TransformersServe:
         with socket.create_server(("127.0.0.1", 0)) as probe:
             self.address = f"127.0.0.1:{probe.getsockname()[1]}"
         host, port = self.address.split(":")
-        self._words = [sys.executable, "-m", "tests.bench.serve", str(model), "--host", host, "--port", port]
-        self._words += ["--device", "cpu", "--dtype", "auto", "--log-level", "error"]
+        self._command = [sys.executable, "-m", "tests.bench.transformers_serve", str(model)]
+        self._command += ["--host", host, "--port", port, "--device", "cpu", "--dtype", "auto", "--log-level", "error"]
         self._log = log
         self._env = os.environ | {"OMP_NUM_THREADS": str(threads)}
 
     def __enter__(self) -> TransformersServe:
         with self._log.open("w") as log:
-            self._process = subprocess.Popen(self._words, stdout=log, stderr=log, env=self._env)
-        deadline = time.monotonic() + PATIENCE
+            self._process = subprocess.Popen(self._command, stdout=log, stderr=log, env=self._env)
+        deadline = time.monotonic() + START_TIMEOUT
         while not self._is_up():
             if self._process.poll() is not None or time.monotonic() > deadline:
                 self.__exit__()
-                raise RuntimeError(f"transformers serve did not come up:\n{self._log.read_text()[-2000:]}")
+                raise RuntimeError(f"transformers serve did not start:\n{self._log.read_text()[-2000:]}")
             time.sleep(0.2)
         return self
 
@@ -59,7 +59,7 @@ class TransformersServe:
 
 
 def main() -> None:
-    """Become `transformers serve`; does not return."""
+    """Run `transformers serve` with the arguments of the command line."""
     from transformers.cli.transformers import main as transformers
     from transformers.models import glm46v
     from transformers.utils import is_torchvision_available

@@ -1,7 +1,7 @@
-"""Thread or process: the engine in a thread of the HTTP server's process, beside the same one in a child of its own.
+"""Is the engine faster in a thread of the HTTP server or in a process of its own?
 
-`python -m tests.bench.hosting` serves a small checkpoint both ways and asks in turns. In the child there is no event
-loop to share the interpreter with, but every request and every step's tokens go through a pipe.
+A small checkpoint is served in both ways, and both are measured in turns. In a child process the engine does not share
+the interpreter with an event loop, but every request and the tokens of every step go through a pipe.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -28,17 +28,18 @@ from rich.table import Table
 
 from service.demo_models import tiny
 from service.engine import Delta, Finish, Sampling, Usage
-from tests.bench.clients import Load, load
-from tests.bench.figures import Figures, percentile
+from tests.bench import chat_load
+from tests.bench.chat_load import ChatLoad
+from tests.bench.measurement import Measurement, percentile
 from tests.bench.probe import Probe
 
-WAYS = ("thread", "process")
+MODES = ("thread", "process")
 TURNS = 3
-ROUNDS = {1: 12, 16: 6}
+ROUNDS = {1: 12, 16: 6}  # requests of each client, by the number of clients
 
 
-def engine(model: Path) -> Any:
-    """The service's own engine, computing on one core."""
+def load_engine(model: Path) -> Any:
+    """Return the warmed up engine of the service, on one thread."""
     import torch
 
     from service.engine.model_engine import Limits, ModelEngine
@@ -47,20 +48,20 @@ def engine(model: Path) -> Any:
 
     torch.set_num_threads(1)
     settings = EngineSettings()
-    made = ModelEngine(load_checkpoint(model, settings, lambda *_: None), settings, Limits())
-    made.warm_up(lambda *_: None)
-    return made
+    engine = ModelEngine(load_checkpoint(model, settings, lambda *_: None), settings, Limits())
+    engine.warm_up(lambda *_: None)
+    return engine
 
 
 class ChildEngine:
-    """An Engine whose work is done in a child process."""
+    """An Engine that runs in a child process."""
 
     def __init__(self, model: Path) -> None:
         context = multiprocessing.get_context("spawn")
-        self._pipe, theirs = context.Pipe()
-        self._child = context.Process(target=_work, args=(model, theirs), daemon=True)
+        self._pipe, child_end = context.Pipe()
+        self._child = context.Process(target=_run_child, args=(model, child_end), daemon=True)
         self._child.start()
-        self._pipe.recv()  # it is warm
+        self._pipe.recv()  # warmed up
         self._numbers = itertools.count()
         self._waiting: dict[int, asyncio.Queue[Any]] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -71,7 +72,7 @@ class ChildEngine:
         """See Engine."""
         if self._loop is None:
             self._loop = asyncio.get_running_loop()
-            threading.Thread(target=self._hear, daemon=True).start()
+            threading.Thread(target=self._receive, daemon=True).start()
         number, events = next(self._numbers), asyncio.Queue[Any]()
         self._waiting[number] = events
         self._pipe.send((number, messages, sampling, more))
@@ -88,7 +89,7 @@ class ChildEngine:
             self._pipe.send((number, None, None, None))
 
     def usage(self) -> Usage:
-        """Nothing here asks."""
+        """Return zeros: the benchmark does not use them."""
         return Usage(0, 0, 0, 0)
 
     def answering(self) -> bool:
@@ -99,7 +100,7 @@ class ChildEngine:
         """See Engine."""
         self._child.terminate()
 
-    def _hear(self) -> None:
+    def _receive(self) -> None:
         while True:
             batch = self._pipe.recv()
             assert self._loop
@@ -111,8 +112,8 @@ class ChildEngine:
                 self._waiting[number].put_nowait(event)
 
 
-class _Wire:
-    """Replaces the event loop of a dispatcher: the events of one step are sent through the pipe as one message."""
+class _PipeLoop:
+    """Stands in for the event loop of a Dispatcher: sends the events of one step through the pipe as one message."""
 
     def __init__(self, pipe: Connection) -> None:
         self._pipe = pipe
@@ -121,49 +122,49 @@ class _Wire:
         self._pipe.send(batch)
 
 
-def _work(model: Path, pipe: Connection) -> None:
-    """Run in the child: prepare in the engine's threads as it does in a server, step in its own."""
-    made, wire = engine(model), _Wire(pipe)
+def _run_child(model: Path, pipe: Connection) -> None:
+    """Run the engine in the child process: requests are prepared in its threads, as in a server."""
+    engine, loop = load_engine(model), _PipeLoop(pipe)
     running: dict[int, Any] = {}
     pipe.send("warm")
 
     def begin(number: int, messages: Any, sampling: Any, more: Any) -> None:
-        words = (more.get("thinking"), more.get("tools", ()), more.get("priority", "interactive"))
-        running[number] = sequence = made._prepare(messages, sampling, *words)
-        made._submit(sequence, made._dispatcher.sender(wire, number))
+        options = (more.get("thinking"), more.get("tools", ()), more.get("priority", "interactive"))
+        running[number] = sequence = engine._prepare(messages, sampling, *options)
+        engine._submit(sequence, engine._dispatcher.sender(loop, number))
 
     while True:
         try:
             number, messages, sampling, more = pipe.recv()
         except EOFError:
-            return  # whoever asked is gone
+            return  # the server has ended
         if messages is not None:
-            made._prepare_pool.submit(begin, number, messages, sampling, more)
+            engine._prepare_pool.submit(begin, number, messages, sampling, more)
         elif sequence := running.pop(number, None):
             sequence.cancelled = True
 
 
-def serve(way: str, model: Path, port: int) -> None:
-    """Serve the whole API until killed."""
+def serve(mode: str, model: Path, port: int) -> None:
+    """Serve the whole API until terminated."""
     import uvicorn
 
     from service.app import create_app
     from service.identity import Identity
     from service.settings import Settings
 
-    made = engine(model) if way == "thread" else ChildEngine(model)
+    engine = load_engine(model) if mode == "thread" else ChildEngine(model)
     with tempfile.TemporaryDirectory() as state:
         settings = Settings(slot="blue", state=Path(state))
-        app = create_app(made, Identity("1.0.0", "blue", 1), settings, serving=lambda: True)
+        app = create_app(engine, Identity("1.0.0", "blue", 1), settings, serving=lambda: True)
         uvicorn.run(app, host="127.0.0.1", port=port, log_level="warning", loop="asyncio", access_log=False)
 
 
 @contextmanager
-def served(way: str, model: Path) -> Iterator[str]:
-    """A server of its own; the address."""
+def running_server(mode: str, model: Path) -> Iterator[str]:
+    """Run a server process; yields its address."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
-    child = subprocess.Popen([sys.executable, "-m", "tests.bench.hosting", way, str(model), str(port)])
+    child = subprocess.Popen([sys.executable, "-m", "tests.bench.engine_process", mode, str(model), str(port)])
     try:
         while True:
             try:
@@ -171,7 +172,7 @@ def served(way: str, model: Path) -> Iterator[str]:
                 break
             except httpx.TransportError:
                 if child.poll() is not None:
-                    raise RuntimeError(f"the server with the engine in a {way} ended") from None
+                    raise RuntimeError(f"the server with the engine in a {mode} ended") from None
                 time.sleep(0.2)
         yield f"127.0.0.1:{port}"
     finally:
@@ -180,38 +181,39 @@ def served(way: str, model: Path) -> Iterator[str]:
 
 
 def compare() -> None:
-    """Measure both ways in turns, and print."""
+    """Measure both modes in turns, and print."""
     with ExitStack() as stack:
         model = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         tiny.make(model, seed=1, size="small", dtype="float32")
-        addresses = {way: stack.enter_context(served(way, model)) for way in WAYS}
-        figures: dict[tuple[str, int], list[Figures]] = {}
-        health: dict[str, list[float]] = {way: [] for way in WAYS}
-        for turn, (clients, rounds), way in itertools.product(range(TURNS + 1), ROUNDS.items(), WAYS):
-            what = Load(addresses[way], "text", clients, rounds, 1000 * turn + clients, 64)
-            with Probe(addresses[way]) as probe:
-                found = load(what)[0]
-            if turn:  # the first is to make both warm
-                figures.setdefault((way, clients), []).append(found)
-                health[way] += probe.took if clients > 1 else []
+        addresses = {mode: stack.enter_context(running_server(mode, model)) for mode in MODES}
+        measurements: dict[tuple[str, int], list[Measurement]] = {}
+        health: dict[str, list[float]] = {mode: [] for mode in MODES}
+        for turn, (clients, rounds), mode in itertools.product(range(TURNS + 1), ROUNDS.items(), MODES):
+            load = ChatLoad(addresses[mode], "text", clients, rounds, 1000 * turn + clients, 64)
+            with Probe(addresses[mode]) as probe:
+                measurement = chat_load.run(load)[0]
+            if turn:  # the first turn is warm-up
+                measurements.setdefault((mode, clients), []).append(measurement)
+                health[mode] += probe.latencies if clients > 1 else []
     table = Table("clients", "engine in a", "tok/s", "each turn", "ITL p99, ms", "/healthz p50, ms", "p99")
-    for (way, clients), turns in sorted(figures.items(), key=lambda item: item[0][1]):
+    for (mode, clients), turns in sorted(measurements.items(), key=lambda item: item[0][1]):
         together = sum(turns[1:], turns[0])
-        took = [f"{percentile(health[way], share):.2f}" for share in (50, 99)] if clients > 1 else []
-        each = " ".join(f"{one.rate:.0f}" for one in turns)
-        table.add_row(str(clients), way, f"{together.rate:.0f}", each, f"{percentile(together.gaps, 99):.1f}", *took)
+        healthz = [f"{percentile(health[mode], share):.2f}" for share in (50, 99)] if clients > 1 else []
+        rates = " ".join(f"{turn.rate:.0f}" for turn in turns)
+        gap = f"{percentile(together.gaps, 99):.1f}"
+        table.add_row(str(clients), mode, f"{together.rate:.0f}", rates, gap, *healthz)
     Console().print(table)
 
 
-def main() -> None:
-    """Compare; with arguments, serve one way."""
-    parser = argparse.ArgumentParser(prog="python -m tests.bench.hosting", description=__doc__)
-    parser.add_argument("way", nargs="?", choices=WAYS, help=argparse.SUPPRESS)
+def main(argv: Sequence[str] | None = None) -> None:
+    """Compare both modes; with arguments, serve in one of them."""
+    parser = argparse.ArgumentParser(prog="python -m tests.bench.engine_process", description=__doc__)
+    parser.add_argument("mode", nargs="?", choices=MODES, help=argparse.SUPPRESS)
     parser.add_argument("model", nargs="?", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("port", nargs="?", type=int, help=argparse.SUPPRESS)
-    asked = parser.parse_args()
-    if asked.way:
-        serve(asked.way, asked.model, asked.port)
+    options = parser.parse_args(argv)
+    if options.mode:
+        serve(options.mode, options.model, options.port)
     else:
         compare()
 

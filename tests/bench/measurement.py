@@ -1,38 +1,41 @@
-"""What was measured of one contender in one situation, and what is told of it."""
+"""The result of one measurement of a server or an engine."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from typing import Any
 
-__all__ = ["Figures", "percentile"]
+__all__ = ["Measurement", "percentile"]
 
 
 def percentile(values: tuple[float, ...] | list[float], share: int) -> float:
-    """The nearest-rank percentile, `share` of 1 to 100; NaN of nothing."""
+    """Return the nearest-rank percentile, `share` from 1 to 100; NaN without values."""
     if not values:
         return float("nan")
     return sorted(values)[max(0, -(-share * len(values) // 100) - 1)]
 
 
 @dataclass(frozen=True)
-class Figures:
-    """Tokens that came in `seconds`; times are in ms. `cpu` is what the load generator took of one core."""
+class Measurement:
+    """Tokens generated in `seconds`, and latencies in ms."""
 
     tokens: int
     seconds: float
-    first: tuple[float, ...]  # request sent to first piece of text, one for each request
-    gaps: tuple[float, ...] = ()  # between two pieces of text
+    first: tuple[float, ...]
+    """From sending a request to the first piece of text, one for each request."""
+    gaps: tuple[float, ...] = ()
+    """Between two pieces of text."""
     cpu: float = 0.0
+    """CPU time of the load generator, as a share of one core."""
 
     @property
     def rate(self) -> float:
         """Tokens per second, of all clients together."""
         return self.tokens / self.seconds
 
-    def __add__(self, other: Figures) -> Figures:
+    def __add__(self, other: Measurement) -> Measurement:
         seconds = self.seconds + other.seconds
-        return Figures(
+        return Measurement(
             self.tokens + other.tokens,
             seconds,
             self.first + other.first,
@@ -41,9 +44,9 @@ class Figures:
         )
 
     def document(self) -> dict[str, Any]:
-        """What --json keeps."""
-        kept = {name: value for name, value in asdict(self).items() if name not in ("first", "gaps")}
-        return kept | {
+        """Return the fields of --json."""
+        totals = {name: value for name, value in asdict(self).items() if name not in ("first", "gaps")}
+        return totals | {
             "tokens_per_second": self.rate,
             "ttft_ms": {"p50": percentile(self.first, 50), "p99": percentile(self.first, 99)},
             "itl_ms": {"p50": percentile(self.gaps, 50), "p99": percentile(self.gaps, 99)} if self.gaps else None,
