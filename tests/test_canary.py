@@ -200,7 +200,7 @@ def test_a_key_sticks_to_one_side(canary_box: Box) -> None:
 def test_invalid_shares_are_refused(stocked_live: Box, shares: str) -> None:
     """They are a usage error, and the message shows the form."""
     done = stocked_live.glmctl("deploy", "1.1.0", "--canary", shares, expect=2)
-    assert "percents" in done.stderr or "share" in done.stderr
+    assert "percentages" in done.stderr
 
 
 def test_a_canary_without_handoff_is_refused(box: Box) -> None:
