@@ -41,7 +41,7 @@ class DrainCut(GlmError):
     def of(cls, in_flight: int, slot: str, drain: float) -> DrainCut:
         """Return the error for `in_flight` requests of `slot` after `drain` seconds."""
         return cls(
-            f"the drain deadline of {drain:g} s cut {in_flight} request{'s'[in_flight == 1 :]} of {slot}",
+            f"the drain deadline of {drain:g} s cut {in_flight} request{'' if in_flight == 1 else 's'} of {slot}",
             hint="--drain sets a longer deadline",
         )
 
