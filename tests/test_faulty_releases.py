@@ -21,7 +21,7 @@ FAULT = """
 import asyncio, os, random, time
 from service.chat import service as chat
 
-complete_unchanged, stream_unchanged = chat.ChatService.complete, chat.ChatService._stream
+complete_unchanged, stream_unchanged = chat.ChatService.create_completion, chat.ChatService._stream
 
 async def complete(self, *args, **more):
     reply = await complete_unchanged(self, *args, **more)
@@ -40,7 +40,7 @@ async def stream(self, *args, **more):
     async for item in stream_unchanged(self, *args, **more):
         yield item
 
-chat.ChatService.complete, chat.ChatService._stream = complete, stream
+chat.ChatService.create_completion, chat.ChatService._stream = complete, stream
 """
 
 
