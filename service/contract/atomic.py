@@ -1,4 +1,4 @@
-"""Atomic replacement of files and symlinks: readers see the old content or the new one, never a part."""
+"""Atomic replacement of files and symlinks: readers see the old content or the new one, never a mixture."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ __all__ = ["replace_symlink", "sync_directory", "write_text"]
 
 
 def write_text(path: Path, text: str, *, mode: int = 0o644, durable: bool = False) -> None:
-    """Replace `path` by a file that holds `text`, as UTF-8; raises OSError, and leaves the old file then.
+    """Replace `path` by a file with the content `text`, in UTF-8. Raises OSError, and the old file stays then.
 
     `durable`: the content and the name are on disk when the call returns (fsync of the file and of its directory).
-    The temporary file is created exclusively in the same directory, so that a link left there is never followed.
+    The temporary file is created with O_EXCL in the same directory, so that an existing symlink is never followed.
     """
     temporary = _temporary(path)
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -46,7 +46,7 @@ def replace_symlink(link: Path, target: str) -> None:
 
 
 def sync_directory(path: Path) -> None:
-    """Write the names of a directory to disk, as fsync does for the content of a file; raises OSError."""
+    """Write the entries of a directory to disk (fsync), so that a rename in it is durable; raises OSError."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)

@@ -1,4 +1,4 @@
-"""A small file that is read often and replaced rarely."""
+"""A cache for a small file that is read often and replaced rarely."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ T = TypeVar("T")
 
 @dataclass
 class CachedFile(Generic[T]):
-    """Parses `path` again only when it was replaced; one stat per call otherwise.
+    """Parses `path` only when the file was replaced; otherwise a read costs one stat.
 
-    A file that is absent, unreadable or refused by `parse` (ValueError) counts as None. `on_error` is called once for
-    each such file.
+    The value is None while the file is absent, cannot be read, or is refused by `parse` (ValueError). `on_error` is
+    called once for each file that cannot be read or parsed.
     """
 
     path: Path
@@ -27,7 +27,7 @@ class CachedFile(Generic[T]):
     _value: T | None = field(default=None, init=False)
 
     def read(self) -> T | None:
-        """Return what the file holds now."""
+        """Return the parsed content of the file as it is now, or None."""
         try:
             status = self.path.stat()
         except OSError:

@@ -21,7 +21,7 @@ class Canary:
     """One canary step."""
 
     slot: str
-    """The candidate's."""
+    """The slot of the candidate."""
     weight: float
     """Percent of the requests that the candidate answers."""
     step: int = 0
@@ -29,16 +29,16 @@ class Canary:
     sticky: str | None = None
     """The name of a header: requests with the same value of it stay on one side for the length of a step."""
     promoted: bool = False
-    """The step is to end before its time."""
+    """The operator has ended the step early; the rollout goes on to the next one."""
     mirror: float = 0.0
     """Percent of the live slot's requests that are sent to the candidate too."""
 
 
 class CanaryFile:
-    """Absent without a canary, and after a reboot.
+    """The file is absent while there is no canary, and after a reboot.
 
-    The rollout and `promote` write it; `abort` and the cutover remove it. An unreadable file counts as no canary:
-    then the symlink `live` alone decides.
+    It is written by the rollout and by `promote`, and removed by `abort` and at the cutover. A file that cannot be
+    parsed counts as no canary: all requests go to the live slot then.
     """
 
     def __init__(self, runtime: Path) -> None:
@@ -46,7 +46,7 @@ class CanaryFile:
         self._file = CachedFile(self.path, _parse, self._log)
 
     def read(self) -> Canary | None:
-        """Return the canary that holds now; one stat unless the file was replaced."""
+        """Return the current canary; one stat unless the file was replaced."""
         return self._file.read()
 
     def write(self, canary: Canary) -> None:
@@ -54,14 +54,14 @@ class CanaryFile:
         atomic.write_text(self.path, json.dumps(asdict(canary)))
 
     def promote(self) -> Canary | None:
-        """Mark the step as to be ended before its time, and return it; None without a canary."""
+        """End the current step early, and return it; None without a canary."""
         canary = self.read()
         if canary is not None:
             self.write(replace(canary, promoted=True))
         return canary
 
     def remove(self) -> Canary | None:
-        """End the canary at once and return it; None without one."""
+        """End the canary now, and return it; None without one."""
         canary = self.read()
         self.path.unlink(missing_ok=True)
         return canary

@@ -18,7 +18,7 @@ class Check:
 
     question: str
     answer: str | None = None
-    """Text that must occur in the reply, in any case; None: any reply that is not empty passes."""
+    """Text that must occur in the reply, ignoring case; None: any reply that is not empty passes."""
     image: str | None = None
     """A path relative to the checks file, in a release relative to its directory; or a data URL."""
     name: str | None = None
@@ -33,13 +33,13 @@ class Check:
         return self.failure(f"expected {self.answer!r} in the answer, got {reply[:_SHOWN]!r}")
 
     def failure(self, fault: str) -> str:
-        """Return the text of a failed check."""
+        """Return the message of a failed check; `fault` is its reason."""
         asked = f"asked {self.question!r}, " if self.name else ""
         return f"check {self.name or self.question!r} failed: {asked}{fault}"
 
 
 DEFAULT_CHECKS = (Check("Are you there?", answer="", max_tokens=1),)
-"""For a release without checks. Any reply passes, an empty one too: with one token it may be part of a character."""
+"""For a release without checks. Any reply passes, also an empty one: one token may be only part of a character."""
 
 
 def parse(documents: Iterable[object]) -> tuple[Check, ...]:

@@ -19,7 +19,10 @@ def from_json(kind: type[T], text: bytes | str) -> T:
 
 
 def from_document(kind: type[T], document: object, where: str = "") -> T:
-    """Make the dataclass `kind` of a JSON object; raises ValueError that names the field at fault."""
+    """Make the dataclass `kind` from a parsed JSON object; raises ValueError that names the field at fault.
+
+    `where` is the path of the object in the document, for the message.
+    """
     if not isinstance(document, dict):
         raise ValueError(f"{where or 'the document'} is not a JSON object")  # noqa: TRY004  (bad data, not a bad call)
     values = {}
@@ -36,9 +39,9 @@ def from_document(kind: type[T], document: object, where: str = "") -> T:
 def _fields(kind: Any) -> dict[str, tuple[Any, bool]]:
     hints = get_type_hints(kind)
     return {
-        one.name: (hints[one.name], one.default is MISSING and one.default_factory is MISSING)
-        for one in fields(kind)
-        if one.init
+        field.name: (hints[field.name], field.default is MISSING and field.default_factory is MISSING)
+        for field in fields(kind)
+        if field.init
     }
 
 
@@ -49,7 +52,7 @@ def _value(hint: Any, value: object, where: str) -> Any:
     if origin in (Union, types.UnionType):
         if value is None and type(None) in arguments:
             return None
-        return _value(next(one for one in arguments if one is not type(None)), value, where)
+        return _value(next(argument for argument in arguments if argument is not type(None)), value, where)
     if origin is Literal:
         if value in arguments:
             return value

@@ -40,7 +40,7 @@ class _Record:
 
 @dataclass
 class Generation(_Record):
-    """One Gunicorn master and its workers. State files of workers that are gone are included."""
+    """One Gunicorn master and its workers, including those that have exited."""
 
     def __post_init__(self) -> None:
         self.workers: list[WorkerState] = []
@@ -77,12 +77,12 @@ class Generation(_Record):
 
     @property
     def is_serving(self) -> bool:
-        """Whether a worker of it can answer now."""
+        """Whether at least one of its workers is ready."""
         return self.ready and any(worker.phase == "ready" for worker in self.alive_workers)
 
     @property
     def gate(self) -> Literal["open", "closed"]:
-        """Open as soon as one worker takes connections."""
+        """Open if at least one worker accepts client connections."""
         return "open" if any(worker.gate == "open" for worker in self.alive_workers) else "closed"
 
     @property
@@ -97,7 +97,7 @@ class Generation(_Record):
 
     @property
     def error(self) -> str | None:
-        """Why the first worker that failed could not become ready."""
+        """The error of the first worker that failed."""
         return next((worker.error for worker in self.workers if worker.error), None)
 
     @property
@@ -116,26 +116,26 @@ class Generation(_Record):
 
 
 def worker_states(directory: Path) -> list[WorkerState]:
-    """Read the state files of a generation's directory, of workers that are gone too."""
+    """Read the state files in a generation's directory, including those of workers that have exited."""
     found = (WorkerState.read(path) for path in directory.glob("[0-9]*.json"))
     return [state for state in found if state is not None]
 
 
 def generations(runtime: Path, slot: str) -> list[Generation]:
-    """Read all generations of `slot` whose records still exist, oldest first."""
+    """Read the generations of `slot` whose records exist, oldest first."""
     found = (Generation.read(path.parent) for path in (runtime / slot).glob(f"[0-9]*/{_RECORD}"))
-    return sorted((one for one in found if one is not None), key=lambda one: one.generation)
+    return sorted(filter(None, found), key=lambda record: record.generation)
 
 
 def started_since(runtime: Path, slot: str, known: Collection[int]) -> list[Generation]:
-    """Read the generations of `slot` whose numbers are not among the `known`, oldest first."""
-    return [one for one in generations(runtime, slot) if one.generation not in known]
+    """Read the generations of `slot` whose numbers are not in `known`, oldest first."""
+    return [generation for generation in generations(runtime, slot) if generation.generation not in known]
 
 
 def current(runtime: Path, slot: str) -> Generation | None:
-    """Return the newest ready generation of `slot` that runs, else the newest that runs."""
-    running = [one for one in generations(runtime, slot) if one.is_alive]
-    ready = [one for one in running if one.ready]
+    """Return the newest ready generation of `slot` that is alive, else the newest that is alive."""
+    running = [generation for generation in generations(runtime, slot) if generation.is_alive]
+    ready = [generation for generation in running if generation.ready]
     return next(iter(reversed(ready or running)), None)
 
 

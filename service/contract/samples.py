@@ -1,7 +1,7 @@
-"""How each answer went: a ring of samples in `$RUNTIME/<slot>/<generation>/<pid>.samples`, mapped and written in place.
+"""Status and times of each answer of a worker: a ring buffer in `$RUNTIME/<slot>/<generation>/<pid>.samples`.
 
-8 bytes `glmring1`, uint64 number of samples ever written (written last), then 8192 records of 24 bytes, little-endian
-`<dffHHf`: see Sample for the fields.
+The file is mapped and written in place: 8 bytes `glmring1`; the number of samples ever written, uint64, written after
+each record; then 8192 records of 24 bytes, little-endian `<dffHHf`, with the fields of Sample.
 """
 
 from __future__ import annotations
@@ -27,12 +27,13 @@ __all__ = [
 
 logger = logging.getLogger("gunicorn.error")
 
-CLIENT_GONE = 499  # nginx's number for a client that disconnected before its answer was complete
-BROKEN_OFF = 599  # an answer that was broken off; of a mirrored request also no answer at all
+CLIENT_GONE = 499  # as in nginx: the client disconnected before its answer was complete
+BROKEN_OFF = 599  # the answer was broken off; for a mirrored request also: there was no answer
 
 NOT_ANSWERED, ANSWERED, MIRRORED, EQUAL, DIFFERENT = range(5)
-"""Kinds: the model was not used; it was. The others are the candidate's answers to mirrored requests: not comparable;
-the same as the live slot's; a different one, or refused where the live slot's was not."""
+"""The kinds of samples. NOT_ANSWERED: the request did not use the model; ANSWERED: it did. The others are answers of the
+candidate to mirrored requests. MIRRORED: not comparable with the live slot's answer; EQUAL: equal to it; DIFFERENT:
+different, or a refusal where the live slot answered."""
 
 _HEADER = struct.Struct("<8sQ")
 _RECORD = struct.Struct("<dffHHf")
@@ -46,9 +47,9 @@ class Sample:
     """One answer."""
 
     at: float
-    """When it ended: CLOCK_MONOTONIC, in seconds."""
+    """The time at which it ended: CLOCK_MONOTONIC, in seconds."""
     seconds: float
-    """From the last byte of the request to the end of the answer."""
+    """Seconds from the last byte of the request to the end of the answer."""
     first: float | None
     """Seconds from the last byte of the request to the first piece of a streamed answer."""
     status: int
@@ -63,17 +64,17 @@ class Sample:
 
     @property
     def is_mirrored(self) -> bool:
-        """Whether it is the candidate's answer to a mirrored request, which no client received."""
+        """Whether it is an answer of the candidate to a mirrored request, which no client received."""
         return self.kind >= MIRRORED
 
     @property
     def agrees(self) -> bool | None:
-        """Whether a mirrored greedy answer equals the live slot's; None where the two cannot be compared."""
+        """Whether a mirrored answer equals the live slot's; None if the two cannot be compared."""
         return {EQUAL: True, DIFFERENT: False}.get(self.kind) if self.status == _OK else None
 
     @property
     def is_error(self) -> bool:
-        """Whether the server failed the client: 5xx, broken off, queue full, refused where the live slot answered."""
+        """Whether it counts as an error: 5xx, broken off, queue full, or refused where the live slot answered."""
         return (
             self.status >= _SERVER_ERROR
             or self.status == _QUEUE_FULL
@@ -82,16 +83,16 @@ class Sample:
 
 
 class SampleRing:
-    """Writes the last 8192 samples of one worker, overwriting the oldest."""
+    """Writes the samples of one worker, keeping the last 8192."""
 
     def __init__(self, path: Path) -> None:
-        """Create the file. A failure (full disk) is logged, and nothing is measured then."""
+        """Create the file. If that fails (full disk), the error is logged and samples are discarded."""
         size = _HEADER.size + _CAPACITY * _RECORD.size
         self._count = 0
         self._ring: mmap.mmap | None = None
         try:
             with path.open("w+b") as file:
-                os.posix_fallocate(file.fileno(), 0, size)  # a page that memory lacks later would be a SIGBUS
+                os.posix_fallocate(file.fileno(), 0, size)  # else a full tmpfs would raise SIGBUS on a later write
                 self._ring = mmap.mmap(file.fileno(), size)
         except OSError as error:
             logger.error("cannot write %s, answers are not measured: %s", path, error)  # noqa: TRY400
@@ -99,7 +100,7 @@ class SampleRing:
             _HEADER.pack_into(self._ring, 0, _MAGIC, 0)
 
     def add(self, sample: Sample) -> None:
-        """Write one sample, then the count, which never covers a record that is not complete."""
+        """Write one sample, then the count, so that the count never includes an incomplete record."""
         if self._ring is None:
             return
         first = -1.0 if sample.first is None else sample.first
@@ -112,7 +113,7 @@ class SampleRing:
 
 
 def new_samples(path: Path, seen: int) -> tuple[list[Sample], int]:
-    """Read the samples written after the first `seen` ones, as far as the ring still holds them, and the new count."""
+    """Return the samples after the first `seen` ones that the ring still holds, and the number ever written."""
     try:
         data = path.read_bytes()
     except OSError:

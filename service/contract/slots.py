@@ -25,7 +25,7 @@ SLOTS = ("blue", "green")
 
 @dataclass(frozen=True)
 class Slots:
-    """The symlinks below `root`, read again at every call."""
+    """The symlinks in `root`; every access reads them anew."""
 
     root: Path
 
@@ -46,23 +46,23 @@ class Slots:
         return target.rpartition("/")[2] if target else None
 
     def target(self, slot: str) -> str | None:
-        """Return the text of the slot's symlink."""
+        """Return the target of the slot's symlink, as it is stored."""
         return _readlink(self.root / slot)
 
     def point(self, slot: str, target: str | None) -> None:
-        """Make the slot's symlink lead to `target`, relative to the root; None removes the link."""
+        """Point the slot's symlink to `target`, relative to the root; None removes it."""
         if target is None:
             (self.root / slot).unlink(missing_ok=True)
         else:
             atomic.replace_symlink(self.root / slot, target)
 
     def go_live(self, slot: str) -> None:
-        """Rename `live`: the cutover. Every worker follows it."""
+        """Point `live` to the slot, by one rename: the cutover. Every worker follows it."""
         atomic.replace_symlink(self.root / "live", slot)
 
 
 def release_target(version: str) -> str:
-    """Return the text of a slot's symlink to a release."""
+    """Return the target of a slot's symlink to the release of `version`."""
     return f"releases/{version}"
 
 
@@ -77,12 +77,12 @@ def handoff_socket(runtime: Path, slot: str) -> Path:
 
 
 def generation_directory(runtime: Path, slot: str, generation: int) -> Path:
-    """Return where a generation and its workers keep their state files."""
+    """Return the directory of the state files of a generation and its workers."""
     return runtime / slot / str(generation)
 
 
 def _readlink(path: Path) -> str | None:
     try:
-        return os.readlink(path)  # noqa: PTH115  (the text of the link, not a path)
+        return os.readlink(path)  # noqa: PTH115  (a string is wanted, not a path)
     except OSError:
         return None

@@ -1,4 +1,4 @@
-"""The file `$RUNTIME/<slot>/<generation>/successor.json`: what the next generation in place is started with."""
+"""The file `$RUNTIME/<slot>/<generation>/successor.json`: interpreter and settings of the next generation in place."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _NAME = "successor.json"
 
 @dataclass(frozen=True)
 class Successor:
-    """An interpreter and GLM_* settings.
+    """An interpreter and the GLM_* settings.
 
-    A master that re-executes itself has the environment it was started with. The reload command runs in the unit's
-    present environment and writes it down, so that new settings and new code apply to a reload too.
+    A master that re-executes itself (USR2) has the environment with which it was started. The reload command runs with
+    the unit's current environment and stores it in this file, so that a reload applies new settings and new code.
     """
 
     python: str
@@ -35,7 +35,7 @@ class Successor:
 
     @classmethod
     def read(cls, directory: Path) -> Successor:
-        """Read what a reload wrote for the generation in `directory`; without it (a bare USR2) that of this process."""
+        """Read the file in the generation's `directory`; if it is absent (USR2 without a reload), use this process."""
         with suppress(OSError, ValueError):
             return fields.from_json(cls, (directory / _NAME).read_bytes())
         return cls.of_this_process()
@@ -45,7 +45,7 @@ class Successor:
         atomic.write_text(directory / _NAME, json.dumps(asdict(self)))
 
     def enter(self, environment: dict[str, str]) -> list[str]:
-        """Replace the GLM_* settings in `environment`; returns the command to execute."""
+        """Replace the GLM_* settings in `environment`, and return the command to execute."""
         for name in [name for name in environment if name.startswith("GLM_")]:
             del environment[name]
         environment.update(self.settings)

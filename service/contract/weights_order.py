@@ -1,4 +1,4 @@
-"""The file `$RUNTIME/<slot>/<generation>/weights_order.json`: an order to replace the weights of a running model."""
+"""The file `$RUNTIME/<slot>/<generation>/weights_order.json`: the controller's order to replace a model's weights."""
 
 from __future__ import annotations
 
@@ -21,32 +21,32 @@ _NAME = "weights_order.json"
 
 @dataclass(frozen=True)
 class WeightsOrder:
-    """Replace the weights of `before` by those of `after`, as far as `step`.
+    """An order to replace the weights of `before` by those of `after`, up to and including `step`.
 
     The steps are prepare (read the new weights), vacate (block new requests, finish the others), verify (use the new
-    weights and run the checks), then done or back.
+    weights and run the checks), then done (keep them) or back (restore the old ones).
     """
 
     id: str
-    """The rollout's."""
+    """The id of the rollout."""
     step: Step
     before: str
     after: str
     workers: tuple[int, ...]
-    """The pids that it is for."""
+    """The pids of the workers that carry it out."""
     controller: int
     """The pid of the process that wrote it."""
     start_ticks: int
     """With `controller` it identifies that process; clock ticks since boot."""
     seconds: float
-    """How long a request may wait."""
+    """The longest time that requests may wait."""
 
 
 class WeightsOrderFile:
-    """The order to one generation.
+    """The order to one generation, and which weights it decides for.
 
-    The slot's symlink decides: once it leads to `after`, the new weights hold. Until then the old ones do, and for good
-    when the controller has died.
+    The slot's symlink decides: once it leads to `after`, the new weights are kept. If the controller dies before that,
+    the old ones are restored.
     """
 
     def __init__(self, root: Path, slot: str, directory: Path) -> None:
@@ -56,7 +56,7 @@ class WeightsOrderFile:
         self._file = CachedFile(self.path, lambda text: fields.from_json(WeightsOrder, text))
 
     def read(self) -> WeightsOrder | None:
-        """Return the order that holds now; one stat unless the file was replaced. An unreadable file is no order."""
+        """Return the current order; None without one, or if it cannot be parsed. One stat unless it was replaced."""
         return self._file.read()
 
     def write(self, order: WeightsOrder) -> None:
@@ -64,23 +64,23 @@ class WeightsOrderFile:
         atomic.write_text(self.path, json.dumps(asdict(order)))
 
     def verdict(self, order: WeightsOrder) -> bool | None:
-        """Return True when the new weights hold for good, False when the old ones do, None while that is open."""
+        """Return True if the new weights are kept, False if the old ones are, None while that is undecided."""
         if order.step == "back":
             return False
-        if order.step == "done" or self._holds(order.after):
+        if order.step == "done" or self._slot_has(order.after):
             return True
         if not processes.is_alive(order.controller, order.start_ticks):
-            return self._holds(order.after)  # read again: the controller may have renamed the link before it died
+            return self._slot_has(order.after)  # read again: the controller may have renamed the link before it died
         return None
 
     def version(self, otherwise: str) -> str:
-        """Return the version that a worker of this generation should hold; `otherwise` without an order."""
+        """Return the version whose weights a worker of this generation should use; `otherwise` without an order."""
         order = self.read()
         if order is None:
             return otherwise
         return order.after if self.verdict(order) else order.before
 
-    def _holds(self, version: str) -> bool:
+    def _slot_has(self, version: str) -> bool:
         return self.slots.version(self.slot) == version
 
 
@@ -92,14 +92,14 @@ def own_order(
     workers: tuple[int, ...],
     seconds: float,
 ) -> WeightsOrder:
-    """Return an order of the calling process, at its first step."""
+    """Return an order whose controller is the calling process, at its first step."""
     pid = os.getpid()
     ticks = processes.own_start_ticks() or 0
     return WeightsOrder(id, "prepare", before, after, workers, pid, ticks, seconds)
 
 
 def settle(root: Path, runtime: Path, slot: str, id: str, step: Literal["back", "done"]) -> None:  # noqa: A002
-    """Set the last step of an order whose controller died, so that workers need not look any further."""
+    """Set the last step of an order whose controller died, so that it does not depend on the symlink any more."""
     for path in (runtime / slot).glob(f"[0-9]*/{_NAME}"):
         file = WeightsOrderFile(root, slot, path.parent)
         order = file.read()

@@ -1,6 +1,6 @@
-"""The state file of one worker, `$RUNTIME/<slot>/<generation>/<pid>.json`: phase, gate, and what it counted.
+"""The state file of one worker, `$RUNTIME/<slot>/<generation>/<pid>.json`: its phase, gate and ledger.
 
-It outlives the process, so that a receipt can be computed after any death.
+It outlives the process, so that a receipt can be computed after a crash.
 """
 
 from __future__ import annotations
@@ -24,12 +24,13 @@ Phase = Literal["loading", "warming up", "checking", "ready", "failed", "leaving
 
 @dataclass
 class Ledger:
-    """Requests and connections of one worker, counted since it started.
+    """Counts of requests and connections of one worker since it started.
 
-    A request is accepted with its first byte. It is completed when it was answered (a 4xx is an answer), failed when
-    the answer was a 5xx or was broken off, client-aborted when the client disconnected first. `cut` counts the failed
+    A request is accepted with its first byte. It is completed when it was answered (also with a 4xx), failed when the
+    answer was a 5xx or was broken off, client-aborted when the client disconnected first. `cut` counts the failed
     requests that a drain deadline ended, `drained` the completed ones that were in flight when the generation stopped
-    taking requests. Requests through the slot's internal socket are counted as `internal` and nowhere else.
+    taking requests; `handed_out` and `adopted` count connections passed to and received from another process. Requests
+    through the slot's internal socket are counted as `internal` and nowhere else.
     """
 
     accepted: int = 0
@@ -50,7 +51,7 @@ class Ledger:
 
 @dataclass
 class SwapReport:
-    """How far the worker has come with a weights order; `pause_ms`: how long requests waited for it."""
+    """The progress of a weights order in one worker; `pause_ms`: how long requests waited for it."""
 
     id: str
     state: str
@@ -62,7 +63,7 @@ class SwapReport:
 
 @dataclass
 class PastVersion:
-    """A version whose weights the worker held before, and its ledger when the next version replaced it."""
+    """A version whose weights the worker used before, and the ledger at the time of its replacement."""
 
     version: str
     ledger: Ledger
@@ -70,7 +71,7 @@ class PastVersion:
 
 @dataclass
 class WorkerState:
-    """What a worker publishes about itself."""
+    """The published state of one worker."""
 
     pid: int
     version: str
@@ -118,15 +119,15 @@ class WorkerState:
             return None
 
     def document(self) -> dict[str, Any]:
-        """Return the fields as JSON objects, without the time of writing.
+        """Return the fields for JSON.
 
-        asdict would take ten times as long, and this is called up to 50 times a second.
+        Not dataclasses.asdict, which takes ten times as long: this is called up to 50 times a second.
         """
         nested: dict[str, Any] = {
             "load": dict(self.load),
             "ledger": dict(vars(self.ledger)),
             "swap": dict(vars(self.swap)) if self.swap else None,
-            "past": [asdict(one) for one in self.past],
+            "past": [asdict(past) for past in self.past],
         }
         return vars(self) | nested
 
@@ -136,12 +137,12 @@ class WorkerState:
         return self.phase != "gone" and processes.is_alive(self.pid, self.start_ticks)
 
     def set_gate(self, is_open: bool) -> None:
-        """Record that the gate was opened or closed now."""
+        """Set the gate and the time of its change."""
         self.gate = "open" if is_open else "closed"
         self.gate_changed_at = time.monotonic()
 
     def set_version(self, version: str) -> None:
-        """Count everything from now on for `version`, whose weights the model holds now."""
+        """Set the version after a weight swap, and keep the ledger of the one before."""
         self.past.append(PastVersion(self.version, Ledger(**vars(self.ledger))))
         self.version = version
 
@@ -159,7 +160,7 @@ class WorkerStateFile:
     def publish(self, *, at_least_every: float = 1.0) -> None:
         """Replace the file if anything changed, or if it is older than `at_least_every` seconds.
 
-        A full disk must not stop the service: a failure is logged once, and the next call tries again.
+        A full disk must not stop the service: an error is logged once, and the next call tries again.
         """
         document = self.state.document()
         now = time.monotonic()
