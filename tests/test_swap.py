@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from deploy.journal.journal import Journal
 from tests.box import Box, kill, wait_for
 
 IDLE = 30
@@ -256,5 +257,6 @@ def test_a_timer_ends_the_swap_of_a_killed_controller(small_box: Box) -> None:
         deploy.communicate(timeout=60)
         wait_for(lambda: small_box.generation("blue").is_serving, 90, "the guard")
     wait_for(lambda: "glm-guard" not in small_box.systemctl("list-timers", "--all", "glm-guard*").stdout)
+    wait_for(lambda: not Journal(small_box.host).unfinished(), what="the end of the rollout")
     record = small_box.json("history")["rollouts"][-1]
     assert (record["outcome"], record["reason"].split(":")[0]) == ("interrupted", "interrupted in start")
