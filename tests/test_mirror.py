@@ -88,7 +88,7 @@ class Pair:
         """Wait until no request and no copy is in flight, and return the new samples."""
         mirror = self.blue.server.mirror
         await until(lambda: self.events.count("blue begins") == self.events.count("blue ends"), "the responses")
-        await until(lambda: not mirror.kept and not mirror._tasks, "the end of the copies")
+        await until(lambda: not mirror.captured and not mirror._tasks, "the end of the copies")
         return self.samples()
 
 
@@ -254,9 +254,9 @@ async def test_candidate_that_reads_nothing_delays_nothing(pair: Pair, tmp_path:
         large = {"messages": [{"role": "user", "content": "a" * (4 << 20)}], "temperature": 0}
         for body in (large, large, GREEDY, GREEDY):
             assert (await client.ask(request(body))).slot == "blue"
-        await until(lambda: len(pair.blue.server.mirror._tasks) == module.AT_ONCE, "the copies")
+        await until(lambda: len(pair.blue.server.mirror._tasks) == module.MAX_IN_FLIGHT, "the copies")
         await pair.blue.leave()
-    assert pair.blue.server.mirror.kept == 0
+    assert pair.blue.server.mirror.captured == 0
     assert pair.samples() == []
 
 
@@ -266,7 +266,7 @@ async def test_exchange_over_a_size_limit_is_dropped(
     pair: Pair, monkeypatch: pytest.MonkeyPatch, body: int, answer: int, kept: int
 ) -> None:
     """Over the limit of a body, of an answer, or of all captured bytes, no copy is sent; the client is answered."""
-    for name, limit in (("MAX_REQUEST", body), ("MAX_ANSWER", answer), ("KEPT", kept)):
+    for name, limit in (("MAX_REQUEST", body), ("MAX_ANSWER", answer), ("MAX_CAPTURED", kept)):
         monkeypatch.setattr(module, name, limit)
     pair.mirror(100)
     before = mirrored("dropped")

@@ -31,9 +31,9 @@ CLIENT_GONE = 499  # as in nginx: the client disconnected before its answer was 
 BROKEN_OFF = 599  # the answer was broken off; for a mirrored request also: there was no answer
 
 NOT_ANSWERED, ANSWERED, MIRRORED, EQUAL, DIFFERENT = range(5)
-"""The kinds of samples. NOT_ANSWERED: the request did not use the model; ANSWERED: it did. The others are answers of the
-candidate to mirrored requests. MIRRORED: not comparable with the live slot's answer; EQUAL: equal to it; DIFFERENT:
-different, or a refusal where the live slot answered."""
+"""The kinds of samples. NOT_ANSWERED: the request did not use the model; ANSWERED: it did. The others are answers
+of the candidate to mirrored requests. MIRRORED: not comparable with the live slot's answer; EQUAL: equal to it;
+DIFFERENT: different, or a refusal where the live slot answered."""
 
 _HEADER = struct.Struct("<8sQ")
 _RECORD = struct.Struct("<dffHHf")

@@ -1,4 +1,4 @@
-"""Which side answers a request while a canary holds: drawn at random, or by a header of the request."""
+"""Which side answers a request during a canary: picked at random, or by a header of the request."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ __all__ = ["Side", "has_whole_head", "pick_mirrored", "pick_side", "side_by_head
 
 Side = Literal["live", "candidate"]
 
-PIN = "x-glm-slot"  # the header by which a client chooses a side
-MAX_HEAD = 1 << 16  # bytes; a longer head is left to the parser
+PIN = "x-glm-slot"  # a client chooses the side with this header
+MAX_HEAD = 1 << 16  # bytes; a longer head is not inspected
 
 
 def pick_side(canary: Canary) -> Side:
-    """Draw the side of a request, the candidate's with the canary's weight."""
+    """Pick the side of a request at random: the candidate with the probability of the canary's weight."""
     return "candidate" if random.random() * 100 < canary.weight else "live"  # noqa: S311  # no secret
 
 
 def pick_mirrored(canary: Canary) -> bool:
-    """Draw whether a request is sent to the candidate too."""
+    """Pick at random whether a request is sent to the candidate too."""
     return random.random() * 100 < canary.mirror  # noqa: S311
 
 
 def side_by_head(canary: Canary, head: bytes | bytearray) -> Side | None:
-    """Return the side that a request's head chooses: pinned, or sticky. None where the head does not decide."""
+    """Return the side that a request's head decides for, pinned or sticky; None if the head does not decide."""
     pinned = _header(head, PIN)
     if pinned in ("live", "candidate"):
         return "live" if pinned == "live" else "candidate"
@@ -41,7 +41,7 @@ def side_by_head(canary: Canary, head: bytes | bytearray) -> Side | None:
 
 
 def has_whole_head(data: bytes | bytearray) -> bool:
-    """Return whether the data holds a request's whole head, or more than a head may have."""
+    """Return whether the data includes a request's whole head, or is longer than MAX_HEAD."""
     return b"\r\n\r\n" in data or len(data) > MAX_HEAD
 
 

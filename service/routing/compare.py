@@ -1,4 +1,4 @@
-"""Whether two answers to one request say the same, ids and times left out."""
+"""Comparison of two answers to one request; ids and times are ignored."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _NOT_A_COMPLETION = (ValueError, KeyError, TypeError, AttributeError)
 
 @dataclass
 class ChoiceText:
-    """The text of one choice of an answer. A tool call is its function's name and arguments, without its random id."""
+    """One choice of an answer, as far as it is compared. Of a tool call these are the function's name and arguments."""
 
     content: str = ""
     reasoning: str = ""
@@ -27,7 +27,7 @@ class ChoiceText:
     finish_reason: str | None = None
 
     def add(self, message: dict[str, Any], finish_reason: str | None) -> None:
-        """Append a message, or a delta of one."""
+        """Append a whole message, or a delta of a stream."""
         self.content += message.get("content") or ""
         self.reasoning += message.get("reasoning_content") or ""
         for place, call in enumerate(message.get("tool_calls") or ()):
@@ -40,20 +40,20 @@ class ChoiceText:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The candidate's answer beside the live slot's."""
+    """The candidate's answer compared with the live slot's."""
 
     status: int
-    """The candidate's; BROKEN_OFF where its body is no completion."""
+    """The status of the candidate's answer; BROKEN_OFF if its body is not a chat completion."""
     kind: int
-    """MIRRORED where the two cannot be compared, else EQUAL or DIFFERENT."""
+    """MIRRORED if the two cannot be compared, else EQUAL or DIFFERENT."""
     ratio: float = 0.0
-    """The length of the candidate's answer divided by the live slot's; 0 where unknown."""
+    """The length of the candidate's answer divided by that of the live slot's; 0 if unknown."""
 
 
 def compare(live: tuple[int, bytes], candidate: tuple[int, bytes], *, greedy: bool) -> Comparison:
-    """Compare two answers, each a status and a body; texts are compared where no token was sampled (`greedy`).
+    """Compare two answers, each a status and a body. Texts are compared only if the request was `greedy`.
 
-    A request that the live slot answered and the candidate refused counts as different, greedy or not.
+    A request that the live slot answered and the candidate refused is DIFFERENT, greedy or not.
     """
     live_status, live_body = live
     status, body = candidate
@@ -75,14 +75,14 @@ def compare(live: tuple[int, bytes], candidate: tuple[int, bytes], *, greedy: bo
 
 
 def is_failure(status: int) -> bool:
-    """Return whether a status means that the server failed the client."""
+    """Return whether a status counts as a failure of the server: 5xx, or 429 (queue full)."""
     return status >= _SERVER_ERROR or status == _QUEUE_FULL
 
 
 def read_choices(body: bytes | bytearray) -> dict[int, ChoiceText]:
-    """Read the body of a chat completion, streamed or whole, by the index of each choice.
+    """Parse the body of a chat completion, streamed or whole; returns its choices by index.
 
-    Raises ValueError, KeyError or TypeError for any other body, and for a stream that was cut short.
+    Raises ValueError, KeyError, TypeError or AttributeError for any other body, and for a stream without its end.
     """
     choices: dict[int, ChoiceText] = {}
     for document in _events(body) if body.startswith(_EVENT) else [json.loads(body)]:
@@ -95,10 +95,10 @@ def read_choices(body: bytes | bytearray) -> dict[int, ChoiceText]:
 def text_length(choices: dict[int, ChoiceText]) -> int:
     """Return the number of characters of all choices, reasoning and tool calls included."""
     return sum(
-        len(one.content)
-        + len(one.reasoning)
-        + sum(len(name) + len(arguments) for name, arguments in one.calls.values())
-        for one in choices.values()
+        len(choice.content)
+        + len(choice.reasoning)
+        + sum(len(name) + len(arguments) for name, arguments in choice.calls.values())
+        for choice in choices.values()
     )
 
 

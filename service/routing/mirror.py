@@ -1,8 +1,8 @@
 """The mirror: sends a copy of some of the live slot's requests to the candidate, and discards the answers.
 
-A copy is sent after the client has its answer. A worker has at most AT_ONCE copies under way and keeps at most KEPT
-bytes; further requests are not mirrored. Of a mirrored answer only one sample is kept: its time, its status, and
-whether it equals the live slot's. No client and no leaving worker waits for any of this.
+A copy is sent after the client's answer. A worker has at most MAX_IN_FLIGHT copies in flight and MAX_CAPTURED bytes in
+memory; requests beyond that are not mirrored. The result of a copy is one sample: status, times, and whether the answer
+equals the live slot's. Neither clients nor a worker that leaves wait for copies.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from service.routing.timing import CHAT_PATH, MIRRORED_HEADER, Message, Response
 
 __all__ = ["CapturedExchange", "Mirror", "MirrorOutcome"]
 
-AT_ONCE = 2  # copies of one worker under way at a time
-MAX_REQUEST = 8 << 20  # bytes of a request's body
-MAX_ANSWER = 1 << 20
-KEPT = 64 << 20  # bytes of all captured exchanges of one worker, those still being answered included
-_TIMEOUT = 30.0  # seconds for the candidate's answer, plus …
-_TIMEOUT_FACTOR = 10  # … this many times what the client's own answer took
+MAX_IN_FLIGHT = 2  # copies of one worker
+MAX_REQUEST = 8 << 20  # bytes of the body
+MAX_ANSWER = 1 << 20  # bytes of the body
+MAX_CAPTURED = 64 << 20  # bytes of all captured exchanges of one worker
+_TIMEOUT = 30.0  # seconds for the candidate's answer; added to it:
+_TIMEOUT_FACTOR = 10  # times the duration of the client's own answer
 
-# headers of the connection rather than of the request, and the pinned side
+# not copied: headers of the connection, and the pinned side
 _CONNECTION_HEADERS = frozenset(
     b"connection content-length expect host keep-alive proxy-connection te trailer transfer-encoding upgrade "
     b"x-glm-slot".split()
@@ -57,34 +57,34 @@ class CapturedExchange:
         self._discarded = False
 
     def add_request(self, body: bytes, *, complete: bool) -> None:
-        """Keep a piece of the request's body."""
-        self._keep(self._request, body, MAX_REQUEST)
+        """Append a piece of the request's body; discards the exchange beyond a limit."""
+        self._append(self._request, body, MAX_REQUEST)
         self._has_request = complete
 
     def add_response(self, body: bytes, *, complete: bool) -> None:
-        """Keep a piece of the answer's body."""
-        self._keep(self._answer, body, MAX_ANSWER)
+        """Append a piece of the answer's body; discards the exchange beyond a limit."""
+        self._append(self._answer, body, MAX_ANSWER)
         self._has_answer = complete
 
-    def _keep(self, kept: bytearray, piece: bytes, limit: int) -> None:
+    def _append(self, body: bytearray, piece: bytes, limit: int) -> None:
         if self._discarded:
             return
-        if len(kept) + len(piece) > limit or self._mirror.kept + len(piece) > KEPT:
+        if len(body) + len(piece) > limit or self._mirror.captured + len(piece) > MAX_CAPTURED:
             self.discard()
             self._mirror.count("dropped")
             return
-        kept += piece
-        self._mirror.kept += len(piece)
+        body += piece
+        self._mirror.captured += len(piece)
 
     def discard(self) -> None:
-        """Release the memory and keep nothing more."""
-        self._mirror.kept -= len(self._request) + len(self._answer)
+        """Release the memory, and ignore further pieces."""
+        self._mirror.captured -= len(self._request) + len(self._answer)
         self._request, self._answer = bytearray(), bytearray()
         self._discarded = True
 
     @property
     def is_complete(self) -> bool:
-        """Whether the request was received and answered to the end, and did not fail."""
+        """Whether the whole request and the whole answer were captured, and the answer is no failure."""
         return not self._discarded and self._has_request and self._has_answer and not is_failure(self.status)
 
     @property
@@ -104,27 +104,27 @@ class CapturedExchange:
 
     @property
     def headers(self) -> list[tuple[bytes, bytes]]:
-        """The request's headers without those of its connection, and the one that marks a mirrored request."""
+        """The request's headers without those of its connection, and MIRRORED_HEADER."""
         headers = [(name, value) for name, value in self._scope["headers"] if name not in _CONNECTION_HEADERS]
         return [*headers, (MIRRORED_HEADER, b"1")]
 
     @property
     def is_greedy(self) -> bool:
-        """Whether no token was sampled, so that the same model gives the same answer."""
+        """Whether no token was sampled, so that equal models give equal answers."""
         return bool(self._scope.get("state", {}).get("greedy"))
 
     @property
     def seconds(self) -> float:
-        """Seconds since the request came."""
+        """Seconds since the request began."""
         return time.monotonic() - self._started
 
 
 class Mirror:
-    """Sends copies for one worker; `count` is called with the outcome of each."""
+    """Sends the copies of one worker; `count` is called with the outcome of each."""
 
     def __init__(self, gate: Gate, samples: SampleRing, count: Callable[[MirrorOutcome], None]) -> None:
         self.count = count
-        self.kept = 0
+        self.captured = 0
         self._gate = gate
         self._samples = samples
         self._tasks: set[asyncio.Task[None]] = set()
@@ -132,7 +132,7 @@ class Mirror:
         self._closed = False
 
     def capture(self, scope: Message, timer: ResponseTimer) -> CapturedExchange | None:
-        """Begin to keep a client's request if it is drawn to be mirrored; most cost one stat."""
+        """Capture a request and its answer if the request is picked to be mirrored; else return None."""
         if scope["method"] != "POST" or scope["path"] != CHAT_PATH or self._closed or not self._gate.pick_mirrored():
             return None
         if self._gate.mirror is None:
@@ -141,12 +141,12 @@ class Mirror:
         return exchange
 
     def replay(self, exchange: CapturedExchange) -> None:
-        """Send the copy in the background, after the client's answer has been sent."""
+        """Send the copy in the background; called after the client's answer was sent."""
         if not exchange.is_complete or self._closed:
             exchange.discard()
             return
         candidate = self._gate.mirror
-        if candidate is None or len(self._tasks) >= AT_ONCE:
+        if candidate is None or len(self._tasks) >= MAX_IN_FLIGHT:
             exchange.discard()
             self.count("dropped")
             return
@@ -155,13 +155,13 @@ class Mirror:
         task.add_done_callback(self._end)
 
     def follow(self) -> None:
-        """Cancel copies under way when the mirror has ended, or this generation is not live any more."""
+        """Cancel the copies in flight if the mirror has ended, or this generation is not live any more."""
         if self._tasks and self._gate.mirror is None:
             for task in self._tasks:
                 task.cancel()
 
     async def close(self) -> None:
-        """Cancel copies under way."""
+        """Cancel the copies in flight, and send no more."""
         self._closed = True
         for task in self._tasks:
             task.cancel()
@@ -174,7 +174,7 @@ class Mirror:
         if task.cancelled():
             self.count("dropped")
         elif error := task.exception():
-            logger.error("cannot mirror a request; its client has its answer", exc_info=error)
+            logger.error("cannot mirror a request; its client was answered", exc_info=error)
 
     async def _send(self, exchange: CapturedExchange, candidate: Path) -> None:
         status, body = BROKEN_OFF, bytearray()
@@ -196,21 +196,22 @@ class Mirror:
                     status = response.status_code
             ended = time.monotonic()
             text, times = split_trailer(body)
-            # in a thread: megabytes of JSON would hold up the requests of clients
-            found = await asyncio.to_thread(
+            # in a thread, because parsing megabytes of JSON would delay requests of clients
+            result = await asyncio.to_thread(
                 compare, (exchange.status, exchange.answer), (status, text), greedy=exchange.is_greedy
             )
         finally:
             exchange.discard()
         seconds, first = times or (ended - started, -1.0)
         self._samples.add(
-            Sample(ended, seconds, first if first >= 0 else None, found.status, found.kind, found.ratio or None)
+            Sample(ended, seconds, first if first >= 0 else None, result.status, result.kind, result.ratio or None)
         )
-        self.count("failed" if is_failure(found.status) else _OUTCOMES[found.kind])
+        self.count("failed" if is_failure(result.status) else _OUTCOMES[result.kind])
 
     def _client_of(self, candidate: Path) -> httpx.AsyncClient:
-        if self._client is None:  # made at the first use: most workers never mirror
-            # a connection for each request, because the path leads to the newest generation; no certificates to read
+        if self._client is None:  # created at the first use: most workers never mirror
+            # A connection for each copy, because the path may lead to a newer generation later; verify=False saves the
+            # loading of certificates.
             limits = httpx.Limits(max_keepalive_connections=0)
             self._client = httpx.AsyncClient(
                 transport=httpx.AsyncHTTPTransport(uds=str(candidate), verify=False, limits=limits),

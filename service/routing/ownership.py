@@ -1,4 +1,4 @@
-"""Which generation owns the client connections: derived from a few paths at every look, and never cached."""
+"""The gate: which generation owns the client connections, derived from a few paths each time."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ __all__ = ["Gate"]
 class Gate:
     """The gate of one generation: open while `live` leads to the handoff socket that this generation bound.
 
-    `live` names the slot, and the slot's `handoff.sock` is always the newest ready generation's. So one comparison of
-    inodes covers both ways to the next generation, across slots and in place. A generation that is not ready has not
-    published its socket, and its gate is closed.
+    `live` names the slot, and the slot's `handoff.sock` is that of its newest ready generation. One comparison of
+    inodes therefore covers a cutover to the other slot and a reload in place. The gate of a generation that is not
+    ready is closed, because its socket is not published.
 
-    While a canary holds, every request of a client connection is on one of two sides, drawn anew each time. The
-    candidate's side belongs to the slot that the canary names; without a canary both sides are the live slot's.
+    During a canary every request of a client connection is on one of two sides, picked for each request. The candidate
+    side belongs to the slot that the canary names; without a canary both sides belong to the live slot.
     """
 
     root: Path
@@ -31,7 +31,7 @@ class Gate:
     """Device and inode of the handoff socket that this generation bound."""
 
     def owner(self, side: Side = "live") -> Path | None:
-        """Return the handoff socket that connections of a side belong to; None while no slot is live."""
+        """Return the path of the handoff socket of the side's owner; None while no slot is live."""
         slot = self._slots.live
         if slot is None:
             return None
@@ -40,7 +40,7 @@ class Gate:
         return handoff_socket(self.runtime, slot)
 
     def is_open(self, side: Side = "live") -> bool:
-        """Return whether this generation is the owner. Costs two or three system calls, about 2 µs each."""
+        """Return whether this generation is the side's owner. Costs two or three system calls of about 2 µs."""
         owner = self.owner(side)
         if owner is None:
             return False
@@ -52,11 +52,11 @@ class Gate:
 
     @property
     def own_side(self) -> Side:
-        """The side of a connection that was passed to this generation."""
+        """The side of the connections that other generations pass to this one."""
         return "live" if self.is_open() else "candidate"
 
     def pick_side(self) -> Side:
-        """Draw the side of a connection's next request; where its head will decide, the connection stays here."""
+        """Pick the side of a connection's next request. If its head will decide (sticky), the connection stays here."""
         canary = self._canary.read()
         if canary is None:
             return "live"
@@ -64,22 +64,22 @@ class Gate:
 
     @property
     def reads_heads(self) -> bool:
-        """Whether the head of a request may decide its side."""
+        """Whether the head of a request may decide its side: during a canary."""
         return self._canary.read() is not None
 
     def side_by_head(self, head: bytes | bytearray) -> Side | None:
-        """Return the side that a request's head chooses; None where the head does not decide."""
+        """Return the side that the head of a request decides for; None if it does not decide."""
         canary = self._canary.read()
         return side_by_head(canary, head) if canary else None
 
     def pick_mirrored(self) -> bool:
-        """Draw whether a request is sent to the candidate too, if this generation is live."""
+        """Pick at random whether a request is mirrored."""
         canary = self._canary.read()
         return canary is not None and pick_mirrored(canary)
 
     @property
     def mirror(self) -> Path | None:
-        """The candidate's internal socket while requests answered here, as the live slot's, are mirrored to it."""
+        """The candidate's internal socket; None unless this generation is live and there is a mirror."""
         canary = self._canary.read()
         if canary is None or not canary.mirror:
             return None

@@ -1,4 +1,4 @@
-"""How long an answer takes: measured around the application, and sent along with the answer to a mirrored request."""
+"""The times of an answer, measured around the application; a mirrored answer carries them in a trailer."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
 CHAT_PATH = "/v1/chat/completions"
-MIRRORED_HEADER = b"x-glm-mirrored"  # asks for the trailer; it counts on a slot's internal socket alone
+MIRRORED_HEADER = b"x-glm-mirrored"  # requests the trailer; ignored except on a slot's internal socket
 _TRAILER = b"\n: %.6f %.6f\n"  # seconds, and seconds to the first piece or -1; a comment in server-sent events
 _TRAILER_PATTERN = re.compile(rb"\n: (\d+\.\d+) (-?\d+\.\d+)\n\Z")
 _MAX_TRAILER = 100  # bytes
@@ -26,20 +26,20 @@ class Capture(Protocol):
     """Receives a copy of the bodies of one request and its answer."""
 
     def add_request(self, body: bytes, *, complete: bool) -> None:
-        """Take the next piece of the request's body."""
+        """Receive the next piece of the request's body."""
 
     def add_response(self, body: bytes, *, complete: bool) -> None:
-        """Take the next piece of the answer's body."""
+        """Receive the next piece of the answer's body."""
 
 
 class ResponseTimer:
-    """The one wrapper of an application's `receive` and `send`: notes status, completion and times of its answer.
+    """Wraps an application's `receive` and `send`, and records status, completion and times of its answer.
 
-    The clock starts with the last byte of the request, because the time that a client takes to send it is not the
-    model's. The time that a client takes to read the answer is included: the two cannot be told apart.
+    The time starts with the last byte of the request, so that a slow upload is not included. A client that reads the
+    answer slowly is included: this cannot be distinguished from a slow model.
 
-    With `trailer` the answer ends with a line of times by this process's clock. The live slot reads it from a mirrored
-    answer: it runs a model of its own, and would measure how long that delays its reading.
+    With `trailer` the answer ends with a line that has the times as measured here. The live slot uses them for mirrored
+    answers: times measured there would include the delays that its own model causes.
     """
 
     def __init__(self, scope: Message, receive: Receive, send: Send, *, trailer: bool = False) -> None:
@@ -53,7 +53,7 @@ class ResponseTimer:
         self.capture: Capture | None = None
 
     async def receive(self) -> Message:
-        """Pass a message of the request to the application."""
+        """Receive an ASGI message for the application."""
         message = await self._receive()
         if message["type"] == "http.request":
             complete = not message.get("more_body", False)
@@ -64,7 +64,7 @@ class ResponseTimer:
         return message
 
     async def send(self, message: Message) -> None:
-        """Pass a message of the answer to the connection."""
+        """Send an ASGI message of the application."""
         if message["type"] == "http.response.start":
             self.status = message["status"]
             await self._send(_without_length(message) if self._trailer else message)
@@ -81,11 +81,11 @@ class ResponseTimer:
             self.capture.add_response(body, complete=complete)
 
     def times(self) -> tuple[float, float]:
-        """Return the seconds until now, and until the first piece of a streamed answer or -1."""
+        """Return the seconds until now, and until the first piece of a streamed answer (-1 without one)."""
         return time.monotonic() - self._started, self._first - self._started if self._first is not None else -1.0
 
     def sample(self, *, client_gone: bool) -> Sample:
-        """Return how the answer went."""
+        """Return the sample of the answer; `client_gone`: the client has disconnected."""
         status = self.status or 500
         if not self.complete:
             status = CLIENT_GONE if client_gone else BROKEN_OFF
@@ -95,7 +95,7 @@ class ResponseTimer:
 
 
 def split_trailer(body: bytes | bytearray) -> tuple[bytes, tuple[float, float] | None]:
-    """Split a mirrored answer into its body and its times; None where it was cut short, or a version sends none."""
+    """Split a mirrored answer into its body and its times; None if it was cut short or its version sends no times."""
     data = bytes(body)
     found = _TRAILER_PATTERN.search(data, max(0, len(data) - _MAX_TRAILER))
     return (data[: found.start()], (float(found[1]), float(found[2]))) if found else (data, None)
