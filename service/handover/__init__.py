@@ -1,5 +1,5 @@
 """The server of one worker, and how client connections are passed to another generation.
 
-A connection is passed between two requests only, as a file descriptor, and no call waits for the receiver. Begin with
-`server.py`, then `connection.py`.
+A connection is passed only between two requests, as a file descriptor, and the sender never waits for the receiver.
+Begin with `server.py`, then `connection.py`.
 """

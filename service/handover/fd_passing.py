@@ -1,7 +1,7 @@
 """Passes a client connection to its owner, as a file descriptor over a Unix socket (SCM_RIGHTS).
 
-No call waits for the other process, because two generations that pass connections to each other would deadlock. The
-sender connects, sends and goes on; what the receiver has not accepted yet stays in its socket's backlog, in the kernel.
+No call waits for the other process: two generations that pass connections to each other could deadlock. The sender
+connects, sends and goes on; until the receiver accepts, the connection stays in its socket's backlog, in the kernel.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from pathlib import Path
 
 __all__ = ["FdReceiver", "Outcome", "receive", "send_fd"]
 
-_PAYLOAD = b"c"  # a descriptor needs at least one byte to travel with
-_SEND_TIMEOUT = 5.0  # seconds that a sender may take between connecting and sending
-_BURST = 64
+_PAYLOAD = b"c"  # descriptors can only be sent with at least one byte
+_SEND_TIMEOUT = 5.0  # seconds between connect and send, after which a sender is dropped
+_BURST = 64  # senders accepted in one go
 
 logger = logging.getLogger("gunicorn.error")
 
@@ -33,13 +33,13 @@ class Outcome(enum.Enum):
 
 
 def send_fd(descriptor: int, owner: Path, unread: bytes = b"") -> Outcome:
-    """Send the open connection `descriptor` to the generation that listens at `owner`. Never blocks.
+    """Send the open connection `descriptor` to the generation whose handoff socket is `owner`. Never blocks.
 
-    `unread` is what was read from the connection and not answered. It travels in a second descriptor, a memory file,
-    whose size no socket buffer limits.
+    `unread` is what was read from the connection and not answered. It is sent as a second descriptor, of a memory file
+    (memfd), because a socket buffer limits the size of a message.
 
-    After SENT the caller closes its copy; no FIN is sent while the other copy is open. Otherwise the connection is
-    still the caller's.
+    After SENT the caller must close its copy of the descriptor; the client sees no FIN while the other copy is open.
+    After any other outcome the connection stays with the caller.
     """
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as channel, ExitStack() as stack:
         try:
@@ -52,15 +52,15 @@ def send_fd(descriptor: int, owner: Path, unread: bytes = b"") -> Outcome:
             socket.send_fds(channel, [_PAYLOAD], descriptors)
         except (FileNotFoundError, ConnectionRefusedError):
             return Outcome.NO_RECEIVER
-        except OSError:  # backlog full, too many descriptors in flight, or the receiver died between the two calls
+        except OSError:  # backlog full, too many descriptors in flight, or the receiver closed after connect
             return Outcome.TRY_AGAIN
     return Outcome.SENT
 
 
 def receive(channel: socket.socket) -> tuple[socket.socket, bytes] | None:
-    """Receive a client connection and what was read from it; None when the sender closed without sending.
+    """Receive a client connection and the bytes that were read from it; None if the sender closed without sending.
 
-    Raises BlockingIOError when nothing has been sent yet.
+    Raises BlockingIOError if nothing was sent yet.
     """
     try:
         _, descriptors, _, _ = socket.recv_fds(channel, len(_PAYLOAD), 2)
@@ -77,7 +77,10 @@ def receive(channel: socket.socket) -> tuple[socket.socket, bytes] | None:
 
 
 class FdReceiver:
-    """Receives connections from a handoff socket that all workers of the generation share."""
+    """Receives connections from a handoff socket, and calls `adopt` with each and the bytes that were read from it.
+
+    All workers of a generation share the socket.
+    """
 
     def __init__(self, listener: socket.socket, adopt: Callable[[socket.socket, bytes], None]) -> None:
         self._listener = listener
@@ -87,21 +90,21 @@ class FdReceiver:
 
     @property
     def is_expecting(self) -> bool:
-        """Whether a sender was accepted that has not sent yet: its connection will belong to this process."""
+        """Whether a sender was accepted that has not sent yet: this process must wait for its connection."""
         return bool(self._accepted)
 
     def start(self) -> None:
-        """Watch the socket."""
+        """Begin to receive."""
         self._loop.add_reader(self._listener.fileno(), self.accept)
 
     def stop(self) -> None:
-        """Receive what waits already, then leave the socket to the other workers."""
+        """Receive what is in the backlog, then stop; the other workers go on."""
         self._loop.remove_reader(self._listener.fileno())
         while self.accept():
             pass
 
     def accept(self) -> int:
-        """Accept up to a burst of senders; returns how many there were."""
+        """Accept up to _BURST senders; returns how many there were."""
         for accepted in range(_BURST):
             try:
                 channel, _ = self._listener.accept()
@@ -117,14 +120,14 @@ class FdReceiver:
     def _receive(self, channel: socket.socket) -> None:
         try:
             received = receive(channel)
-        except BlockingIOError:  # accepted before the sender has sent
-            self._await(channel)
+        except BlockingIOError:  # the sender has connected and not sent yet
+            self._receive_later(channel)
             return
         channel.close()
         if received:
             self._adopt(*received)
 
-    def _await(self, channel: socket.socket) -> None:
+    def _receive_later(self, channel: socket.socket) -> None:
         descriptor = channel.fileno()
         self._accepted.add(channel)
 
@@ -144,7 +147,7 @@ class FdReceiver:
 
 
 def _read(descriptor: int) -> bytes:
-    """Read a whole file from its start and close it."""
+    """Read the whole file from its start, and close it."""
     with os.fdopen(descriptor, "rb") as file:
         file.seek(0)
         return file.read()

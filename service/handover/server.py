@@ -1,4 +1,4 @@
-"""The server of one worker: Uvicorn's, with a gate before the listening socket and with passing of connections."""
+"""The server of one worker: Uvicorn's, with a gate in front of the listening socket, and with the handoff."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from service.settings import Settings
 
 __all__ = ["SlotServer"]
 
-TICK = 0.02  # seconds: how soon a worker follows `live`; a look costs 4 µs, and unlike inotify it misses no change
-_TICKS_PER_HOUSEKEEPING = 5  # Uvicorn expects its own tick every 100 ms
+TICK = 0.02  # seconds between two reads of `live`, each of 4 µs; inotify could drop the event of a change
+_TICKS_PER_HOUSEKEEPING = 5  # Uvicorn's own tick is due every 100 ms
 _BURST = 64  # connections accepted in one go, so that the other workers get their share
 _ACCEPT_PAUSE = 1.0  # seconds without accepting after the process ran out of descriptors
 
@@ -36,7 +36,10 @@ logger = logging.getLogger("gunicorn.error")
 
 
 class SlotServer(Server):
-    """Accepts from three sockets: the public one while the gate is open, the internal and handoff ones always."""
+    """Accepts from the `public` sockets while the gate is open, and always from the `internal` and the `handoff` one.
+
+    `has_siblings`: whether the generation's master runs, so that another worker will receive what this one passes on.
+    """
 
     def __init__(
         self,
@@ -85,19 +88,19 @@ class SlotServer(Server):
     def keeps(self, connection: Connection) -> bool:
         """Return whether the connection's next request is answered here.
 
-        Always true on the internal socket; on a public connection, while the gate of its side is open.
+        Always true for the internal socket; for a client connection, while this generation owns its side.
         """
         return not connection.public or (not self._leaving and self.gate.is_open(connection.side))
 
     def pass_on(self, client: socket.socket, side: Side, unread: bytes = b"") -> Outcome:
-        """Send a client's connection to its owner; to the live slot where the candidate does not receive it."""
+        """Send a client's connection to the side's owner; to the live slot if the candidate has no receiver."""
         outcome = self._pass_to(client, side, unread)
         if side != "live" and outcome is Outcome.NO_RECEIVER:
             return self._pass_to(client, "live", unread)
         return outcome
 
     def _pass_to(self, client: socket.socket, side: Side, unread: bytes) -> Outcome:
-        """Send it to the owner, which may be another worker of this generation if this one alone is leaving."""
+        """Send it to the owner. That may be this generation, if only this worker leaves: another one receives it."""
         owner = self.gate.owner(side)
         if not self.settings.handoff or owner is None:
             return Outcome.NO_RECEIVER
@@ -108,7 +111,7 @@ class SlotServer(Server):
     # startup, main loop, shutdown
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:  # noqa: ARG002
-        """Watch the internal and the handoff socket; the main loop opens the gate."""
+        """Begin to accept from the internal and the handoff socket; the main loop opens the gate."""
         await self.lifespan.startup()
         loop = asyncio.get_running_loop()
         self._receiver = FdReceiver(
@@ -120,7 +123,7 @@ class SlotServer(Server):
         self.started = True
 
     async def main_loop(self) -> None:
-        """Follow `live` every tick until a signal ends the worker."""
+        """Follow `live` every TICK, until a signal ends the worker."""
         ticks = 0
         while not self.should_exit:
             self.follow()
@@ -130,7 +133,7 @@ class SlotServer(Server):
             await asyncio.sleep(TICK)
 
     def follow(self) -> None:
-        """Open or close the gate as `live` says, and pass on the connections that belong elsewhere."""
+        """Open or close the gate according to `live`, and pass on the connections that this generation does not own."""
         is_open = self.gate.is_open() and not self._leaving
         if is_open != self._is_open:
             self._is_open = is_open
@@ -139,27 +142,27 @@ class SlotServer(Server):
         accepting = is_open and time.monotonic() >= self._accept_again_at
         if accepting != self._accepting:
             self._set_accepting(accepting)
-        ours: dict[Side, bool] = {"live": is_open, "candidate": not self._leaving and self.gate.is_open("candidate")}
-        takes_requests = any(ours.values())
+        owned: dict[Side, bool] = {"live": is_open, "candidate": not self._leaving and self.gate.is_open("candidate")}
+        takes_requests = any(owned.values())
         if self._takes_requests and not takes_requests:
             for connection in self.busy:
                 connection.note_gate_closed()
         self._takes_requests = takes_requests
-        if not all(ours.values()):
+        if not all(owned.values()):
             for connection in list(self.clients):
-                if not ours[connection.side]:
+                if not owned[connection.side]:
                     self._move(connection)
         self.mirror.follow()
         self.publish_state()
 
     def publish_state(self) -> None:
-        """Bring the state file up to date."""
+        """Update the state file."""
         self.state.connections = len(self.clients)
         self.state.in_flight = sum(connection.in_flight for connection in self.busy)
         self._state_file.publish()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:  # noqa: ARG002
-        """Pass idle connections on, finish the requests in flight, cut what outlives the drain time."""
+        """Pass idle connections on, finish the requests in flight, and cut those that exceed the drain time."""
         self._leaving = True
         self.state.phase = "leaving"
         self._receiver.stop()
@@ -174,14 +177,14 @@ class SlotServer(Server):
                 self._move(connection)
             self.publish_state()
             if self.config.callback_notify:
-                await self.config.callback_notify()  # a worker that drains for long must not be taken for a hung one
+                await self.config.callback_notify()  # else Gunicorn would kill a worker that drains for long
             await asyncio.sleep(TICK)
         await self.lifespan.shutdown()
         self.state.phase = "gone"
         self.publish_state()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002
-        """Leave: on TERM when the requests in flight are finished, on QUIT and INT at once."""
+        """Begin the shutdown: on TERM the requests in flight are finished, on QUIT and INT they are cut."""
         self.should_exit = True
         if sig != signal.SIGTERM:
             self._cut_now = True
@@ -203,7 +206,7 @@ class SlotServer(Server):
                 client, _ = listener.accept()
             except (BlockingIOError, ConnectionAbortedError):
                 return
-            except OSError as error:  # out of descriptors: clients wait in the backlog
+            except OSError as error:  # out of descriptors; clients wait in the backlog
                 logger.error("cannot accept: %s; next try in %s s", error, _ACCEPT_PAUSE)  # noqa: TRY400
                 if public:
                     self._set_accepting(False)
@@ -218,17 +221,18 @@ class SlotServer(Server):
 
         arrival = asyncio.get_running_loop().connect_accepted_socket(connection, client)
         try:
-            # The first step makes the transport; a task would run it in the loop's next turn, milliseconds later.
+            # The first step of the coroutine creates the transport. A task would run it in the event loop's next
+            # iteration, which may be milliseconds later.
             arrived: asyncio.Future[None] = arrival.send(None)
-        except OSError as error:  # the client is gone already
-            logger.info("a client left on arrival: %s", error)
+        except OSError as error:
+            logger.info("a client disconnected before its connection was set up: %s", error)
             client.close()
             return
         self._arriving.add(arrival)
         arrived.add_done_callback(lambda _: self._end_arrival(arrival))
 
     def _end_arrival(self, arrival: Coroutine[Any, Any, object]) -> None:
-        self._arriving.discard(arrival)  # first, whatever the last step raises: shutdown waits until the set is empty
+        self._arriving.discard(arrival)  # before the last step, which may raise: shutdown waits until the set is empty
         with suppress(StopIteration):
             arrival.send(None)
 
@@ -238,11 +242,11 @@ class SlotServer(Server):
         return [connection for connection in self.server_state.connections if isinstance(connection, Connection)]
 
     def _move(self, connection: Connection) -> None:
-        """Pass the connection to its owner; without one, close it once this worker leaves and it is idle."""
+        """Pass the connection to its owner; without one, shut it down if this worker leaves."""
         outcome = connection.move() if connection.public else None
         has_no_owner = outcome is Outcome.NO_RECEIVER or not connection.public
         if has_no_owner and (self._leaving or not self.settings.handoff):
-            connection.shutdown()  # closes it between requests, else answers with "Connection: close"
+            connection.shutdown()
 
     def _cut_all(self) -> None:
         for connection in self._connections():

@@ -1,4 +1,4 @@
-"""The slot's Unix sockets: bound in the master, shared by its workers, published by rename when all are ready."""
+"""The slot's Unix sockets: bound by the master, shared by its workers, published by rename when all are ready."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class SlotSockets:
 
     @classmethod
     def bind(cls, slot_directory: Path, generation_directory: Path) -> SlotSockets:
-        """Bind both sockets; the slot's paths do not lead to them yet."""
+        """Bind both sockets, without publishing them."""
         http, http_inode = _listen(generation_directory / "http.sock")
         handoff, handoff_inode = _listen(generation_directory / "handoff.sock")
         return cls(slot_directory, generation_directory, http, handoff, http_inode, handoff_inode)
@@ -42,17 +42,17 @@ class SlotSockets:
 
     @property
     def are_published(self) -> bool:
-        """Whether the slot's handoff path leads here: no newer generation has replaced it, nor was it withdrawn."""
+        """Whether the slot's handoff path leads to this socket: not replaced by a newer generation, nor withdrawn."""
         try:
             return _inode(self.slot_directory / "handoff.sock") == self.handoff_inode
         except OSError:
             return False
 
     def forward(self, owner: Path) -> None:
-        """Pass on the connections that wait in the backlog of the handoff socket, while there is no worker.
+        """Pass on the connections in the backlog of the handoff socket; for a master without workers.
 
-        What their clients send waits with them in the kernel. Stops when the owner takes no more for now; the
-        connection at hand then goes back to the end of the backlog.
+        Data that clients send meanwhile stays in the kernel. Stops when the owner's backlog is full; the connection
+        that could not be sent goes back to the end of this backlog.
         """
         while True:
             try:
@@ -63,7 +63,7 @@ class SlotSockets:
                 channel.setblocking(False)
                 try:
                     received = receive(channel)
-                except BlockingIOError:  # the sender has connected and not sent: it sees a reset and tries again
+                except BlockingIOError:  # the sender has connected and not sent yet: its send fails, and it tries again
                     continue
             if received is None:
                 continue
@@ -74,7 +74,7 @@ class SlotSockets:
                     return
 
     def withdraw(self) -> None:
-        """Remove the slot's paths where they still lead here, so that nothing is sent to a master that ends."""
+        """Remove the slot's paths that lead to these sockets, so that nothing is sent to a master that ends."""
         for name, inode in (("handoff.sock", self.handoff_inode), ("http.sock", self.http_inode)):
             path = self.slot_directory / name
             with contextlib.suppress(OSError):
