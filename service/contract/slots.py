@@ -52,7 +52,7 @@ class Slots:
     def point(self, slot: str, target: str | None) -> None:
         """Point the slot's symlink to `target`, relative to the root; None removes it."""
         if target is None:
-            (self.root / slot).unlink(missing_ok=True)
+            atomic.remove(self.root / slot)
         else:
             atomic.replace_symlink(self.root / slot, target)
 
