@@ -1,4 +1,4 @@
-"""A release's own checks: questions that it must answer rightly before it may serve."""
+"""Runs a release's checks: questions that it must answer correctly before it becomes ready."""
 
 from __future__ import annotations
 
@@ -12,18 +12,17 @@ from service.model.release import Release
 
 __all__ = ["CheckFailed", "run_checks"]
 
-# Releases are made by the people who run them, so this only guards against an accident: a square of 10,000.
-MAX_PIXELS = 100_000_000
+MAX_PIXELS = 100_000_000  # of an image, before decoding; higher than for clients, because the operator supplies it
 
 
-class CheckFailed(Exception):  # says more than an Error at its end would
-    """The release answered a check wrongly or not at all; the text gives question, expectation and answer."""
+class CheckFailed(Exception):
+    """The release failed a check; the text has the question, the expected and the actual answer."""
 
 
 async def run_checks(engine: Engine, release: Release, progress: Callable[[str, float], None]) -> None:
-    """Ask every check of the release in order, greedily, without thinking; raises CheckFailed at the first failure.
+    """Run the release's checks in order, greedily and without thinking; raises CheckFailed at the first failure.
 
-    `progress` is called before each check and at the end with the share that has passed, 0.0 to 1.0.
+    `progress` is called before each check and at the end, with the share of checks that have passed, 0.0 to 1.0.
     """
     for count, check in enumerate(release.checks):
         progress("checking", count / len(release.checks))

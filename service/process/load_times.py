@@ -1,4 +1,4 @@
-"""How long each part of a load takes."""
+"""Time measurement of the parts of a load."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _PARTS = {
 
 
 class LoadTimes:
-    """Adds up the seconds between the steps of a load, by part. `imports`: seconds in the master, before the fork."""
+    """Adds up the seconds of a load, by part. `imports`: seconds of imports in the master, before the fork."""
 
     def __init__(self, imports: float) -> None:
         self._seconds = {"imports": imports}
@@ -30,7 +30,7 @@ class LoadTimes:
         return {part: round(seconds, 3) for part, seconds in self._seconds.items()}
 
     def enter(self, step: str) -> None:
-        """Account the time since the last call to the step that was entered then, and enter `step`."""
+        """Begin `step`: the time since the last call is added to the part of the step before it."""
         now = time.monotonic()
         self._seconds[self._part] = self._seconds.get(self._part, 0.0) + now - self._since
         self._part, self._since = _PARTS.get(step, "building"), now

@@ -1,6 +1,7 @@
 """The Gunicorn master of one generation: readiness, status and watchdog, and the start of the next generation.
 
-Gunicorn's own loop offers no tick, so a timer signal provides one. A thread would not survive the fork of a worker.
+Gunicorn's main loop has no hook that is called periodically, so SIGALRM is used. A thread is no option, because the
+master forks workers.
 """
 
 from __future__ import annotations
@@ -36,15 +37,15 @@ NOT_READY = 3
 _TICK_LOADING = 0.1  # seconds
 _TICK_READY = 1.0
 _TICK_VACATED = 0.02
-_FRESH = 5.0  # seconds: a ready worker writes its state every second, and counts as hung after this silence
-_KEPT = 16  # generations of a slot whose state files are kept for receipts
+_MAX_STATE_AGE = 5.0  # seconds; a ready worker writes its state file every second, and counts as hung beyond this age
+_KEPT_GENERATIONS = 16  # of a slot, whose state files are kept for receipts
 
 logger = logging.getLogger("gunicorn.error")
 
 
 @dataclass
 class Master:
-    """One generation as its master holds it; workers inherit it by fork."""
+    """One generation, in its master; workers inherit this object by fork."""
 
     settings: Settings
     release: Release
@@ -54,13 +55,13 @@ class Master:
     manager: ServiceManager
     import_seconds: float = 0.0
     """How long the imports took that every worker is forked with."""
-    _seen: object = None  # the last load progress
+    _last_progress: object = None
 
     @classmethod
     def begin(cls, server: Any) -> Master:
         """Claim the slot's next generation number and bind its sockets.
 
-        Ends the process with NOT_READY when the slot holds no release that can be served.
+        Exits with NOT_READY if the slot has no release that can be served.
         """
         settings = Settings()  # from the environment
         manager = ServiceManager()
@@ -95,7 +96,7 @@ class Master:
 
     @property
     def gate(self) -> Gate:
-        """The gate as every worker of this generation sees it."""
+        """The gate of this generation."""
         return Gate(self.settings.root, self.settings.runtime, self.sockets.handoff_inode)
 
     @property
@@ -104,7 +105,7 @@ class Master:
         return WeightsOrderFile(self.settings.root, self.settings.slot, self.directory)
 
     def present_release(self) -> Release:
-        """Return what a worker loads: the release the master started with, or the one whose weights replaced it."""
+        """Return the release that workers load: the one the master started with, or that of a weight swap since."""
         version = self.weights_order.version(self.release.version)
         if version == self.release.version:
             return self.release
@@ -115,15 +116,15 @@ class Master:
             return self.release
 
     def supervise(self, server: Any) -> None:
-        """Install signal handlers and the tick, after Gunicorn has its sockets and before it forks a worker."""
-        server.cfg.set("daemon", True)  # read again by the WINCH handler alone, which ignores a foreground master
+        """Install the signal handlers and the timer, after Gunicorn has its sockets and before it forks a worker."""
+        server.cfg.set("daemon", True)  # from here on only the WINCH handler reads it, which does nothing without it
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
             signal.signal(number, lambda sig, frame: self._stop(server, sig, frame))
         signal.signal(signal.SIGALRM, lambda *_: self._tick(server))
         _set_tick(_TICK_READY if self.record.ready else _TICK_LOADING)
 
     def end(self) -> None:
-        """Report why the generation failed, if it did, and withdraw its sockets."""
+        """Withdraw the sockets, and report the reason if the generation did not become ready."""
         signal.setitimer(signal.ITIMER_REAL, 0)
         errors = [state.error for state in worker_states(self.directory) if state.error]
         if errors and not self.record.ready:
@@ -131,10 +132,10 @@ class Master:
         self.sockets.withdraw()
 
     def begin_successor(self, server: Any) -> None:
-        """Prepare the re-execution that USR2 asks for; runs in the forked child.
+        """Prepare the re-execution by USR2; called in the forked child.
 
-        Gunicorn moved systemd's listening sockets away from descriptor 3 and up, where its successor looks for them.
-        Interpreter and settings are those that the reload found in the unit, not those that this master started with.
+        The successor expects systemd's listening sockets at descriptor 3 and up, and Gunicorn has moved them elsewhere.
+        Interpreter and settings come from the file that the reload wrote, not from this master's own environment.
         """
         high = [fcntl.fcntl(listener.fileno(), fcntl.F_DUPFD, 100) for listener in server.LISTENERS]
         for descriptor, listener in enumerate(high, start=3):
@@ -152,13 +153,13 @@ class Master:
             logger.error("cannot write the record of generation %s: %s", self.record.generation, error)  # noqa: TRY400
 
     def _stop(self, server: Any, sig: int, frame: FrameType | None) -> None:
-        if os.getpid() != self.pid:  # in a child between its fork and its own signal handlers
+        if os.getpid() != self.pid:  # in a child that has not installed its own signal handlers yet
             os._exit(0)
         if not self.record.stopping:
             self.record.stopping = True
             if self.record.ready:
                 self._forward(server)
-            if self.sockets.are_published:  # else a successor serves the slot, and the unit is not stopping
+            if self.sockets.are_published:  # else a successor serves the slot, and the unit does not stop
                 self.manager.stopping()
             self.sockets.withdraw()
             self.publish()
@@ -172,7 +173,7 @@ class Master:
             if self.record.ready and not workers:
                 self._forward(server)
             if self.record.ready and not self.record.stopping and not self.sockets.are_published:
-                return  # a successor reports for the unit now
+                return  # the successor sends the unit's notifications now
             release = self.present_release()
             if release is not self.release:
                 self.release = release
@@ -187,7 +188,7 @@ class Master:
             logger.exception("the master's tick failed")
 
     def _forward(self, server: Any) -> None:
-        """Without workers (WINCH): pass on the waiting connections as soon as another slot is live."""
+        """Without workers (after WINCH), pass on the connections in the backlog once another slot is live."""
         vacated = not server.WORKERS and server.num_workers == 0
         _set_tick(_TICK_VACATED if vacated else _TICK_READY)
         owner = self.gate.owner()
@@ -203,9 +204,9 @@ class Master:
         slowest = min(workers, key=lambda worker: worker.progress)
         step = slowest.step or slowest.phase
         self.manager.status(f"{self.release.version}: {step}, {slowest.progress:.0%}")
-        seen = [(worker.pid, worker.phase, worker.step, worker.progress) for worker in workers]
-        if seen != self._seen:  # extend the timeout only while the load makes progress, so that a hung one ends
-            self._seen = seen
+        progress = [(worker.pid, worker.phase, worker.step, worker.progress) for worker in workers]
+        if progress != self._last_progress:  # a load without progress ends at the unit's start timeout
+            self._last_progress = progress
             self.manager.extend_timeout(self.settings.load_stall)
 
     def _become_ready(self) -> None:
@@ -230,7 +231,7 @@ class Master:
     def _report_draining(self, workers: list[WorkerState]) -> None:
         in_flight = sum(worker.in_flight for worker in workers)
         self.manager.status(f"{self.release.version}: leaving, {in_flight} in flight")
-        if workers:  # each worker has its own drain deadline; this only keeps systemd from ending it earlier
+        if workers:  # each worker has its own drain deadline; systemd's stop timeout must not end it earlier
             self.manager.extend_timeout(10)
 
 
@@ -240,13 +241,13 @@ def _set_tick(seconds: float) -> None:
 
 def _is_healthy(worker: WorkerState, now: float) -> bool:
     """Return whether a worker is loading, or ready with a fresh state file and an engine that makes progress."""
-    return worker.phase != "ready" or (worker.answering and now - worker.updated_at < _FRESH)
+    return worker.phase != "ready" or (worker.answering and now - worker.updated_at < _MAX_STATE_AGE)
 
 
 def _claim(slot_directory: Path) -> tuple[int, Path]:
-    """Make the directory of the next generation; the numbers of a slot only grow."""
+    """Create the directory of the next generation, and remove those of old ones; returns its number and path."""
     taken = sorted(int(path.name) for path in slot_directory.iterdir() if path.name.isdigit())
-    for old in taken[:-_KEPT]:
+    for old in taken[:-_KEPT_GENERATIONS]:
         record = Generation.read_record(slot_directory / str(old))
         if record is None or not record.is_alive:
             shutil.rmtree(slot_directory / str(old), ignore_errors=True)

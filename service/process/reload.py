@@ -1,8 +1,8 @@
-"""`python -m service.process.reload`: the unit's ExecReload, which hands the slot over in place.
+"""`python -m service.process.reload`: the unit's ExecReload, which replaces the slot's generation in place.
 
-USR2 starts a new master beside the old one. When it is ready it owns the connections. The old generation finishes the
-requests in flight, WINCH ends its workers and QUIT its master. If the new generation does not become ready it is ended
-instead, and the old one has served all the time. `systemctl reload` returns when this command does.
+USR2 starts a new master beside the old one, which owns the connections once it is ready. Then the old generation
+finishes the requests in flight; WINCH ends its workers, and QUIT its master. If the new generation does not become
+ready, it is ended, and the old one goes on serving. `systemctl reload` waits for this command.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from service.process.sdnotify import ServiceManager
 from service.settings import Settings
 
 _POLL = 0.02  # seconds
-_USR2_AGAIN = 0.5  # seconds; a master that was just promoted ignores the first USR2, one that has a child the second
-_START = 30.0  # seconds for an interpreter to start and to write the new generation's record
-_END = 10.0  # seconds for a process that was told to end
+_USR2_INTERVAL = 0.5  # seconds between two USR2. A master that has just replaced another one ignores the first
+_START_TIMEOUT = 30.0  # seconds until the new master has written its generation's record
+_EXIT_TIMEOUT = 10.0  # seconds until a process has exited after its signal
 
 
 class ReloadError(Exception):
-    """The reload failed; the generation that served before still does."""
+    """The reload failed; the old generation goes on serving."""
 
 
 class OldGeneration:
@@ -41,15 +41,15 @@ class OldGeneration:
         self._manager = manager
 
     def retire(self) -> None:
-        """End it: as soon as it is idle, at the latest when the drain time is over."""
+        """End it as soon as it is idle, at the latest when the drain time is over."""
         drain, master = self._settings.drain, self._record.master
         if _wait(self._is_idle, drain, manager=self._manager):
             _signal(master, signal.SIGWINCH)
-            _wait(lambda: not self._workers(), _END)
+            _wait(lambda: not self._workers(), _EXIT_TIMEOUT)
         else:
-            print(f"the drain time of {drain:.0f} s is over, ending what is left", flush=True)  # noqa: T201
+            print(f"the drain time of {drain:.0f} s is over; the requests in flight are cut", flush=True)  # noqa: T201
         _signal(master, signal.SIGQUIT)
-        _end(self._record)
+        _await_exit(self._record)
 
     def _is_idle(self) -> bool:
         return all(worker.connections == 0 and worker.in_flight == 0 for worker in self._workers())
@@ -60,18 +60,18 @@ class OldGeneration:
 
 
 def reload(settings: Settings, main_pid: int, manager: ServiceManager) -> str:
-    """Hand the slot over to a new generation of the release that its symlink leads to; returns a line for the log.
+    """Replace the slot's generation by one of the release that its symlink leads to; returns a line for the log.
 
-    Raises ReloadError when the new generation did not become ready.
+    Raises ReloadError if the new generation does not become ready.
     """
     found = generations(settings.runtime, settings.slot)
-    old = next((one for one in reversed(found) if one.master == main_pid), None)
+    old = _newest_of(found, main_pid)
     if old is None:
         raise ReloadError(f"no generation of {settings.slot} has the master {main_pid}")
-    left = next((one for one in reversed(found) if one.master == old.parent), None)
-    if left is not None and left.is_alive:  # left by a reload that was killed
-        OldGeneration(left, settings, manager).retire()
-    Successor.of_this_process().write(_directory(settings, old))
+    parent = _newest_of(found, old.parent)
+    if parent is not None and parent.is_alive:  # left by a reload that was killed
+        OldGeneration(parent, settings, manager).retire()
+    Successor.of_this_process().write(_directory(settings, old.generation))
     new = _spawn_successor(settings, old, newest=found[-1].generation)
     _await_ready(settings, new)
     OldGeneration(old, settings, manager).retire()
@@ -81,44 +81,50 @@ def reload(settings: Settings, main_pid: int, manager: ServiceManager) -> str:
     )
 
 
+def _newest_of(found: list[Generation], master: int | None) -> Generation | None:
+    """Return the newest of the generations whose master has this pid."""
+    return next((generation for generation in reversed(found) if generation.master == master), None)
+
+
 def _spawn_successor(settings: Settings, old: Generation, newest: int) -> Generation:
-    """Send USR2 until a new generation has written its record; an earlier successor may have failed."""
-    deadline = time.monotonic() + _START
+    """Send USR2 until a generation newer than `newest` has written its record; a master with a successor ignores it."""
+    deadline = time.monotonic() + _START_TIMEOUT
     while time.monotonic() < deadline:
         _signal(old.master, signal.SIGUSR2)
-        again_at = time.monotonic() + _USR2_AGAIN
-        while time.monotonic() < again_at:
-            for one in generations(settings.runtime, settings.slot):
-                if one.parent == old.master and one.generation > newest:
-                    return one
+        next_signal = time.monotonic() + _USR2_INTERVAL
+        while time.monotonic() < next_signal:
+            for generation in generations(settings.runtime, settings.slot):
+                if generation.parent == old.master and generation.generation > newest:
+                    return generation
             time.sleep(_POLL)
-    raise ReloadError(f"no new master appeared within {_START:.0f} s; see the unit's journal")
+    raise ReloadError(f"no new master appeared within {_START_TIMEOUT:.0f} s; see the unit's journal")
 
 
 def _await_ready(settings: Settings, new: Generation) -> None:
-    patience = settings.load_stall
-    seen: object = None
-    seen_at = time.monotonic()
+    """Wait until the new generation is ready; raises ReloadError if it ends, or makes no progress."""
+    limit = settings.load_stall
+    last: object = None
+    changed_at = time.monotonic()
     while not new.ready:
         new = _read(settings, new.generation) or new
-        steps = [(worker.pid, worker.phase, worker.step, worker.progress) for worker in new.workers]
-        if steps != seen:
-            seen, seen_at = steps, time.monotonic()
+        progress = [(worker.pid, worker.phase, worker.step, worker.progress) for worker in new.workers]
+        if progress != last:
+            last, changed_at = progress, time.monotonic()
         if not new.is_alive:
             raise ReloadError(f"{new.version} did not become ready: {new.error or 'its master died'}")
-        if time.monotonic() - seen_at > patience:
+        if time.monotonic() - changed_at > limit:
             _signal(new.master, signal.SIGQUIT)
-            _end(new)
-            raise ReloadError(f"{new.version} did not become ready: no progress for {patience:.0f} s")
+            _await_exit(new)
+            raise ReloadError(f"{new.version} did not become ready: no progress for {limit:.0f} s")
         time.sleep(_POLL)
 
 
-def _directory(settings: Settings, one: Generation) -> Path:
-    return generation_directory(settings.runtime, settings.slot, one.generation)
+def _directory(settings: Settings, generation: int) -> Path:
+    return generation_directory(settings.runtime, settings.slot, generation)
 
 
 def _read(settings: Settings, generation: int) -> Generation | None:
-    return Generation.read(generation_directory(settings.runtime, settings.slot, generation))
+    return Generation.read(_directory(settings, generation))
 
 
 def _signal(pid: int, number: signal.Signals) -> None:
@@ -126,18 +132,18 @@ def _signal(pid: int, number: signal.Signals) -> None:
         os.kill(pid, number)
 
 
-def _end(one: Generation) -> None:
-    """Wait for a master that was sent QUIT, and kill it if it stays."""
-    if not _wait(lambda: not one.is_alive, _END):
-        _signal(one.master, signal.SIGKILL)
+def _await_exit(generation: Generation) -> None:
+    """Wait until a master that was sent QUIT has exited, and kill it after the timeout."""
+    if not _wait(lambda: not generation.is_alive, _EXIT_TIMEOUT):
+        _signal(generation.master, signal.SIGKILL)
 
 
 def _wait(condition: Callable[[], bool], seconds: float, *, manager: ServiceManager | None = None) -> bool:
-    """Wait until `condition` holds, and extend the command's timeout meanwhile; False after `seconds`."""
+    """Wait until `condition` holds; False after `seconds`. With `manager`, the unit's timeout is extended meanwhile."""
     deadline = time.monotonic() + seconds
     while not condition():
         if manager:
-            manager.extend_timeout(_END)
+            manager.extend_timeout(_EXIT_TIMEOUT)
         if time.monotonic() >= deadline:
             return False
         time.sleep(_POLL)
@@ -145,7 +151,7 @@ def _wait(condition: Callable[[], bool], seconds: float, *, manager: ServiceMana
 
 
 def main() -> int:
-    """Run as ExecReload; $MAINPID names the master. The exit status is 0 only after a handover."""
+    """Reload the master $MAINPID; returns the exit status, 0 if the new generation has replaced the old one."""
     try:
         print(reload(Settings(), int(os.environ["MAINPID"]), ServiceManager()))  # noqa: T201
     except ReloadError as error:

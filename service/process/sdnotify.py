@@ -1,4 +1,4 @@
-"""Notifications to systemd (sd_notify), sent by the master alone: a worker cannot speak for the others."""
+"""Notifications to systemd (sd_notify). Only the master sends them: a worker does not know the other workers."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ class ServiceManager:
     """The service manager that started the unit; without $NOTIFY_SOCKET every call does nothing."""
 
     def __init__(self) -> None:
-        # sdnotify reads the variable here. It is removed then: Gunicorn would send READY=1 before a model is loaded.
-        self._notifier = sdnotify.SystemdNotifier()
+        self._notifier = sdnotify.SystemdNotifier()  # reads $NOTIFY_SOCKET
+        # Gunicorn would send READY=1 before the model is loaded.
         os.environ.pop("NOTIFY_SOCKET", None)
         self._status = ""
 
     def ready(self, pid: int) -> None:
-        """Report that the generation of the master `pid` is ready, and that it is the unit's main process now."""
+        """Report that the generation of the master `pid` is ready, and make it the unit's main process."""
         self._notifier.notify(f"MAINPID={pid}\nREADY=1")
 
     def status(self, text: str) -> None:
-        """Show one line in `systemctl status`; sent only when it changes."""
+        """Set the status line of `systemctl status`; sent only if it has changed."""
         if text != self._status:
             self._notifier.notify(f"STATUS={text}")
             self._status = text

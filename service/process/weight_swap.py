@@ -1,8 +1,8 @@
-"""Replaces the weights of a model that serves: carries out a weights order in one worker.
+"""Replaces the weights of a running model: carries out a weights order in one worker.
 
-The worker reads the new weights beside those in use. Then it blocks new requests, and when the admitted ones have been
-answered, the model is given the new weights and the release's checks are run, before any client is answered with them.
-After that the order or the slot's symlink decides, alike for all workers, whether the new weights stay.
+The worker reads the new weights while it serves. Then it blocks new requests, waits until the admitted ones are
+answered, replaces the weights, and runs the release's checks. After that the order and the slot's symlink decide, for
+all workers alike, whether the new weights are kept; only then are the waiting requests answered.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ from service.process.checks import CheckFailed, run_checks
 
 __all__ = ["WeightSwapper"]
 
-_POLL = 0.02  # seconds between two looks for an order
+_POLL = 0.02  # seconds between two reads of the order
 _BUSY_POLL = 0.005  # the same while requests wait
-_MAX_WAIT = 60.0  # seconds that requests may wait when the worker catches up without an order
-_RETRY = 5.0  # seconds until a failed attempt to catch up is repeated
+_MAX_WAIT = 60.0  # seconds that requests may wait while the worker catches up
+_RETRY = 5.0  # seconds until another attempt to catch up
 
 logger = logging.getLogger("gunicorn.error")
 
 
 class _KeepOld(Exception):
-    """The order was called off."""
+    """The old weights are kept: the order was cancelled."""
 
 
 @dataclass
 class WeightSwapper:
-    """Follows the weights orders of a generation. It alone sets the version that the worker's model holds."""
+    """Carries out the weights orders of a generation, and sets the version of the worker."""
 
     engine: WorkerEngine
     admission: Admission
@@ -52,7 +52,7 @@ class WeightSwapper:
     _done: str = ""  # the id of the last order that was carried out
 
     async def follow(self) -> None:
-        """Look for orders until cancelled."""
+        """Read the order periodically, and carry it out; runs until cancelled."""
         while True:
             order = self.order_file.read()
             if order is not None and self._is_for_this_worker(order):
@@ -95,7 +95,7 @@ class WeightSwapper:
             self._report(report, "done")
 
     async def _try(self, order: WeightsOrder, release: Release, new: Mapping[str, Any], report: SwapReport) -> None:
-        """Use the new weights, run the checks, and keep the weights from the moment at which all workers do."""
+        """Use the new weights, run the checks, and wait for the decision whether all workers keep the weights."""
 
         def progress(step: str, share: float) -> None:
             report.step, report.progress = step, share
@@ -104,14 +104,14 @@ class WeightSwapper:
         await self.engine.replace_weights(new)
         await run_checks(self.engine, replace(release, checks=release.checks or DEFAULT_CHECKS), progress)
         self._report(report, "passed")
-        while not (verdict := self.order_file.verdict(self._present(order))):
+        while not (verdict := self.order_file.verdict(self._current(order))):
             if verdict is False:
                 raise _KeepOld
             await asyncio.sleep(_BUSY_POLL)
         self._set_version(order.after)
 
     async def _catch_up(self) -> None:
-        """Use the weights that the other workers hold: this one loaded the old ones while the order was carried out."""
+        """Use the weights of the other workers; for a worker that loaded the old ones during the swap."""
         version = self.order_file.version(self.identity.version)
         report = SwapReport("", "preparing")
         try:
@@ -122,7 +122,7 @@ class WeightSwapper:
                 await self.engine.replace_weights(new)
                 self._set_version(version)
         except Exception:
-            logger.exception("this worker serves %s, its generation %s", self.identity.version, version)
+            logger.exception("cannot replace the weights of %s by those of %s", self.identity.version, version)
             await asyncio.sleep(_RETRY)
 
     def _read(self, version: str, report: SwapReport) -> tuple[Release, Mapping[str, Any]]:
@@ -139,7 +139,7 @@ class WeightSwapper:
         self.admission.pause()
         try:
             while self.admission.pending or self._is_answering():
-                if order is not None and self.order_file.verdict(self._present(order)) is False:
+                if order is not None and self.order_file.verdict(self._current(order)) is False:
                     raise _KeepOld
                 await asyncio.sleep(_BUSY_POLL)
             yield
@@ -153,9 +153,9 @@ class WeightSwapper:
 
     @asynccontextmanager
     async def _restored_on_failure(self, old: Mapping[str, Any]) -> AsyncIterator[None]:
-        """Put the old weights back if the block fails.
+        """Restore the old weights if the block fails.
 
-        A worker that cannot do that exits, because its model may hold parts of both.
+        If that fails too, the process exits, because the model may have weights of both versions.
         """
         try:
             yield
@@ -165,24 +165,24 @@ class WeightSwapper:
             try:
                 await self.engine.replace_weights(old)
             except BaseException:
-                logger.exception("cannot put the old weights back")
+                logger.exception("cannot restore the old weights")
                 os._exit(1)
             raise
 
     async def _await_step(self, order: WeightsOrder, step: Step) -> None:
-        """Wait until the controller sets this step; raises _KeepOld when the order is called off."""
-        while (present := self._present(order)).step != step:
-            if self.order_file.verdict(present) is not None:
+        """Wait until the controller sets this step; raises _KeepOld if the order is cancelled."""
+        while (current := self._current(order)).step != step:
+            if self.order_file.verdict(current) is not None:
                 raise _KeepOld
             await asyncio.sleep(_BUSY_POLL)
 
-    def _present(self, order: WeightsOrder) -> WeightsOrder:
-        """Return the order as it stands now; the last known one if it is gone or was replaced by another."""
-        present = self.order_file.read()
-        return present if present is not None and present.id == order.id else order
+    def _current(self, order: WeightsOrder) -> WeightsOrder:
+        """Return the order with its current step; `order` itself if the file is gone or has another order."""
+        current = self.order_file.read()
+        return current if current is not None and current.id == order.id else order
 
     def _set_version(self, version: str) -> None:
-        """Answer as `version` from here on. Nothing that can fail may follow."""
+        """Set the version of all further answers. Must be last: the old weights are restored if a later step fails."""
         logger.info("the model holds the weights of %s (before: %s)", version, self.identity.version)
         Metrics(self.identity.version, self.identity.slot).set_engine_usage(Usage(0, 0, 0, 0))
         self.state_file.state.set_version(version)

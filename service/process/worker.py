@@ -31,13 +31,13 @@ from service.process.weight_swap import WeightSwapper
 
 __all__ = ["SlotWorker"]
 
-_RESPAWN_PAUSE = 1.0  # seconds before a worker that cannot load exits, and the master starts another
+_RESPAWN_PAUSE = 1.0  # seconds until a worker that cannot load exits; the master starts another at once
 
 logger = logging.getLogger("gunicorn.error")
 
 
 class SlotWorker(UvicornWorker):  # type: ignore[misc]  # Gunicorn's classes carry no types
-    """One process, one model, one device."""
+    """One process with one model on one device."""
 
     master: Master
     """Set by the `post_fork` hook."""
@@ -46,14 +46,14 @@ class SlotWorker(UvicornWorker):  # type: ignore[misc]  # Gunicorn's classes car
     state_file: WorkerStateFile
 
     def load_wsgi(self) -> None:
-        """Do nothing: the application needs an engine, which is loaded later."""
+        """Do nothing: the application is created later, because it needs the engine."""
 
     def handle_quit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002
-        """Exit at once: while a model loads there is nothing to finish."""
+        """Exit at once; for the time of the load, when there are no requests to finish."""
         os._exit(0)
 
     def run(self) -> None:
-        """Load, verify, serve. Exits with NOT_READY if that fails before the generation was ready."""
+        """Load the model, run the checks, and serve. Exits with NOT_READY if the generation never became ready."""
         self.release = self.master.present_release()
         state = WorkerState.of_this_process(
             slot=self.master.settings.slot,
@@ -84,7 +84,7 @@ class SlotWorker(UvicornWorker):  # type: ignore[misc]  # Gunicorn's classes car
 
         async def notify_while_healthy() -> None:
             state.answering = engine.answering()
-            if state.answering:  # without a sign of life Gunicorn replaces a worker whose engine hangs
+            if state.answering:  # else Gunicorn replaces the worker after its timeout
                 self.notify()
 
         config = Config(
@@ -135,7 +135,7 @@ class SlotWorker(UvicornWorker):  # type: ignore[misc]  # Gunicorn's classes car
         state.phase = "checking"
         await run_checks(engine, self.release, progress)
         gc.collect()
-        gc.freeze()  # a full collection would visit all imported objects, and stop every request for 0.2 s
+        gc.freeze()  # else a full collection would visit all imported objects, and delay every request by 0.2 s
         times.enter("")
         state.load = times.parts
         metrics.set_load_seconds(self.release.version, settings.slot, state.load)
@@ -156,5 +156,5 @@ class SlotWorker(UvicornWorker):  # type: ignore[misc]  # Gunicorn's classes car
         record = Generation.read_record(self.master.directory) or self.master.record
         if not record.ready:
             sys.exit(NOT_READY)
-        time.sleep(_RESPAWN_PAUSE)  # the other workers serve on, or clients wait; the master starts another
+        time.sleep(_RESPAWN_PAUSE)
         sys.exit(1)
