@@ -23,6 +23,7 @@ proc_name = f"glm@{_settings.slot}"
 def on_starting(server: Any) -> None:
     """Claim the slot's next generation, before the listeners are taken over, and import what every worker needs."""
     server.master = Master.begin(server)
+    server.master.manager.status(f"{server.master.release.version}: importing")
     server.master.import_seconds = loader.preload(_settings)
 
 

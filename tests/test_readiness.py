@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -48,6 +50,25 @@ def test_status_shows_the_progress_of_the_load(box: Box) -> None:
 
     wait_for(loading, 60)
     assert any("1.1.0: " in text and "%" in text for text in texts), texts
+
+
+@pytest.mark.model
+def test_parts_of_the_load_are_reported(box: Box) -> None:
+    """Status, history and /metrics have the seconds of imports, reading, building, warming up and checking."""
+    load = box.json("status")["slots"]["blue"]["load"]
+    assert list(load) == ["imports", "reading", "building", "warming up", "checking"]
+    assert load["imports"] > load["reading"] >= 0
+    record = box.json("history")["rollouts"][0]
+    start, verify = (
+        next(step["at"] for step in record["steps"] if step["phase"] == name) for name in ("start", "verify")
+    )
+    waited = (datetime.fromisoformat(verify) - datetime.fromisoformat(start)).total_seconds()
+    assert record["load"] == load
+    assert 0.5 * waited < sum(load.values()) < waited
+    metrics = box.get("/metrics").text
+    reported = re.findall(r'glm_model_load_part_seconds\{.*part="(.*?)".*\} (\S+)', metrics)
+    assert {part: float(seconds) for part, seconds in reported} == load
+    assert "blue was loaded in" in box.glmctl("status").stdout
 
 
 def test_main_pid_is_the_master(box: Box) -> None:

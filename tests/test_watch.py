@@ -257,7 +257,7 @@ def test_watch_in_json(watched: Watched) -> None:
         for slot in one["slots"].values():
             assert set(slot) == {
                 "version", "state", "gate", "generation", "share", "mirror", "in_flight", "connections", "workers",
-                "memory", "requests_per_s", "p95", "ttft_p95", "status_text",
+                "memory", "requests_per_s", "p95", "ttft_p95", "load", "status_text",
             }  # fmt: skip
     first, busy = documents[0], [one for one in documents if one["slots"]["green"]["p95"]]
     assert [first["slots"]["green"][name] for name in ("requests_per_s", "p95", "ttft_p95")] == [None] * 3

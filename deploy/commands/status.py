@@ -110,8 +110,13 @@ def _table(document: dict[str, Any]) -> RenderableType:
             size(slot["memory"]),
             duration(slot["p95"]),
         )
+    loads = [
+        f"{name} was loaded in {duration(sum(slot['load'].values()))}: {report.load_parts(slot['load'])}"
+        for name, slot in document["slots"].items()
+        if slot["load"] and slot["state"] == "ready"
+    ]
     listen = f"listening on {document['listen'] or 'nothing (run `glmctl install`)'}"
-    return Group(table, "", listen, *([document["summary"]] if document["summary"] else []))
+    return Group(table, "", *loads, listen, *([document["summary"]] if document["summary"] else []))
 
 
 def _line(document: dict[str, Any]) -> str:

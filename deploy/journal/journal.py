@@ -99,6 +99,8 @@ class Record(BaseModel):
     """The planned seconds of each canary step; None: until it is promoted."""
     bake: float | None = None
     """The planned seconds of bake; None without one."""
+    load: dict[str, float] = Field(default_factory=dict)
+    """Seconds of each part of the candidate's load: imports, reading, building, warming up, checking."""
     analysis: list[Verdict] = Field(default_factory=list)
     """The verdict on each canary step, and on the bake."""
     hooks: list[HookRun] = Field(default_factory=list)

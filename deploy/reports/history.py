@@ -14,7 +14,7 @@ from deploy.analysis.comparison import Metric, Verdict
 from deploy.display import count, duration
 from deploy.journal.journal import HookRun, Record, seconds_between
 from deploy.journal.receipt import Line, Receipt
-from deploy.reports.report import WIDTH, clock_time, receipt_sentence, receipt_table, summary
+from deploy.reports.report import WIDTH, clock_time, load_parts, receipt_sentence, receipt_table, summary
 from deploy.reports.timeline import stages
 
 __all__ = ["details", "listing"]
@@ -76,6 +76,8 @@ def _phases(record: Record) -> Table:
     for stage in stages(record):
         if stage.at is not None:
             note = {"failed": "ended here", "running": "under way"}.get(stage.state, "")
+            if stage.phase == "start" and record.load and not note:
+                note = load_parts(record.load)
             seconds = "" if stage.seconds is None else f"{stage.seconds:.2f}"
             table.add_row(stage.name, clock_time(stage.at), seconds, note)
     return table

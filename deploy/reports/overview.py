@@ -80,6 +80,7 @@ class Overview:
             "requests_per_s": stats.requests_per_s if stats else None,
             "p95": stats.p95 if stats else None,
             "ttft_p95": stats.ttft_p95 if stats else None,
+            "load": generation.load if generation else {},
             "status_text": unit.status or None,
         }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
+from collections.abc import Mapping
 from datetime import datetime
 
 from rich.console import Console
@@ -14,7 +15,17 @@ from deploy.display import count, duration
 from deploy.journal.journal import Record
 from deploy.journal.receipt import Receipt
 
-__all__ = ["WIDTH", "clock_time", "receipt_sentence", "receipt_table", "show", "stdout", "summary", "text"]
+__all__ = [
+    "WIDTH",
+    "clock_time",
+    "load_parts",
+    "receipt_sentence",
+    "receipt_table",
+    "show",
+    "stdout",
+    "summary",
+    "text",
+]
 
 WIDTH = 110  # columns where the terminal's width is unknown
 _COLUMNS = {
@@ -62,6 +73,11 @@ def summary(record: Record) -> str:
         case outcome:
             reason = f": {record.reason}" if record.reason else ""
             return f"{record.kind} of {record.version}{before}: {outcome}{reason}."
+
+
+def load_parts(load: Mapping[str, float]) -> str:
+    """Return the parts of a load as text, e.g. "imports 2.1 s, reading 3.0 s"; without those of less than 10 ms."""
+    return ", ".join(f"{part} {duration(seconds)}" for part, seconds in load.items() if seconds >= 0.01)
 
 
 def clock_time(at: str | None) -> str:

@@ -42,6 +42,7 @@ def start(rollout: Rollout) -> None:
         lambda: new.load + (", clients wait" if rollout.is_swap else ""),
         deadline=plan.deadline if rollout.is_swap else None,
     )
+    rollout.record.load = new.found.load if new.found else {}
 
 
 def verify(rollout: Rollout) -> None:
