@@ -84,14 +84,23 @@ class Policy(BaseModel):
 
     @classmethod
     def of(cls, host: Host) -> Policy:
-        """Read the policy of `host`; raises Refused with the line or the key that is invalid."""
+        """Read the policy of `host`; raises Refused if the file is unreadable, or with the line or key that is invalid."""
         try:
             return cls.model_validate(tomllib.loads(host.policy.read_text()))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return cls()
+        except PermissionError as error:  # of the file, or of its directory: then it need not exist
+            raise Refused(
+                f"this user may not read {host.policy}, the policy of the host",
+                hint="run it as root"
+                if not host.user
+                else f"`ls -ld {host.policy.parent} {host.policy}` shows its owner",
+            ) from error
+        except OSError as error:
+            raise Refused(f"{host.policy}, the policy of the host, cannot be read: {error.strerror}") from error
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"]))
             raise Refused(f"{host.policy}: {where}: {first['msg']}", hint="README.md lists its keys") from error
-        except (OSError, ValueError) as error:
-            raise Refused(f"{host.policy} cannot be read: {error}", hint="it must be a TOML file") from error
+        except ValueError as error:
+            raise Refused(f"{host.policy} is not valid TOML: {error}", hint="README.md lists its keys") from error

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -268,6 +269,36 @@ def test_other_users_can_read(account: Account, tmp_path: Path, unfinished: bool
         directory.chmod(0o755)
     assert account.run_json("status", expect=0, uid=65534)["rollout"]["version"] == "1.0.0"
     assert len(account.run_json("history", expect=0, uid=65534)["rollouts"]) == 1
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can change its uid")
+@pytest.mark.parametrize(
+    ("prepare", "message"),
+    [
+        (lambda policy: policy.parent.chmod(0o750), "this user may not read"),
+        (lambda policy: (policy.touch(), policy.chmod(0o600)), "this user may not read"),
+        (lambda policy: (policy.parent.rmdir(), policy.parent.touch()), None),
+        (lambda policy: policy.mkdir(), "cannot be read: Is a directory"),
+    ],
+    ids=["directory not searchable", "file not readable", "no directory", "a directory"],
+)
+def test_unreadable_policy(
+    account: Account, tmp_path: Path, prepare: Callable[[Path], object], message: str | None
+) -> None:
+    """Reading verbs work without the policy; a deploy is refused with the reason, which is never the file's syntax."""
+    account.run("deploy", "1.0.0", expect=3)
+    for directory in (tmp_path, *(path for path in tmp_path.parents if path.name.startswith(("pytest-", "popen-")))):
+        directory.chmod(0o755)
+    policy = account.home / "config/glm/glm.toml"
+    policy.parent.mkdir(parents=True)
+    prepare(policy)
+    for verb, code in (("status", 0), ("history", 0), ("release list", 0), ("doctor", 1)):
+        done = account.run(*verb.split(), expect=code, uid=65534)
+        assert "glm.toml" not in done.stdout + done.stderr
+    error = account.run_json("deploy", "1.0.0", "--dry-run", expect=3, uid=65534)["error"]
+    assert "TOML" not in error["message"] + (error["hint"] or "")
+    assert (str(policy) in error["message"]) is (message is not None)
+    assert (message or "") in error["message"]
 
 
 def test_unreadable_release_source(account: Account) -> None:

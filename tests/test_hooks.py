@@ -71,8 +71,8 @@ def test_a_hook_that_hangs_is_killed_with_its_children(box: Box, tmp_path: Path)
         ("[hooks]\npre_cutovr = []\n", "hooks.pre_cutovr"),
         ("[hooks]\ntimeout = 0\n", "hooks.timeout"),
         ('[hooks]\npre_cutover = [" "]\n', "hooks.pre_cutover"),
-        ("[hooks\n", "cannot be read"),
-        ("\0", "cannot be read"),
+        ("[hooks\n", "is not valid TOML"),
+        ("\0", "is not valid TOML"),
     ],
 )
 def test_an_invalid_policy_is_refused_in_the_preflight(stocked_live: Box, text: str, named: str) -> None:
