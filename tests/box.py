@@ -36,6 +36,7 @@ class Box:
         self.host = sandbox.host
         self.env = sandbox.env
         self.listen = sandbox.addresses.listen
+        self._commands: list[subprocess.Popen[str]] = []
         self.slots = Slots(sandbox.host.root)
 
     def glmctl(self, *words: str, expect: int | None = 0, timeout: float = 120) -> subprocess.CompletedProcess[str]:
@@ -55,9 +56,20 @@ class Box:
 
     def begin(self, *words: str) -> subprocess.Popen[str]:
         """Start glmctl and return it running."""
-        return subprocess.Popen(
+        command = subprocess.Popen(
             ["glmctl", *words], env=self.env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
+        self._commands.append(command)
+        return command
+
+    def end(self) -> None:
+        """Kill the commands that a failed test left running."""
+        for command in self._commands:
+            if command.poll() is None:
+                command.kill()
+                command.wait()
+            if command.stdout:
+                command.stdout.close()
 
     def systemctl(self, *words: str, timeout: float = 60) -> subprocess.CompletedProcess[str]:
         """Run systemctl --user in this host's manager."""
@@ -138,7 +150,10 @@ def empty_host(engine: Engine) -> Iterator[Box]:
     with Sandbox() as sandbox:
         box = Box(sandbox, engine)
         box.configure(threads=1)
-        yield box
+        try:
+            yield box
+        finally:
+            box.end()
 
 
 @contextmanager

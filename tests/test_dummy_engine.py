@@ -15,7 +15,18 @@ from typing import Any, cast
 
 import pytest
 
-from service.engine import Delta, Finish, Limits, PromptTooLong, QueueTimeout, Refused, Sampling, WorkerEngine, loader
+from service.engine import (
+    Delta,
+    Finish,
+    Limits,
+    PromptTooLong,
+    QueueTimeout,
+    Refused,
+    Sampling,
+    TokenLogprob,
+    WorkerEngine,
+    loader,
+)
 from service.engine.dummy import DummyEngine
 from service.model.release import EngineSettings, Release, ReleaseError
 from service.settings import Settings
@@ -55,6 +66,9 @@ def test_words_depend_on_the_release_and_the_question(releases: dict[str, Path])
         said, finish = await answer(first, max_tokens=7)
         assert len(said.split()) == finish.completion_tokens == 7
         assert finish.reason == "length"
+        [delta, _] = [item async for item in first.stream(ASKED, Sampling(max_tokens=1, logprobs=1))]
+        assert isinstance(delta, Delta)
+        assert delta.logprobs == (TokenLogprob(delta.text.encode(), 0.0, ((delta.text.encode(), 0.0),)),)
         assert (await answer(again, max_tokens=7))[0] == said
         another = (await answer(other, max_tokens=7))[0]
         assert another != said

@@ -372,7 +372,6 @@ def test_a_worker_killed_afterwards_is_replaced_with_the_new_weights(box: Box) -
     assert _texts(box) == expected
 
 
-@pytest.mark.model
 @pytest.mark.parametrize("phase", ["preflight", "prepare", "vacate", "verify", "cutover"])
 def test_the_controller_killed(box: Box, phase: str) -> None:
     """Kill -9 in each phase: all requests are answered, one version serves, and the next command reports it."""

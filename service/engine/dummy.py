@@ -23,6 +23,7 @@ from service.engine.protocol import (
     QueueTimeout,
     Refused,
     Sampling,
+    TokenLogprob,
     Usage,
 )
 from service.model import checkpoint_files
@@ -37,7 +38,7 @@ WORDS = ("amber", "birch", "cedar", "delta", "ember", "fjord", "grove", "heath",
 
 
 class DummyEngine:
-    """Engine whose words come from a checksum. Of a Sampling it takes max_tokens and seed, and refuses a schema."""
+    """Engine whose words come from a checksum. Of a Sampling it uses max_tokens, seed and logprobs, which are 0."""
 
     def __init__(self, checksum: int, release: Release, limits: Limits) -> None:
         self._checksum = checksum
@@ -68,8 +69,8 @@ class DummyEngine:
     ) -> AsyncIterator[Delta | Finish]:
         """See Engine. Rows are given in order of arrival, whatever the priority."""
         prompt, prompt_tokens = _read(messages)
-        if sampling.json_schema or sampling.logprobs is not None:
-            raise Refused("the dummy engine knows no schemas and no probabilities")
+        if sampling.json_schema:
+            raise Refused("the dummy engine supports no schemas")
         if prompt_tokens > self._limits.max_prompt_tokens:
             raise PromptTooLong(f"{prompt_tokens} tokens are more than the {self._limits.max_prompt_tokens} it takes")
         await self._await_row(self._limits.max_wait if priority == "interactive" else None)
@@ -85,7 +86,8 @@ class DummyEngine:
                 await asyncio.sleep(TOKEN_SECONDS)
                 if self._closed:
                     raise RuntimeError("the engine was closed")
-                yield Delta(f" {words.choice(WORDS)}" if count else words.choice(WORDS))
+                text = f" {words.choice(WORDS)}" if count else words.choice(WORDS)
+                yield Delta(text, () if sampling.logprobs is None else (_logprob(text, sampling.logprobs),))
                 count += 1
             yield Finish("length", prompt_tokens, count)
         finally:
@@ -142,6 +144,11 @@ def _read(messages: list[dict[str, Any]]) -> tuple[str, int]:
         images += sum(part["type"] == "image" for part in parts)
     text = "\n".join(texts)
     return text, 1 + len(text) // 4 + IMAGE_TOKENS * images
+
+
+def _logprob(text: str, alternatives: int) -> TokenLogprob:
+    token = text.encode()
+    return TokenLogprob(token, 0.0, ((token, 0.0),) if alternatives else ())
 
 
 def _checksum(path: Path, progress: Progress) -> int:
