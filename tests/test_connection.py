@@ -130,6 +130,21 @@ async def test_incomplete_head_does_not_move(host: Host, sent: int) -> None:
     assert (await client.ask()).slot == "green"
 
 
+async def test_incomplete_head_of_a_canary_does_not_move(host: Host) -> None:
+    """A part of a head, held back during a canary, is not lost if the cutover comes before the rest of the head."""
+    canary = {"slot": "green", "weight": 0}
+    (host.runtime / "canary").write_text(json.dumps(canary))
+    client = await host.client()
+    [connection] = host.blue.connections
+    client.send(GET[:20])
+    await until(lambda: connection._held, "the first bytes")
+    (host.runtime / "canary").unlink()
+    host.cut_over()
+    assert host.blue.ledger.handed_out == 0
+    assert (await client.ask(GET[20:])).slot == "blue"
+    assert (await client.ask()).slot == "green"
+
+
 async def test_empty_lines_between_requests_do_not_hold_a_connection(host: Host) -> None:
     """An empty line after a request does not begin another: the connection moves, and the next request is complete."""
     client = await host.client()
