@@ -17,6 +17,7 @@ them. Responses from before the candidate has warmed up count for errors alone: 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from operator import attrgetter
 from typing import Literal
 
 from pydantic import BaseModel, Field
@@ -85,17 +86,18 @@ class Group:
         """Return the responses to mirrored requests, or those to clients."""
         return replace(self, samples=[sample for sample in self.samples if sample.is_mirrored == mirrored])
 
-    def times(self, name: MetricName) -> list[float]:
-        """Return the seconds of the model's successful responses, in the order in which they ended."""
+    def times(self) -> dict[MetricName, list[float]]:
+        """Return the seconds of the model's successful responses by metric, in the order in which they ended."""
         found = [
             sample
             for sample in self.samples
-            if sample.is_answer and sample.status == 200 and sample.at >= self.times_from
+            if sample.status == 200 and sample.is_answer and sample.at >= self.times_from
         ]
-        found.sort(key=lambda sample: sample.at)
-        if "ttft" in name:
-            return [sample.first for sample in found if sample.first is not None]
-        return [sample.seconds for sample in found]
+        found.sort(key=attrgetter("at"))
+        return {
+            "p95": [sample.seconds for sample in found],
+            "ttft p95": [sample.first for sample in found if sample.first is not None],
+        }
 
 
 class Comparison:
@@ -128,11 +130,14 @@ class Comparison:
         level = self._spending["errors"].next_level(len(candidate.samples), last=last)
         metrics = [_errors(candidate, live, self.before, self.limits, level)]
         served, mirrored = candidate.select(mirrored=False), candidate.select(mirrored=True)
+        served_times, mirrored_times, live_times = served.times(), mirrored.times(), live.times()
         for name, mirrored_name in _TIMES.items():
-            level = self._spending[name].next_level(len(served.times(name)), last=last) if include_times else None
-            metrics.append(_times(name, served, live, self.limits, level))
-            level = self._spending[mirrored_name].next_level(len(mirrored.times(name)), last=last)
-            metrics.append(_times(mirrored_name, mirrored, live, self.limits, level))
+            times, reference = served_times[name], live_times[name]
+            level = self._spending[name].next_level(len(times), last=last) if include_times else None
+            metrics.append(_times(name, times, reference, self.limits, level))
+            times = mirrored_times[name]
+            level = self._spending[mirrored_name].next_level(len(times), last=last)
+            metrics.append(_times(mirrored_name, times, reference, self.limits, level))
         greedy = [sample.agrees for sample in candidate.samples if sample.agrees is not None]
         level = self._spending["agreement"].next_level(len(greedy), last=last)
         metrics.append(_agreement(sum(greedy), len(greedy), self.limits, level))
@@ -163,7 +168,8 @@ def measure(candidate: Group, live: Group) -> list[Metric]:
     """Return the errors and times of both groups without a test."""
     limits = Limits()
     metrics = [_errors(candidate, live, Group(), limits, None)]
-    metrics += [_times(name, candidate, live, limits, None) for name in _TIMES]
+    times, live_times = candidate.times(), live.times()
+    metrics += [_times(name, times[name], live_times[name], limits, None) for name in _TIMES]
     return [metric for metric in metrics if metric.candidate_requests]
 
 
@@ -174,7 +180,7 @@ def _errors(candidate: Group, live: Group, before: Group, limits: Limits, level:
     margin uses those in the window alone, so that a fault that affects both slots is not counted against the candidate.
     """
     failed, count = candidate.errors, len(candidate.samples)
-    share, live_share = candidate.error_rate, live.error_rate
+    share, live_share = failed / count if count else None, live.error_rate
     metric = Metric(
         name="errors", candidate=share, live=live_share, candidate_requests=count, live_requests=len(live.samples)
     )
@@ -192,13 +198,14 @@ def _errors(candidate: Group, live: Group, before: Group, limits: Limits, level:
     return metric
 
 
-def _times(name: MetricName, candidate: Group, live: Group, limits: Limits, level: float | None) -> Metric:
+def _times(
+    name: MetricName, times: list[float], live_times: list[float], limits: Limits, level: float | None
+) -> Metric:
     """Compare the 95th percentiles of times.
 
     Mirrored responses are held to the operator's absolute limits alone: each of them was computed while the same device
     served the live slot's request, which most of the live slot's responses were not.
     """
-    times, live_times = candidate.times(name), live.times(name)
     metric = Metric(
         name=name,
         candidate=p95(times),

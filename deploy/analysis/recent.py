@@ -40,12 +40,12 @@ class RecentStats:
     @property
     def p95(self) -> float | None:
         """The 95th percentile of seconds until the end of the model's responses; None without one in the window."""
-        return _rounded(p95(self.between(time.monotonic() - _WINDOW).times("p95")))
+        return _rounded(p95(self.between(time.monotonic() - _WINDOW).times()["p95"]))
 
     @property
     def ttft_p95(self) -> float | None:
         """The 95th percentile of seconds until the first token of streamed responses; None without one."""
-        return _rounded(p95(self.between(time.monotonic() - _WINDOW).times("ttft p95")))
+        return _rounded(p95(self.between(time.monotonic() - _WINDOW).times()["ttft p95"]))
 
     def per_second(self, seconds: int) -> list[int]:
         """Return the number of responses in each of the last `seconds` seconds, oldest first."""
