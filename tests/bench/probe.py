@@ -30,7 +30,7 @@ class Probe:
         return self
 
     def __exit__(self, *_: object) -> None:
-        output, _ = self._process.communicate()  # closes stdin, which ends the probe
+        output = self._process.communicate()[0]  # closes stdin, which ends the probe
         if self._process.returncode:
             raise RuntimeError("the probe failed")
         self.latencies = json.loads(output)
