@@ -10,7 +10,8 @@ import pytest
 from deploy.display import Display
 from deploy.errors import Degraded, DrainCut, GlmError, NotReady, Refused, RolledBack
 from deploy.host import Host
-from deploy.journal.journal import Journal, Phase, Record, begin
+from deploy.journal.journal import Journal, begin
+from deploy.journal.record import Phase, Record
 from deploy.rollout.frame import recorded
 from deploy.rollout.plan import Context, Plan, Rollout
 from deploy.rollout.rollout import undo

@@ -14,8 +14,8 @@ import httpx
 import pytest
 
 from deploy.analysis.comparison import Metric, Verdict
-from deploy.journal.journal import HookRun, Record, Step
 from deploy.journal.receipt import Line, Receipt
+from deploy.journal.record import HookRun, Record, Step
 from deploy.reports import history
 from deploy.rollout.judge import WARM_UP
 from tests.box import CODE, live_host, wait_for
@@ -27,8 +27,8 @@ SUMS = {
 FIELDS = {
     "record": {
         "id", "kind", "strategy", "version", "slot", "previous", "previous_slot", "slot_held", "started_at", "ended_at",
-        "seconds", "steps", "outcome", "reason", "switch_ms", "pause_ms", "canary", "step", "bake", "analysis", "hooks",
-        "receipt",
+        "seconds", "steps", "outcome", "reason", "switch_ms", "pause_ms", "canary", "step", "bake", "load", "analysis",
+        "hooks", "receipt",
     },
     "step": {"phase", "at"},
     "verdict": {"window", "at", "seconds", "metrics", "mirrored", "length_ratio", "outcome", "reason"},

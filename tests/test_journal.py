@@ -17,8 +17,9 @@ import pytest
 
 from deploy.errors import GlmError, Locked
 from deploy.host import Host
-from deploy.journal.journal import Journal, Record, begin
+from deploy.journal.journal import Journal, begin
 from deploy.journal.receipt import Receipt
+from deploy.journal.record import Record
 from tests.box import CODE
 
 _HOLDER = """

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from deploy.analysis.comparison import Verdict
-from deploy.journal.journal import Phase, Record, Step
+from deploy.journal.record import Phase, Record, Step
 from deploy.reports.timeline import stages
 
 

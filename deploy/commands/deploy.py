@@ -10,7 +10,8 @@ from click.core import ParameterSource
 
 from deploy.commands.options import Duration, Options, Shares, StepDuration, shared
 from deploy.errors import DrainCut, RolledBack
-from deploy.journal.journal import Journal, Strategy
+from deploy.journal.journal import Journal
+from deploy.journal.record import Strategy
 from deploy.policy import Policy
 from deploy.reports import report
 from deploy.rollout import preflight, rollout, weights

@@ -8,7 +8,7 @@ import click
 
 from deploy.commands.options import Duration, Options, shared
 from deploy.errors import Refused
-from deploy.journal.journal import Strategy
+from deploy.journal.record import Strategy
 from deploy.reports import report
 from deploy.rollout import preflight, rollout, weights
 from deploy.rollout.plan import Plan

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from deploy.analysis.comparison import Metric, Verdict
 from deploy.display import count, duration, size
-from deploy.journal.journal import Record
+from deploy.journal.record import Record
 from deploy.reports.overview import View
 from deploy.reports.report import clock_time
 from deploy.reports.timeline import Stage, stages

@@ -12,8 +12,8 @@ from rich.text import Text
 
 from deploy.analysis.comparison import Metric, Verdict
 from deploy.display import count, duration
-from deploy.journal.journal import HookRun, Record, seconds_between
 from deploy.journal.receipt import Line, Receipt
+from deploy.journal.record import HookRun, Record, seconds_between
 from deploy.reports.report import WIDTH, clock_time, load_parts, receipt_sentence, receipt_table, summary
 from deploy.reports.timeline import stages
 

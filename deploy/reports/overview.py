@@ -10,7 +10,8 @@ import psutil
 
 from deploy.analysis.comparison import Group, Verdict, measure
 from deploy.analysis.recent import RecentStats
-from deploy.journal.journal import Journal, Record, now, seconds_between
+from deploy.journal.journal import Journal
+from deploy.journal.record import Record, now, seconds_between
 from deploy.reports.report import summary
 from deploy.rollout.plan import Context
 from service.contract.canary_file import CanaryFile

@@ -12,8 +12,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from deploy.display import count, duration
-from deploy.journal.journal import Record
 from deploy.journal.receipt import Receipt
+from deploy.journal.record import Record
 
 __all__ = [
     "WIDTH",

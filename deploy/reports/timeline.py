@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from deploy.analysis.comparison import Verdict
-from deploy.journal.journal import Phase, Record, now, seconds_between
+from deploy.journal.record import Phase, Record, now, seconds_between
 
 __all__ = ["Stage", "stages"]
 

@@ -12,7 +12,7 @@ from contextlib import suppress
 from typing import Literal
 
 from deploy.errors import NotReady, Refused
-from deploy.journal.journal import HookRun
+from deploy.journal.record import HookRun
 from deploy.policy import Policy
 from deploy.rollout.plan import Rollout
 

@@ -9,7 +9,7 @@ from typing import Literal
 from deploy.analysis.comparison import Comparison, Verdict
 from deploy.analysis.samples import Samples
 from deploy.errors import Degraded, NotReady
-from deploy.journal.journal import Strategy, now
+from deploy.journal.record import Strategy, now
 from deploy.policy import Limits
 from deploy.rollout.checks import run_checks
 from deploy.rollout.plan import Rollout

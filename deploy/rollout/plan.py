@@ -9,7 +9,8 @@ from deploy.display import Display
 from deploy.errors import DrainCut
 from deploy.host import Host
 from deploy.journal import receipt as receipts
-from deploy.journal.journal import Entry, Kind, Phase, Record, Strategy
+from deploy.journal.journal import Entry
+from deploy.journal.record import Kind, Phase, Record, Strategy
 from deploy.policy import Limits
 from deploy.releases.store import Releases
 from deploy.rollout.probe import Probe

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 
 from deploy.errors import DrainCut, Locked
-from deploy.journal.journal import BEFORE_CUTOVER, Entry, Journal, Record
+from deploy.journal.journal import Entry, Journal
+from deploy.journal.record import BEFORE_CUTOVER, Record
 from deploy.rollout import candidate, reload, weights
 from deploy.rollout.plan import Context, Plan, Rollout
 from deploy.rollout.retire import retire

@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 
 from deploy.errors import Refused
-from deploy.journal.journal import Journal, Record, begin
+from deploy.journal.journal import Journal, begin
+from deploy.journal.record import Record
 from deploy.rollout.frame import recorded
 from deploy.rollout.new_generation import NewGeneration
 from deploy.rollout.plan import Context, Plan, Rollout

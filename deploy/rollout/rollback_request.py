@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 
 from deploy.errors import GlmError
-from deploy.journal.journal import Journal, Record
+from deploy.journal.journal import Journal
+from deploy.journal.record import Record
 from deploy.rollout.plan import Context
 from service.contract import atomic
 

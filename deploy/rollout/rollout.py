@@ -5,7 +5,8 @@ from __future__ import annotations
 from contextlib import nullcontext, suppress
 
 from deploy.errors import DrainCut
-from deploy.journal.journal import Journal, Record, begin
+from deploy.journal.journal import Journal, begin
+from deploy.journal.record import Record
 from deploy.rollout import hooks, weights
 from deploy.rollout.bake import bake
 from deploy.rollout.canary import canary

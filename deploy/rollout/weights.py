@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 
 from deploy.display import count
 from deploy.errors import GlmError, NotReady, Refused
-from deploy.journal.journal import Journal, Record, begin
+from deploy.journal.journal import Journal, begin
+from deploy.journal.record import Record
 from deploy.releases.compatibility import require_compatible
 from deploy.rollout import hooks
 from deploy.rollout.checks import checks_of

@@ -1,0 +1,109 @@
+"""The record of one rollout, as the journal stores it and `glmctl history ID --json` prints it."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Literal
+
+from pydantic import AliasChoices, BaseModel, Field
+
+from deploy.analysis.comparison import Verdict
+from deploy.journal.receipt import Receipt
+
+__all__ = [
+    "BEFORE_CUTOVER",
+    "HookRun",
+    "Kind",
+    "Phase",
+    "Record",
+    "Step",
+    "Strategy",
+    "now",
+    "seconds_between",
+]
+
+Kind = Literal["deploy", "rollback", "reload"]
+Strategy = Literal["overlap", "swap", "weights"]
+Phase = Literal[
+    "preflight", "prepare", "vacate", "start", "verify", "canary", "cutover", "bake", "retire", "rollback", "reload"
+]
+BEFORE_CUTOVER: tuple[Phase, ...] = ("preflight", "prepare", "vacate", "start", "verify", "canary")
+
+
+class Step(BaseModel):
+    """A phase and when it was entered (UTC)."""
+
+    phase: Phase
+    at: str
+
+
+class HookRun(BaseModel):
+    """One run of a hook's command."""
+
+    when: str
+    command: str
+    code: int | None
+    """None if it was killed at its timeout."""
+    seconds: float
+    output: str = Field(validation_alias=AliasChoices("output", "said"))  # earlier records: said
+
+    @property
+    def result(self) -> str:
+        """How it ended, as text."""
+        return f"ended with {self.code}" if self.code is not None else f"was killed after {self.seconds:.0f} s"
+
+
+class Record(BaseModel):
+    """One rollout, as `glmctl history ID --json` prints it. `outcome` is None until it has ended."""
+
+    id: str
+    kind: Kind
+    strategy: Strategy = "overlap"
+    version: str
+    slot: str
+    previous: str | None = None
+    """The version that was live before."""
+    previous_slot: str | None = None
+    slot_held: str | None = None
+    """The text of the slot's symlink before, which is restored if the candidate fails."""
+    started_at: str
+    ended_at: str | None = None
+    seconds: float | None = None
+    steps: list[Step] = Field(default_factory=list)
+    outcome: str | None = None
+    reason: str | None = None
+    switch_ms: float | None = None
+    """From the rename of `live` to the first response of that slot through the public socket."""
+    pause_ms: float | None = None
+    """The longest wait of a probe's request during the cutover; with the strategy weights the longest time for which a
+    worker held requests back."""
+    canary: list[float] = Field(default_factory=list)
+    """The planned canary steps, in percent."""
+    step: float | None = None
+    """The planned seconds of each canary step; None: until it is promoted."""
+    bake: float | None = None
+    """The planned seconds of bake; None without one."""
+    load: dict[str, float] = Field(default_factory=dict)
+    """Seconds of each part of the candidate's load: imports, reading, building, warming up, checking."""
+    analysis: list[Verdict] = Field(default_factory=list)
+    """The verdict on each canary step, and on the bake."""
+    hooks: list[HookRun] = Field(default_factory=list)
+    receipt: Receipt | None = None
+
+    @property
+    def phase(self) -> Phase:
+        """The last phase that was entered."""
+        return self.steps[-1].phase if self.steps else "preflight"
+
+
+def now() -> str:
+    """Return the time as records contain it: UTC, ISO 8601, milliseconds."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def seconds_between(begin: str, end: str) -> float | None:
+    """Return the seconds from one time of a record to another, at least 0; None if one of them is malformed."""
+    try:
+        return max(0.0, (datetime.fromisoformat(end) - datetime.fromisoformat(begin)).total_seconds())
+    except (ValueError, TypeError):
+        return None
