@@ -12,7 +12,7 @@ from tests.bench.prompts import Kind
 
 __all__ = ["PADDED", "SEQUENTIAL", "SERVE", "SERVICE", "SYSTEMS", "Ratio", "Results"]
 
-SERVICE, SEQUENTIAL = "this service, HTTP", "generate, one by one"
+SERVICE, SEQUENTIAL = "this service", "generate, one by one"
 PADDED, SERVE = "generate, padded batch", "transformers serve"
 SYSTEMS = (SERVICE, SEQUENTIAL, PADDED, SERVE)
 
