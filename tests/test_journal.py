@@ -19,7 +19,7 @@ from deploy.errors import GlmError, Locked
 from deploy.host import Host
 from deploy.journal.journal import Journal, begin
 from deploy.journal.receipt import Receipt
-from deploy.journal.record import Record
+from deploy.journal.record import Record, RecordedLimits
 from tests.box import CODE
 
 _HOLDER = """
@@ -216,3 +216,46 @@ def test_an_unwritable_state_directory_is_an_error(journal: Journal, state: Path
     assert error.value.hint
     with pytest.raises(GlmError, match="cannot write the journal"):
         journal.write(Record(id="1", kind="deploy", version="1", slot="blue", started_at="now"))
+
+
+def test_a_reader_that_tests_the_lock_does_not_hinder_a_rollout(journal: Journal, state: Path) -> None:
+    """Readers share the lock for a moment: a rollout that begins meanwhile waits for it, and is not refused."""
+    with journal.lock():
+        assert journal.is_locked
+    with (state / "lock").open("rb") as reader, (state / "lock").open("rb") as another:
+        fcntl.flock(reader, fcntl.LOCK_SH)
+        fcntl.flock(another, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        assert not journal.is_locked
+        threading.Timer(0.05, fcntl.flock, (reader, fcntl.LOCK_UN)).start()
+        fcntl.flock(another, fcntl.LOCK_UN)
+        with journal.lock():
+            pass
+
+
+def test_rollouts_of_dead_controllers_are_told_from_running_ones(journal: Journal, state: Path) -> None:
+    """A record is interrupted if it has not ended and no process holds the lock; looking writes nothing."""
+    assert journal.interrupted() == []
+    assert not state.exists()
+    with holder(state, "lock") as process:
+        assert journal.interrupted() == []
+        process.send_signal(signal.SIGKILL)
+        process.wait(10)
+    with holder(state, "switching"):  # a warm rollback holds this lock alone
+        assert journal.interrupted() == []
+    before = {path: path.stat().st_mtime_ns for path in state.rglob("*")}
+    assert [(one.version, one.phase) for one in journal.interrupted()] == [("1.2.0", "start")]
+    assert {path: path.stat().st_mtime_ns for path in state.rglob("*")} == before
+
+
+def test_limits_of_a_later_version_are_read(journal: Journal, state: Path) -> None:
+    """A record whose limits have a field that this version does not know is not skipped."""
+    entry = begin(journal, "deploy", "1.0.0", "blue")
+    entry.record.limits = RecordedLimits(max_p95=2.0)
+    with journal.lock():
+        entry.enter("start")
+    (path,) = (state / "history").glob("*.json")
+    document = json.loads(path.read_text())
+    document["limits"]["max_regret"] = 1
+    path.write_text(json.dumps(document))
+    (found,) = journal.records()
+    assert found.limits == RecordedLimits(max_p95=2.0)

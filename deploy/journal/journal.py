@@ -9,6 +9,8 @@ import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from itertools import islice
+from pathlib import Path
+from typing import IO, Any
 
 from pydantic import ValidationError
 
@@ -22,6 +24,8 @@ __all__ = ["Entry", "Journal", "begin"]
 
 _SNAPSHOT = ".before"
 _RECENT = 32  # records that are searched for unfinished ones
+_LOCK_WAIT = 0.2  # seconds; a reader that tests a lock holds it for less than a millisecond
+_LOCK_POLL = 0.01
 _WARM = 1.0  # seconds; a start that took less loaded nothing
 
 
@@ -31,6 +35,7 @@ class Journal:
     def __init__(self, host: Host) -> None:
         self._directory = host.state / "history"
         self._lock = host.state / "lock"
+        self._switch = host.state / "switch"
 
     @property
     def is_writable(self) -> bool:
@@ -75,6 +80,13 @@ class Journal:
         """
         return [one for one in islice(self.newest(), _RECENT) if one.outcome is None][::-1]
 
+    def interrupted(self) -> list[Record]:
+        """Return the records that have not ended and whose controllers are dead, oldest first. Writes nothing."""
+        before = {one.id for one in self.unfinished()}
+        if not before or self.is_locked or _is_held(self._switch):
+            return []
+        return [one for one in self.unfinished() if one.id in before]  # one may have ended before its lock was tested
+
     def write(self, record: Record) -> None:
         """Write `record` durably; raises GlmError."""
         self._write(f"{record.id}.json", record.model_dump_json(indent=2))
@@ -106,33 +118,33 @@ class Journal:
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the rollout lock; raises Locked at once if another process holds it. The kernel frees it at exit."""
+        """Hold the rollout lock; raises Locked if another process holds it. The kernel frees it at exit."""
         self._create()
         with self._lock.open("a") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                found = "; ".join(f"{one.kind} of {one.version}, in {one.phase}" for one in self.unfinished())
-                raise Locked(
-                    f"another rollout holds the lock ({found or 'starting'})",
-                    hint="`glmctl status --watch` shows its progress",
-                ) from error
+            deadline = time.monotonic() + _LOCK_WAIT
+            while not _acquire(file, fcntl.LOCK_EX):
+                if time.monotonic() >= deadline:
+                    found = "; ".join(f"{one.kind} of {one.version}, in {one.phase}" for one in self.unfinished())
+                    raise Locked(
+                        f"another rollout holds the lock ({found or 'starting'})",
+                        hint="`glmctl status --watch` shows its progress",
+                    )
+                time.sleep(_LOCK_POLL)
             yield
 
     @property
     def is_locked(self) -> bool:
-        """Whether a rollout is running."""
-        try:
-            with self.lock():
-                return False
-        except Locked:
-            return True
+        """Whether a rollout is running; also if this user may not read the lock file."""
+        return _is_held(self._lock)
 
     @contextlib.contextmanager
     def switching(self) -> Iterator[None]:
-        """Hold the lock on the rename of `live`, and on the phase after which it is final. Waits for the lock."""
+        """Hold the lock on the rename of `live`, and on the phase after which it is final. Waits for the lock.
+
+        A process that stops a slot holds it too, so that the slot does not become live meanwhile.
+        """
         self._create()
-        with (self._lock.with_name("switch")).open("a") as file:
+        with self._switch.open("a") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
 
@@ -175,6 +187,26 @@ class Entry:
         self.record.seconds = round(time.monotonic() - self._began, 3)
         self.journal.write(self.record)
         self.journal.delete_snapshot(self.record.id)
+
+
+def _is_held(lock: Path) -> bool:
+    """Return whether a process holds `lock`. Readers share it, and wait for nobody."""
+    try:
+        with lock.open("rb") as file:
+            return not _acquire(file, fcntl.LOCK_SH)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+
+
+def _acquire(file: IO[Any], kind: int) -> bool:
+    """Try to acquire a lock on an open file, which is released when the file is closed."""
+    try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def begin(journal: Journal, kind: Kind, version: str, slot: str, strategy: Strategy = "overlap") -> Entry:

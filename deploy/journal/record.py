@@ -5,10 +5,11 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Literal
 
-from pydantic import AliasChoices, BaseModel, Field
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
 from deploy.analysis.comparison import Verdict
 from deploy.journal.receipt import Receipt
+from deploy.policy import Limits
 
 __all__ = [
     "BEFORE_CUTOVER",
@@ -16,6 +17,7 @@ __all__ = [
     "Kind",
     "Phase",
     "Record",
+    "RecordedLimits",
     "Step",
     "Strategy",
     "now",
@@ -53,6 +55,12 @@ class HookRun(BaseModel):
         return f"ended with {self.code}" if self.code is not None else f"was killed after {self.seconds:.0f} s"
 
 
+class RecordedLimits(Limits):
+    """The limits of a rollout; a record of a later version may have more of them."""
+
+    model_config = ConfigDict(extra="ignore")
+
+
 class Record(BaseModel):
     """One rollout, as `glmctl history ID --json` prints it. `outcome` is None until it has ended."""
 
@@ -72,6 +80,8 @@ class Record(BaseModel):
     steps: list[Step] = Field(default_factory=list)
     outcome: str | None = None
     reason: str | None = None
+    by_operator: bool = False
+    """Whether it was rolled back by `abort` or `rollback`, not by the analysis or a dead candidate."""
     switch_ms: float | None = None
     """From the rename of `live` to the first response of that slot through the public socket."""
     pause_ms: float | None = None
@@ -83,6 +93,12 @@ class Record(BaseModel):
     """The planned seconds of each canary step; None: until it is promoted."""
     bake: float | None = None
     """The planned seconds of bake; None without one."""
+    drain: float = 120.0
+    """How many seconds requests of the old slot may take to finish."""
+    keep_warm: float = 0.0
+    """How many seconds the old slot stays loaded after the bake."""
+    limits: RecordedLimits | None = None
+    """What the candidate is judged by; None without an analysis."""
     load: dict[str, float] = Field(default_factory=dict)
     """Seconds of each part of the candidate's load: imports, reading, building, warming up, checking."""
     analysis: list[Verdict] = Field(default_factory=list)
@@ -94,6 +110,16 @@ class Record(BaseModel):
     def phase(self) -> Phase:
         """The last phase that was entered."""
         return self.steps[-1].phase if self.steps else "preflight"
+
+    @property
+    def seconds_in_phase(self) -> float:
+        """Seconds since the last phase was entered, by the clock of the host."""
+        return seconds_between(self.steps[-1].at, now()) or 0.0 if self.steps else 0.0
+
+    @property
+    def seconds_unwatched(self) -> float | None:
+        """Seconds that remain of a bake; None in another phase."""
+        return max(0.0, (self.bake or 0.0) - self.seconds_in_phase) if self.phase == "bake" else None
 
 
 def now() -> str:
