@@ -2,8 +2,8 @@
 
 Importing a model class of transformers also imports torch.distributed, torch._dynamo and scipy, which take half of the
 time: 2.9 s instead of 1.4 s beside 1.2 s for torch (one core of an AMD EPYC). Two means leave them out: transformers is
-told that distributed training, flex attention and scipy are not installed, which it supports, and a stand-in for
-torch._dynamo serves the decorators that its modules apply at import. No module of torch is imported meanwhile, so none
+told that distributed training, flex attention, torchvision and scipy are not installed, which it supports, and a
+stand-in for torch._dynamo serves the decorators that its modules apply at import. No module of torch is imported meanwhile, so none
 keeps a stand-in: torch.compile and flex attention work afterwards.
 """
 
@@ -29,7 +29,12 @@ _NEEDED = (
     "transformers.models.glm46v.processing_glm46v",
     "transformers.models.glm46v.image_processing_pil_glm46v",
 )
-_LEFT_OUT = ("is_torch_distributed_available", "is_torch_flex_attn_available", "is_scipy_available")
+_LEFT_OUT = (
+    "is_torch_distributed_available",
+    "is_torch_flex_attn_available",
+    "is_torchvision_available",
+    "is_scipy_available",
+)
 _DYNAMO = "torch._dynamo"
 _HIGHER_ORDER_OP = f"{_DYNAMO}._trace_wrapped_higher_order_op"
 
@@ -56,7 +61,8 @@ def import_transformers() -> None:
     except Exception as error:  # anything: it depends on the installed version
         logger.warning("transformers is imported whole, which takes longer: %s: %s", type(error).__name__, error)
         for name in set(sys.modules) - before:
-            del sys.modules[name]
+            if name.partition(".")[0] == "transformers":
+                del sys.modules[name]
         _import()
 
 
