@@ -51,8 +51,9 @@ def test_a_version_that_cannot_be_imported_so_is_imported_whole() -> None:
     """Something unforeseen in transformers costs time, not service; what other packages imported stays as it is."""
     done = run(
         "import service.model.imports as imports, logging, sys, torch; logging.basicConfig();"
-        "sys.modules['another'] = other = __import__('types').ModuleType('another');"
-        "imports._dynamo_stand_in = lambda: {'torch._dynamo': __import__('types').ModuleType('torch._dynamo')};"
+        "other = __import__('types').ModuleType('another');"
+        "fails = lambda: sys.modules.update(another=other) or {'torch._dynamo': type(other)('torch._dynamo')};"
+        "imports._dynamo_stand_in = fails;"
         "imports.import_transformers(); from transformers import Glm4vForConditionalGeneration;"
         "print('torch._dynamo' in sys.modules, sys.modules['another'] is other)"
     )

@@ -3,8 +3,8 @@
 Importing a model class of transformers also imports torch.distributed, torch._dynamo and scipy, which take half of the
 time: 2.9 s instead of 1.4 s beside 1.2 s for torch (one core of an AMD EPYC). Two means leave them out: transformers is
 told that distributed training, flex attention, torchvision and scipy are not installed, which it supports, and a
-stand-in for torch._dynamo serves the decorators that its modules apply at import. No module of torch is imported meanwhile, so none
-keeps a stand-in: torch.compile and flex attention work afterwards.
+stand-in for torch._dynamo serves the decorators that its modules apply at import. No module of torch is imported
+meanwhile, so none keeps a stand-in: torch.compile and flex attention work afterwards.
 """
 
 from __future__ import annotations
