@@ -35,6 +35,7 @@ class Box:
         self.engine = engine
         self.host = sandbox.host
         self.env = sandbox.env
+        self.env.setdefault("GLM_GUARD_SECONDS", "600")  # tests end the rollouts of killed controllers themselves
         self.listen = sandbox.addresses.listen
         self._commands: list[subprocess.Popen[str]] = []
         self.slots = Slots(sandbox.host.root)
@@ -188,7 +189,7 @@ class Load:
         return Report.model_validate_json(self._path.read_text())
 
 
-def wait_for(condition: Callable[[], object], seconds: float = 20, what: str = "it") -> None:
+def wait_for(condition: Callable[[], object], seconds: float = 60, what: str = "it") -> None:
     """Wait until `condition` holds."""
     deadline = time.monotonic() + seconds
     while not condition():
