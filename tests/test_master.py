@@ -121,6 +121,19 @@ def test_start_timeout_is_extended_only_by_progress(master: Master, systemd: Not
         assert any(line.startswith("EXTEND_TIMEOUT_USEC=") for line in systemd.received()) is extended
 
 
+def test_load_that_crashes_again_and_again_is_not_extended_forever(master: Master, systemd: NotifySocket) -> None:
+    """Three attempts may extend the start timeout by their progress; those after them may not."""
+    extended = []
+    for attempt in range(6):
+        for progress in (0.0, 0.5):
+            server = _worker(master, pid=10_000 + attempt, phase="loading", progress=progress)
+            server.WORKERS = {10_000 + attempt: None}
+            master._tick(server)
+            if any(line.startswith("EXTEND_TIMEOUT_USEC=") for line in systemd.received()):
+                extended.append((attempt, progress))
+    assert extended == [(attempt, progress) for attempt in range(3) for progress in (0.0, 0.5)]
+
+
 @pytest.mark.parametrize(
     ("changes", "healthy"),
     [

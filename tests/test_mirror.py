@@ -319,6 +319,28 @@ async def test_requests_that_the_live_slot_failed_are_not_mirrored(pair: Pair) -
 CALL = {"id": "call_1", "type": "function", "function": {"name": "now", "arguments": "{}"}}
 
 
+@pytest.mark.anyio
+async def test_copy_that_is_cancelled_before_it_starts_releases_its_memory(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A mirror that ends in the turn of the event loop in which a copy was created keeps none of its bytes."""
+    pair.mirror(100)
+    mirror = pair.blue.server.mirror
+    replay = mirror.replay
+
+    def cancelled_at_once(exchange: module.CapturedExchange) -> None:
+        replay(exchange)
+        for task in mirror._tasks:
+            task.cancel()
+
+    monkeypatch.setattr(mirror, "replay", cancelled_at_once)
+    client = await pair.client()
+    for _ in range(3):
+        assert (await client.ask(request(GREEDY))).status == 200
+    assert await pair.settled() == []
+    assert mirror.captured == 0
+
+
 def body_of(**message: Any) -> bytes:
     choice = {"index": 0, "message": {"role": "assistant", **message}, "finish_reason": "stop"}
     return json.dumps({"id": "a", "created": 1, "choices": [choice]}).encode()

@@ -13,7 +13,7 @@ import shutil
 import signal
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -37,6 +37,7 @@ NOT_READY = 3
 _TICK_LOADING = 0.1  # seconds
 _TICK_READY = 1.0
 _TICK_VACATED = 0.02
+_ATTEMPTS = 3  # loads of each worker that may extend the start timeout
 _MAX_STATE_AGE = 5.0  # seconds; a ready worker writes its state file every second, and counts as hung beyond this age
 _KEPT_GENERATIONS = 16  # of a slot, whose state files are kept for receipts
 
@@ -55,7 +56,8 @@ class Master:
     manager: ServiceManager
     import_seconds: float = 0.0
     """How long the imports took that every worker is forked with."""
-    _last_progress: object = None
+    _started: set[int] = field(default_factory=set)  # pids of all workers that have been seen loading
+    _progress: set[object] = field(default_factory=set)  # every state of the load that has been seen
 
     @classmethod
     def begin(cls, server: Any) -> Master:
@@ -204,9 +206,12 @@ class Master:
         slowest = min(workers, key=lambda worker: worker.progress)
         step = slowest.step or slowest.phase
         self.manager.status(f"{self.release.version}: {step}, {slowest.progress:.0%}")
-        progress = [(worker.pid, worker.phase, worker.step, worker.progress) for worker in workers]
-        if progress != self._last_progress:  # a load without progress ends at the unit's start timeout
-            self._last_progress = progress
+        # A load without progress ends at the unit's start timeout, and so does one that crashes again and again.
+        self._started |= {worker.pid for worker in workers}
+        attempt = min(len(self._started), _ATTEMPTS * wanted)
+        progress = (attempt, *sorted((worker.phase, worker.step, worker.progress) for worker in workers))
+        if progress not in self._progress:
+            self._progress.add(progress)
             self.manager.extend_timeout(self.settings.load_stall)
 
     def _become_ready(self) -> None:

@@ -12,6 +12,7 @@ import logging
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -152,7 +153,7 @@ class Mirror:
             return
         task = asyncio.get_running_loop().create_task(self._send(exchange, candidate))
         self._tasks.add(task)
-        task.add_done_callback(self._end)
+        task.add_done_callback(partial(self._end, exchange))
 
     def follow(self) -> None:
         """Cancel the copies in flight if the mirror has ended, or this generation is not live any more."""
@@ -169,7 +170,8 @@ class Mirror:
         if self._client is not None:
             await self._client.aclose()
 
-    def _end(self, task: asyncio.Task[None]) -> None:
+    def _end(self, exchange: CapturedExchange, task: asyncio.Task[None]) -> None:
+        exchange.discard()  # here and not in the task: one that is cancelled before its first step runs none of it
         self._tasks.discard(task)
         if task.cancelled():
             self.count("dropped")
@@ -180,28 +182,25 @@ class Mirror:
         status, body = BROKEN_OFF, bytearray()
         timeout = _TIMEOUT + _TIMEOUT_FACTOR * exchange.seconds
         started = time.monotonic()
-        try:
-            with suppress(httpx.HTTPError, httpx.StreamError, OSError, TimeoutError):
-                async with (
-                    asyncio.timeout(timeout),
-                    self._client_of(candidate).stream(
-                        "POST", CHAT_PATH, content=exchange.request, headers=exchange.headers
-                    ) as response,
-                ):
-                    async for piece in response.aiter_raw():
-                        body += piece
-                        if len(body) > MAX_ANSWER:
-                            self.count("dropped")
-                            return
-                    status = response.status_code
-            ended = time.monotonic()
-            text, times = split_trailer(body)
-            # in a thread, because parsing megabytes of JSON would delay requests of clients
-            result = await asyncio.to_thread(
-                compare, (exchange.status, exchange.answer), (status, text), greedy=exchange.is_greedy
-            )
-        finally:
-            exchange.discard()
+        with suppress(httpx.HTTPError, httpx.StreamError, OSError, TimeoutError):
+            async with (
+                asyncio.timeout(timeout),
+                self._client_of(candidate).stream(
+                    "POST", CHAT_PATH, content=exchange.request, headers=exchange.headers
+                ) as response,
+            ):
+                async for piece in response.aiter_raw():
+                    body += piece
+                    if len(body) > MAX_ANSWER:
+                        self.count("dropped")
+                        return
+                status = response.status_code
+        ended = time.monotonic()
+        text, times = split_trailer(body)
+        # in a thread, because parsing megabytes of JSON would delay requests of clients
+        result = await asyncio.to_thread(
+            compare, (exchange.status, exchange.answer), (status, text), greedy=exchange.is_greedy
+        )
         seconds, first = times or (ended - started, -1.0)
         self._samples.add(
             Sample(ended, seconds, first if first >= 0 else None, result.status, result.kind, result.ratio or None)
