@@ -84,7 +84,7 @@ class Policy(BaseModel):
 
     @classmethod
     def of(cls, host: Host) -> Policy:
-        """Read the policy of `host`; raises Refused if it is unreadable, or with the line or the key that is invalid."""
+        """Read the policy of `host`; raises Refused if it is unreadable, or with the invalid line or key."""
         try:
             return cls.model_validate(tomllib.loads(host.policy.read_text()))
         except (FileNotFoundError, NotADirectoryError):

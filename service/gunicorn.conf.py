@@ -40,6 +40,7 @@ def on_reload(server: Any) -> None:
 def post_fork(server: Any, worker: Any) -> None:
     """Give the worker its generation."""
     worker.master = server.master
+    worker.master.descriptors.close_clients()
 
 
 def pre_exec(server: Any) -> None:

@@ -17,6 +17,7 @@ from uvicorn.config import Config
 
 from service.contract.worker_state import Ledger, WorkerState, WorkerStateFile
 from service.handover.connection import Connection
+from service.handover.fd_passing import Outcome
 from service.handover.server import SlotServer
 from service.handover.sockets import SlotSockets
 from service.routing.ownership import Gate
@@ -137,6 +138,24 @@ class Client:
         self.writer.transport.abort()
 
 
+class Supervisor:
+    """The master of a slot's only worker. It stores nothing, unless `stored` is a list."""
+
+    def __init__(self, sockets: SlotSockets) -> None:
+        self.is_running = True
+        self.stored: list[socket.socket] | None = None
+        self._sockets = sockets
+
+    def withdraw(self) -> None:
+        self._sockets.withdraw()
+
+    def store(self, client: socket.socket) -> Outcome:
+        if self.stored is None:
+            return Outcome.NO_RECEIVER
+        self.stored.append(client.dup())
+        return Outcome.SENT
+
+
 class Slot:
     """The server of one slot, with its sockets, ledger and application."""
 
@@ -151,6 +170,7 @@ class Slot:
             self.app, http=Connection, loop="asyncio", ws="none", lifespan="off", log_config=None, access_log=False
         )
         config.load()
+        self.supervisor = Supervisor(self.sockets)
         self.server = SlotServer(
             config,
             Settings(root=root, runtime=runtime, slot=app.slot, **settings),
@@ -159,7 +179,7 @@ class Slot:
             public=[listener],
             internal=self.sockets.http,
             handoff=self.sockets.handoff,
-            has_siblings=lambda: False,
+            supervisor=self.supervisor,
         )
         self.task = asyncio.create_task(self.server._serve([]))
 
@@ -185,7 +205,8 @@ class Slot:
         self.server.follow()
 
     async def leave(self, number: Signals = SIGTERM) -> None:
-        """Send the server a signal and wait until it has ended."""
+        """Send the server a signal and wait until it has ended; it has no siblings, and its master ends too."""
+        self.supervisor.is_running = False
         self.server.handle_exit(number, None)
         async with asyncio.timeout(TIMEOUT):
             await self.task

@@ -43,6 +43,9 @@ class ConnectionServer(Protocol):
     def keeps(self, connection: Connection) -> bool:
         """Return whether the connection's next request is answered here."""
 
+    def move(self, connection: Connection) -> None:
+        """Pass the connection to its owner, or shut it down if it has none and this worker leaves."""
+
     def pass_on(self, client: socket.socket, side: Side, unread: bytes = b"") -> Outcome:
         """Send a client's connection to the side's owner, with the bytes that were read from it and not answered."""
 
@@ -287,7 +290,7 @@ class Connection(HttpToolsProtocol):
 
     def _move_unless_kept(self) -> None:
         if self.public and not self.slot_server.keeps(self):
-            self.loop.call_soon(self.move)
+            self.loop.call_soon(self.slot_server.move, self)
 
     def _start_idle_timeout(self) -> None:
         self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)

@@ -7,10 +7,10 @@ import logging
 import signal
 import socket
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from contextlib import suppress
 from types import FrameType
-from typing import Any
+from typing import Any, Protocol
 
 from uvicorn.config import Config
 from uvicorn.server import Server
@@ -25,20 +25,35 @@ from service.routing.mirror import Mirror
 from service.routing.ownership import Gate
 from service.settings import Settings
 
-__all__ = ["SlotServer"]
+__all__ = ["SlotServer", "Supervisor"]
 
 TICK = 0.02  # seconds between two reads of `live`, each of 4 µs; inotify could drop the event of a change
 _TICKS_PER_HOUSEKEEPING = 5  # Uvicorn's own tick is due every 100 ms
 _BURST = 64  # connections accepted in one go, so that the other workers get their share
 _ACCEPT_PAUSE = 1.0  # seconds without accepting after the process ran out of descriptors
+_ORPHAN_DRAIN = 3.0  # seconds to finish requests after the master was killed; clients wait for the next one meanwhile
 
 logger = logging.getLogger("gunicorn.error")
+
+
+class Supervisor(Protocol):
+    """The generation's master as its workers see it, and what they do in its place when it was killed."""
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the master runs. Then another worker receives what this one passes to its own generation."""
+
+    def withdraw(self) -> None:
+        """Remove the slot's sockets where they lead to this generation."""
+
+    def store(self, client: socket.socket) -> Outcome:
+        """Leave a client's connection to the service manager, for the unit's next master."""
 
 
 class SlotServer(Server):
     """Accepts from the `public` sockets while the gate is open, and always from the `internal` and the `handoff` one.
 
-    `has_siblings`: whether the generation's master runs, so that another worker will receive what this one passes on.
+    It ends at a signal, or when the master was killed: systemd restarts the unit when the last worker has exited.
     """
 
     def __init__(
@@ -51,7 +66,7 @@ class SlotServer(Server):
         public: list[socket.socket],
         internal: socket.socket,
         handoff: socket.socket,
-        has_siblings: Callable[[], bool],
+        supervisor: Supervisor,
     ) -> None:
         super().__init__(config)
         self.settings = settings
@@ -65,11 +80,12 @@ class SlotServer(Server):
         self._public = public
         self._internal = internal
         self._handoff = handoff
-        self._has_siblings = has_siblings
+        self._supervisor = supervisor
         self._is_open = self._takes_requests = False
         self._accepting = False
         self._accept_again_at = 0.0
         self._leaving = False
+        self._orphaned_at: float | None = None
         self._cut_now = False
         self._arriving: set[Coroutine[Any, Any, object]] = set()
 
@@ -93,10 +109,15 @@ class SlotServer(Server):
         return not connection.public or (not self._leaving and self.gate.is_open(connection.side))
 
     def pass_on(self, client: socket.socket, side: Side, unread: bytes = b"") -> Outcome:
-        """Send a client's connection to the side's owner; to the live slot if the candidate has no receiver."""
+        """Send a client's connection to the side's owner; to the live slot if the candidate has no receiver.
+
+        If this worker leaves and there is no owner, the service manager stores the connection.
+        """
         outcome = self._pass_to(client, side, unread)
         if side != "live" and outcome is Outcome.NO_RECEIVER:
-            return self._pass_to(client, "live", unread)
+            outcome = self._pass_to(client, "live", unread)
+        if outcome is Outcome.NO_RECEIVER and self._leaving and self.settings.handoff and not unread:
+            outcome = self._supervisor.store(client)
         return outcome
 
     def _pass_to(self, client: socket.socket, side: Side, unread: bytes) -> Outcome:
@@ -104,7 +125,7 @@ class SlotServer(Server):
         owner = self.gate.owner(side)
         if not self.settings.handoff or owner is None:
             return Outcome.NO_RECEIVER
-        if self.gate.is_open(side) and not (self._leaving and self._has_siblings()):
+        if self.gate.is_open(side) and not (self._leaving and self._supervisor.is_running):
             return Outcome.NO_RECEIVER
         return send_fd(client.fileno(), owner, unread)
 
@@ -123,9 +144,9 @@ class SlotServer(Server):
         self.started = True
 
     async def main_loop(self) -> None:
-        """Follow `live` every TICK, until a signal ends the worker."""
+        """Follow `live` every TICK, until a signal ends the worker or its master has ended."""
         ticks = 0
-        while not self.should_exit:
+        while not self.should_exit and self._supervisor.is_running:
             self.follow()
             if ticks % _TICKS_PER_HOUSEKEEPING == 0 and await self.on_tick(ticks // _TICKS_PER_HOUSEKEEPING):
                 return
@@ -151,7 +172,7 @@ class SlotServer(Server):
         if not all(owned.values()):
             for connection in list(self.clients):
                 if not owned[connection.side]:
-                    self._move(connection)
+                    self.move(connection)
         self.mirror.follow()
         self.publish_state()
 
@@ -165,16 +186,18 @@ class SlotServer(Server):
         """Pass idle connections on, finish the requests in flight, and cut those that exceed the drain time."""
         self._leaving = True
         self.state.phase = "leaving"
-        self._receiver.stop()
+        self._close_handoff()
         await self.mirror.close()
         self.follow()
         asyncio.get_running_loop().remove_reader(self._internal.fileno())
         deadline = time.monotonic() + self.settings.drain
         while self._receiver.is_expecting or self._arriving or self.server_state.connections:
+            if not self._supervisor.is_running:
+                deadline = min(deadline, self._orphan_deadline())
             if self._cut_now or time.monotonic() >= deadline:
                 self._cut_all()
             for connection in self._connections():
-                self._move(connection)
+                self.move(connection)
             self.publish_state()
             if self.config.callback_notify:
                 await self.config.callback_notify()  # else Gunicorn would kill a worker that drains for long
@@ -182,6 +205,19 @@ class SlotServer(Server):
         await self.lifespan.shutdown()
         self.state.phase = "gone"
         self.publish_state()
+
+    def _close_handoff(self) -> None:
+        """Receive what waits at the handoff socket, then leave it to the other workers; without a master, remove it."""
+        if not self._supervisor.is_running:
+            self._supervisor.withdraw()
+        self._receiver.stop()
+
+    def _orphan_deadline(self) -> float:
+        if self._orphaned_at is None:
+            self._orphaned_at = time.monotonic()
+            logger.error("the master was killed: requests in flight have %s s to finish", _ORPHAN_DRAIN)
+            self._close_handoff()
+        return self._orphaned_at + _ORPHAN_DRAIN
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002
         """Begin the shutdown: on TERM the requests in flight are finished, on QUIT and INT they are cut."""
@@ -241,7 +277,7 @@ class SlotServer(Server):
     def _connections(self) -> list[Connection]:
         return [connection for connection in self.server_state.connections if isinstance(connection, Connection)]
 
-    def _move(self, connection: Connection) -> None:
+    def move(self, connection: Connection) -> None:
         """Pass the connection to its owner; without one, shut it down if this worker leaves."""
         outcome = connection.move() if connection.public else None
         has_no_owner = outcome is Outcome.NO_RECEIVER or not connection.public

@@ -11,6 +11,7 @@ import logging
 import os
 import shutil
 import signal
+import socket
 import sys
 import time
 from dataclasses import dataclass, field
@@ -23,8 +24,10 @@ from service.contract.processes import start_ticks
 from service.contract.successor import Successor
 from service.contract.weights_order import WeightsOrderFile
 from service.contract.worker_state import WorkerState
+from service.handover.fd_passing import Outcome
 from service.handover.sockets import SlotSockets
 from service.model.release import Release, ReleaseError
+from service.process.descriptors import Descriptors
 from service.process.sdnotify import ServiceManager
 from service.routing.ownership import Gate
 from service.settings import Settings
@@ -36,7 +39,7 @@ NOT_READY = 3
 
 _TICK_LOADING = 0.1  # seconds
 _TICK_READY = 1.0
-_TICK_VACATED = 0.02
+_TICK_FORWARDING = 0.02
 _ATTEMPTS = 3  # loads of each worker that may extend the start timeout
 _MAX_STATE_AGE = 5.0  # seconds; a ready worker writes its state file every second, and counts as hung beyond this age
 _KEPT_GENERATIONS = 16  # of a slot, whose state files are kept for receipts
@@ -54,6 +57,7 @@ class Master:
     directory: Path
     sockets: SlotSockets
     manager: ServiceManager
+    descriptors: Descriptors
     import_seconds: float = 0.0
     """How long the imports took that every worker is forked with."""
     _started: set[int] = field(default_factory=set)  # pids of all workers that have been seen loading
@@ -66,7 +70,7 @@ class Master:
         Exits with NOT_READY if the slot has no release that can be served.
         """
         settings = Settings()  # from the environment
-        manager = ServiceManager()
+        manager, descriptors = ServiceManager(), Descriptors.take()
         try:
             release = Release.read((settings.root / settings.slot).resolve(strict=True))
         except (OSError, ReleaseError) as error:
@@ -87,7 +91,8 @@ class Master:
             parent=server.master_pid or None,
             workers_wanted=settings.workers,
         )
-        master = cls(settings, release, record, directory, SlotSockets.bind(slot_directory, directory), manager)
+        sockets = SlotSockets.bind(slot_directory, directory)
+        master = cls(settings, release, record, directory, sockets, manager, descriptors)
         master.publish()
         return master
 
@@ -105,6 +110,21 @@ class Master:
     def weights_order(self) -> WeightsOrderFile:
         """The controller's order to the workers of this generation."""
         return WeightsOrderFile(self.settings.root, self.settings.slot, self.directory)
+
+    # called in the workers
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the master of this worker is still running."""
+        return os.getppid() == self.pid
+
+    def withdraw(self) -> None:
+        """Withdraw the generation's sockets, in place of the master."""
+        self.sockets.withdraw()
+
+    def store(self, client: socket.socket) -> Outcome:
+        """Leave a client's connection to the service manager, for the unit's next master."""
+        return self.descriptors.store(client, self.manager)
 
     def present_release(self) -> Release:
         """Return the release that workers load: the one the master started with, or that of a weight swap since."""
@@ -172,7 +192,7 @@ class Master:
             return
         try:
             workers = [state for state in worker_states(self.directory) if state.pid in server.WORKERS]
-            if self.record.ready and not workers:
+            if self.record.ready and (self.descriptors.clients or not workers):
                 self._forward(server)
             if self.record.ready and not self.record.stopping and not self.sockets.are_published:
                 return  # the successor sends the unit's notifications now
@@ -190,12 +210,14 @@ class Master:
             logger.exception("the master's tick failed")
 
     def _forward(self, server: Any) -> None:
-        """Without workers (after WINCH), pass on the connections in the backlog once another slot is live."""
+        """Pass on stored connections; without workers (after WINCH) those in the backlog, once another slot is live."""
         vacated = not server.WORKERS and server.num_workers == 0
-        _set_tick(_TICK_VACATED if vacated else _TICK_READY)
         owner = self.gate.owner()
+        if owner:
+            self.descriptors.pass_clients(owner, self.manager)
         if vacated and owner and not self.gate.is_open():
             self.sockets.forward(owner)
+        _set_tick(_TICK_FORWARDING if vacated or self.descriptors.clients else _TICK_READY)
 
     def _report_loading(self, workers: list[WorkerState], wanted: int) -> None:
         if len(workers) >= wanted > 0 and all(worker.phase == "ready" for worker in workers):
@@ -223,7 +245,7 @@ class Master:
         self.sockets.publish("handoff.sock")
         self.manager.status(f"{self.release.version}: ready")
         logger.info("generation %s of %s is ready", self.record.generation, self.settings.slot)
-        _set_tick(_TICK_READY)
+        _set_tick(_TICK_FORWARDING if self.descriptors.clients else _TICK_READY)
 
     def _report_serving(self, workers: list[WorkerState]) -> None:
         gate = "open" if self.gate.is_open() else "closed"

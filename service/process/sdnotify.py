@@ -1,12 +1,21 @@
-"""Notifications to systemd (sd_notify). Only the master sends them: a worker does not know the other workers."""
+"""Notifications to systemd (sd_notify). The master sends them, because a worker does not know the other workers.
+
+Workers only store descriptors.
+"""
 
 from __future__ import annotations
 
+import array
 import os
+import select
+import socket
 
 import sdnotify
 
 __all__ = ["ServiceManager"]
+
+
+_BARRIER = 2.0  # seconds
 
 
 class ServiceManager:
@@ -17,6 +26,7 @@ class ServiceManager:
         # Gunicorn would send READY=1 before the model is loaded.
         os.environ.pop("NOTIFY_SOCKET", None)
         self._status = ""
+        self._stored = False
 
     def ready(self, pid: int) -> None:
         """Report that the generation of the master `pid` is ready, and make it the unit's main process."""
@@ -39,3 +49,44 @@ class ServiceManager:
     def stopping(self) -> None:
         """Report that the unit is stopping."""
         self._notifier.notify("STOPPING=1")
+
+    def store(self, descriptor: int, name: str) -> bool:
+        """Store a descriptor, which the unit's next main process is passed; returns False without a service manager.
+
+        Raises BlockingIOError if the manager takes no message now.
+        """
+        self._stored = self._send(f"FDSTORE=1\nFDNAME={name}", descriptor)
+        return self._stored
+
+    def remove_stored(self, name: str) -> None:
+        """Close the stored descriptors of that name: while the manager has one, its connection cannot be ended."""
+        self._notifier.notify(f"FDSTOREREMOVE=1\nFDNAME={name}")
+
+    def barrier(self) -> None:
+        """Wait until the manager has stored everything: it ignores messages of a process that has exited."""
+        if not self._stored:
+            return
+        reader, writer = os.pipe()
+        try:
+            sent = self._send("BARRIER=1", writer)
+        except BlockingIOError:
+            sent = False
+        finally:
+            os.close(writer)
+        if sent:
+            select.select([reader], [], [], _BARRIER)
+        os.close(reader)
+
+    def _send(self, message: str, descriptor: int) -> bool:
+        channel: socket.socket | None = self._notifier.socket
+        if channel is None:
+            return False
+        try:
+            # not send_fds, which ignores the flags in Python 3.11
+            rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [descriptor]))
+            channel.sendmsg([message.encode()], [rights], socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            raise
+        except OSError:
+            return False
+        return True

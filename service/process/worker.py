@@ -109,7 +109,7 @@ class SlotWorker(UvicornWorker):  # type: ignore[misc]  # Gunicorn's classes car
             public=[listener.sock for listener in self.sockets],
             internal=master.sockets.http,
             handoff=master.sockets.handoff,
-            has_siblings=lambda: os.getppid() == master.pid,
+            supervisor=master,
         )
         asyncio.get_running_loop().add_signal_handler(signal.SIGQUIT, server.handle_exit, signal.SIGQUIT, None)
         state.phase, state.step, state.progress = "ready", "", 1.0
@@ -117,6 +117,10 @@ class SlotWorker(UvicornWorker):  # type: ignore[misc]  # Gunicorn's classes car
         swapper = WeightSwapper(engine, admission, identity, self.state_file, master.weights_order)
         following = asyncio.create_task(swapper.follow())
         await server.serve(sockets=[])
+        master.manager.barrier()
+        if not master.is_running:  # systemd starts the next one when this process has exited
+            metrics.forget_worker(state.pid)
+            os._exit(0)
         following.cancel()
         engine.close()
 
@@ -143,10 +147,11 @@ class SlotWorker(UvicornWorker):  # type: ignore[misc]  # Gunicorn's classes car
 
     async def _heartbeat(self) -> None:
         """Notify Gunicorn and publish the state while the model loads in a thread."""
-        while True:
+        while self.master.is_running:  # else nobody waits for this worker
             self.notify()
             self.state_file.publish()
             await asyncio.sleep(0.1)
+        os._exit(NOT_READY)
 
     def _fail(self, reason: str) -> None:
         state = self.state_file.state
