@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -12,131 +11,26 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageDraw
 
-from service.demo_models import tiny
-from service.engine import Delta, Finish, QueueTimeout, Sampling
+from service.engine import Finish, QueueTimeout, Sampling
 from service.engine import cache as cache_module
 from service.engine.cache import Budget, SlotCache
-from service.engine.core import Core
-from service.engine.detokenizer import Detokenizer, OutputProcessor, StopStrings
-from service.engine.prompt import Prompt, PromptBuilder
 from service.engine.runner import Runner
-from service.engine.sampling_params import SamplingParams
-from service.engine.sequence import Event, Sequence
 from service.engine.vision import VisionEncoder
-from service.model.checkpoint import Checkpoint, load
-from service.model.release import EngineSettings
+from tests.batching_fixtures import CONTENTS, MAX_TOKENS, Request, RequestFactory, one_thread, run
 
-MAX_TOKENS = 20  # of an output
-COLUMNS = 224
 many = partial(settings, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
-
-
-@dataclass
-class Request:
-    """A sequence and the events that it emitted."""
-
-    sequence: Sequence
-    events: list[Event] = field(default_factory=list)
-
-    @property
-    def tokens(self) -> list[int]:
-        return self.sequence.tokens
-
-    @property
-    def end(self) -> Event | None:
-        return self.events[-1] if self.events and not isinstance(self.events[-1], Delta) else None
-
-
-class RequestFactory:
-    """A checkpoint, prompts of many kinds, and the output of transformers' `generate` for each."""
-
-    def __init__(self, checkpoint: Checkpoint, reference: Any) -> None:
-        self.checkpoint = checkpoint
-        self.prompt_builder = PromptBuilder(checkpoint.processor, checkpoint.model, COLUMNS - 1)
-        self.vision = VisionEncoder(checkpoint.model, cache_bytes=1 << 20)
-        self.prompts = [self.prompt(content) for content in _contents()]
-        self.expected = [self._generate(reference, content) for content in _contents()]
-
-    def prompt(self, content: Any) -> Prompt:
-        return self.prompt_builder.build([{"role": "user", "content": content}], None)
-
-    def core(self, *, rows: int = 4, chunk: int = 512, pad: bool = False) -> Core:
-        cache = SlotCache(self.checkpoint.model, Budget(rows, COLUMNS))
-        return Core(Runner(self.checkpoint.model, cache, pad=pad), self.checkpoint.processor.token_bytes, chunk=chunk)
-
-    def request(
-        self, number: int, *, max_tokens: int = MAX_TOKENS, sampling: Sampling | None = None, **more: Any
-    ) -> Request:
-        prompt = self.prompts[number]
-        sampling = sampling or Sampling(temperature=0)
-        detokenizer = Detokenizer(self.checkpoint.processor.text)
-        request = Request(
-            Sequence(
-                prompt,
-                SamplingParams.resolve(sampling, self.checkpoint.generation_config),
-                OutputProcessor(detokenizer, StopStrings(sampling.stop), self.checkpoint.end_tokens),
-                max_tokens,
-                features=self.vision.features(prompt.images),
-                **more,
-            )
-        )
-        request.sequence.emit = request.events.append
-        return request
-
-    def _generate(self, reference: Any, content: Any) -> list[int]:
-        inputs = self.checkpoint.processor.inputs([{"role": "user", "content": content}], None)
-        ids = reference.generate(**inputs, do_sample=False, max_new_tokens=MAX_TOKENS)
-        return list(ids[0, inputs["input_ids"].shape[1] :].tolist())
-
-
-def _contents() -> list[Any]:
-    """Texts of 1 to 90 words; images small, large, wide, two in one prompt, and one that occurs in two prompts."""
-    words = ["red", "blue", "sun", "moon", "tree", "house", "river", "stone", "bird", "cloud"]
-    texts = [" ".join(words[(7 * n + k) % 10] for k in range(count)) for n, count in enumerate((1, 5, 17, 40, 90))]
-    first = _image((60, 60), "red")
-    images = [[first], [_image((180, 70), "blue")], [_image((90, 140), "green"), first], [first]]
-    return [
-        *texts,
-        *(
-            [{"type": "image", "image": image} for image in several] + [{"type": "text", "text": texts[n]}]
-            for n, several in enumerate(images)
-        ),
-    ]
-
-
-def _image(size: tuple[int, int], color: str) -> Image.Image:
-    image = Image.new("RGB", size, "white")
-    ImageDraw.Draw(image).ellipse((5, 5, size[0] - 9, size[1] - 20), fill=color)
-    return image
-
-
-KINDS = len(_contents())
 
 
 @pytest.fixture(scope="module")
 def factory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RequestFactory]:
-    from transformers import Glm4vForConditionalGeneration
-
-    path = tmp_path_factory.mktemp("model")
-    tiny.make(path, seed=7, dtype="float32")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    reference = Glm4vForConditionalGeneration.from_pretrained(path, dtype=torch.float32).eval()
-    yield RequestFactory(load(path, EngineSettings(dtype="float32", device="cpu"), lambda *_: None), reference)
-    torch.set_num_threads(threads)
+    with one_thread():
+        yield RequestFactory(tmp_path_factory.mktemp("model") / "model")
 
 
-def run(core: Core, steps: int = 2000) -> None:
-    """Step until nothing runs or waits."""
-    for _ in range(steps):
-        if not core.step():
-            return
-    raise AssertionError(f"the engine is still busy after {steps} steps")
-
-
-joins = st.tuples(st.integers(0, KINDS - 1), st.integers(1, MAX_TOKENS), st.sampled_from(["interactive", "batch"]))
+joins = st.tuples(
+    st.integers(0, len(CONTENTS) - 1), st.integers(1, MAX_TOKENS), st.sampled_from(["interactive", "batch"])
+)
 moves = st.lists(st.one_of(joins, st.integers(0, 9), st.none()), min_size=1, max_size=24)
 
 
@@ -325,7 +219,7 @@ def test_equal_images_are_encoded_once(factory: RequestFactory) -> None:
     red, blue = (factory.prompts[number].images for number in (5, 6))
     size = 4 * model.config.text_config.hidden_size * max(red[0].tokens, blue[0].tokens)
     vision = VisionEncoder(model, cache_bytes=size)
-    first, again = vision.features(red), vision.features(factory.prompt(_contents()[8]).images)
+    first, again = vision.features(red), vision.features(factory.prompt(CONTENTS[8]).images)
     assert first is not None
     assert again is not None
     assert torch.equal(first, again)

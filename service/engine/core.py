@@ -47,7 +47,7 @@ class Core:
                 sequence.push(token, logprob)
             except Exception as error:
                 sequence.fail(error)
-        self._reap()
+        self.scheduler.reap()
         return True
 
     def warm_up(self) -> None:
@@ -56,7 +56,7 @@ class Core:
 
     def fail_all(self, error: BaseException) -> None:
         """Fail all running and waiting sequences."""
-        for sequence in self.scheduler.all_sequences():
+        for sequence in self.scheduler.remove_all():
             sequence.fail(error)
 
     def _fail_newest(self, step: Step, error: Exception) -> None:
@@ -67,14 +67,11 @@ class Core:
         """
         newest = step.newest
         log.exception("a step of %d requests failed; aborting the newest", len(step.decoding) + len(step.chunks))
-        newest.fail(error)
-        self._reap()
+        # its traceback, which was logged, holds the tensors of the failed step
+        newest.fail(error.with_traceback(None))
+        self.scheduler.reap()
         if isinstance(error, torch.OutOfMemoryError):
             torch.cuda.empty_cache()
-
-    def _reap(self) -> None:
-        for sequence in self.scheduler.reap():
-            self._sampler.forget(sequence)
 
 
 def _select_sampled(step: Step, logits: Tensor) -> tuple[list[Sequence], Tensor]:

@@ -130,12 +130,14 @@ class ModelEngine:
         events: asyncio.Queue[Event] = asyncio.Queue()
         self._submit(sequence, self._dispatcher.sender(loop, events))
         try:
-            if sequence.prompt.think_open:
-                yield Delta("<think>")  # the tag is in the prompt; readers of the output need it
+            opens_thinking = sequence.prompt.think_open  # the tag is in the prompt; readers of the output need it
             while True:
                 event = await events.get()
                 if isinstance(event, BaseException):
                     raise event
+                if opens_thinking:
+                    opens_thinking = False
+                    yield Delta("<think>")
                 yield event
                 if isinstance(event, Finish):
                     return
@@ -224,10 +226,7 @@ class ModelEngine:
         """Main loop of the engine thread: accept work, step, deliver events; ends when the engine is closed."""
         scheduler = self._core.scheduler
         while not self._closed:
-            with suppress(Empty):
-                while item := self._inbox.get(block=not (scheduler.busy or self._calls)):
-                    self._busy = True
-                    self._accept(item)
+            self._receive()
             self._core.step()
             self._heartbeat = time.monotonic()
             self._dispatcher.flush(force=not scheduler.busy)
@@ -236,6 +235,16 @@ class ModelEngine:
                 self._heartbeat = time.monotonic()
             self._busy = scheduler.busy
         self._reject_all()
+
+    def _receive(self) -> None:
+        """Accept what is in the inbox; waits for an item if there is nothing to do.
+
+        A variable of the main loop would hold the last item, with its image features or weights, until the next one.
+        """
+        with suppress(Empty):
+            while item := self._inbox.get(block=not (self._core.scheduler.busy or self._calls)):
+                self._busy = True
+                self._accept(item)
 
     def _accept(self, item: Sequence | EngineCall) -> None:
         if isinstance(item, EngineCall):

@@ -121,6 +121,9 @@ class Engine(Protocol):
     ) -> AsyncIterator[Delta | Finish]:
         """Generate a reply: Deltas, then one Finish; raises Refused and QueueTimeout.
 
+        The first item follows the first token: until then the request counts as waiting, and an error has no item
+        before it.
+
         A message is `{"role", "content"}` plus other fields of the chat template (`tool_calls`, `reasoning_content`,
         …); its content is a string or a list of `{"type": "text", "text"}` and
         `{"type": "image", "image": PIL.Image}`. `tools` are OpenAI's definitions, rendered by the template. A request

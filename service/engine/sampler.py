@@ -7,6 +7,7 @@ uniform number is derived from the seed and the index of the token, and looked u
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -43,12 +44,7 @@ class Sampler:
                 groups.setdefault(_select_draw(sequence.params), []).append(index)
         for draw, indices in groups.items():
             chosen[indices] = draw(scores[indices], [sequences[index] for index in indices])
-        self._counts.add(sequences, chosen)
         return chosen.tolist(), self._logprobs(raw, chosen, sequences)
-
-    def forget(self, sequence: Sequence) -> None:
-        """Free the state kept for a sequence that has ended."""
-        self._counts.forget(sequence)
 
     def _constrain(self, scores: Tensor, sequences: list[Sequence]) -> Tensor:
         """Set the scores of tokens that a grammar forbids to -inf."""
@@ -82,13 +78,26 @@ class Sampler:
         return result
 
 
+@dataclass
+class _CountedRow:
+    """A row of the token counts, and how many tokens of its sequence's output it contains."""
+
+    index: int
+    counted: int = 0
+
+
 class _TokenCounts:
-    """Token counts of the sequences that have penalties: (sequences, vocabulary) on the device, grown on demand."""
+    """Token counts of the sequences that have penalties: (rows, vocabulary) on the device, 5 bytes a token.
+
+    A row belongs to a sequence of the present step. One that is missing in a step has ended or was preempted: its row
+    is used again, and if it returns, it is counted anew. Hence nothing has to be freed, there are never more rows than
+    sequences in one step (rounded up to 8), and a failed step can be run again.
+    """
 
     def __init__(self) -> None:
-        self._index: dict[Sequence, int] = {}
+        self._rows: dict[int, _CountedRow] = {}  # by the sequence's number: a reference would keep its image features
         self._output: Tensor | None = None  # occurrences in the output
-        self._seen: Tensor | None = None  # bool: occurs in prompt or output
+        self._prompt: Tensor | None = None  # bool: occurs in the prompt
 
     def penalise(self, logits: Tensor, sequences: list[Sequence]) -> Tensor:
         """Return logits (sequences, vocabulary) lowered by the penalties.
@@ -96,56 +105,55 @@ class _TokenCounts:
         The repetition penalty follows transformers, presence and frequency penalties follow OpenAI.
         """
         affected = [index for index, sequence in enumerate(sequences) if sequence.params.has_penalties]
+        present = {sequences[index].number for index in affected}
+        self._rows = {number: row for number, row in self._rows.items() if number in present}
         if not affected:
             return logits
-        output, seen = self._rows([sequences[index] for index in affected], logits)
+        output, in_prompt = self._count([sequences[index] for index in affected], logits)
         scores = logits[affected]
 
         def column(name: str) -> Tensor:
             values = [getattr(sequences[index].params, name) for index in affected]
             return torch.tensor(values, device=logits.device)[:, None]
 
-        repetition = column("repetition_penalty")
+        repetition, seen = column("repetition_penalty"), in_prompt | (output > 0)
         scores = torch.where(seen, torch.where(scores < 0, scores * repetition, scores / repetition), scores)
         scores -= output * column("frequency_penalty") + (output > 0) * column("presence_penalty")
         logits = logits.clone()
         logits[affected] = scores
         return logits
 
-    def add(self, sequences: list[Sequence], chosen: Tensor) -> None:
-        """Count the tokens that were just chosen."""
-        counted = [index for index, sequence in enumerate(sequences) if sequence in self._index]
-        if counted and self._output is not None and self._seen is not None:
-            rows = torch.tensor([self._index[sequences[index]] for index in counted], device=chosen.device)
-            self._output.index_put_((rows, chosen[counted]), self._output.new_ones(len(counted)), accumulate=True)
-            self._seen[rows, chosen[counted]] = True
-
-    def forget(self, sequence: Sequence) -> None:
-        """Release the row of a sequence."""
-        self._index.pop(sequence, None)
-
-    def _rows(self, sequences: list[Sequence], logits: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the counts of these sequences; adds rows for new ones."""
+    def _count(self, sequences: list[Sequence], logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the counts of these sequences' outputs, and which tokens their prompts contain."""
         for sequence in sequences:
-            if sequence not in self._index:
+            if sequence.number not in self._rows:
                 self._insert(sequence, logits)
         assert self._output is not None
-        assert self._seen is not None
-        indices = [self._index[sequence] for sequence in sequences]
-        return self._output[indices], self._seen[indices]
+        assert self._prompt is not None
+        rows = [self._rows[sequence.number] for sequence in sequences]
+        paired = list(zip(rows, sequences, strict=True))
+        new = [(row.index, token) for row, sequence in paired for token in sequence.tokens[row.counted :]]
+        if new:
+            indices, tokens = torch.tensor(new, device=logits.device).T
+            self._output.index_put_((indices, tokens), self._output.new_ones(len(new)), accumulate=True)
+        for row, sequence in paired:
+            row.counted = len(sequence.tokens)
+        present = [row.index for row in rows]
+        return self._output[present], self._prompt[present]
 
     def _insert(self, sequence: Sequence, logits: Tensor) -> None:
-        row = next(row for row in range(len(self._index) + 1) if row not in self._index.values())
-        if self._output is None or self._seen is None:
+        used = {row.index for row in self._rows.values()}
+        index = next(index for index in range(len(used) + 1) if index not in used)
+        if self._output is None or self._prompt is None:
             self._output = logits.new_zeros(8, logits.shape[1])
-            self._seen = self._output.bool()
-        elif row >= len(self._output):
+            self._prompt = self._output.bool()
+        elif index >= len(self._output):
             more = logits.new_zeros(8, logits.shape[1])
-            self._output, self._seen = torch.cat([self._output, more]), torch.cat([self._seen, more.bool()])
-        self._output[row] = 0
-        self._seen[row] = False
-        self._seen[row, sequence.prompt.ids.to(logits.device)] = True
-        self._index[sequence] = row
+            self._output, self._prompt = torch.cat([self._output, more]), torch.cat([self._prompt, more.bool()])
+        self._output[index] = 0
+        self._prompt[index] = False
+        self._prompt[index, sequence.prompt.ids.to(logits.device)] = True
+        self._rows[sequence.number] = _CountedRow(index)
 
 
 def _select_draw(params: SamplingParams) -> Draw:

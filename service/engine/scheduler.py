@@ -96,16 +96,18 @@ class Scheduler:
             self.decoding += sequence.uncomputed == count
             sequence.cached += count
 
-    def reap(self) -> list[Sequence]:
-        """Free the rows of the sequences that have ended; return these."""
-        ended = [sequence for sequence in self.rows if sequence.ended]
-        for sequence in ended:
+    def reap(self) -> None:
+        """Free the rows of the sequences that have ended."""
+        for sequence in [running for running in self.rows if running.ended]:
             self._free_row(sequence)
-        return ended
 
-    def all_sequences(self) -> list[Sequence]:
-        """Return all running and waiting sequences."""
-        return [*self.rows, *self.interactive, *self.batch]
+    def remove_all(self) -> list[Sequence]:
+        """Remove all running and waiting sequences; return them."""
+        removed = [*self.rows, *self.interactive, *self.batch]
+        self.rows, self.decoding = [], 0
+        self.interactive.clear()
+        self.batch.clear()
+        return removed
 
     def _queue(self, sequence: Sequence) -> deque[Sequence]:
         return self.interactive if sequence.priority == "interactive" else self.batch
