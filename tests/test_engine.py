@@ -556,12 +556,6 @@ def test_a_defective_checkpoint_is_refused(
     assert "Traceback" not in str(caught.value)
 
 
-def test_an_unknown_device_is_refused(checkpoint: Path) -> None:
-    """A device that the host does not have raises ReleaseError."""
-    with pytest.raises(ReleaseError, match="'quantum'"):
-        load(checkpoint, device="quantum")
-
-
 def test_weights_are_not_copied(checkpoint: Path) -> None:
     """On the CPU every parameter lies in the mapped pages of the file, which all processes of the host share."""
     from service.model.checkpoint import load as load_checkpoint

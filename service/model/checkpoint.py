@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from service.model.processor import Processor
 
 __all__ = ["ARCHITECTURE", "Checkpoint", "load", "read_weights"]
+
+_DEVICES = re.compile(r"auto|(cpu|cuda)(:[0-9]+)?")
 
 
 @dataclass(frozen=True)
@@ -117,6 +120,9 @@ def _build(path: Path, config: Glm4vConfig, state: dict[str, Tensor]) -> Glm4vFo
 
 
 def _device(name: str) -> torch.device:
+    """Return the device called `name` in a release's engine settings; raises ReleaseError if this host lacks it."""
+    if not _DEVICES.fullmatch(name):  # torch has other kinds too, which the engine does not run on
+        raise ReleaseError(f"the device {name!r} of release.json is unknown: it is auto, cpu, cuda or cuda:N")
     try:
         device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
         torch.empty(0, device=device)
