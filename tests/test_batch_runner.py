@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -11,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from service.batches.claims import MAX_TRIES
 from service.batches.database import Database
@@ -199,6 +202,38 @@ def test_rows_limit_concurrency(store: BatchStore) -> None:
         await runner.stop()
 
     asyncio.run(work())
+    assert chat.max_running == 3
+
+
+@settings(deadline=None, derandomize=True, max_examples=5)
+@given(looks=st.lists(st.tuples(st.booleans(), st.booleans()), max_size=12))
+@example(looks=[(True, True), (True, True), (False, True)])  # closes before the first step of the requests' tasks
+def test_capacity_survives_cancellation(looks: list[tuple[bool, bool]]) -> None:
+    """Whenever the gate closes, even before a claimed request was begun, the runner can use all its rows afterwards."""
+    with tempfile.TemporaryDirectory() as directory:
+        store = BatchStore(Path(directory))
+        chat = FakeChat(pause=0.01)
+        pending = list(looks)
+
+        def serving() -> bool:
+            """The gate at each look, and whether the runner finds a reason to go on at once."""
+            is_open, wake = pending.pop(0) if pending else (True, False)
+            if wake:
+                runner._wake.set()
+            return is_open
+
+        async def work() -> None:
+            runner.start()
+            await store.wait_for_end(first)
+            chat.max_running = 0
+            batch = await store.wait_for_end(store.create(request_lines(9)))
+            assert result_ids(batch, store) == [f"task-{number}" for number in range(9)]
+            await runner.stop()
+
+        first = validated_batch(store, request_lines(6))
+        runner = store.runner(chat, current_owner(), rows=3, serving=serving)
+        asyncio.run(work())
+        store.database.close()
     assert chat.max_running == 3
 
 

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from typing import Any, Protocol
 
 from service.batches import lines
@@ -62,7 +63,7 @@ class BatchRunner:
         self._rows = rows
         self._serving = serving
         self._claims = Claims(batches.database, owner or current_owner())
-        self._running: dict[Key, asyncio.Task[None]] = {}
+        self._running: dict[Key, asyncio.Task[Outcome]] = {}
         self._outcomes: list[Outcome] = []  # not stored yet
         self._transition: tuple[Transition, asyncio.Task[None]] | None = None
         self._cancel_transition = threading.Event()  # read by the transition's thread
@@ -152,7 +153,9 @@ class BatchRunner:
             if key in self._running:
                 self._running[key].cancel()
         for claim in assignment.claims:
-            self._running[claim.key] = asyncio.create_task(self._process(claim))
+            task = self._running[claim.key] = asyncio.create_task(self._process(claim))
+            # not in the task itself: one that is cancelled before its first step runs no code
+            task.add_done_callback(partial(self._end, claim.key))
         if assignment.transition is not None:
             self._cancel_transition.clear()
             self._transition = assignment.transition, asyncio.create_task(self._run_transition(assignment.transition))
@@ -174,17 +177,14 @@ class BatchRunner:
         self._wake.clear()
         self._may_hold_claims, self._idle, self._poll_at = False, False, 0.0
 
-    async def _process(self, claim: Claim) -> None:
-        """Process one request and record its outcome; a cancelled one is pending again."""
-        outcome = Outcome(claim.key, "pending")
-        try:
-            outcome = await self._complete(claim)
-        finally:
-            del self._running[claim.key]
-            self._outcomes.append(outcome)
-            self._wake.set()
+    def _end(self, key: Key, task: asyncio.Task[Outcome]) -> None:
+        """Record the outcome of a task that has ended; the request of a cancelled one is pending again."""
+        del self._running[key]
+        self._outcomes.append(Outcome(key, "pending") if task.cancelled() else task.result())
+        self._wake.set()
 
-    async def _complete(self, claim: Claim) -> Outcome:
+    async def _process(self, claim: Claim) -> Outcome:
+        """Process one request."""
         try:
             document = await self._database.call(self._read, claim)
             body = await self._chat.complete(document, priority="batch")
