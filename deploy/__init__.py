@@ -7,7 +7,8 @@
 4. A request is answered by the process that received it. A connection is handed over between two requests.
 5. No request is lost, and the receipt proves it: accepted = completed + failed + client-aborted + in flight.
 6. The old version stays loaded until the new one was watched under load. Rollback is the rename back.
-7. A crash at any step leaves one version serving. The next `glmctl` command ends the interrupted rollout.
+7. A crash at any step leaves one version serving. Commands that only read report what was interrupted; those that
+   change the host end it first, and a timer does otherwise. An interrupted bake goes on being watched.
 
 This package imports neither torch nor Starlette. It shares files and sockets with the server, in the formats of
 `service/contract`. Begin with `rollout/rollout.py`; `cli.py` lists the verbs.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import sys
+import traceback
 from types import FrameType
 
 import click
@@ -19,6 +20,7 @@ from deploy.commands import (
     promote,
     release,
     reload,
+    resume,
     retire,
     rollback,
     sandbox,
@@ -62,6 +64,7 @@ for verb in (
     promote.promote,
     abort.abort,
     rollback.rollback,
+    resume.resume,
     reload.reload,
     retire.retire,
     status.status,
@@ -81,24 +84,32 @@ def main() -> None:
     options = Options()
     try:
         status = glmctl.main(standalone_mode=False, obj=options)
-    except click.exceptions.Abort:
-        status = _fail(options, "interrupted", None, 130)
-    except KeyboardInterrupt:
-        status = _fail(options, "interrupted", "the next glmctl command ends the rollout", 130)
     except click.ClickException as error:
         if "--json" in sys.argv:  # a usage error may come before the option was parsed
             click.echo(_document(error.format_message(), "see `glmctl --help`", error.exit_code))
         error.show()
         status = error.exit_code
-    except GlmError as error:
-        status = _fail(options, str(error), error.hint, error.exit_code)
     except BrokenPipeError:
         status = 1
-    except OSError as error:
-        status = _fail(
-            options, f"{error.filename or 'the system'}: {error.strerror}", "`glmctl doctor` checks the host", 1
-        )
+    except (Exception, KeyboardInterrupt) as error:
+        if options.debug:
+            traceback.print_exc()
+        status = _fail(options, *_explain(error))
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def _explain(error: BaseException) -> tuple[str, str | None, int]:
+    """Return message, hint and exit code of an error."""
+    match error:
+        case GlmError():
+            return str(error), error.hint, error.exit_code
+        case KeyboardInterrupt() | click.exceptions.Abort():
+            return "interrupted", None, 130
+        case OSError(strerror=str()):
+            return f"{error.filename or 'the system'}: {error.strerror}", "`glmctl doctor` checks the host", 1
+    where = traceback.extract_tb(error.__traceback__)[-1]
+    message = f"unexpected error: {type(error).__name__}: {error}".removesuffix(": ")
+    return f"{message} ({where.name}, line {where.lineno})", "--debug prints the traceback", 1
 
 
 def _fail(options: Options, message: str, hint: str | None, code: int) -> int:

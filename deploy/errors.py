@@ -52,12 +52,20 @@ class Locked(GlmError):
     exit_code = 7
 
 
+class Interrupted(GlmError):
+    """Ctrl-C, SIGTERM or SIGHUP ended a rollout; the message tells in which state."""
+
+    exit_code = 130
+
+
 class Degraded(Exception):
     """The candidate serves clients and must not do so any longer. The rollout raises RolledBack for it.
 
     `is_undone`: another process has made the old slot live already, and run the hooks.
+    `by_operator`: `abort` or `rollback` asked for it, and the candidate need not be worse.
     """
 
-    def __init__(self, reason: str, *, is_undone: bool = False) -> None:
+    def __init__(self, reason: str, *, is_undone: bool = False, by_operator: bool = False) -> None:
         super().__init__(reason)
         self.is_undone = is_undone
+        self.by_operator = by_operator

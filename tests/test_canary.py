@@ -123,13 +123,15 @@ def test_a_candidate_that_dies_ends_its_canary(box: Box) -> None:
     assert box.get("/version").json()["version"] == "1.0.0"
 
 
-def test_the_next_command_ends_the_canary_of_a_killed_controller(box: Box) -> None:
-    """The share holds without a controller; the next command reports it, and the live slot answers all requests."""
+def test_an_abort_ends_the_canary_of_a_killed_controller(box: Box) -> None:
+    """The share holds without a controller; `status` reports it, and after `abort` the live slot answers everything."""
     with canary(box, "--canary", "50", "--step", "pause") as deploy:
         kill(deploy.pid)
         deploy.wait(timeout=60)
         assert asyncio.run(ask(box, 500))["green"]
         assert "interrupted in canary" in box.glmctl("status").stderr
+        assert CanaryFile(box.host.runtime).read() is not None
+        assert "green was stopped, 1.0.0 serves as before" in box.glmctl("abort").stderr
         assert CanaryFile(box.host.runtime).read() is None
         assert asyncio.run(ask(box, 500)) == {"blue": 500}
     box.glmctl("deploy", "1.1.0", "--bake", "0")

@@ -16,7 +16,7 @@ from tests import forkserver
 
 VERBS = (
     "release add", "release list", "release verify", "release remove", "release prune", "release",
-    "deploy", "promote", "abort", "rollback", "reload", "retire", "status", "history", "doctor", "install", "demo",
+    "deploy", "promote", "abort", "rollback", "resume", "reload", "retire", "status", "history", "doctor", "install", "demo",
     "sandbox",
 )  # fmt: skip
 EXAMPLES = {

@@ -1,4 +1,4 @@
-"""A crash at any step leaves one version serving, and the next command reports and ends the rollout."""
+"""A crash at any step leaves one version serving; the next command that changes something ends the rollout."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_the_receipt_covers_the_time_of_a_killed_controller(box: Box) -> None:
     kill(deploy.pid)
     deploy.communicate(timeout=60)
     (kept,) = (box.host.state / "history").glob("*.before")
-    box.glmctl("status")
+    assert "interrupted in bake" in box.glmctl("retire").stderr
     record = box.json("history")["rollouts"][-1]
     by_slot = {line["slot"]: line for line in record["receipt"]["lines"]}
     assert record["reason"].startswith("interrupted in bake")
@@ -51,12 +51,12 @@ def test_the_receipt_covers_the_time_of_a_killed_controller(box: Box) -> None:
 
 
 def test_the_controller_killed_while_it_reloads(box: Box) -> None:
-    """Kill -9 of glmctl during a reload: systemd completes it, and the next command reports the result."""
+    """Kill -9 of glmctl during a reload: systemd completes it, and `resume` reports the result."""
     reload = box.begin("reload", "1.1.0")
     wait_for(lambda: box.show("glm@blue.service", "ActiveState") == "reloading")
     kill(reload.pid)
     reload.communicate(timeout=60)
-    assert "reload of 1.1.0 was interrupted in reload: 1.1.0 serves" in box.glmctl("status").stderr
+    assert "reload of 1.1.0 was interrupted in reload: 1.1.0 serves" in box.glmctl("resume").stdout
     assert box.get("/version").json()["version"] == "1.1.0"
     assert len([one for one in box.generations("blue") if one.is_alive]) == 1
 
@@ -74,8 +74,8 @@ def test_a_reload_that_fails_leaves_the_old_generation_serving(box: Box, add_rel
 
 
 def test_a_rollback_killed_at_its_rename(box: Box) -> None:
-    """Kill -9 of a warm rollback: one version serves, and the next command completes the rollback."""
-    stderr = ""
+    """Kill -9 of a warm rollback: one version serves, and `resume` completes the rollback."""
+    output = ""
     with box.baking("1.1.0"):
         rollback = box.begin("rollback")
         wait_for(lambda: any(one.kind == "rollback" for one in Journal(box.host).unfinished()))
@@ -83,9 +83,9 @@ def test_a_rollback_killed_at_its_rename(box: Box) -> None:
         rollback.communicate(timeout=60)
         assert box.get("/version").status_code == 200
         if box.slots.live == "green":  # killed before the rename: the deploy is still in its bake
-            stderr = box.glmctl("rollback").stderr
-    stderr += box.glmctl("status").stderr
-    assert "rollback of 1.0.0 was interrupted" in stderr
+            output = box.glmctl("rollback").stderr
+    output += box.glmctl("resume").stdout
+    assert "rollback of 1.0.0 was interrupted" in output
     assert box.get("/version").json()["version"] == "1.0.0"
     assert all(record["outcome"] for record in box.json("history")["rollouts"])
 
@@ -95,8 +95,9 @@ def test_ctrl_c_before_cutover_undoes(box: Box) -> None:
     deploy = box.begin("deploy", "1.1.0")
     box.await_phase(deploy, "start")
     deploy.send_signal(signal.SIGINT)
-    deploy.communicate(timeout=60)
+    out, _ = deploy.communicate(timeout=60)
     assert deploy.returncode == 130
+    assert "glmctl: interrupted in start: 1.0.0 is live in blue, the deploy of 1.1.0 was undone" in out
     assert box.json("status")["rollout"]["outcome"] == "interrupted"
     assert box.show("glm@green.service", "ActiveState") == "inactive"
     assert box.get("/version").json()["version"] == "1.0.0"
@@ -109,6 +110,7 @@ def test_ctrl_c_in_the_bake_rolls_back(box: Box) -> None:
     deploy.send_signal(signal.SIGINT)
     out, _ = deploy.communicate(timeout=60)
     assert deploy.returncode == 130, out
+    assert "glmctl: interrupted in bake: 1.0.0 is live in blue, the deploy of 1.1.0 was undone" in out
     record = box.json("history")["rollouts"][-1]
     assert (record["outcome"], record["steps"][-1]["phase"]) == ("interrupted", "rollback")
     assert record["receipt"]["lost"] == 0
@@ -130,6 +132,7 @@ def test_ctrl_c_while_the_old_slot_is_retired(box: Box) -> None:
         assert slow.recv(12) == b"HTTP/1.1 200"
         out, _ = deploy.communicate(timeout=60)
     assert deploy.returncode == 130, out
+    assert "glmctl: interrupted in retire: 1.1.0 is live in green, the deploy of 1.1.0 is done" in out
     record = box.json("history")["rollouts"][-1]
     assert (record["outcome"], record["reason"]) == ("done", "interrupted from the keyboard")
     assert box.show("glm@blue.service", "ActiveState") == "inactive"

@@ -1,4 +1,4 @@
-"""Kill -9 of any process, in any phase of any strategy: one version serves, and the next command cleans up.
+"""Kill -9 of any process, in any phase of any strategy: one version serves, and `resume` ends the rollout.
 
 `make test` runs REPRESENTATIVE: each victim under each strategy, and each phase. `make test-all` runs every cell.
 
@@ -177,7 +177,7 @@ def test_the_representative_cells_meet_every_victim_and_phase() -> None:
 def test_one_version_serves_whatever_is_killed(
     host: Box, record_property: Callable[[str, object], None], strategy: str, victim: str, phase: str
 ) -> None:
-    """One version answers afterwards, the next command is clean, and only the killed process lost requests."""
+    """One version answers afterwards, `resume` ends the rollout, and only the killed process lost requests."""
     box, cell = host, (strategy, victim, phase)
     record_property("crash", (cell, "FAILED"))
     live = box.slots.live
@@ -195,8 +195,13 @@ def test_one_version_serves_whatever_is_killed(
         assert "Traceback" not in out, out
         if victim not in {"controller", "power"}:
             assert deploy.returncode in {0, 3, 4, 5}, out
-        done = box.glmctl("status")
+        unfinished = Journal(box.host).unfinished()
+        told = box.glmctl("status").stderr
         crowd.all_answered_again()
+        assert Journal(box.host).unfinished() == unfinished  # reading changed nothing
+        assert ("interrupted" in told) == bool(unfinished)
+        done = box.glmctl("resume", expect=None)
+        assert done.returncode in {0, 5}, done.stderr
         crowd.all_answered_again()
     assert crowd.strange == []
     assert all(crowd.broken[number] <= allowed(victim, phase) for number in range(KEPT + NEW)), (crowd.broken, out)
@@ -212,7 +217,8 @@ def test_one_version_serves_whatever_is_killed(
     serves = "new" if box.slots.version(now_live or "") == version else "old"
     assert (record["outcome"] == "done") == (serves == "new"), record
     if victim == "controller":
-        assert f"deploy of {version} was interrupted in" in done.stderr
+        assert f"deploy of {version} was interrupted in" in told
+        assert f"deploy of {version} was interrupted in" in done.stdout
         assert record["reason"].startswith("interrupted in")
     elif victim != "power":
         assert (deploy.returncode == 0) == (serves == "new"), out

@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 
 from deploy.display import Display
-from deploy.errors import Degraded, DrainCut, GlmError, NotReady, Refused, RolledBack
+from deploy.errors import Degraded, DrainCut, GlmError, Interrupted, NotReady, Refused, RolledBack
 from deploy.host import Host
 from deploy.journal.journal import Journal, begin
 from deploy.journal.record import Phase, Record
 from deploy.rollout.frame import recorded
 from deploy.rollout.plan import Context, Plan, Rollout
-from deploy.rollout.rollout import undo
+from deploy.rollout.undo import undo
+from deploy.systemd.timers import Timers
 
 
 @dataclass
@@ -22,7 +23,7 @@ class Undo:
     """Counts its calls."""
 
     result: bool = True
-    error: Exception | None = None
+    error: BaseException | None = None
     calls: list[str] = field(default_factory=list)
 
     def __call__(self, rollout: Rollout) -> bool:
@@ -30,6 +31,15 @@ class Undo:
         if self.error:
             raise self.error
         return self.result
+
+
+@pytest.fixture(autouse=True)
+def guards(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The guards that are active; there is no service manager."""
+    active: list[str] = []
+    monkeypatch.setattr(Timers, "start_guard", lambda _, identifier: active.append(identifier))
+    monkeypatch.setattr(Timers, "stop_guard", lambda _, identifier: active.remove(identifier))
+    return active
 
 
 @pytest.fixture
@@ -66,12 +76,15 @@ def last(host: Host) -> Record:
     return record
 
 
-def test_success_is_done(rollout: Rollout, host: Host) -> None:
-    """Without an exception nothing is undone."""
+def test_success_is_done(rollout: Rollout, host: Host, guards: list[str]) -> None:
+    """Without an exception nothing is undone. The guard runs from the first phase that changes something to the end."""
     put_back = Undo()
+    assert guards == []
     with recorded(rollout, put_back):
+        rollout.enter("prepare", "")
         rollout.enter("start", "")
-    assert put_back.calls == []
+        assert guards == [rollout.record.id]
+    assert put_back.calls == guards == []
     assert (last(host).outcome, last(host).reason) == ("done", None)
     assert last(host).receipt is not None
 
@@ -81,7 +94,6 @@ def test_success_is_done(rollout: Rollout, host: Host) -> None:
     [
         (Refused("no space"), "refused", "no space"),
         (NotReady("it crashed"), "not ready", "it crashed"),
-        (KeyboardInterrupt(), "interrupted", "interrupted from the keyboard"),
         (GlmError("disk full"), "failed", "disk full"),
         (ZeroDivisionError(), "failed", "ZeroDivisionError"),
         (SystemExit(2), "failed", "2"),
@@ -101,6 +113,35 @@ def test_an_exception_is_undone_recorded_and_raised(
     assert Journal(host).unfinished() == []
 
 
+@pytest.mark.parametrize(
+    ("is_undone", "outcome", "state"),
+    [
+        (True, "interrupted", "interrupted in start: 1.0.0 is live in blue, the deploy of 1.1.0 was undone"),
+        (False, "done", "interrupted in start: 1.0.0 is live in blue, the deploy of 1.1.0 is done"),
+    ],
+)
+def test_ctrl_c_tells_the_state_that_it_leaves(
+    rollout: Rollout, host: Host, is_undone: bool, outcome: str, state: str
+) -> None:
+    """The message names the phase, the live version, and whether the new version stays."""
+    rollout.enter("start", "")
+    with pytest.raises(Interrupted) as raised, recorded(rollout, Undo(result=is_undone)):
+        raise KeyboardInterrupt
+    assert str(raised.value) == state
+    assert raised.value.exit_code == 130
+    assert (last(host).outcome, last(host).reason) == (outcome, "interrupted from the keyboard")
+
+
+def test_a_second_ctrl_c_leaves_the_record_open(rollout: Rollout, host: Host, guards: list[str]) -> None:
+    """Ctrl-C while the rollout is undone: the message tells what is live, and that a timer goes on."""
+    rollout.enter("start", "")
+    with pytest.raises(Interrupted) as raised, recorded(rollout, Undo(error=KeyboardInterrupt())):
+        raise KeyboardInterrupt
+    assert str(raised.value).endswith("1.0.0 is live in blue, the deploy of 1.1.0 is not finished")
+    assert "glmctl resume" in (raised.value.hint or "")
+    assert guards == [record.id for record in Journal(host).unfinished()]
+
+
 def test_a_drain_cut_is_done(rollout: Rollout, host: Host) -> None:
     """The deadline cut requests, but the new version is live: exit code 6, nothing to undo."""
     put_back = Undo()
@@ -110,11 +151,16 @@ def test_a_drain_cut_is_done(rollout: Rollout, host: Host) -> None:
     assert (last(host).outcome, last(host).reason) == ("done", "the drain deadline of 1 s cut 3 requests of blue")
 
 
-def test_what_holds_for_good_is_done(rollout: Rollout, host: Host) -> None:
-    """If the new version cannot be undone any more, the outcome is done, and the exception is raised."""
-    with pytest.raises(KeyboardInterrupt), recorded(rollout, Undo(result=False)):
-        raise KeyboardInterrupt
-    assert (last(host).outcome, last(host).reason) == ("done", "interrupted from the keyboard")
+def test_a_worse_candidate_may_have_to_stay(rollout: Rollout, host: Host) -> None:
+    """If the old version does not serve, the candidate stays: record and message have both reasons; no hook runs."""
+    host.policy.write_text('[hooks]\non_rollback = ["cat"]\n')
+    rollout.kept = "it stays live, because blue does not serve"
+    with pytest.raises(GlmError) as raised, recorded(rollout, Undo(result=False)):
+        raise Degraded("p95 0.77 s, live slot 0.51 s")
+    reason = "p95 0.77 s, live slot 0.51 s; it stays live, because blue does not serve"
+    assert str(raised.value) == f"1.1.0 is to be rolled back: {reason}"
+    assert raised.value.exit_code == 1
+    assert (last(host).outcome, last(host).reason, last(host).hooks) == ("done", reason, [])
 
 
 def test_a_worse_candidate_is_rolled_back(rollout: Rollout, host: Host) -> None:
@@ -138,19 +184,24 @@ def test_what_another_process_has_undone_is_left_alone(rollout: Rollout, host: H
     host.policy.write_text('[hooks]\non_rollback = ["cat"]\n')
     put_back = Undo()
     with pytest.raises(RolledBack), recorded(rollout, put_back):
-        raise Degraded("the operator rolled it back", is_undone=True)
+        raise Degraded("the operator rolled it back", is_undone=True, by_operator=True)
     assert put_back.calls == []
-    assert (last(host).outcome, last(host).hooks) == ("rolled back", [])
+    assert (last(host).outcome, last(host).hooks, last(host).by_operator) == ("rolled back", [], True)
 
 
-def test_an_undo_that_fails_leaves_the_record_open(rollout: Rollout, host: Host) -> None:
-    """The next command recovers then, as after a crash."""
-    with (
-        pytest.raises(GlmError, match="does not serve again"),
-        recorded(rollout, Undo(error=GlmError("x does not serve again"))),
-    ):
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [(GlmError("x does not serve again"), "x does not serve again"), (ZeroDivisionError(), "ZeroDivisionError")],
+)
+def test_an_undo_that_fails_leaves_the_record_open(
+    rollout: Rollout, host: Host, guards: list[str], error: Exception, reason: str
+) -> None:
+    """The message has both reasons, and the guard goes on, as after a crash."""
+    rollout.enter("start", "")
+    with pytest.raises(GlmError) as raised, recorded(rollout, Undo(error=error)):
         raise NotReady("it crashed")
-    assert [record.outcome for record in Journal(host).unfinished()] == [None]
+    assert str(raised.value) == f"it crashed; and what was done until start cannot be undone yet: {reason}"
+    assert guards == [record.id for record in Journal(host).unfinished()]
 
 
 @pytest.mark.parametrize(("phase", "is_undone"), [("preflight", True), ("bake", True), ("retire", False)])

@@ -62,7 +62,7 @@ class History:
 
     def _record(self, kind: str, version: str) -> Record:
         previous = self.live if self.lived else None
-        record = Record(id="", kind=kind, version=version, slot="blue", previous=previous, started_at="")  # type: ignore[arg-type]
+        record = Record(id="", kind=kind, version=version, slot="blue", previous=previous, started_at="")
         self.records.append(record)
         return record
 

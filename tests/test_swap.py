@@ -250,6 +250,7 @@ def test_a_canary_needs_a_second_copy(small_box: Box) -> None:
 
 def test_a_timer_ends_the_swap_of_a_killed_controller(small_box: Box) -> None:
     """Kill -9 of glmctl during the load: a timer ends the rollout, and the old version serves."""
+    small_box.env["GLM_GUARD_SECONDS"] = "1"
     with crowd(small_box, "1.0.0"):
         deploy = small_box.begin("deploy", "1.1.0", "--strategy", "swap")
         small_box.await_phase(deploy, "start")

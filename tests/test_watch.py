@@ -333,13 +333,22 @@ def test_slot_with_a_killed_worker(box: Box) -> None:
 
 
 def test_killed_controller(box: Box) -> None:
-    """`status --watch` ends the rollout of a killed controller and shows its end; the candidate has no share left."""
+    """`status --watch` shows that the controller was killed, and what to do; it changes nothing."""
     deploy = box.begin("deploy", "1.1.0", "--canary", "50", "--step", "pause")
     box.await_phase(deploy, "canary")
     terminal = Terminal(box, 140, 40)
     wait_for(lambda: terminal.shows("● canary 50 %"), what="the canary step")
     kill(deploy.pid)
-    wait_for(lambda: terminal.shows("✗ canary 50 %", "1.0.0 serves as before"), what="the end of the rollout")
-    assert terminal.press_ctrl_c() == (0, True)
-    assert box.json("status")["slots"]["blue"]["share"] == 100
     deploy.communicate(timeout=60)
+    wait_for(lambda: terminal.shows("was interrupted in canary: `glmctl resume`"), what="the end of the controller")
+    before = box.json("history")
+    time.sleep(2)
+    assert terminal.press_ctrl_c() == (0, True)
+    assert box.json("history") == before
+    status = box.json("status")
+    assert status["slots"]["blue"]["share"] == 50
+    assert status["rollout"]["interrupted"] is True
+    assert "interrupted in canary" in status["summary"]
+    box.glmctl("resume")
+    status = box.json("status")
+    assert (status["slots"]["blue"]["share"], status["rollout"]["interrupted"]) == (100, False)

@@ -5,9 +5,8 @@ from __future__ import annotations
 import click
 
 from deploy.commands.options import Options, shared
-from deploy.errors import Refused
 from deploy.journal.journal import Journal
-from service.contract.canary_file import CanaryFile
+from deploy.rollout.canary import abort as end_canary
 
 
 @click.command()
@@ -15,17 +14,16 @@ from service.contract.canary_file import CanaryFile
 def abort(options: Options) -> None:
     """End the canary and its rollout.
 
-    The live slot answers all requests again at once, and the candidate is stopped. The rollout exits with 5.
+    The live slot answers all requests again at once, and the candidate is stopped. The rollout exits with 5. Refused
+    with exit code 3 once the candidate is live: `glmctl rollback` goes back then.
 
     \b
     Example:
       glmctl abort
     """  # noqa: D301  (\b keeps line breaks)
-    options.recover()
-    with Journal(options.host).switching():  # not during the rename of `live`: after it there is no canary to end
-        canary = CanaryFile(options.host.runtime).remove()
-    if canary is None:
-        raise Refused("no canary is under way", hint="`glmctl deploy VERSION --canary 10,50` starts one")
+    canary = end_canary(options.context)
+    if Journal(options.host).interrupted():
+        options.recover()  # nobody else ends the rollout
     options.show(
         {"aborted": canary.weight}, f"the canary at {canary.weight:g} % has ended; the live slot answers all requests"
     )

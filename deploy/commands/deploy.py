@@ -155,7 +155,9 @@ def deploy(
       glmctl deploy 1.1.0 --canary 1,10,50 --step 5m
       glmctl deploy 1.1.0 --strategy swap
     """  # noqa: D301  (\b keeps line breaks)
-    options.recover()
+    for ended in options.recover(bake_of=version):
+        if ended.error and ended.record.version == version:
+            raise ended.error
     context = options.context
     live = context.slots.live
     if live and context.slots.version(live) == version and _is_active(context, live):

@@ -20,7 +20,7 @@ def doctor(options: Options) -> None:
     Example:
       glmctl doctor
     """  # noqa: D301  (\b keeps line breaks)
-    options.recover()
+    options.tell_interrupted()
     findings = examine(options.context)
     document = [{"good": finding.good, "what": finding.what, "fix": finding.fix} for finding in findings]
     lines = []

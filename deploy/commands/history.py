@@ -24,7 +24,7 @@ def history(options: Options, identifier: str | None) -> None:
       glmctl history
       glmctl history 20261123-083203-01
     """  # noqa: D301  (\b keeps line breaks)
-    options.recover()
+    options.tell_interrupted()
     records = Journal(options.host).records()
     if identifier is None:
         text = listing(records) if records else "no rollout yet"

@@ -1,4 +1,4 @@
-"""Options of all verbs (--user, --root, --json, before or after the verb), and types of option values."""
+"""Options of all verbs (--user, --root, --json, --debug, before or after the verb), and types of option values."""
 
 from __future__ import annotations
 
@@ -13,11 +13,15 @@ from typing import Any
 
 import click
 from pydantic import BaseModel
+from rich.markup import escape
 
 from deploy.display import Display
 from deploy.host import Host
+from deploy.journal.journal import Journal
+from deploy.reports.report import interruption
 from deploy.rollout.plan import Context
-from deploy.rollout.recovery import recover
+from deploy.rollout.recovery import Ended, recover
+from deploy.systemd import programs
 
 
 class Duration(click.ParamType[float]):
@@ -71,6 +75,7 @@ class Options:
         self.user = os.environ.get("GLM_USER", "") not in {"", "0"}
         self.root: Path | None = Path(os.environ["GLM_ROOT"]) if os.environ.get("GLM_ROOT") else None
         self.json = False
+        self.debug = os.environ.get("GLM_DEBUG", "") not in {"", "0"}
         self.display = Display()
 
     @property
@@ -83,12 +88,25 @@ class Options:
         """The host and the display, for the rooms that do the work."""
         return Context(self.host, self.display)
 
-    def recover(self) -> bool:
-        """End the rollouts of killed controllers and print a note on each; returns whether there were any."""
-        lines = recover(self.context)
-        for line in lines:
-            self.display.line(f"[yellow]note[/] {line}")
-        return bool(lines)
+    def recover(self, *, bake_of: str | None = None) -> list[Ended]:
+        """End the rollouts of killed controllers and print a note on each. Verbs that change the host begin with it.
+
+        `bake_of`: an interrupted bake of that version goes on to its planned end. Raises Refused without systemd.
+        """
+        programs.require()
+        found = recover(self.context, bake_of=bake_of)
+        for ended in found:
+            self.note(ended.text)
+        return found
+
+    def tell_interrupted(self) -> None:
+        """Print a note on each rollout of a killed controller. Verbs that read the host do no more about them."""
+        for record in Journal(self.host).interrupted():
+            self.note(interruption(record))
+
+    def note(self, text: str) -> None:
+        """Print a note on stderr."""
+        self.display.line(f"[yellow]note[/] {escape(text)}")
 
     def show(self, document: BaseModel | dict[str, Any], text: str = "") -> None:
         """Print the result on stdout: `document` with --json, else `text`."""
@@ -108,13 +126,15 @@ def shared(command: Callable[..., Any]) -> Callable[..., Any]:
         "--root", type=click.Path(path_type=Path), help="Directory of releases and slot links, instead of GLM_ROOT."
     )
     @click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout. Progress goes to stderr.")
+    @click.option("--debug", is_flag=True, help="Print the traceback of an error; GLM_DEBUG=1 does the same.")
     @functools.wraps(command)
-    def with_options(*args: Any, user: bool, root: Path | None, as_json: bool, **kwargs: Any) -> Any:
+    def with_options(*args: Any, user: bool, root: Path | None, as_json: bool, debug: bool, **kwargs: Any) -> Any:
         ctx = click.get_current_context()
         options = ctx.find_object(Options) or ctx.ensure_object(Options)
         options.user = options.user or user
         options.root = root or options.root
         options.json = options.json or as_json
+        options.debug = options.debug or debug
         return command(options, *args, **kwargs)
 
     return with_options

@@ -22,7 +22,7 @@ def promote(options: Options) -> None:
     Example:
       glmctl promote
     """  # noqa: D301  (\b keeps line breaks)
-    options.recover()
+    options.tell_interrupted()
     with Journal(options.host).switching():
         canary = CanaryFile(options.host.runtime).promote()
     if canary is None:

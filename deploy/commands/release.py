@@ -47,7 +47,7 @@ def add(options: Options, path: Path, version: str | None, checks: Path | None, 
       glmctl release add ./GLM-4.6V-Flash --version 1.0.0
       glmctl release add ./1.1.0 --checks ./checks.json
     """  # noqa: D301  (\b keeps line breaks)
-    options.recover()
+    options.tell_interrupted()
     with ExitStack() as stack:
 
         def begin(total: int) -> Callable[[int], None]:
@@ -69,7 +69,7 @@ def list_(options: Options) -> None:
     Example:
       glmctl release list
     """  # noqa: D301  (\b keeps line breaks)
-    options.recover()
+    options.tell_interrupted()
     releases = options.context.releases
     found = [(each, releases.slots_of(each.version)) for each in releases.list()]
     rows = [
@@ -94,7 +94,7 @@ def verify(options: Options, version: str) -> None:
     Example:
       glmctl release verify 1.0.0
     """  # noqa: D301  (\b keeps line breaks)
-    options.recover()
+    options.tell_interrupted()
     releases = options.context.releases
     with options.display.bytes(f"digests of {version}", releases.get(version).manifest.size) as advance:
         verified = releases.verify(version, advance)
@@ -113,7 +113,7 @@ def remove(options: Options, version: str) -> None:
     Example:
       glmctl release remove 1.0.0
     """  # noqa: D301  (\b keeps line breaks)
-    options.recover()
+    options.tell_interrupted()
     options.context.releases.remove(version)
     options.show({"removed": [version]}, f"removed {version}")
 
@@ -130,7 +130,7 @@ def prune(options: Options, keep: int) -> None:
     Example:
       glmctl release prune --keep 2
     """  # noqa: D301  (\b keeps line breaks)
-    options.recover()
+    options.tell_interrupted()
     removed = options.context.releases.prune(keep)
     options.show({"removed": list(removed)}, f"removed {', '.join(removed)}" if removed else "nothing to remove")
 

@@ -7,12 +7,12 @@ from typing import get_args
 import click
 
 from deploy.commands.options import Duration, Options, shared
-from deploy.errors import Refused
 from deploy.journal.record import Strategy
 from deploy.reports import report
-from deploy.rollout import preflight, rollout, weights
+from deploy.rollout import preflight, weights
 from deploy.rollout.plan import Plan
-from deploy.rollout.waiting import is_warm
+from deploy.rollout.rollback import is_at_hand, target
+from deploy.rollout.rollback import rollback as roll_back
 
 
 @click.command()
@@ -26,9 +26,12 @@ from deploy.rollout.waiting import is_warm
 @click.option(
     "--drain", type=Duration(), default="120s", show_default=True, help="As in deploy, if the version has to be loaded."
 )
+@click.option("--force", is_flag=True, help="Also if VERSION was found worse and rolled back itself.")
 @shared
-def rollback(options: Options, version: str | None, strategy: Strategy | None, drain: float) -> None:
-    """Go back to the previous version, or to VERSION.
+def rollback(options: Options, version: str | None, strategy: Strategy | None, drain: float, force: bool) -> None:
+    """Go back to the version that served before, or to VERSION.
+
+    Without VERSION: the version that was live last and was not rolled back itself by the analysis, or because it died.
 
     While that version is still loaded in the other slot, `live` is renamed back within milliseconds. Both slots stay
     loaded then, so that a second rollback undoes the first. A deploy that is baking in another terminal ends with exit
@@ -40,17 +43,16 @@ def rollback(options: Options, version: str | None, strategy: Strategy | None, d
       glmctl rollback 1.0.0
     """  # noqa: D301  (\b keeps line breaks)
     context = options.context
-    idle_version = context.slots.version(context.slots.idle)
-    if not is_warm(context, context.slots.idle, version or idle_version or ""):
+    wanted = target(context, version, force=force)
+    if not is_at_hand(context, wanted):
         options.recover()
-    weights_before = weights.previous_version(context)
-    wanted = version or weights_before or idle_version
-    if context.slots.live is None or wanted is None:
-        raise Refused("there is nothing to go back to", hint="`glmctl status` shows both slots")
-    if context.slots.version(context.slots.live) == wanted:
-        raise Refused(f"{wanted} is live already", hint="`glmctl release list` lists the versions")
+        wanted = target(context, version, force=force)
     preflight.require_units(context)
-    strategy = strategy or ("weights" if wanted == weights_before else "overlap")
-    record = rollout.rollback(context, Plan(wanted, kind="rollback", strategy=strategy, bake=0.0, drain=drain))
+    if version is None:
+        live = context.slots.version(context.slots.live or "")
+        options.display.line(f"{'':10}back to {wanted}, which served before {live}")
+    strategy = strategy or ("weights" if wanted == weights.previous_version(context) else "overlap")
+    plan = Plan(wanted, kind="rollback", strategy=strategy, bake=0.0, drain=drain)
+    record = roll_back(context, plan)
     options.recover()  # ends a deploy whose controller was killed during the bake
     options.show(record, report.text(record))

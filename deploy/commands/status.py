@@ -6,7 +6,6 @@ import json
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from functools import partial
 from typing import Any
 
 import click
@@ -15,7 +14,7 @@ from rich.live import Live
 from rich.table import Table
 
 from deploy.commands.options import Options, shared
-from deploy.display import Display, duration, size
+from deploy.display import duration, size
 from deploy.reports import report
 from deploy.reports.dashboard import Dashboard
 from deploy.reports.overview import Overview, View
@@ -33,6 +32,8 @@ def status(options: Options, watch: bool) -> None:
     For each slot: version, state, gate, share of the requests, requests in flight, p95 response time and memory. A gate
     is open while the slot accepts client connections. On a terminal the phases of the rollout are shown, too.
 
+    Nothing is changed, also where a rollout was interrupted: see `glmctl resume`.
+
     With --watch and without a terminal, a line is printed whenever something changes; with --json, one document a line.
 
     \b
@@ -40,7 +41,7 @@ def status(options: Options, watch: bool) -> None:
       glmctl status
       glmctl status --watch
     """  # noqa: D301  (\b keeps line breaks)
-    options.recover()
+    options.tell_interrupted()
     overview = Overview(options.context)
     console = report.stdout()
     is_screen = console.is_terminal and not console.is_dumb_terminal
@@ -53,22 +54,13 @@ def status(options: Options, watch: bool) -> None:
             console.print(Dashboard().draw(view, once) if is_screen else _table(view.document))
         return
     options.display.close()
-    collect = partial(_collect, options, overview)
     with suppress(KeyboardInterrupt):
         if options.json:
-            _print_changes(lambda: json.dumps(collect().document))
+            _print_changes(lambda: json.dumps(overview.collect().document))
         elif is_screen:
-            options.display = Display(quiet=True)  # the screen shows how a rollout was ended
-            _draw(console, collect)
+            _draw(console, overview.collect)
         else:
-            _print_changes(lambda: _line(collect().document))
-
-
-def _collect(options: Options, overview: Overview) -> View:
-    """Return the current view; a rollout whose controller died meanwhile is ended first, as by any other call."""
-    view = overview.collect()
-    under_way = view.record is not None and view.record.outcome is None
-    return overview.collect() if under_way and options.recover() else view
+            _print_changes(lambda: _line(overview.collect().document))
 
 
 def _draw(console: Console, collect: Callable[[], View]) -> None:
@@ -126,5 +118,6 @@ def _line(document: dict[str, Any]) -> str:
         for name, slot in document["slots"].items()
     )
     rollout = document["rollout"]
-    under_way = f"; {rollout['kind']} of {rollout['version']} in {rollout['phase']}" if rollout else ""
+    interrupted = " interrupted" if rollout and rollout["interrupted"] else ""
+    under_way = f"; {rollout['kind']} of {rollout['version']}{interrupted} in {rollout['phase']}" if rollout else ""
     return f"live {document['live'] or '-'}; {slots}{under_way if rollout and not rollout['outcome'] else ''}"

@@ -130,12 +130,13 @@ def _rollout(view: View, width: int, lines: int) -> RenderableType:
     before = f" (before: {record.previous})" if record.previous else ""
     name = f" {record.id}" if width >= _SIDE_BY_SIDE else ""
     title = Text.assemble((record.kind, "bold"), f" {record.version}{before}", (name, "dim"))
-    outcome = Text("" if under_way else str(view.document["summary"]), _color(record))
+    is_running = under_way and not view.document["rollout"]["interrupted"]
+    outcome = Text("" if is_running else str(view.document["summary"]), _color(record))
     return Panel(
-        rows if under_way else Group(rows, outcome),
+        rows if is_running else Group(rows, outcome),
         title=title,
         title_align="left",
-        border_style="cyan" if under_way else "bright_black",
+        border_style="cyan" if is_running else "bright_black",
     )
 
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 from deploy.display import size
 from deploy.errors import GlmError
+from deploy.journal.journal import Journal
+from deploy.reports.report import interruption
 from deploy.rollout.plan import Context
 from deploy.rollout.preflight import require_units
 from deploy.rollout.slot_client import PublicSocket
@@ -36,7 +38,13 @@ def examine(context: Context) -> list[Finding]:
         require_units(context)
     except GlmError as error:
         return [Finding(good=False, what=str(error), fix=error.hint)]
-    return [Finding(good=True, what="units are installed"), *_service(context), *_disks(context)]
+    return [Finding(good=True, what="units are installed"), *_service(context), *_rollouts(context), *_disks(context)]
+
+
+def _rollouts(context: Context) -> Iterator[Finding]:
+    for record in Journal(context.host).interrupted():
+        what, _, fix = interruption(record).partition(": ")
+        yield Finding(good=False, what=what, fix=fix.replace("`", ""))
 
 
 def _service(context: Context) -> Iterator[Finding]:

@@ -12,7 +12,7 @@ from deploy.analysis.comparison import Group, Verdict, measure
 from deploy.analysis.recent import RecentStats
 from deploy.journal.journal import Journal
 from deploy.journal.record import Record, now, seconds_between
-from deploy.reports.report import summary
+from deploy.reports.report import interruption, summary
 from deploy.rollout.plan import Context
 from service.contract.canary_file import CanaryFile
 from service.contract.generations import Generation, current
@@ -50,13 +50,16 @@ class Overview:
         """Read units, links, state files, samples and journal once."""
         context = self._context
         self._listen = self._listen or context.systemd.listen()
-        last = Journal(context.host).last()
+        journal = Journal(context.host)
+        last = journal.last()
+        interrupted = last is not None and any(one.id == last.id for one in journal.interrupted())
+        shown = {"phase": last.phase, "interrupted": interrupted} if last else {}
         document = {
             "live": context.slots.live,
             "listen": self._listen,
             "slots": {slot: self._slot(slot) for slot in SLOTS},
-            "rollout": last.model_dump(exclude={"receipt"}) | {"phase": last.phase} if last else None,
-            "summary": summary(last) if last else None,
+            "rollout": last.model_dump(exclude={"receipt"}) | shown if last else None,
+            "summary": (interruption(last) if interrupted else summary(last)) if last else None,
         }
         recent = {slot: stats.per_second(_RECENT) for slot, stats in self._stats.items()}
         return View(document, last, self._so_far(last) if last else None, recent)

@@ -18,6 +18,7 @@ from deploy.journal.record import Record
 __all__ = [
     "WIDTH",
     "clock_time",
+    "interruption",
     "load_parts",
     "receipt_sentence",
     "receipt_table",
@@ -73,6 +74,14 @@ def summary(record: Record) -> str:
         case outcome:
             reason = f": {record.reason}" if record.reason else ""
             return f"{record.kind} of {record.version}{before}: {outcome}{reason}."
+
+
+def interruption(record: Record) -> str:
+    """Return in which phase the controller of an unfinished rollout died, and what can be done, in one sentence."""
+    left = record.seconds_unwatched
+    unwatched = f", {duration(left)} unwatched" if left else ""
+    back = ", or `glmctl rollback`" if left is not None else ""
+    return f"the {record.kind} of {record.version} was interrupted in {record.phase}{unwatched}: `glmctl resume`{back}"
 
 
 def load_parts(load: Mapping[str, float]) -> str:

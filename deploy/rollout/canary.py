@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 
-from deploy.errors import Degraded
+from deploy.errors import Degraded, Refused
+from deploy.journal.journal import Journal
 from deploy.rollout.judge import Judge
-from deploy.rollout.plan import Rollout
+from deploy.rollout.plan import Context, Rollout
 from deploy.rollout.waiting import UNIT_POLL, in_flight, require_healthy
 from service.contract.canary_file import Canary, CanaryFile
 
-__all__ = ["canary", "require_not_aborted"]
+__all__ = ["abort", "canary", "require_not_aborted"]
 
 
 def canary(rollout: Rollout) -> None:
@@ -26,17 +27,37 @@ def require_not_aborted(rollout: Rollout) -> Canary:
     """Return the canary under way; raises Degraded if `glmctl abort` has removed its file."""
     found = CanaryFile(rollout.context.host.runtime).read()
     if found is None:
-        raise Degraded("the operator aborted it")
+        raise Degraded("the operator aborted it", by_operator=True)
     return found
+
+
+def abort(context: Context) -> Canary:
+    """End the canary under way, and return its last step: the live slot answers all requests from now on.
+
+    The rollout finds the file removed when it looks next, at the latest before it renames `live`. Raises Refused
+    without a canary, and after that rename.
+    """
+    journal = Journal(context.host)
+    with journal.switching():
+        found = CanaryFile(context.host.runtime).remove()
+        record = next(iter(reversed(journal.unfinished())), None)
+        live = context.slots.live
+    if found is not None:
+        return found
+    if record is None or not record.canary:
+        raise Refused("no canary is under way", hint="`glmctl deploy VERSION --canary 10,50` starts one")
+    if record.slot == live:
+        raise Refused(f"it is too late: {record.version} is live", hint="`glmctl rollback` goes back")
+    raise Refused(f"no canary is under way: the deploy of {record.version} is in {record.phase}")
 
 
 def _enter_step(rollout: Rollout, step: int, weight: float) -> None:
     plan = rollout.plan
     mirrored = f", {plan.mirror:g} % of the live slot's are mirrored to it" if plan.mirror else ""
-    rollout.enter("canary", f"{weight:g} % of the requests to {rollout.candidate}{mirrored}")
     with rollout.entry.journal.switching():  # `abort` holds it too: its removal of the file must not be overwritten
         if step > 1:
             require_not_aborted(rollout)
+        rollout.enter("canary", f"{weight:g} % of the requests to {rollout.candidate}{mirrored}")
         CanaryFile(rollout.context.host.runtime).write(
             Canary(rollout.candidate, weight, step, sticky=plan.sticky, mirror=plan.mirror)
         )

@@ -7,8 +7,9 @@ from deploy.errors import NotReady
 from deploy.rollout.checks import checks_of, run_checks
 from deploy.rollout.new_generation import NewGeneration
 from deploy.rollout.plan import Rollout
+from deploy.rollout.retire import stop_idle
 from deploy.rollout.slot_client import SlotClient
-from deploy.rollout.swap import restart_workers
+from deploy.rollout.swap import revive
 from deploy.rollout.waiting import is_warm
 from service.contract.canary_file import CanaryFile
 from service.contract.slots import release_target
@@ -17,7 +18,10 @@ __all__ = ["prepare", "remove", "start", "verify"]
 
 
 def prepare(rollout: Rollout) -> None:
-    """Stop the idle slot's unit, unless it has the version loaded, and point the slot's symlink to the release."""
+    """Stop the idle slot's unit, unless it has the version loaded, and point the slot's symlink to the release.
+
+    Raises SlotIsLive if it has become live.
+    """
     context, version = rollout.context, rollout.plan.version
     rollout.enter("prepare", f"{rollout.candidate} -> {version}")
     context.timers.cancel_retirements()
@@ -25,7 +29,7 @@ def prepare(rollout: Rollout) -> None:
         context.systemd.start("glm.socket")
     if is_warm(context, rollout.candidate, version):
         return
-    context.systemd.stop(rollout.unit)
+    stop_idle(context, rollout.candidate)
     context.slots.point(rollout.candidate, release_target(version))
 
 
@@ -59,11 +63,12 @@ def remove(rollout: Rollout) -> None:
     """Stop the candidate and restore the symlinks; after a swap's vacate, load the old version again."""
     context = rollout.context
     CanaryFile(context.host.runtime).remove()
-    if rollout.old and context.slots.live == rollout.candidate:
-        context.slots.go_live(rollout.old)
     if rollout.record.phase == "preflight":
         return
-    context.systemd.stop(rollout.unit)
+    if rollout.old is None:  # the first version of the host may be live, and there is no other one
+        context.systemd.stop(rollout.unit)
+    else:
+        stop_idle(context, rollout.candidate)
     context.slots.point(rollout.candidate, rollout.record.slot_held)
     if rollout.is_swap and rollout.old:
-        restart_workers(rollout, rollout.old)
+        revive(rollout, rollout.old)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from deploy.errors import Degraded, DrainCut, NotReady, Refused, RolledBack
+from deploy.errors import Degraded, DrainCut, GlmError, Interrupted, NotReady, Refused, RolledBack
 from deploy.rollout import hooks
 from deploy.rollout.plan import Rollout
 
@@ -15,6 +15,7 @@ Undo = Callable[[Rollout], bool]
 """Restores the old version, as far as the rollout has come. Returns False if the new version stays live instead."""
 
 _OUTCOMES = {Refused: "refused", NotReady: "not ready", KeyboardInterrupt: "interrupted"}
+_RESUME = "`glmctl resume` tries again; a timer does every 15 s"
 
 
 @contextmanager
@@ -22,10 +23,11 @@ def recorded(rollout: Rollout, undo: Undo) -> Iterator[None]:
     """Run the phases in the block and end the record.
 
     Without an exception the outcome is "done"; with DrainCut too, which is raised. Degraded is undone, the on_rollback
-    hooks run, the outcome is "rolled back", and RolledBack is raised. Any other exception is undone and raised; the
-    outcome is "refused", "not ready", "interrupted" or "failed", and "done" if `undo` returns False.
+    hooks run, the outcome is "rolled back", and RolledBack is raised. Any other exception is undone and raised, Ctrl-C
+    as Interrupted; the outcome is "refused", "not ready", "interrupted" or "failed".
 
-    If `undo` fails the record stays open, as after a crash: the next command completes it (`recovery.py`).
+    If `undo` returns False the outcome is "done", and GlmError is raised for Degraded. If it fails, GlmError is raised
+    and the record stays open, as after a crash (`recovery.py`).
     """
     try:
         yield
@@ -33,16 +35,46 @@ def recorded(rollout: Rollout, undo: Undo) -> Iterator[None]:
         rollout.end("done", reason=str(cut))
         raise
     except Degraded as degraded:
+        rollout.record.by_operator = degraded.by_operator
         if not degraded.is_undone:
-            undo(rollout)
+            if not _undo(rollout, undo, degraded):
+                rollout.end("done", reason=f"{degraded}; {rollout.kept}")
+                raise GlmError(f"{rollout.plan.version} is to be rolled back: {degraded}; {rollout.kept}") from degraded
             hooks.run(rollout, "on_rollback")
         rollout.end("rolled back", reason=str(degraded))
         raise RolledBack(f"{rollout.plan.version} was rolled back: {degraded}") from degraded
     except BaseException as error:
-        rollout.end(_outcome(error) if undo(rollout) else "done", reason=_reason(error))
+        phase = rollout.record.phase
+        outcome = _outcome(error) if _undo(rollout, undo, error) else "done"
+        rollout.end(outcome, reason="; ".join(filter(None, (_reason(error), rollout.kept))))
+        if isinstance(error, KeyboardInterrupt):
+            raise Interrupted(f"interrupted in {phase}: {_state(rollout)}") from error
         raise
     else:
         rollout.end("done")
+
+
+def _undo(rollout: Rollout, undo: Undo, cause: BaseException) -> bool:
+    """Undo the rollout; raises GlmError with both reasons if that fails."""
+    phase = rollout.record.phase
+    try:
+        return undo(rollout)
+    except KeyboardInterrupt as error:
+        raise Interrupted(
+            f"interrupted while the {rollout.record.kind} was undone: {_state(rollout)}", hint=_RESUME
+        ) from error
+    except Exception as error:
+        raise GlmError(
+            f"{_reason(cause)}; and what was done until {phase} cannot be undone yet: {_reason(error)}", hint=_RESUME
+        ) from error
+
+
+def _state(rollout: Rollout) -> str:
+    """Return which version is live, and whether the record has ended, as text."""
+    record, slots = rollout.record, rollout.context.slots
+    live = f"{slots.version(slots.live)} is live in {slots.live}" if slots.live else "nothing is live"
+    end = {None: "is not finished", "done": "is done"}.get(record.outcome, "was undone")
+    return f"{live}, the {record.kind} of {record.version} {end}"
 
 
 def _outcome(error: BaseException) -> str:

@@ -36,10 +36,11 @@ class Judge:
     Without an analysis nothing is compared or checked, and no verdict is recorded.
     """
 
-    def __init__(self, rollout: Rollout, window: str) -> None:
+    def __init__(self, rollout: Rollout, window: str, *, began: float | None = None) -> None:
+        """`began`: CLOCK_MONOTONIC at the begin of the window; by default it begins now."""
         limits = rollout.plan.analysis or Limits(enabled=False)
         self._rollout, self._limits = rollout, limits
-        self._began = self._checked = time.monotonic()
+        self._began = self._checked = time.monotonic() if began is None else began
         self._is_bake = window == "bake"
         self._times_from = self._began + WARM_UP[rollout.plan.strategy]
         self._counts_from = self._times_from if self._is_bake else self._began

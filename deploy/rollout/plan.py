@@ -10,7 +10,7 @@ from deploy.errors import DrainCut
 from deploy.host import Host
 from deploy.journal import receipt as receipts
 from deploy.journal.journal import Entry
-from deploy.journal.record import Kind, Phase, Record, Strategy
+from deploy.journal.record import Kind, Phase, Record, RecordedLimits, Strategy
 from deploy.policy import Limits
 from deploy.releases.store import Releases
 from deploy.rollout.probe import Probe
@@ -76,6 +76,20 @@ class Plan:
     analysis: Limits | None = None
     """None: responses are not compared, and the release's checks are not repeated."""
 
+    @classmethod
+    def of(cls, record: Record) -> Plan:
+        """Return the plan of a rollout whose controller died, as far as its last phases need it."""
+        return cls(
+            record.version,
+            kind=record.kind,
+            strategy=record.strategy,
+            bake=record.bake or 0.0,
+            drain=record.drain,
+            keep_warm=record.keep_warm,
+            canary=tuple(share for share in record.canary if share),
+            analysis=record.limits,
+        )
+
     @property
     def shares(self) -> tuple[float, ...]:
         """The canary steps; a mirror without a canary is one step of 0 %."""
@@ -95,6 +109,12 @@ class Rollout:
     probes: int = 0
     drain_cut: DrainCut | None = None
     """Set if a swap's drain deadline cut requests; the rollout goes on, and raises it at its end."""
+    interruption: str | None = None
+    """In which phase the controller that began it died; None while it is the one that runs."""
+    kept: str | None = None
+    """Why the candidate stays live although it should be undone; None if that is not so."""
+    is_guarded: bool = False
+    """Whether the timer runs that resumes the rollout if this process dies."""
 
     def __post_init__(self) -> None:
         self.probe = Probe(self.context.systemd.listen)
@@ -110,18 +130,23 @@ class Rollout:
         entry.record.canary = list(plan.shares) if old and plan.kind == "deploy" else []
         entry.record.step = plan.step if entry.record.canary else None
         entry.record.bake = plan.bake if old and plan.kind == "deploy" else None
+        entry.record.drain, entry.record.keep_warm = plan.drain, plan.keep_warm
+        if plan.analysis is not None and plan.analysis.enabled:
+            entry.record.limits = RecordedLimits.model_validate(plan.analysis.model_dump())
         before = receipts.snapshot(context.host)
         entry.journal.write_snapshot(entry.record.id, before)
         return cls(context, plan, entry, candidate, old, before)
 
     @classmethod
-    def resume(cls, context: Context, plan: Plan, entry: Entry) -> Rollout:
+    def resume(cls, context: Context, entry: Entry) -> Rollout:
         """Continue the rollout of a dead controller; the receipt covers its part too."""
         record = entry.record
         before = entry.journal.read_snapshot(record.id)
         if before is None:
             before = receipts.snapshot(context.host)
-        return cls(context, plan, entry, record.slot, record.previous_slot, before)
+        interruption = f"interrupted in {record.phase}"
+        plan = Plan.of(record)
+        return cls(context, plan, entry, record.slot, record.previous_slot, before, interruption=interruption)
 
     @property
     def record(self) -> Record:
@@ -139,19 +164,31 @@ class Rollout:
         return self.context.host.unit(self.candidate)
 
     def enter(self, phase: Phase, text: str) -> None:
-        """Write to the journal that `phase` begins, then display it."""
+        """Write to the journal that `phase` begins, then display it.
+
+        With the first phase that changes something a timer begins, which resumes the rollout if this process dies.
+        """
         self.entry.enter(phase)
         self.context.display.phase(phase, text)
+        if phase != "preflight":
+            self.guard()
+
+    def guard(self) -> None:
+        """Start the timer that resumes the rollout if this process dies; `end` stops it."""
+        if not self.is_guarded:
+            self.context.timers.start_guard(self.record.id)
+            self.is_guarded = True
 
     def end(self, outcome: str, *, reason: str | None = None) -> Record:
         """Compute the receipt and end the record."""
         self.probe.end()
-        if self.is_swap:
-            self.context.timers.stop_guard()
         if self.probe.longest_ms is not None:
             self.record.pause_ms = self.probe.longest_ms
         time.sleep(_WORKER_PUBLISH)
         probes = self.probes + self.probe.answered
         receipt = receipts.compute(self.before, receipts.snapshot(self.context.host), probes=probes)
+        reason = ": ".join(filter(None, (self.interruption, reason))) or None
         self.entry.end(outcome, reason=reason, receipt=receipt)
+        if self.is_guarded:
+            self.context.timers.stop_guard(self.record.id)
         return self.record

@@ -12,6 +12,7 @@ from deploy.policy import Policy
 from deploy.rollout import memory
 from deploy.rollout.plan import Context, Plan, Rollout
 from deploy.rollout.waiting import is_warm
+from deploy.systemd import programs
 
 __all__ = ["preflight", "rehearse", "require_units"]
 
@@ -48,6 +49,7 @@ def require_units(context: Context) -> None:
 
 
 def _check(context: Context, plan: Plan) -> None:
+    programs.require()
     require_units(context)
     Policy.of(context.host)
     if plan.shares and (context.host.setting("HANDOFF") or "").lower() in _FALSE:

@@ -1,41 +1,121 @@
-"""Recovery: the next command ends the rollouts whose controllers were killed."""
+"""Recovery: rollouts whose controllers died are ended by the next command that changes something, or resumed."""
 
 from __future__ import annotations
 
-import contextlib
+import time
+from dataclasses import dataclass
 
-from deploy.errors import DrainCut, Locked
+from deploy.display import duration
+from deploy.errors import Degraded, DrainCut, GlmError, Interrupted, Locked
 from deploy.journal.journal import Entry, Journal
 from deploy.journal.record import BEFORE_CUTOVER, Record
 from deploy.rollout import candidate, reload, weights
-from deploy.rollout.plan import Context, Plan, Rollout
+from deploy.rollout.bake import watch
+from deploy.rollout.frame import recorded
+from deploy.rollout.plan import Context, Rollout
 from deploy.rollout.retire import retire
-from deploy.rollout.swap import restart_workers
+from deploy.rollout.undo import undo
+from deploy.rollout.waiting import UNIT_POLL, is_warm
 from service.contract.generations import current
 
-__all__ = ["recover"]
+__all__ = ["Ended", "recover", "resume"]
+
+_LOAD = 1800.0  # seconds for a version that has served before to serve again, after a reboot
 
 
-def recover(context: Context) -> list[str]:
-    """End every rollout whose controller has died; returns a line on each. Does nothing while a rollout is running."""
+@dataclass(frozen=True)
+class Ended:
+    """A rollout of a dead controller that was ended."""
+
+    record: Record
+    text: str
+    error: GlmError | None = None
+    """RolledBack, DrainCut, or GlmError if the candidate stays live although it is worse."""
+
+
+def recover(context: Context, *, bake_of: str | None = None) -> list[Ended]:
+    """End every rollout whose controller has died. Does nothing while a rollout is running.
+
+    An interrupted bake is judged by the responses so far; that of the version `bake_of` goes on to its planned end.
+    """
     journal = Journal(context.host)
     if not journal.is_writable or not journal.unfinished():
         return []
     try:
-        with journal.lock():
-            return [_end(context, journal, record) for record in journal.unfinished()]
+        return resume(context, bake_of=bake_of, at_once=True)
     except Locked:
         return []
 
 
-def _end(context: Context, journal: Journal, record: Record) -> str:
-    interrupted = f"the {record.kind} of {record.version} was interrupted in {record.phase}"
-    plan = Plan(record.version, kind=record.kind, strategy=record.strategy)
-    rollout = Rollout.resume(context, plan, Entry(journal, record))
-    phase = record.phase
-    outcome, result = _finish(rollout)
-    rollout.end(outcome, reason=f"interrupted in {phase}: {result}")
-    return f"{interrupted}: {result}"
+def resume(context: Context, *, bake_of: str | None = None, at_once: bool = False) -> list[Ended]:
+    """End every rollout whose controller has died; an interrupted bake is watched to its planned end first.
+
+    `at_once`: only the bake of the version `bake_of` is. Raises Locked while a rollout is running.
+    """
+    journal = Journal(context.host)
+    with journal.lock():
+        with journal.switching():  # a warm rollback holds nothing else, and has ended its record when it releases it
+            records = journal.unfinished()
+        # the newest first: a rollback decides which slot is live before the deploy that it rolled back is ended
+        return [
+            _end(Rollout.resume(context, Entry(journal, record)), at_once=at_once and record.version != bake_of)
+            for record in reversed(records)
+        ]
+
+
+def _end(rollout: Rollout, *, at_once: bool) -> Ended:
+    record = rollout.record
+    text = f"the {record.kind} of {record.version} was interrupted in {record.phase}"
+    rollout.guard()
+    try:
+        if _is_in_bake(rollout):
+            result = _bake(rollout, at_once=at_once)
+        else:
+            outcome, result = _finish(rollout)
+            rollout.end(outcome, reason=result)
+    except GlmError as error:
+        if record.outcome is None or isinstance(error, Interrupted):
+            raise
+        return Ended(record, f"{text}: {error}", error)
+    return Ended(record, f"{text}: {result}")
+
+
+def _is_in_bake(rollout: Rollout) -> bool:
+    """Whether the candidate of a deploy is live and was not watched to the end of its bake."""
+    record = rollout.record
+    return (
+        record.kind == "deploy"
+        and record.strategy != "weights"
+        and record.phase in {"cutover", "bake"}
+        and record.previous_slot is not None
+        and rollout.context.slots.live == record.slot
+    )
+
+
+def _bake(rollout: Rollout, *, at_once: bool) -> str:
+    """Watch the candidate for the rest of its bake, and retire the old slot, as the dead controller would have."""
+    record = rollout.record
+    left = record.seconds_unwatched
+    with recorded(rollout, undo):
+        if left is None:
+            left = 0.0 if at_once else rollout.plan.bake
+            rollout.enter("bake", f"{record.slot} is watched for {left:g} s")
+        if at_once and left:
+            rollout.interruption = f"{rollout.interruption}, {duration(left)} before its end"
+            left = 0.0
+        rollout.context.display.phase("bake", f"{record.slot} is watched for another {duration(left)}")
+        _await_load(rollout)
+        watch(rollout, left)
+        retire(rollout)
+    return f"{record.version} serves, {record.previous_slot} was retired"
+
+
+def _await_load(rollout: Rollout) -> None:
+    """After a reboot, wait until the candidate's unit has loaded its model, or failed to."""
+    systemd = rollout.context.systemd
+    deadline = time.monotonic() + _LOAD
+    while systemd.state(rollout.unit).active in {"activating", "reloading"} and time.monotonic() < deadline:
+        time.sleep(UNIT_POLL)
 
 
 def _finish(rollout: Rollout) -> tuple[str, str]:
@@ -45,16 +125,34 @@ def _finish(rollout: Rollout) -> tuple[str, str]:
         return _finish_reload(rollout)
     if record.strategy == "weights":
         return _finish_weights(rollout)
-    live = rollout.context.slots.live
-    if record.phase in BEFORE_CUTOVER or (record.phase == "cutover" and live != record.slot):
-        candidate.remove(rollout)
-        serving = f"{_version(rollout, live)} serves as before" if live else "nothing is live"
-        return "interrupted", f"{record.slot} was stopped, {serving}"
+    if record.steps[0].phase == "rollback":
+        return _finish_rename(rollout)
     if record.phase == "rollback":
-        return _finish_rollback(rollout)
-    if live != record.slot:
-        return "rolled back", f"{_version(rollout, live)} serves"
-    return _finish_live(rollout)
+        if not undo(rollout):
+            return "done", f"{record.version} is to be rolled back, {rollout.kept}"
+        return "rolled back", f"{_version(rollout, record.previous_slot)} serves"
+    live = rollout.context.slots.live
+    if live == record.slot:
+        return _finish_retirement(rollout)
+    serving = f"{_version(rollout, live)} serves as before" if live else "nothing is live"
+    if record.phase in BEFORE_CUTOVER or record.phase == "cutover":
+        candidate.remove(rollout)
+        done = "nothing was changed" if record.phase == "preflight" else f"{record.slot} was stopped"
+        return "interrupted", f"{done}, {serving}"
+    record.by_operator = True
+    return "rolled back", serving
+
+
+def _finish_retirement(rollout: Rollout) -> tuple[str, str]:
+    """Retire the old slot: the candidate is live, and its bake is over."""
+    try:
+        retire(rollout)
+    except DrainCut as error:
+        return "done", f"{rollout.record.version} serves, {error}"
+    except Degraded as error:
+        rollout.record.by_operator = True
+        return "rolled back", str(error)
+    return "done", f"{rollout.record.version} serves, the old slot was retired"
 
 
 def _finish_reload(rollout: Rollout) -> tuple[str, str]:
@@ -73,36 +171,16 @@ def _finish_weights(rollout: Rollout) -> tuple[str, str]:
     return "done", f"{rollout.record.version} serves"
 
 
-def _finish_rollback(rollout: Rollout) -> tuple[str, str]:
+def _finish_rename(rollout: Rollout) -> tuple[str, str]:
+    """Complete a rollback to a warm slot: its rename, if the slot is still warm."""
     context, record = rollout.context, rollout.record
-    target = record.slot if record.kind == "rollback" else record.previous_slot
-    if target is None:
-        return "rolled back", "nothing serves"
-    if rollout.is_swap:
-        restart_workers(rollout, target)
-    if context.slots.live != target:
-        context.slots.go_live(target)
-    return "rolled back", f"{_version(rollout, target)} serves"
-
-
-def _finish_live(rollout: Rollout) -> tuple[str, str]:
-    """The candidate is live: retire the old slot, or go back to it if the candidate does not serve."""
-    context, record = rollout.context, rollout.record
-    if record.previous_slot and not _serves(rollout, record.slot):
-        if rollout.is_swap:
-            restart_workers(rollout, record.previous_slot)
-        if _serves(rollout, record.previous_slot) and not _serves(rollout, record.slot):
-            context.slots.go_live(record.previous_slot)
-            version = _version(rollout, record.previous_slot)
-            return "rolled back", f"{record.version} does not serve, {version} is live again"
-    with contextlib.suppress(DrainCut):
-        retire(rollout)
-    return "done", f"{record.version} serves, the old slot was retired"
-
-
-def _serves(rollout: Rollout, slot: str) -> bool:
-    found = current(rollout.context.host.runtime, slot)
-    return found is not None and found.is_serving
+    with rollout.entry.journal.switching():
+        if context.slots.live != record.slot and is_warm(context, record.slot, record.version):
+            context.slots.go_live(record.slot)
+        live = context.slots.live
+    if live == record.slot:
+        return "done", f"{record.version} serves"
+    return "interrupted", f"{_version(rollout, live)} serves as before"
 
 
 def _version(rollout: Rollout, slot: str | None) -> str:

@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
-from deploy.errors import DrainCut, Refused
+from deploy.errors import Degraded, DrainCut, Refused
 from deploy.journal.journal import Journal
 from deploy.rollout.plan import Context, Rollout
 from deploy.rollout.waiting import POLL, undrained, wait_for
 from service.contract.generations import current
 
-__all__ = ["complete", "retire", "retire_idle_slot", "retire_slot"]
+__all__ = ["SlotIsLive", "complete", "retire", "retire_idle_slot", "retire_slot", "stop_idle"]
 
 _QUIT = 10.0  # seconds for a master that was sent SIGQUIT to end
 
 
+class SlotIsLive(Refused):
+    """A slot that was to be stopped is live, or has become live."""
+
+
 def retire(rollout: Rollout) -> None:
-    """Retire the old slot, or schedule that with --keep-warm. Raises DrainCut."""
+    """Retire the old slot, or schedule that with --keep-warm.
+
+    Raises DrainCut, and Degraded if the old slot has become live again.
+    """
     plan, context = rollout.plan, rollout.context
     if rollout.old is None:
         return
@@ -24,26 +33,29 @@ def retire(rollout: Rollout) -> None:
         context.timers.schedule_retirement(rollout.old, rollout.record.previous or "", plan.keep_warm)
         context.display.line(f"{'':10}{rollout.old} stays warm for {plan.keep_warm:g} s; `glmctl retire` ends that")
         return
-    retire_slot(context, rollout.old, plan.drain)
+    try:
+        retire_slot(context, rollout.old, plan.drain)
+    except SlotIsLive as error:
+        raise Degraded(str(error), is_undone=True) from error
     if rollout.drain_cut:
         raise rollout.drain_cut
 
 
 def complete(rollout: Rollout) -> None:
-    """Complete a `retire` that was interrupted: stop the old slot's unit, unless it stays warm."""
+    """Complete a `retire` that was interrupted: stop the old slot's unit, unless it stays warm or is live again."""
     if rollout.old and not _stays_warm(rollout):
-        rollout.context.systemd.stop(rollout.context.host.unit(rollout.old))
+        with suppress(SlotIsLive):
+            stop_idle(rollout.context, rollout.old)
 
 
 def retire_idle_slot(context: Context, slot: str, version: str | None, drain: float) -> str | None:
     """Retire `slot`; returns the version that it served, None if it served nothing, or another than `version`.
 
-    Raises Refused if it is live, Locked, and DrainCut.
+    Raises SlotIsLive, Locked, and DrainCut.
     """
     with Journal(context.host).lock():
-        if slot == context.slots.live:
-            raise Refused(f"{slot} is live", hint="`glmctl status` shows both slots")
-        found = current(context.host.runtime, slot)
+        with _while_idle(context, slot):
+            found = current(context.host.runtime, slot)
         if found is None or version not in {None, found.version}:
             return None
         context.timers.cancel_retirements()
@@ -52,10 +64,19 @@ def retire_idle_slot(context: Context, slot: str, version: str | None, drain: fl
 
 
 def retire_slot(context: Context, slot: str, drain: float) -> None:
-    """Wait at most `drain` seconds for the slot's requests and connections, then stop its unit. Raises DrainCut."""
+    """Wait at most `drain` seconds for the slot's requests and connections, then stop its unit.
+
+    Raises DrainCut, and SlotIsLive if it becomes live meanwhile: then it is left as it is.
+    """
     try:
         _drain(context, slot, drain)
     finally:
+        stop_idle(context, slot)
+
+
+def stop_idle(context: Context, slot: str) -> None:
+    """Stop the unit of `slot`; raises SlotIsLive if it is live."""
+    with _while_idle(context, slot):
         context.systemd.stop(context.host.unit(slot))
 
 
@@ -65,11 +86,21 @@ def _stays_warm(rollout: Rollout) -> bool:
 
 def _drain(context: Context, slot: str, seconds: float) -> None:
     deadline = time.monotonic() + seconds
-    while left := undrained(context.host, slot):
+    while (left := undrained(context.host, slot)) and context.slots.live != slot:
         in_flight = sum(one.in_flight for one in left)
         if time.monotonic() >= deadline:
-            context.systemd.kill_main(context.host.unit(slot), "QUIT")
+            with _while_idle(context, slot):
+                context.systemd.kill_main(context.host.unit(slot), "QUIT")
             wait_for(lambda: not undrained(context.host, slot), _QUIT)
             raise DrainCut.of(in_flight, slot, seconds)
         context.display.progress(f"{in_flight} in flight, {sum(one.connections for one in left)} connections")
         time.sleep(POLL)
+
+
+@contextmanager
+def _while_idle(context: Context, slot: str) -> Iterator[None]:
+    """Hold the lock on the rename of `live`, so that `slot` cannot become live; raises SlotIsLive if it is."""
+    with Journal(context.host).switching():
+        if context.slots.live == slot:
+            raise SlotIsLive(f"{slot} is live", hint="`glmctl status` shows both slots")
+        yield

@@ -28,16 +28,24 @@ class RollbackRequest:
         except OSError:
             return False
 
+    def make(self) -> None:
+        """Make the request; raises OSError."""
+        atomic.write_text(self._path, self._id)
+
+    def withdraw(self) -> None:
+        """Remove the request."""
+        self._path.unlink(missing_ok=True)
+
     def wait(self) -> Record:
         """Make the request and wait until the rollout has ended; raises GlmError if its controller dies meanwhile."""
         journal = Journal(self._context.host)
-        atomic.write_text(self._path, self._id)
+        self.make()
         while (record := journal.find(self._id)) and record.outcome is None:
             if not journal.is_locked:
-                raise GlmError("the controller of the rollout has died", hint="`glmctl status` ends the rollout")
+                raise GlmError("the controller of the rollout has died", hint="`glmctl resume` goes on with it")
             self._context.display.progress(f"the deploy of {record.version} is rolled back: {record.phase}")
             time.sleep(_POLL)
-        self._path.unlink(missing_ok=True)
+        self.withdraw()
         if record is None:
             raise GlmError(f"the record of rollout {self._id} is gone")
         return record

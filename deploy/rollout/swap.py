@@ -9,19 +9,21 @@ from __future__ import annotations
 import os
 import signal
 import time
-from contextlib import suppress
+from contextlib import ExitStack, closing, suppress
 
 from deploy.errors import DrainCut, GlmError
+from deploy.rollout.new_generation import NewGeneration
 from deploy.rollout.plan import Rollout
 from deploy.rollout.waiting import POLL, wait_for
 from service.contract.generations import current, generations
 from service.contract.worker_state import WorkerState
 
-__all__ = ["restart_workers", "stop_workers", "vacate"]
+__all__ = ["revive", "stop_workers", "vacate"]
 
 _QUIT = 10.0  # seconds for workers that were sent SIGQUIT to end
 _LOAD = 1800.0  # seconds for a version that has served before to serve again
-_RETRY = 2.0  # seconds between two attempts to start the workers
+_RETRY = 2.0  # seconds between two attempts to start the workers; a master replaces a worker that died within one
+_ATTEMPTS = 3  # failed starts of the unit
 
 
 def vacate(rollout: Rollout) -> None:
@@ -29,7 +31,6 @@ def vacate(rollout: Rollout) -> None:
     if not rollout.is_swap or rollout.old is None:
         return
     rollout.enter("vacate", f"{rollout.old} finishes its requests and frees its memory; clients wait from now on")
-    rollout.context.timers.start_guard()
     rollout.probe.begin()
     stop_workers(rollout, rollout.old)
 
@@ -52,30 +53,38 @@ def stop_workers(rollout: Rollout, slot: str) -> None:
         time.sleep(POLL)
 
 
-def restart_workers(rollout: Rollout, slot: str) -> None:
-    """Start the workers of a vacated slot (SIGHUP), or its unit if that has ended, and wait until it serves.
+def revive(rollout: Rollout, slot: str) -> None:
+    """Wait until `slot` serves; start its workers (SIGHUP) if its master has none, or its unit if that has ended.
 
-    Raises GlmError if it does not.
+    Raises GlmError if the unit fails to start three times, or does not serve after 30 minutes.
     """
     context = rollout.context
     unit = context.host.unit(slot)
     found = current(context.host.runtime, slot)
-    if found is not None and found.is_serving and all(worker.phase != "leaving" for worker in found.alive_workers):
+    if found is not None and any(worker.phase == "leaving" for worker in found.alive_workers):
+        stop_workers(rollout, slot)  # those that are leaving still hold the memory
+    elif found is not None and found.is_serving:
         return
-    stop_workers(rollout, slot)  # those that are leaving still hold the memory
     context.display.line(f"{'':10}{unit} loads {context.slots.version(slot)} again")
-    deadline, next_attempt = time.monotonic() + _LOAD, 0.0
-    while (found := current(context.host.runtime, slot)) is None or not found.is_serving:
-        if time.monotonic() >= deadline:
-            raise GlmError(f"{unit} does not serve again", hint=context.log_hint(unit))
-        if time.monotonic() >= next_attempt and not (found and found.alive_workers):
-            next_attempt = time.monotonic() + _RETRY
-            if context.systemd.state(unit).active == "active":
-                context.systemd.kill_main(unit, "HUP")
-            else:
-                context.systemd.start_later(unit)
-        context.display.progress(f"{found.load_progress if found else 'starting'}, clients wait")
-        time.sleep(POLL)
+    new = NewGeneration(context, slot, context.slots.version(slot) or "")
+    job, failures, looks, next_look = None, 0, 0, 0.0
+    deadline = time.monotonic() + _LOAD
+    with ExitStack() as jobs:
+        while (found := current(context.host.runtime, slot)) is None or not found.is_serving:
+            if job is not None and job.done:
+                failures += not job.succeeded
+                job = None
+            if failures >= _ATTEMPTS or time.monotonic() >= deadline:
+                raise GlmError(f"{unit} does not serve again: {new.failure}", hint=context.log_hint(unit))
+            if job is None and not (found and found.alive_workers) and time.monotonic() >= next_look:
+                next_look = time.monotonic() + _RETRY
+                if context.systemd.state(unit).active != "active":
+                    job = jobs.enter_context(closing(context.systemd.starting(unit)))
+                elif rollout.is_swap or looks:  # else the master is about to replace a worker that died
+                    context.systemd.kill_main(unit, "HUP")
+                looks += 1
+            context.display.progress(found.load_progress if found else "starting")
+            time.sleep(POLL)
 
 
 def _workers(rollout: Rollout, slot: str) -> list[WorkerState]:

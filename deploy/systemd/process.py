@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import shlex
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from deploy.errors import GlmError
+from deploy.systemd import programs
 
 
 def run(argv: Sequence[str], *, check: bool = True, env: Mapping[str, str] | None = None) -> str:
@@ -15,10 +17,8 @@ def run(argv: Sequence[str], *, check: bool = True, env: Mapping[str, str] | Non
 
     `check`: whether an exit code other than 0 is an error. A program that is not installed always is.
     """
-    try:
+    with _known(argv):
         done = subprocess.run(argv, capture_output=True, text=True, errors="replace", check=False, env=env)
-    except FileNotFoundError as error:
-        raise GlmError(f"{argv[0]} is not installed", hint=f"required for: {shlex.join(argv)}") from error
     if check and done.returncode != 0:
         last = (done.stderr or done.stdout).strip().splitlines()
         raise GlmError(f"{shlex.join(argv)} failed ({done.returncode}): {last[-1] if last else 'no message'}")
@@ -26,8 +26,20 @@ def run(argv: Sequence[str], *, check: bool = True, env: Mapping[str, str] | Non
 
 
 def start(argv: Sequence[str]) -> subprocess.Popen[str]:
-    """Start `argv` and return the process, for callers that show progress while it runs."""
-    return subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace")
+    """Start `argv` and return the process, for callers that show progress while it runs; raises GlmError."""
+    with _known(argv):
+        return subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace")
+
+
+@contextmanager
+def _known(argv: Sequence[str]) -> Iterator[None]:
+    """Refuse a program that preflight does not look for (ValueError); raises GlmError if it is missing all the same."""
+    if argv[0] not in programs.ROLLOUT:
+        raise ValueError(f"{argv[0]} is not in deploy.systemd.programs.ROLLOUT")
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise GlmError(f"{argv[0]} is not installed", hint=f"required for: {shlex.join(argv)}") from error
 
 
 def start_daemon(argv: Sequence[str], log: Path) -> subprocess.Popen[bytes]:

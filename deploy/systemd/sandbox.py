@@ -22,6 +22,7 @@ from types import TracebackType
 
 from deploy.errors import GlmError
 from deploy.host import Host
+from deploy.systemd import programs
 from deploy.systemd.process import run, start_daemon
 from deploy.systemd.units import Addresses, install
 
@@ -46,6 +47,7 @@ class Sandbox:
         self._root = root
 
     def __enter__(self) -> Sandbox:
+        programs.require(programs.SANDBOX)
         _sweep()
         self.directory, self._lock = _directory(None)
         # in memory, as on a real host: its files are replaced by rename while requests wait

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,16 +14,15 @@ from service.contract.slots import SLOTS
 
 __all__ = ["Timers"]
 
-_GUARD = "glm-guard"
-_GUARD_INTERVAL = 15.0  # seconds
+_INTERVAL = 15.0  # seconds between two runs of a guard; tests set GLM_GUARD_SECONDS
 
 
 @dataclass(frozen=True)
 class Timers:
     """The timers of one host.
 
-    `glm-retire-<slot>` stops an idle slot at the end of --keep-warm. `glm-guard` runs `glmctl status`, which ends a
-    rollout whose controller died, while a swap keeps clients waiting.
+    `glm-retire-<slot>` stops an idle slot at the end of --keep-warm. `glm-guard-<id>` runs `glmctl resume` while the
+    rollout with that id changes the host, for the case that its controller dies.
     """
 
     host: Host
@@ -36,13 +36,19 @@ class Timers:
         for slot in SLOTS:
             self._cancel(f"glm-retire-{slot}")
 
-    def start_guard(self) -> None:
-        """Run `glmctl status` every 15 s from now on."""
-        self._schedule(_GUARD, ["status"], f"--on-active={_GUARD_INTERVAL:g}", f"--on-unit-active={_GUARD_INTERVAL:g}")
+    def start_guard(self, identifier: str) -> None:
+        """Run `glmctl resume` for the rollout `identifier` every 15 s from now on, unless it does already."""
+        name = f"glm-guard-{identifier}"
+        if Systemd(self.host.user).state(f"{name}.timer").active == "active":
+            return
+        seconds = float(os.environ.get("GLM_GUARD_SECONDS") or _INTERVAL)
+        self._schedule(
+            name, ["resume", "--guard", identifier], f"--on-active={seconds:g}", f"--on-unit-inactive={seconds:g}"
+        )
 
-    def stop_guard(self) -> None:
-        """Cancel the guard: a slot serves again."""
-        self._cancel(_GUARD)
+    def stop_guard(self, identifier: str) -> None:
+        """Cancel the guard of the rollout `identifier`, which has ended."""
+        self._cancel(f"glm-guard-{identifier}")
 
     def _schedule(self, name: str, command: list[str], *when: str) -> None:
         self._cancel(name)
