@@ -206,33 +206,35 @@ def test_rows_limit_concurrency(store: BatchStore) -> None:
 
 
 @settings(deadline=None, derandomize=True, max_examples=5)
-@given(looks=st.lists(st.tuples(st.booleans(), st.booleans()), max_size=12))
-@example(looks=[(True, True), (True, True), (False, True)])  # closes before the first step of the requests' tasks
-def test_capacity_survives_cancellation(looks: list[tuple[bool, bool]]) -> None:
+@given(gate=st.lists(st.booleans(), max_size=12), wakes=st.lists(st.booleans(), max_size=6))
+@example(gate=[True, False], wakes=[True])  # the gate closes before the first step of the requests' tasks
+def test_capacity_survives_cancellation(gate: list[bool], wakes: list[bool]) -> None:
     """Whenever the gate closes, even before a claimed request was begun, the runner can use all its rows afterwards."""
+    looks, polls = list(gate), list(wakes)
+    chat = FakeChat(pause=0.01)
+
+    async def work(store: BatchStore) -> None:
+        first = validated_batch(store, request_lines(6))
+        runner = store.runner(chat, current_owner(), rows=3, serving=lambda: looks.pop(0) if looks else True)
+        loop, poll = asyncio.get_running_loop(), runner._claims.poll
+
+        def poll_while_a_request_ends(*arguments: Any, **options: Any) -> Any:
+            assignment = poll(*arguments, **options)
+            if polls and polls.pop(0):
+                loop.call_soon_threadsafe(runner._wake.set)
+            return assignment
+
+        runner._claims.poll = poll_while_a_request_ends  # type: ignore[method-assign]
+        runner.start()
+        await store.wait_for_end(first)
+        chat.max_running = 0
+        batch = await store.wait_for_end(store.create(request_lines(9)))
+        assert sorted(result_ids(batch, store)) == [f"task-{number}" for number in range(9)]
+        await runner.stop()
+
     with tempfile.TemporaryDirectory() as directory:
         store = BatchStore(Path(directory))
-        chat = FakeChat(pause=0.01)
-        pending = list(looks)
-
-        def serving() -> bool:
-            """The gate at each look, and whether the runner finds a reason to go on at once."""
-            is_open, wake = pending.pop(0) if pending else (True, False)
-            if wake:
-                runner._wake.set()
-            return is_open
-
-        async def work() -> None:
-            runner.start()
-            await store.wait_for_end(first)
-            chat.max_running = 0
-            batch = await store.wait_for_end(store.create(request_lines(9)))
-            assert result_ids(batch, store) == [f"task-{number}" for number in range(9)]
-            await runner.stop()
-
-        first = validated_batch(store, request_lines(6))
-        runner = store.runner(chat, current_owner(), rows=3, serving=serving)
-        asyncio.run(work())
+        asyncio.run(work(store))
         store.database.close()
     assert chat.max_running == 3
 
