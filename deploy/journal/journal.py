@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from itertools import islice
-from pathlib import Path
-from typing import IO, Any
 
 from pydantic import ValidationError
 
 from deploy.errors import GlmError, Locked
 from deploy.host import Host
+from deploy.journal import locks
 from deploy.journal.receipt import Receipt, Snapshot, dump, load
 from deploy.journal.record import Kind, Phase, Record, Step, Strategy, now, seconds_between
 from service.contract import atomic
@@ -24,8 +22,6 @@ __all__ = ["Entry", "Journal", "begin"]
 
 _SNAPSHOT = ".before"
 _RECENT = 32  # records that are searched for unfinished ones
-_LOCK_WAIT = 0.2  # seconds; a reader that tests a lock holds it for less than a millisecond
-_LOCK_POLL = 0.01
 _WARM = 1.0  # seconds; a start that took less loaded nothing
 
 
@@ -83,7 +79,7 @@ class Journal:
     def interrupted(self) -> list[Record]:
         """Return the records that have not ended and whose controllers are dead, oldest first. Writes nothing."""
         before = {one.id for one in self.unfinished()}
-        if not before or self.is_locked or _is_held(self._switch):
+        if not before or self.is_locked or locks.is_held(self._switch):
             return []
         return [one for one in self.unfinished() if one.id in before]  # one may have ended before its lock was tested
 
@@ -118,24 +114,23 @@ class Journal:
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the rollout lock; raises Locked if another process holds it. The kernel frees it at exit."""
+        """Hold the rollout lock; raises Locked at once if another process holds it. The kernel frees it at exit."""
         self._create()
-        with self._lock.open("a") as file:
-            deadline = time.monotonic() + _LOCK_WAIT
-            while not _acquire(file, fcntl.LOCK_EX):
-                if time.monotonic() >= deadline:
-                    found = "; ".join(f"{one.kind} of {one.version}, in {one.phase}" for one in self.unfinished())
-                    raise Locked(
-                        f"another rollout holds the lock ({found or 'starting'})",
-                        hint="`glmctl status --watch` shows its progress",
-                    )
-                time.sleep(_LOCK_POLL)
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(locks.held(self._lock, wait=False))
+            except BlockingIOError as error:
+                found = "; ".join(f"{one.kind} of {one.version}, in {one.phase}" for one in self.unfinished())
+                raise Locked(
+                    f"another rollout holds the lock ({found or 'starting'})",
+                    hint="`glmctl status --watch` shows its progress",
+                ) from error
             yield
 
     @property
     def is_locked(self) -> bool:
         """Whether a rollout is running; also if this user may not read the lock file."""
-        return _is_held(self._lock)
+        return locks.is_held(self._lock)
 
     @contextlib.contextmanager
     def switching(self) -> Iterator[None]:
@@ -144,8 +139,7 @@ class Journal:
         A process that stops a slot holds it too, so that the slot does not become live meanwhile.
         """
         self._create()
-        with self._switch.open("a") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+        with locks.held(self._switch, wait=True):
             yield
 
     def _write(self, name: str, text: str) -> None:
@@ -187,26 +181,6 @@ class Entry:
         self.record.seconds = round(time.monotonic() - self._began, 3)
         self.journal.write(self.record)
         self.journal.delete_snapshot(self.record.id)
-
-
-def _is_held(lock: Path) -> bool:
-    """Return whether a process holds `lock`. Readers share it, and wait for nobody."""
-    try:
-        with lock.open("rb") as file:
-            return not _acquire(file, fcntl.LOCK_SH)
-    except FileNotFoundError:
-        return False
-    except OSError:
-        return True
-
-
-def _acquire(file: IO[Any], kind: int) -> bool:
-    """Try to acquire a lock on an open file, which is released when the file is closed."""
-    try:
-        fcntl.flock(file, kind | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def begin(journal: Journal, kind: Kind, version: str, slot: str, strategy: Strategy = "overlap") -> Entry:
