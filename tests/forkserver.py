@@ -84,8 +84,10 @@ def glmctl(
         except TimeoutError:
             os.kill(pid, signal.SIGKILL)
             raise subprocess.TimeoutExpired(argv, timeout) from None
-        texts = [file.seek(0) or file.read().decode() for file in (out, err)]
-        return subprocess.CompletedProcess(argv, int(code or -signal.SIGKILL), *texts)
+        out.seek(0)
+        err.seek(0)
+        result = int(code or -signal.SIGKILL)
+        return subprocess.CompletedProcess(argv, result, out.read().decode(), err.read().decode())
 
 
 @cache
@@ -95,9 +97,10 @@ def _address() -> str:
         listener.bind("")  # an abstract address that the kernel chooses
         listener.listen(64)
         command = ["setpriv", "--pdeathsig=KILL", sys.executable, "-c", _PROGRAM]
-        server = subprocess.Popen(command, stdin=listener, cwd=CODE)
+        server = subprocess.Popen(command, stdin=listener.fileno(), cwd=CODE)
         atexit.register(_stop, server)
-        return listener.getsockname()
+        address: str = listener.getsockname()
+        return address
 
 
 def _stop(server: subprocess.Popen[bytes]) -> None:
