@@ -16,6 +16,8 @@ import pytest
 from service.demo_models import tiny
 from tests.box import Box, Engine, empty_host, live_host
 
+PHASES = ("preflight", "prepare", "vacate", "start", "verify", "canary", "cutover", "bake", "retire")
+
 # A run in the background of a shell ignores Ctrl-C, and so would every command that a test interrupts.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -152,7 +154,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     }
     for strategy in dict.fromkeys(cell[0] for cell in crashes):
         cells = {cell[1:]: found for cell, found in crashes.items() if cell[0] == strategy}
-        phases = list(dict.fromkeys(phase for _, phase in cells))
+        phases = sorted({phase for _, phase in cells}, key=PHASES.index)
         terminalreporter.section(f"kill -9 in a rollout by {strategy}: who serves in the end, -N: lost with the killed")
         victims = dict.fromkeys(victim for victim, _ in cells)
         rows = [[victim, *(cells.get((victim, phase), "") for phase in phases)] for victim in victims]
