@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import subprocess
 import time
 from collections.abc import Iterator
 from datetime import datetime
@@ -54,7 +55,9 @@ def test_reading_changes_nothing(box: Box, tmp_path: Path) -> None:
     """Kill -9 one second into a ten-minute bake: every verb that reads tells it and what to do, and changes nothing."""
     kill_in_bake(box, "--bake", "10m")
     before = state(box)
-    watch = box.begin("status", "--watch")
+    seen = tmp_path / "watched"
+    with seen.open("w") as out:
+        watch = subprocess.Popen(["glmctl", "status", "--watch"], env=box.env, stdout=out, stderr=out)
     for verb in ("status", "history", "release list", "doctor"):
         done = box.glmctl(*verb.split(), expect=1 if verb == "doctor" else 0)
         assert "the deploy of 1.1.0 was interrupted in bake, 9 m" in done.stderr
@@ -64,12 +67,13 @@ def test_reading_changes_nothing(box: Box, tmp_path: Path) -> None:
     assert "interrupted in bake" in document["summary"]
     (finding,) = [one for one in box.json("doctor", expect=1)["findings"] if not one["good"]]
     assert finding["fix"] == "glmctl resume, or glmctl rollback"
+    wait_for(lambda: "deploy of 1.1.0 interrupted in bake" in seen.read_text(), what=seen.read_text())
     watch.send_signal(signal.SIGINT)
-    out, _ = watch.communicate(timeout=30)
-    assert "deploy of 1.1.0 interrupted in bake" in out
+    watch.wait(30)
     assert state(box) == before
-    assert "interrupted" not in box.glmctl("rollback").stderr.replace("was interrupted in bake", "", 1)
+    box.glmctl("rollback")
     assert (last(box).kind, box.slots.live) == ("rollback", "blue")
+    assert box.glmctl("status").stderr == ""
 
 
 @pytest.fixture
@@ -141,7 +145,7 @@ def test_ctrl_c_is_not_an_interruption_that_is_left_over(box: Box) -> None:
     assert out.splitlines()[-1] == "glmctl: interrupted in bake: 1.0.0 is live in blue, the deploy of 1.1.0 was undone"
     assert box.glmctl("status").stderr == ""
     assert box.glmctl("resume").stdout == "no rollout was interrupted\n"
-    assert box.systemctl("list-timers", "--all", "glm-guard*").stdout.startswith("0 timers")
+    assert box.systemctl("list-timers", "--all", "glm-guard*").stdout.count("glm-guard") == 0
 
 
 def test_resume_waits_for_no_rollout_that_runs(box: Box) -> None:
