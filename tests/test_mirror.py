@@ -81,7 +81,7 @@ class Pair:
 
     def samples(self) -> list[Sample]:
         """Return the samples of mirrored requests that were written since the last call."""
-        found, self._seen = new_samples(self._ring, self._seen)
+        found, self._seen = new_samples(self._ring, "1.0.0", self._seen)
         return [sample for sample in found if sample.is_mirrored]
 
     async def settled(self) -> list[Sample]:
@@ -163,7 +163,7 @@ async def test_copies_are_counted_as_internal_requests_alone(pair: Pair) -> None
         await pair.settled()
     assert pair.blue.ledger == Ledger(accepted=3, completed=3)
     assert pair.green.ledger == Ledger(internal=3)
-    assert new_samples(pair.host.runtime / "green/1/1.samples", 0) == ([], 0)
+    assert new_samples(pair.host.runtime / "green/1/1.samples", "1.0.0") == ([], 0)
     after = answered("blue"), answered("green"), answered("green", "internal"), mirrored("equal")
     assert [now - then for now, then in zip(after, before, strict=True)] == [3, 0, 3, 3]
 

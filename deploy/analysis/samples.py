@@ -6,16 +6,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from deploy.host import Host
-from service.contract.generations import generations
 from service.contract.samples import CLIENT_GONE, Sample, new_samples
-from service.contract.slots import generation_directory
 
 __all__ = ["Sample", "Samples"]
 
 
 @dataclass
 class Samples:
-    """The responses of one version in a slot, of all its workers; those whose client disconnected are left out."""
+    """The responses of one version in a slot, of all its workers; those whose client disconnected are left out.
+
+    Of a worker whose weights were replaced these are the responses since then.
+    """
 
     host: Host
     slot: str
@@ -25,10 +26,7 @@ class Samples:
     def new(self) -> list[Sample]:
         """Return the samples that were written since the last call; at the first call those that the rings hold."""
         found: list[Sample] = []
-        for generation in generations(self.host.runtime, self.slot):
-            if generation.version == self.version:
-                directory = generation_directory(self.host.runtime, self.slot, generation.generation)
-                for path in directory.glob("[0-9]*.samples"):
-                    samples, self._counts[path] = new_samples(path, self._counts.get(path, 0))
-                    found += samples
+        for path in (self.host.runtime / self.slot).glob("[0-9]*/[0-9]*.samples"):
+            samples, self._counts[path] = new_samples(path, self.version, self._counts.get(path, 0))
+            found += samples
         return [sample for sample in found if sample.status != CLIENT_GONE]

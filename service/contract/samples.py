@@ -1,7 +1,8 @@
 """Status and times of each answer of a worker: a ring buffer in `$RUNTIME/<slot>/<generation>/<pid>.samples`.
 
-The file is mapped and written in place: 8 bytes `glmring1`; the number of samples ever written, uint64, written after
-each record; then 8192 records of 24 bytes, little-endian `<dffHHf`, with the fields of Sample.
+The file is mapped and written in place: 8 bytes `glmring2`; the number of samples ever written, uint64, written after
+each record; the number of those from before the present version, uint64; that version, 256 bytes padded with zeros;
+then 8192 records of 24 bytes, little-endian `<dffHHf`, with the fields of Sample.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import os
 import struct
 from dataclasses import dataclass
 from pathlib import Path
+
+from service.contract.worker_state import WorkerState
 
 __all__ = [
     "ANSWERED",
@@ -35,9 +38,10 @@ NOT_ANSWERED, ANSWERED, MIRRORED, EQUAL, DIFFERENT = range(5)
 of the candidate to mirrored requests. MIRRORED: not comparable with the live slot's answer; EQUAL: equal to it;
 DIFFERENT: different, or a refusal where the live slot answered."""
 
-_HEADER = struct.Struct("<8sQ")
+_HEADER = struct.Struct("<8sQQ256s")
 _RECORD = struct.Struct("<dffHHf")
-_MAGIC = b"glmring1"
+_MAGIC = b"glmring2"
+_COUNT = slice(8, 16)
 _CAPACITY = 8192  # 192 KiB a worker
 _OK, _QUEUE_FULL, _SERVER_ERROR = 200, 429, 500
 
@@ -83,11 +87,16 @@ class Sample:
 
 
 class SampleRing:
-    """Writes the samples of one worker, keeping the last 8192."""
+    """Writes the samples of one worker, keeping the last 8192.
 
-    def __init__(self, path: Path) -> None:
+    They are those of the version in `state`: after a weight swap the next sample hides the earlier ones.
+    """
+
+    def __init__(self, path: Path, state: WorkerState) -> None:
         """Create the file. If that fails (full disk), the error is logged and samples are discarded."""
         size = _HEADER.size + _CAPACITY * _RECORD.size
+        self._state = state
+        self._version = ""
         self._count = 0
         self._ring: mmap.mmap | None = None
         try:
@@ -97,34 +106,49 @@ class SampleRing:
         except OSError as error:
             logger.error("cannot write %s, answers are not measured: %s", path, error)  # noqa: TRY400
         else:
-            _HEADER.pack_into(self._ring, 0, _MAGIC, 0)
+            self._begin()
 
     def add(self, sample: Sample) -> None:
-        """Write one sample, then the count, so that the count never includes an incomplete record."""
+        """Write one sample, then the count, which never covers a record that is not complete."""
         if self._ring is None:
             return
+        if self._version != self._state.version:
+            self._begin()
         first = -1.0 if sample.first is None else sample.first
         offset = _HEADER.size + self._count % _CAPACITY * _RECORD.size
         _RECORD.pack_into(
             self._ring, offset, sample.at, sample.seconds, first, sample.status, sample.kind, sample.ratio or 0.0
         )
         self._count += 1
-        _HEADER.pack_into(self._ring, 0, _MAGIC, self._count)
+        self._ring[_COUNT] = self._count.to_bytes(8, "little")
+
+    def _begin(self) -> None:
+        """Write a header for the worker's version, whose samples are those from here on."""
+        assert self._ring is not None
+        self._version = self._state.version
+        self._ring[: _HEADER.size] = _HEADER.pack(_MAGIC, self._count, self._count, self._version.encode())
 
 
-def new_samples(path: Path, seen: int) -> tuple[list[Sample], int]:
-    """Return the samples after the first `seen` ones that the ring still holds, and the number ever written."""
+def new_samples(path: Path, version: str, seen: int = 0) -> tuple[list[Sample], int]:
+    """Read the samples of `version` written after the first `seen` ones, as far as the ring still holds them.
+
+    Returns them and the new count. A worker that holds another version has none.
+    """
     try:
-        data = path.read_bytes()
+        with path.open("rb") as file:
+            header = file.read(_HEADER.size)
+            if len(header) < _HEADER.size:
+                return [], seen
+            magic, count, first, name = _HEADER.unpack(header)
+            if magic != _MAGIC or name.rstrip(b"\0") != version.encode():
+                return [], seen
+            data = file.read()
     except OSError:
         return [], seen
-    if len(data) < _HEADER.size or data[: len(_MAGIC)] != _MAGIC:
-        return [], seen
-    _, count = _HEADER.unpack_from(data)
-    capacity = (len(data) - _HEADER.size) // _RECORD.size
-    return [_read(data, number % capacity) for number in range(max(seen, count - capacity), count)], count
+    capacity = len(data) // _RECORD.size
+    return [_read(data, number % capacity) for number in range(max(seen, first, count - capacity), count)], count
 
 
 def _read(data: bytes, place: int) -> Sample:
-    at, seconds, first, status, kind, ratio = _RECORD.unpack_from(data, _HEADER.size + place * _RECORD.size)
+    at, seconds, first, status, kind, ratio = _RECORD.unpack_from(data, place * _RECORD.size)
     return Sample(at, seconds, first if first >= 0 else None, status, kind, ratio or None)

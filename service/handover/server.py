@@ -72,7 +72,7 @@ class SlotServer(Server):
         self.settings = settings
         self.gate = gate
         self.state = state_file.state
-        self.samples = SampleRing(state_file.path.with_suffix(".samples"))
+        self.samples = SampleRing(state_file.path.with_suffix(".samples"), self.state)
         self.mirror = Mirror(gate, self.samples, Metrics(self.state.version, self.state.slot).count_mirrored)
         self.clients: set[Connection] = set()
         self.busy: set[Connection] = set()

@@ -1,0 +1,70 @@
+"""The samples of a version are those of answers that it gave, also when a worker's weights were replaced."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from deploy.analysis.samples import Samples
+from deploy.host import Host
+from service.contract.samples import Sample, SampleRing, new_samples
+from service.contract.worker_state import WorkerState
+
+VERSIONS = ("1.0.0", "1.1.0", "1.1.0-rc.1")
+CAPACITY = 8192
+
+answers = st.integers(0, 40)  # of one worker
+swaps = st.sampled_from(VERSIONS)
+looks = st.none()  # all readers read
+
+
+@settings(deadline=None, derandomize=True, max_examples=60)
+@given(events=st.lists(st.one_of(answers, swaps, looks), max_size=20))
+@example(events=[30, "1.1.0", None])
+@example(events=[CAPACITY + 10, "1.1.0", 20, None, CAPACITY + 1, None])
+def test_samples_are_those_of_their_version(events: list[int | str | None]) -> None:
+    """A reader gets the answers of its version since the last swap, each once, and never one of another version."""
+    with tempfile.TemporaryDirectory() as directory:
+        host = Host(True, *(Path(directory),) * 5)
+        generation = host.runtime / "blue/1"
+        generation.mkdir(parents=True)
+        state = WorkerState.of_this_process(slot="blue", generation=1, version=VERSIONS[0])
+        ring = SampleRing(generation / "1.samples", state)
+        readers = {version: Samples(host, "blue", version) for version in VERSIONS}
+        version_of: dict[float, str] = {}
+        read: list[float] = []
+        unread: list[float] = []  # of the present version, since the last swap
+        for event in events:
+            if isinstance(event, int):
+                for _ in range(event):
+                    at = float(len(version_of))
+                    ring.add(Sample(at, 0.1, None, 200))
+                    version_of[at] = state.version
+                    unread.append(at)
+            elif isinstance(event, str):
+                if event != state.version:
+                    state.set_version(event)
+                    unread = []
+            else:
+                record = {"generation": 1, "slot": "blue", "version": state.version, "release": "", "master": 1}
+                (generation / "generation.json").write_text(json.dumps(record))
+                for version, reader in readers.items():
+                    found = [sample.at for sample in reader.new()]
+                    assert {version_of[at] for at in found} <= {version}
+                    assert version != state.version or set(unread[-CAPACITY:]) <= set(found)
+                    read += found
+                unread = []
+    assert len(read) == len(set(read))
+
+
+def test_a_damaged_ring_has_no_samples(tmp_path: Path) -> None:
+    """A file that is missing, short, of another format or of another version is read as empty."""
+    path = tmp_path / "1.samples"
+    assert new_samples(path, "1.0.0", 3) == ([], 3)
+    for content in (b"", b"glmring2", b"glmring1" + bytes(400), bytes(400)):
+        path.write_bytes(content)
+        assert new_samples(path, "1.0.0") == ([], 0)
