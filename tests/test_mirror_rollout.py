@@ -152,7 +152,7 @@ def test_the_verdict_tells_how_many_answers_were_equal(box: Box, checkpoints: di
         names = [one["name"] for one in verdict["metrics"]]
         assert names == ["errors", "mirrored p95", "mirrored ttft p95", "agreement"]
         told = box.glmctl("deploy", "1.0.0", *words, "--max-p95", "1ms", expect=5)
-        assert "p95 is" in told.stderr
+        assert "limit 0.001 s" in told.stderr
         told = box.glmctl("deploy", "1.1.0", *words, expect=5)
         assert "equal the live slot's" in told.stderr
     assert set(statuses) == {200}
