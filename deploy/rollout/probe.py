@@ -17,7 +17,9 @@ _JOIN = 5.0  # seconds for a thread to end
 class Probe:
     """One client that opens a connection per request and one that keeps its connection.
 
-    `end` does not interrupt a request that is waiting: the threads are daemons and end with the process.
+    A wait lasts from the first attempt to a response, however many attempts fail, and counts from `begin` to `end`: in
+    full if it ends in between, else as far as it does. `end` does not interrupt a request that is waiting: the threads
+    are daemons and end with the process.
     """
 
     def __init__(self, listen: Callable[[], str | None]) -> None:
@@ -26,16 +28,20 @@ class Probe:
         self._threads: list[threading.Thread] = []
         self._ended = threading.Event()
         self._lock = threading.Lock()
+        self._counted_from = self._counted_to = float("inf")  # monotonic seconds
+        self._waiting_from: dict[bool, float] = {}  # by whether the client keeps its connection; monotonic seconds
         self._longest = 0.0
         self.answered = 0
 
     @property
     def longest_ms(self) -> float | None:
-        """The longest wait so far, in milliseconds; None without a response."""
-        return round(self._longest * 1000, 1) if self._longest else None
+        """The longest wait so far, in milliseconds; None without one."""
+        with self._lock:
+            longest = max(self._longest, *map(self._counted, self._waiting_from.values()), 0.0)
+        return round(longest * 1000, 1) if longest else None
 
     def begin(self) -> None:
-        """Start both clients; returns after their first responses, which do not count."""
+        """Start both clients; returns after their first responses, or after _FIRST seconds for each."""
         address = self._listen()
         if self._threads or address is None:
             return
@@ -46,12 +52,14 @@ class Probe:
             self._threads.append(thread)
             thread.start()
             connected.wait(_FIRST)
+        self._counted_from = time.monotonic()
 
     def end(self) -> None:
         """Stop both clients."""
         self._ended.set()
         for thread in self._threads:
             thread.join(_JOIN)
+        self._counted_to = time.monotonic()
 
     def _run(self, address: str, keep_alive: bool, connected: threading.Event) -> None:
         headers = {} if keep_alive else {"connection": "close"}
@@ -60,7 +68,8 @@ class Probe:
             transport=transport, base_url=f"http://{address}", timeout=_TIMEOUT, trust_env=False
         ) as client:
             while not self._ended.is_set():
-                began = time.monotonic()
+                with self._lock:
+                    began = self._waiting_from.setdefault(keep_alive, time.monotonic())
                 try:
                     client.get("/version", headers=headers)
                 except httpx.HTTPError:
@@ -68,6 +77,11 @@ class Probe:
                 else:
                     with self._lock:
                         self.answered += 1
-                        self._longest = max(self._longest, time.monotonic() - began) if connected.is_set() else 0.0
+                        self._longest = max(self._longest, self._counted(began))
+                        del self._waiting_from[keep_alive]
                     connected.set()
                 self._ended.wait(_PAUSE)
+
+    def _counted(self, began: float) -> float:
+        """Return the seconds that count of a wait from `began` until now."""
+        return min(time.monotonic(), self._counted_to) - max(began, self._counted_from)
