@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from tests import forkserver
+from tests.box import CODE
 
 VERBS = (
     "release add", "release list", "release verify", "release remove", "release prune", "release",
@@ -339,3 +340,24 @@ def test_closed_pipe(account: Account) -> None:
         ["sh", "-c", "glmctl --help | true"], env=account.env, capture_output=True, text=True, timeout=30
     )
     assert done.stderr == ""
+
+
+@pytest.mark.parametrize(("words", "env"), [((), {}), (("--debug",), {}), ((), {"GLM_DEBUG": "1"})])
+def test_unexpected_errors(account: Account, words: tuple[str, ...], env: dict[str, str]) -> None:
+    """Exit code 1 and one line with a hint; the traceback on request."""
+    program = (
+        "import deploy.commands.deploy as command\n"
+        "def fail(*_): raise ZeroDivisionError('three of none')\n"
+        "command.rollout.deploy = fail\n"
+        "from deploy.cli import main\n"
+        "main()\n"
+    )
+    argv = [sys.executable, "-c", program, "deploy", "1.0.0", "--json", *words]
+    done = subprocess.run(argv, env=account.env | env, cwd=CODE, capture_output=True, text=True, timeout=30)
+    assert done.returncode == 1
+    error = json.loads(done.stdout)["error"]
+    assert error["message"].startswith("unexpected error: ZeroDivisionError: three of none (fail, line ")
+    assert error["exit_code"] == 1
+    lines = done.stderr.splitlines()
+    assert lines[-2:] == [f"glmctl: {error['message']}", f"        {error['hint']}"]
+    assert ("Traceback (most recent call last):" in lines) == (len(lines) > 2) == bool(words or env)

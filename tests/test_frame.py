@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,11 +12,18 @@ from deploy.display import Display
 from deploy.errors import Degraded, DrainCut, GlmError, Interrupted, NotReady, Refused, RolledBack
 from deploy.host import Host
 from deploy.journal.journal import Journal, begin
-from deploy.journal.record import Phase, Record
+from deploy.journal.record import Phase, Record, Strategy
+from deploy.rollout import candidate as removing
+from deploy.rollout import reload as reloading
+from deploy.rollout import rollout as rolling
+from deploy.rollout import undo as undoing
+from deploy.rollout import weights
 from deploy.rollout.frame import recorded
 from deploy.rollout.plan import Context, Plan, Rollout
 from deploy.rollout.undo import undo
+from deploy.rollout.weights import WeightsRollout
 from deploy.systemd.timers import Timers
+from tests.rollout_fixtures import Moments, ScriptedContext, directories
 
 
 @dataclass
@@ -212,3 +220,86 @@ def test_how_much_is_undone_depends_on_the_phase(rollout: Rollout, host: Host, p
     before = {path.name: path.readlink() for path in host.root.iterdir()}
     assert undo(rollout) is is_undone
     assert {path.name: path.readlink() for path in host.root.iterdir()} == before
+
+
+PHASES = ("preflight", "prepare", "vacate", "start", "verify", "canary", "cutover", "bake", "retire")
+
+
+@pytest.fixture
+def scripted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ScriptedContext]:
+    """A host without processes, on which every way back succeeds at once."""
+    for name in ("undrained", "generations"):
+        monkeypatch.setattr(f"deploy.rollout.{'retire' if name == 'undrained' else 'swap'}.{name}", lambda *_: [])
+    for module in (undoing, removing):
+        monkeypatch.setattr(module, "revive", lambda *_: None)
+    monkeypatch.setattr(undoing, "rename", lambda rollout, slot: rollout.context.slots.go_live(slot))
+    monkeypatch.setattr("deploy.rollout.plan._WORKER_PUBLISH", 0.0)
+    (tmp_path / "scripted").mkdir()
+    with directories(tmp_path / "scripted") as host:
+        yield ScriptedContext.of(host, Moments())
+
+
+def fail(*_: object, **__: object) -> None:
+    raise ZeroDivisionError("three of none")
+
+
+@pytest.mark.parametrize("strategy", ["overlap", "swap"])
+@pytest.mark.parametrize("broken", PHASES)
+def test_an_unexpected_exception_in_any_phase(
+    scripted: ScriptedContext, monkeypatch: pytest.MonkeyPatch, guards: list[str], broken: Phase, strategy: Strategy
+) -> None:
+    """The record ends with the reason, one version is live, the exception is raised, and no guard is left."""
+
+    def script(phase: Phase) -> Callable[[Rollout], None]:
+        def play(rollout: Rollout) -> None:
+            rollout.enter(phase, "")
+            if phase == "cutover":
+                scripted.slots.go_live("green")
+            if phase == broken:
+                fail()
+
+        return play
+
+    for phase in PHASES:
+        monkeypatch.setattr(rolling, phase, script(phase))  # type: ignore[arg-type]
+    with pytest.raises(ZeroDivisionError):
+        rolling.deploy(scripted, Plan("1.1.0", strategy=strategy))
+    is_done = broken == "retire"
+    assert (last(scripted.host).outcome, last(scripted.host).reason) == (
+        "done" if is_done else "failed",
+        "three of none",
+    )
+    assert scripted.slots.live == ("green" if is_done else "blue")
+    assert guards == []
+
+
+@pytest.mark.parametrize("broken", ["create", "prepare", "vacate", "verify", "cutover"])
+def test_an_unexpected_exception_in_a_weight_swap(
+    scripted: ScriptedContext, monkeypatch: pytest.MonkeyPatch, guards: list[str], broken: str
+) -> None:
+    """The same for the strategy weights."""
+    monkeypatch.setattr(weights, "preflight", lambda rollout: rollout.enter("preflight", ""))
+    fake = type("Fake", (), {name: lambda self: None for name in ("prepare", "vacate", "verify", "cutover")})
+    monkeypatch.setattr(WeightsRollout, "create", lambda rollout: fake())
+    if broken == "create":
+        monkeypatch.setattr(WeightsRollout, "create", fail)
+    else:
+        setattr(fake, broken, fail)
+    with pytest.raises(ZeroDivisionError):
+        rolling.deploy(scripted, Plan("1.1.0", strategy="weights"))
+    assert (last(scripted.host).outcome, last(scripted.host).reason) == ("failed", "three of none")
+    assert guards == []
+
+
+def test_an_unexpected_exception_in_a_reload(
+    scripted: ScriptedContext, monkeypatch: pytest.MonkeyPatch, guards: list[str]
+) -> None:
+    """The same for a reload: the slot leads to the old release again."""
+    monkeypatch.setattr(reloading, "require_units", lambda _: None)
+    monkeypatch.setattr("deploy.releases.store.Releases.verify", lambda *_: None)
+    monkeypatch.setattr(reloading.NewGeneration, "wait", fail)
+    monkeypatch.setattr("deploy.systemd.systemctl.Systemd.reloading", lambda *_: None)
+    with pytest.raises(ZeroDivisionError):
+        reloading.reload(scripted, Plan("1.1.0", kind="reload"))
+    assert (last(scripted.host).outcome, scripted.slots.version("blue")) == ("failed", "1.0.0")
+    assert guards == []
