@@ -9,7 +9,7 @@ from service.settings import Settings
 
 _settings = Settings()  # from the environment
 
-bind = ["127.0.0.1:8000"]  # only when started by hand: under systemd the socket unit passes the listener
+bind = [_settings.bind] if _settings.bind else []  # under systemd glm.socket passes the listening socket
 worker_class = "service.process.worker.SlotWorker"
 workers = _settings.workers
 timeout = 30  # seconds without a sign of life after which a worker is replaced

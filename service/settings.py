@@ -19,6 +19,7 @@ class Settings(BaseSettings):
     slot: Literal["blue", "green"]
 
     engine: Literal["model", "dummy"] = Field(default="model", description="dummy answers without a model; for tests")
+    bind: str | None = Field(default=None, description="HOST:PORT to listen on without systemd, started by hand")
     workers: int = Field(default=1, ge=1)
     threads: int = Field(default=0, ge=0, description="torch threads of a worker; 0: its share of the cores, less one")
     keep_alive: int = Field(default=75, ge=1, description="time until an idle client connection is closed")

@@ -53,6 +53,7 @@ def master(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, systemd: NotifySocke
     (tmp_path / "root/blue").symlink_to("releases/1.0.0")
     for name, value in (("GLM_ROOT", tmp_path / "root"), ("GLM_RUNTIME", tmp_path / "run"), ("GLM_SLOT", "blue")):
         monkeypatch.setenv(name, str(value))
+    monkeypatch.setenv("GLM_BIND", "127.0.0.1:1")  # as if started by hand
     before = signal.signal(signal.SIGALRM, signal.SIG_IGN)  # the tests call the tick themselves
     master = Master.begin(SimpleNamespace(master_pid=0))
     yield master
@@ -160,6 +161,7 @@ def test_slot_without_a_release_fails_with_the_reason(
     """Without a release the master ends with exit status 3, after which the unit is not restarted; STATUS= says why."""
     for name, value in (("GLM_ROOT", tmp_path / "root"), ("GLM_RUNTIME", tmp_path / "run"), ("GLM_SLOT", "blue")):
         monkeypatch.setenv(name, str(value))
+    monkeypatch.setenv("GLM_BIND", "127.0.0.1:1")
     with pytest.raises(SystemExit) as ended:
         Master.begin(SimpleNamespace(master_pid=0))
     assert ended.value.code == 3

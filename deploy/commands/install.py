@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+from ipaddress import ip_address
+
 import click
 
 from deploy.commands.options import Options, shared
-from deploy.systemd import units
+from deploy.systemd import listener, units
 from deploy.systemd.units import Addresses
 
 
 @click.command()
 @click.option(
-    "--listen", metavar="HOST:PORT", default=Addresses.listen, show_default=True, help="Address of the model server."
+    "--listen",
+    metavar="IP:PORT",
+    help=f"Address of the model server; it cannot change while that runs.  "
+    f"[default: the installed one, or {Addresses.listen}]",
 )
-@click.option("--ui", metavar="HOST:PORT", default=Addresses.ui, show_default=True, help="Address of the page.")
+@click.option(
+    "--ui", metavar="HOST:PORT", help=f"Address of the page.  [default: the installed one, or {Addresses.ui}]"
+)
 @shared
-def install(options: Options, listen: str, ui: str) -> None:
+def install(options: Options, listen: str | None, ui: str | None) -> None:
     """Install the systemd units.
 
     Writes the unit files for this root, these addresses and this Python environment, reloads the service manager, and
@@ -27,13 +34,26 @@ def install(options: Options, listen: str, ui: str) -> None:
       glmctl install --user --listen 127.0.0.1:9000
     """  # noqa: D301  (\b keeps line breaks)
     for address in (listen, ui):
-        host, _, port = address.rpartition(":")
+        host, _, port = (address or "x:1").rpartition(":")
         if not host or not port.isdigit() or not 0 < int(port) < 65536:
             raise click.BadParameter(f"{address!r} is not HOST:PORT")
-    changed = units.install(options.host, Addresses(listen, ui))
+    if listen and not _is_ip(listen):
+        raise click.BadParameter(f"{listen!r} is not IP:PORT; systemd resolves no names")
+    present = listener.addresses(options.host)
+    addresses = Addresses(listen or present.listen, ui or present.ui)
+    listener.require_same(options.host, addresses.listen)
+    changed = units.install(options.host, addresses)
     systemctl = "systemctl --user" if options.user else "systemctl"
     written = "".join(f"wrote {path}\n" for path in changed)
     options.show(
         {"changed": [str(path) for path in changed]},
         f"{written}next: {systemctl} enable --now glm.target" if changed else "all units are installed and up to date",
     )
+
+
+def _is_ip(address: str) -> bool:
+    try:
+        ip_address(address.rpartition(":")[0].strip("[]"))
+    except ValueError:
+        return False
+    return True

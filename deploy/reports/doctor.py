@@ -13,6 +13,7 @@ from deploy.reports.report import interruption
 from deploy.rollout.plan import Context
 from deploy.rollout.preflight import require_units
 from deploy.rollout.slot_client import PublicSocket
+from deploy.systemd import listener
 from service.contract.generations import current
 from service.contract.slots import SLOTS
 
@@ -51,7 +52,9 @@ def _service(context: Context) -> Iterator[Finding]:
     systemctl = " ".join(context.systemd.argv()[:-1])
     socket = context.systemd.state("glm.socket")
     listen = context.systemd.listen()
-    if socket.active == "active":
+    if fault := listener.fault_of(context.host):
+        yield Finding(good=False, what=fault.what, fix=fault.fix)
+    elif socket.active == "active":
         yield Finding(good=True, what=f"glm.socket listens on {listen}")
     else:
         yield Finding(good=False, what=f"glm.socket is {socket.active}", fix=f"{systemctl} start glm.socket")

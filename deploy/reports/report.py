@@ -119,7 +119,9 @@ def receipt_sentence(receipt: Receipt) -> str:
         return f"{receipt.lost} of {count(receipt.accepted, 'request')} failed{cut}. All are accounted for."
     match receipt.accepted:
         case 0:
-            return "Nothing was lost: there were no requests."
+            return "No request was accepted, so that this receipt proves nothing."
+        case accepted if accepted == receipt.probes:
+            return f"No client sent a request; those of glmctl itself ({accepted}) are accounted for."
         case 1:
             return "Nothing was lost: the one request is accounted for."
         case accepted:

@@ -66,6 +66,8 @@ def remove(rollout: Rollout) -> None:
     if rollout.record.phase == "preflight":
         return
     if rollout.old is None:  # the first version of the host may be live, and there is no other one
+        if context.slots.live == rollout.candidate:
+            context.slots.go_live(None)
         context.systemd.stop(rollout.unit)
     else:
         stop_idle(context, rollout.candidate)

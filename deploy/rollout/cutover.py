@@ -9,6 +9,7 @@ from deploy.rollout import hooks
 from deploy.rollout.canary import require_not_aborted
 from deploy.rollout.plan import Rollout
 from deploy.rollout.slot_client import PublicSocket
+from deploy.systemd import listener
 from service.contract.canary_file import CanaryFile
 
 __all__ = ["cutover", "rename", "switch_to_warm"]
@@ -56,7 +57,7 @@ def rename(rollout: Rollout, slot: str) -> None:
     Raises NotReady if it does not within 10 s; `live` leads to it then.
     """
     listen = rollout.context.systemd.listen()
-    public = PublicSocket(listen) if listen else None
+    public = PublicSocket(listen, timeout=_TIMEOUT / 2) if listen else None
     began = time.monotonic()
     rollout.context.slots.go_live(slot)
     while public and time.monotonic() - began < _TIMEOUT:
@@ -65,8 +66,9 @@ def rename(rollout: Rollout, slot: str) -> None:
             rollout.record.switch_ms = round((time.monotonic() - began) * 1000, 1)
             return
         time.sleep(_PROBE_PAUSE)
+    fault = listener.fault_of(rollout.context.host)
     raise NotReady(
         f"{slot} did not respond on {listen or 'the public socket, which is not installed'} within "
-        f"{_TIMEOUT:.0f} s of the rename",
-        hint=rollout.context.log_hint(rollout.context.host.unit(slot)),
+        f"{_TIMEOUT:.0f} s of the rename" + (f": {fault.what}" if fault else ""),
+        hint=fault.fix if fault else rollout.context.log_hint(rollout.context.host.unit(slot)),
     )

@@ -12,7 +12,7 @@ from deploy.policy import Policy
 from deploy.rollout import memory
 from deploy.rollout.plan import Context, Plan, Rollout
 from deploy.rollout.waiting import is_warm
-from deploy.systemd import programs
+from deploy.systemd import listener, programs
 
 __all__ = ["preflight", "rehearse", "require_units"]
 
@@ -48,9 +48,17 @@ def require_units(context: Context) -> None:
         )
 
 
+def _require_listener(context: Context) -> None:
+    """Refuse a host on which the slot that is to be started would get no public socket."""
+    fault = listener.fault_of(context.host)
+    if fault is not None and fault.is_public:
+        raise Refused(fault.what, hint=f"{fault.fix}   (no client is served meanwhile)")
+
+
 def _check(context: Context, plan: Plan) -> None:
     programs.require()
     require_units(context)
+    _require_listener(context)
     Policy.of(context.host)
     if plan.shares and (context.host.setting("HANDOFF") or "").lower() in _FALSE:
         raise Refused(

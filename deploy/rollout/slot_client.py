@@ -60,13 +60,14 @@ class SlotClient:
 class PublicSocket:
     """Requests to the live slot, each on a new connection. Creating the client takes 30 ms: do it before a cutover."""
 
-    def __init__(self, listen: str) -> None:
+    def __init__(self, listen: str, *, timeout: float = 1.0) -> None:
+        """`timeout` is in seconds, for each request."""
         self._client = httpx.Client(
-            transport=httpx.HTTPTransport(verify=False), base_url=f"http://{listen}", timeout=1.0, trust_env=False
+            transport=httpx.HTTPTransport(verify=False), base_url=f"http://{listen}", timeout=timeout, trust_env=False
         )
 
     def slot(self) -> str | None:
-        """Return the slot that responds; None without a response within a second."""
+        """Return the slot that responds; None without a response in time."""
         try:
             response = self._client.get("/version", headers={"connection": "close"})
         except httpx.HTTPError:

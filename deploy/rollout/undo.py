@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from contextlib import suppress
 
-from deploy.errors import DrainCut, GlmError
+from deploy.errors import DrainCut, GlmError, NotReady
 from deploy.rollout.candidate import remove
 from deploy.rollout.cutover import rename
 from deploy.rollout.plan import Rollout
 from deploy.rollout.retire import SlotIsLive, complete, retire_slot, stop_idle
 from deploy.rollout.swap import revive, stop_workers
+from deploy.systemd import listener
 from service.contract.canary_file import CanaryFile
 
 __all__ = ["undo"]
@@ -37,7 +38,8 @@ def undo(rollout: Rollout) -> bool:
 def _go_back(rollout: Rollout, old: str) -> bool:
     """Make the old slot live again once it serves, then retire the candidate.
 
-    Returns False, and stops the old slot, if it does not serve. Raises NotReady if it serves and does not respond.
+    Returns False, and stops the old slot, if it does not serve. Raises NotReady if it serves and does not respond
+    although the public socket listens.
     """
     context, switching = rollout.context, rollout.entry.journal.switching
     CanaryFile(context.host.runtime).remove()  # after the rename back it would hold again
@@ -54,10 +56,19 @@ def _go_back(rollout: Rollout, old: str) -> bool:
             return False
     with switching():
         if context.slots.live == rollout.candidate:
-            rename(rollout, old)
+            _rename_back(rollout, old)
     with suppress(DrainCut, SlotIsLive):
         retire_slot(context, rollout.candidate, rollout.plan.drain)
     return True
+
+
+def _rename_back(rollout: Rollout, old: str) -> None:
+    try:
+        rename(rollout, old)
+    except NotReady:
+        fault = listener.fault_of(rollout.context.host)
+        if fault is None or not fault.is_public:  # else no slot can respond, and `live` leads to the old one
+            raise
 
 
 def _load_again(rollout: Rollout, old: str) -> None:

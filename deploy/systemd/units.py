@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,22 @@ class Addresses:
 
     listen: str = "127.0.0.1:8000"
     ui: str = "127.0.0.1:8501"
+
+
+def installed(host: Host) -> Addresses:
+    """Return the addresses in the installed unit files; the defaults where there are none."""
+    found = {}
+    for name, unit, pattern in (
+        ("listen", "glm.socket", r"^ListenStream=(\S+)"),
+        ("ui", "glm-ui.service", r"--server\.address (\S+) --server\.port (\d+)"),
+    ):
+        try:
+            match = re.search(pattern, (host.units / unit).read_text(), re.MULTILINE)
+        except OSError:
+            continue
+        if match:
+            found[name] = ":".join(match.groups())
+    return Addresses(**found)
 
 
 def render(host: Host, addresses: Addresses) -> dict[Path, str]:

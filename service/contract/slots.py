@@ -56,9 +56,12 @@ class Slots:
         else:
             atomic.replace_symlink(self.root / slot, target)
 
-    def go_live(self, slot: str) -> None:
-        """Point `live` to the slot, by one rename: the cutover. Every worker follows it."""
-        atomic.replace_symlink(self.root / "live", slot)
+    def go_live(self, slot: str | None) -> None:
+        """Point `live` to the slot, by one rename: the cutover. Every worker follows it. None removes `live`."""
+        if slot is None:
+            atomic.remove(self.root / "live")
+        else:
+            atomic.replace_symlink(self.root / "live", slot)
 
 
 def release_target(version: str) -> str:

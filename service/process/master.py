@@ -17,7 +17,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 from service.contract.generations import Generation, worker_states
 from service.contract.processes import start_ticks
@@ -67,17 +67,20 @@ class Master:
     def begin(cls, server: Any) -> Master:
         """Claim the slot's next generation number and bind its sockets.
 
-        Exits with NOT_READY if the slot has no release that can be served.
+        Exits with NOT_READY without a listening socket, or if the slot has no release that can be served.
         """
         settings = Settings()  # from the environment
         manager, descriptors = ServiceManager(), Descriptors.take()
+        if not descriptors.listeners and not settings.bind:
+            _refuse(
+                manager,
+                "glm.socket passed no listening socket (`glmctl doctor` shows why); "
+                "without systemd, GLM_BIND=HOST:PORT names the address",
+            )
         try:
             release = Release.read((settings.root / settings.slot).resolve(strict=True))
         except (OSError, ReleaseError) as error:
-            reason = f"slot {settings.slot} holds no release that can be served: {error}"
-            logger.error("%s", reason)  # noqa: TRY400  (no traceback: the reason is complete)
-            manager.status(f"failed: {reason}")
-            sys.exit(NOT_READY)
+            _refuse(manager, f"slot {settings.slot} holds no release that can be served: {error}")
         slot_directory = settings.runtime / settings.slot
         slot_directory.mkdir(parents=True, exist_ok=True)
         number, directory = _claim(slot_directory)
@@ -260,6 +263,12 @@ class Master:
         self.manager.status(f"{self.release.version}: leaving, {in_flight} in flight")
         if workers:  # each worker has its own drain deadline; systemd's stop timeout must not end it earlier
             self.manager.extend_timeout(10)
+
+
+def _refuse(manager: ServiceManager, reason: str) -> NoReturn:
+    logger.error("%s", reason)
+    manager.status(f"failed: {reason}")
+    sys.exit(NOT_READY)
 
 
 def _set_tick(seconds: float) -> None:
