@@ -8,6 +8,9 @@ import socket
 import subprocess
 import threading
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from deploy.systemd import sandbox
 from tests.box import CODE, wait_for
@@ -89,6 +92,30 @@ def test_sandboxes_that_start_at_the_same_time_do_not_remove_each_other() -> Non
     for thread in threads:
         thread.join(60)
     assert missing == []
+
+
+@pytest.mark.parametrize(("module", "name"), [("tempfile", "mkdtemp"), ("os", "open")])
+def test_a_directory_that_is_swept_before_it_is_locked_is_replaced(
+    monkeypatch: pytest.MonkeyPatch, module: str, name: str
+) -> None:
+    """Another sandbox may sweep it when it was made or opened; the new sandbox has a directory nevertheless."""
+    step = getattr(getattr(sandbox, module), name)
+    swept: list[None] = []
+
+    def step_and_sweep(*arguments: Any, **options: Any) -> Any:
+        done = step(*arguments, **options)
+        if not swept:
+            swept.append(None)
+            sandbox._sweep()
+        return done
+
+    monkeypatch.setattr(getattr(sandbox, module), name, step_and_sweep)
+    directory, lock = sandbox._directory(None)
+    assert swept
+    assert directory.is_dir()
+    sandbox._sweep()
+    assert directory.is_dir()
+    sandbox._remove(directory, lock)
 
 
 def test_a_reserved_port_can_be_listened_on_and_is_given_to_nothing_else() -> None:
