@@ -82,17 +82,24 @@ def test_doctor_finds_a_lost_socket_and_its_fix_works(box: Box, other: str, dama
     assert httpx.get(f"http://{address}/version", trust_env=False).json()["version"] == "1.1.0"
 
 
-def test_install_changes_no_address_that_serves(box: Box, other: str) -> None:
-    """It is refused, and the commands of its hint change the address; without an option the address stays."""
+@pytest.mark.alone
+def test_install_changes_no_address_that_serves(box: Box, other: str, tmp_path: Path) -> None:
+    """It is refused, and the commands of its hint change the address; without an option the address stays.
+
+    A deploy after both attempts moves every client of the mixed load.
+    """
     before = (box.host.units / "glm.socket").read_text()
-    error = box.json("install", "--listen", other, expect=3)["error"]
+    with box.load(tmp_path, scale=0.5) as load:
+        error = box.json("install", "--listen", other, expect=3)["error"]
+        assert box.json("install") == {"changed": []}
+        assert box.json("deploy", "1.1.0", "--bake", "0")["receipt"]["lost"] == 0
+    report = load.stop()
+    assert (report.lost, set(report.by_version)) == (0, {"1.0.0", "1.1.0"})
     assert box.listen in error["message"]
     assert (box.host.units / "glm.socket").read_text() == before
-    assert box.json("install") == {"changed": []}
-    assert box.get("/version").status_code == 200
     run(box, error["hint"].partition("   (")[0])
     wait_for(lambda: findings(box, good=False) == [], what="the new address")
-    assert httpx.get(f"http://{other}/version", trust_env=False).json()["version"] == "1.0.0"
+    assert httpx.get(f"http://{other}/version", trust_env=False).json()["version"] == "1.1.0"
     assert box.json("install") == {"changed": []}
     box.glmctl("install", "--listen", "localhost:8000", expect=2)
 
