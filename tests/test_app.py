@@ -636,7 +636,7 @@ import sys
 from service import metrics
 one = metrics.Metrics(sys.argv[1], "blue")
 one.request_started(); one.request_started(); one.request_ended("/x", "200", 0.1); one.count_tokens(5)
-metrics.set_load_seconds(sys.argv[1], "blue", 2.5)
+metrics.set_load_seconds(sys.argv[1], "blue", {"reading": 2.5})
 import os
 if sys.argv[1] == "two":
     metrics.forget_worker(int(sys.argv[2]))
