@@ -147,7 +147,7 @@ class SlotWorker(UvicornWorker):  # type: ignore[misc]  # Gunicorn's classes car
 
     async def _heartbeat(self) -> None:
         """Notify Gunicorn and publish the state while the model loads in a thread."""
-        while self.master.is_running:  # else nobody waits for this worker
+        while self.master.is_running:  # else the generation cannot become ready
             self.notify()
             self.state_file.publish()
             await asyncio.sleep(0.1)
