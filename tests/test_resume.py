@@ -185,3 +185,16 @@ def test_a_rollback_of_an_interrupted_swap_loads_the_old_version_again(box: Box)
     assert box.get("/version").json()["version"] == "1.0.0"
     assert box.show("glm@green.service", "ActiveState") == "inactive"
     assert Journal(box.host).unfinished() == []
+
+
+def test_a_bake_goes_on_after_a_reboot(guarded_box: Box) -> None:
+    """The host loses its power in the bake: after the boot a timer watches the new version to the planned end."""
+    box = guarded_box
+    record = kill_in_bake(box, "--bake", "15s")
+    planned_end = time.monotonic() + 15 - record.seconds_in_phase
+    box.sandbox.lose_power()
+    box.sandbox.boot()
+    wait_for(lambda: last(box).outcome, 90, "the end of the rollout")
+    assert time.monotonic() >= planned_end
+    assert (last(box).outcome, last(box).reason) == ("done", "interrupted in bake")
+    assert box.get("/version").json()["version"] == "1.1.0"

@@ -15,20 +15,25 @@ from deploy.systemd import programs
 
 @click.command()
 @click.option("--guard", "identifier", hidden=True, help="Called by the timer of that rollout.")
+@click.option("--arm", is_flag=True, hidden=True, help="Start the timers of interrupted rollouts: called at boot.")
 @shared
-def resume(options: Options, identifier: str | None) -> None:
+def resume(options: Options, identifier: str | None, arm: bool) -> None:
     """Go on with a rollout whose controller died, or end it.
 
     An interrupted bake is watched to its planned end: then the old version is retired, or, if the new one is worse, it
     is rolled back, with exit code 5. In any other phase the rollout is ended: before the cutover the candidate is
     stopped, after it the old version is retired.
 
-    A timer does the same 15 s after the controller died. Exit code 7 while a rollout is running.
+    A timer does the same 15 s after the controller died, or after the next boot. Exit code 7 while a rollout runs.
 
     \b
     Example:
       glmctl resume
     """  # noqa: D301  (\b keeps line breaks)
+    if arm:
+        for record in Journal(options.host).interrupted():
+            options.context.timers.start_guard(record.id)
+        return
     if identifier is not None:
         _guard(options, identifier)
         return

@@ -13,6 +13,7 @@ from deploy.rollout import preflight, weights
 from deploy.rollout.plan import Plan
 from deploy.rollout.rollback import is_at_hand, target
 from deploy.rollout.rollback import rollback as roll_back
+from deploy.systemd import programs
 
 
 @click.command()
@@ -42,6 +43,7 @@ def rollback(options: Options, version: str | None, strategy: Strategy | None, d
       glmctl rollback
       glmctl rollback 1.0.0
     """  # noqa: D301  (\b keeps line breaks)
+    programs.require()
     context = options.context
     wanted = target(context, version, force=force)
     if not is_at_hand(context, wanted):

@@ -14,6 +14,7 @@ from deploy.rollout.plan import Context
 from deploy.rollout.preflight import require_units
 from deploy.rollout.slot_client import PublicSocket
 from deploy.systemd import listener
+from deploy.systemd.units import outdated
 from service.contract.generations import current
 from service.contract.slots import SLOTS
 
@@ -39,7 +40,15 @@ def examine(context: Context) -> list[Finding]:
         require_units(context)
     except GlmError as error:
         return [Finding(good=False, what=str(error), fix=error.hint)]
-    return [Finding(good=True, what="units are installed"), *_service(context), *_rollouts(context), *_disks(context)]
+    return [*_units(context), *_service(context), *_rollouts(context), *_disks(context)]
+
+
+def _units(context: Context) -> Iterator[Finding]:
+    if found := outdated(context.host):
+        what = f"{', '.join(found)} were installed by another version of glmctl"
+        yield Finding(good=False, what=what, fix="glmctl install")
+    else:
+        yield Finding(good=True, what="units are installed")
 
 
 def _rollouts(context: Context) -> Iterator[Finding]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import time
@@ -14,14 +15,28 @@ from typing import Literal
 from deploy.errors import NotReady, Refused
 from deploy.journal.record import HookRun
 from deploy.policy import Policy
-from deploy.rollout.plan import Rollout
+from deploy.rollout.plan import Context, Rollout
 
-__all__ = ["When", "run"]
+__all__ = ["When", "require", "run"]
 
 When = Literal["pre_cutover", "post_cutover", "on_rollback"]
 
 _KEPT = 300  # characters of a command's output in the record
 _NOT_FOUND = 127  # the exit code of a shell for a command that cannot be run
+
+
+def require(context: Context) -> None:
+    """Look for the programs of the pre_cutover hooks; raises Refused if one is missing, or glm.toml is invalid."""
+    for command in Policy.of(context.host).hooks.pre_cutover:
+        try:
+            program = shlex.split(command)[0]
+        except ValueError as error:
+            raise Refused(f"the pre_cutover hook `{command}` is not a command: {error}") from error
+        if shutil.which(program) is None:
+            raise Refused(
+                f"the pre_cutover hook `{command}` cannot be run: there is no program {program}",
+                hint=f"it is configured in {context.host.policy}",
+            )
 
 
 def run(rollout: Rollout, when: When) -> None:

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from deploy.errors import Refused
 from deploy.journal.journal import Journal
-from deploy.policy import Policy
-from deploy.rollout import memory
+from deploy.rollout import hooks, memory
 from deploy.rollout.plan import Context, Plan, Rollout
 from deploy.rollout.waiting import is_warm
 from deploy.systemd import listener, programs
+from deploy.systemd.units import outdated
 
 __all__ = ["preflight", "rehearse", "require_units"]
 
@@ -58,8 +58,10 @@ def _require_listener(context: Context) -> None:
 def _check(context: Context, plan: Plan) -> None:
     programs.require()
     require_units(context)
+    if found := outdated(context.host):
+        raise Refused(f"{', '.join(found)} were installed by another version of glmctl", hint="`glmctl install`")
     _require_listener(context)
-    Policy.of(context.host)
+    hooks.require(context)
     if plan.shares and (context.host.setting("HANDOFF") or "").lower() in _FALSE:
         raise Refused(
             "GLM_HANDOFF is off: connections are not handed over, so the candidate would get no requests",

@@ -1,15 +1,14 @@
-"""Transient timers that run glmctl later. They do not survive a reboot."""
+"""Transient timers that run glmctl later. A reboot ends them; glm-live.service starts the guards again."""
 
 from __future__ import annotations
 
 import os
-import sys
 from dataclasses import dataclass
-from pathlib import Path
 
 from deploy.host import Host
 from deploy.systemd.process import run
 from deploy.systemd.systemctl import Systemd
+from deploy.systemd.units import glmctl
 from service.contract.slots import SLOTS
 
 __all__ = ["Timers"]
@@ -53,9 +52,8 @@ class Timers:
     def _schedule(self, name: str, command: list[str], *when: str) -> None:
         self._cancel(name)
         manager = ["--user"] if self.host.user else []
-        glmctl = [str(Path(sys.executable).with_name("glmctl")), *manager, "--root", str(self.host.root)]
         options = ["--quiet", "--collect", f"--unit={name}", *when, "--timer-property=AccuracySec=1s"]
-        run(["systemd-run", *manager, *options, "--", *glmctl, *command])
+        run(["systemd-run", *manager, *options, "--", *glmctl(self.host), *command])
 
     def _cancel(self, name: str) -> None:
         """Stop the timer, not its service: the calling process may be the one that the timer started."""

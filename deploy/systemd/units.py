@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,7 @@ CODE = Path(__file__).resolve().parent.parent.parent
 TEMPLATES = CODE / "systemd"
 UNITS = ("glm.socket", "glm@.service", "glm-live.service", "glm-ui.service", "glm.target")
 
+_PLACEHOLDER = re.compile(r"@[A-Z_]+@")
 _SPECIAL = frozenset(" \t\n%$\\\"';#@")  # characters with a meaning in unit files or in templates
 
 
@@ -43,6 +45,12 @@ def installed(host: Host) -> Addresses:
     return Addresses(**found)
 
 
+def glmctl(host: Host) -> list[str]:
+    """Return the beginning of a glmctl command that a unit runs."""
+    manager = ["--user"] if host.user else []
+    return [str(Path(sys.executable).with_name("glmctl")), *manager, "--root", str(host.root)]
+
+
 def render(host: Host, addresses: Addresses) -> dict[Path, str]:
     """Return the content of each unit file, with drop-ins for the system manager that a user manager cannot apply.
 
@@ -66,6 +74,7 @@ def render(host: Host, addresses: Addresses) -> dict[Path, str]:
         "@UI_ADDRESS@": ui_address,
         "@UI_PORT@": ui_port,
         "@SYSTEMCTL@": "systemctl --user" if host.user else "systemctl",
+        "@GLMCTL@": " ".join(glmctl(host)),
         "@WANTED_BY@": "default.target" if host.user else "multi-user.target",
     }
     sources = {host.units / name: TEMPLATES / name for name in UNITS}
@@ -102,3 +111,29 @@ def install(host: Host, addresses: Addresses) -> list[Path]:
         ) from error
     Systemd(host.user).daemon_reload()  # always: an earlier call may have failed after it wrote the files
     return changed
+
+
+def outdated(host: Host) -> list[str]:
+    """Return the names of the installed unit files that another version of glmctl wrote.
+
+    Paths and addresses may differ, and comments. Files that are not where `glmctl install` puts them are left out.
+    """
+    drop_ins = [] if host.user else [str(path.relative_to(TEMPLATES)) for path in TEMPLATES.glob("*.d/*.conf")]
+    return [
+        name for name in (*UNITS, *sorted(drop_ins)) if not _is_of_this_version(host.units / name, TEMPLATES / name)
+    ]
+
+
+def _is_of_this_version(path: Path, template: Path) -> bool:
+    try:
+        found = list(_settings(path))
+    except OSError:
+        return True
+    patterns = [".+".join(map(re.escape, _PLACEHOLDER.split(line))) for line in _settings(template)]
+    return len(found) == len(patterns) and all(map(re.fullmatch, patterns, found))
+
+
+def _settings(path: Path) -> Iterator[str]:
+    """Yield the lines of a unit file without comments."""
+    lines = (line.strip() for line in path.read_text().splitlines())
+    return (line for line in lines if line and not line.startswith(("#", ";")))
