@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -110,6 +111,25 @@ def test_abort_works_until_the_rename(box: Box, share: str) -> None:
     record = box.json("history")["rollouts"][-1]
     assert (record["outcome"], record["steps"][-1]["phase"]) == ("rolled back", "cutover")
     assert asyncio.run(ask(box, 500)) == {"blue": 500}
+
+
+def test_abort_holds_or_is_refused_at_any_moment(box: Box) -> None:
+    """Over two steps, the cutover and the bake: either the live slot stays, or it is too late, with exit code 3."""
+    outcomes = set()
+    for moment in (0.2, 0.5, 0.7, 1.0, 1.6):
+        live = box.slots.live
+        version = {"1.0.0": "1.1.0", "1.1.0": "1.0.0"}[box.slots.version(live or "") or ""]
+        deploy = box.begin("deploy", version, "--canary", "10,50", "--step", "500ms", "--bake", "2s")
+        box.await_phase(deploy, "canary")
+        time.sleep(moment)
+        done = box.glmctl("abort", expect=None)
+        out, _ = deploy.communicate(timeout=60)
+        assert (done.returncode, deploy.returncode) in {(0, 5), (3, 0)}, (done.stderr, out)
+        assert (box.slots.live == live) == (done.returncode == 0)
+        assert done.returncode == 0 or "`glmctl rollback`" in done.stderr, done.stderr
+        assert CanaryFile(box.host.runtime).read() is None
+        outcomes.add(done.returncode)
+    assert 0 in outcomes
 
 
 def test_a_candidate_that_dies_ends_its_canary(box: Box) -> None:
