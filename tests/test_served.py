@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deploy.analysis.comparison import Verdict
-from deploy.journal.record import Record
+from deploy.journal.record import Record, Step
 from deploy.journal.served import condemned, last_condemned, previous_version
 
 VERSIONS = ("1", "2", "3", "4")
@@ -36,9 +36,11 @@ class History:
         record = self._record("deploy", version)
         record.outcome = {"in bake": None, "worse but stays": "done"}.get(end, end)
         match end:
-            case "done" | "in bake":
+            case "done":
                 self.lived.append(version)
                 self.bad.discard(version)
+            case "in bake":  # what was found before stands until the bake has ended
+                self.lived.append(version)
             case "worse in canary" | "worse in bake":
                 record.outcome = "rolled back"
                 self.lived += [version, self.live] if end == "worse in bake" else []
@@ -118,6 +120,17 @@ def test_a_second_rollback_undoes_the_first() -> None:
     """The operator rolled 2 back in its bake: the version that served before the rollback is 2 again."""
     history = play([("2", "rolled back by hand")])
     assert (history.live, previous_version(history.records, "1")) == ("1", "2")
+
+
+def test_a_rollback_undoes_a_rename_by_hand() -> None:
+    """`live` was renamed back by hand in the bake of 2, which has not ended or ended by that: 2 served before."""
+    history = play([("2", "in bake")])
+    history.records[-1].steps.append(Step(phase="bake", at=""))
+    assert previous_version(history.records, "1") == "2"
+    history.records[-1].outcome, history.records[-1].by_operator = "rolled back", True
+    assert previous_version(history.records, "1") == "2"
+    history.records[-1].by_operator = False
+    assert previous_version(history.records, "1") is None
 
 
 def test_a_version_that_was_rolled_back_by_the_analysis_is_named() -> None:

@@ -12,10 +12,10 @@ __all__ = ["condemned", "last_condemned", "previous_version"]
 def previous_version(records: Sequence[Record], live: str) -> str | None:
     """Return the version that was live last before `live` and is not condemned; None without one.
 
-    `records`: all rollouts, oldest first. A rollout of `live` that has not ended counts: it is in its bake.
+    `records`: all rollouts, oldest first.
     """
     for record in reversed(records):
-        if record.outcome == "done" or (record.outcome is None and record.version == live):
+        if _was_live(record) or (record.outcome is None and record.version == live):
             for version in (record.version, record.previous):
                 if version not in {None, live} and not condemned(records, version or ""):
                     return version
@@ -43,3 +43,8 @@ def last_condemned(records: Sequence[Record], live: str) -> Record | None:
         if record.version != live and (found := condemned(records, record.version)):
             return found
     return None
+
+
+def _was_live(record: Record) -> bool:
+    """Return whether the version went live: its rollout is done, or has come to its bake, however that ended."""
+    return record.outcome == "done" or any(step.phase == "bake" for step in record.steps)
