@@ -122,7 +122,7 @@ class Play:
 @pytest.fixture(scope="module")
 def lengths() -> dict[tuple[float, ...], int]:
     """The number of moments of a rollout, by its shares."""
-    found = {}
+    found: dict[tuple[float, ...], int] = {}
     for shares in ((10.0,), (10.0, 50.0), (1.0, 10.0, 100.0)):
         with pytest.MonkeyPatch.context() as monkeypatch, tempfile.TemporaryDirectory() as path:
             found[shares] = Play(monkeypatch, Path(path), shares, -1).moments
