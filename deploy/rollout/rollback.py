@@ -62,8 +62,8 @@ def rollback(context: Context, plan: Plan) -> Record:
         locks.enter_context(journal.switching())  # the deploy that bakes neither ends its bake nor stops a slot
         baking = _baking(context)
         if is_warm(context, context.slots.idle, plan.version):
-            if not (baking and journal.is_locked):
-                locks.enter_context(journal.lock())
+            if not (any(one.phase == "bake" for one in journal.unfinished()) and journal.is_locked):
+                locks.enter_context(journal.lock())  # a bake's controller may not have seen the last rollback yet
             return _rename(context, plan)
     baking = [one for one in baking if one.previous == plan.version]
     if not baking:
