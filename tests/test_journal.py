@@ -35,10 +35,10 @@ if sys.argv[2] == "looking":
     while True:
         journal.is_locked
 with getattr(journal, sys.argv[2])():
-    if sys.argv[2] == "lock":
+    if sys.argv[2] == "lock" and len(sys.argv) < 4:
         begin(journal, "deploy", "1.2.0", "green").enter("start")
     print("held", flush=True)
-    time.sleep(60)
+    time.sleep(float((sys.argv[3:] or ["60"])[0]))
 """
 
 
@@ -53,9 +53,12 @@ def journal(state: Path) -> Journal:
 
 
 @contextmanager
-def holder(state: Path, what: str) -> Iterator[subprocess.Popen[str]]:
-    """Another process that holds the lock `lock` or `switching`, or is `looking` at the first, until it is killed."""
-    argv = [sys.executable, "-c", _HOLDER, str(state), what]
+def holder(state: Path, what: str, *seconds: str) -> Iterator[subprocess.Popen[str]]:
+    """Another process that holds the lock `lock` or `switching`, or is `looking` at the first, until it is killed.
+
+    With `seconds`, it has no open record and exits by itself.
+    """
+    argv = [sys.executable, "-c", _HOLDER, str(state), what, *seconds]
     process = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, cwd=CODE)
     assert process.stdout is not None
     try:
@@ -75,6 +78,21 @@ def test_one_rollout_at_a_time(journal: Journal, state: Path) -> None:
         assert refusal.value.exit_code == 7
 
 
+def test_a_rollout_waits_for_one_that_has_just_ended(journal: Journal, state: Path) -> None:
+    """A holder of the lock without an open record is about to exit; the next rollout is not refused."""
+    with holder(state, "lock", "0.3"), journal.lock():
+        pass
+
+
+def test_a_holder_without_a_record_is_not_waited_for_without_end(
+    journal: Journal, state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a while Locked is raised; another process may stop a slot for minutes and write no record."""
+    monkeypatch.setattr("deploy.journal.journal._UNNAMED_WAIT", 0.2)
+    with holder(state, "lock", "60"), pytest.raises(Locked, match="starting"), journal.lock():
+        pass
+
+
 def test_lock_dies_with_its_holder(journal: Journal, state: Path) -> None:
     """Kill -9 of the holder frees the lock; its rollout is found unfinished."""
     with holder(state, "lock") as process:
@@ -89,8 +107,10 @@ def test_lock_is_free_again_after_an_error(journal: Journal) -> None:
     """A rollout that fails releases the lock; one process cannot hold it twice either."""
     with pytest.raises(RuntimeError), journal.lock():
         raise RuntimeError
-    with journal.lock(), pytest.raises(Locked), journal.lock():
-        pass
+    with journal.lock():
+        begin(journal, "deploy", "1.2.0", "green").enter("start")
+        with pytest.raises(Locked), journal.lock():
+            pass
     with journal.lock():
         pass
 

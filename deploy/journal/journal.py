@@ -23,6 +23,8 @@ __all__ = ["Entry", "Journal", "begin"]
 _SNAPSHOT = ".before"
 _RECENT = 32  # records that are searched for unfinished ones
 _WARM = 1.0  # seconds; a start that took less loaded nothing
+_UNNAMED_WAIT = 5.0  # seconds; a holder of the lock without an open record is about to write one, or to exit
+_POLL = 0.02  # seconds
 
 
 class Journal:
@@ -114,17 +116,23 @@ class Journal:
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the rollout lock; raises Locked at once if another process holds it. The kernel frees it at exit."""
+        """Hold the rollout lock; the kernel frees it at exit.
+
+        Raises Locked if another process holds it: at once while a rollout runs, else (its rollout has just ended, or
+        not yet begun) after 5 s.
+        """
         self._create()
         with contextlib.ExitStack() as stack:
-            try:
-                stack.enter_context(locks.held(self._lock, wait=False))
-            except BlockingIOError as error:
-                found = "; ".join(f"{one.kind} of {one.version}, in {one.phase}" for one in self.unfinished())
-                raise Locked(
-                    f"another rollout holds the lock ({found or 'starting'})",
-                    hint="`glmctl status --watch` shows its progress",
-                ) from error
+            deadline = time.monotonic() + _UNNAMED_WAIT
+            while True:
+                try:
+                    stack.enter_context(locks.held(self._lock, wait=False))
+                    break
+                except BlockingIOError as error:
+                    running = self.unfinished()
+                    if running or time.monotonic() >= deadline:
+                        raise _locked_by(running) from error
+                time.sleep(_POLL)
             yield
 
     @property
@@ -157,6 +165,13 @@ class Journal:
             raise GlmError(
                 f"cannot write to {self._lock.parent}: {error.strerror}", hint="run it as root, or with --user"
             ) from error
+
+
+def _locked_by(running: list[Record]) -> Locked:
+    found = "; ".join(f"{one.kind} of {one.version}, in {one.phase}" for one in running)
+    return Locked(
+        f"another rollout holds the lock ({found or 'starting'})", hint="`glmctl status --watch` shows its progress"
+    )
 
 
 class Entry:

@@ -58,18 +58,27 @@ def rollback(context: Context, plan: Plan) -> Record:
     A deploy of another process that is in its bake ends with it. Raises Refused, NotReady, Interrupted or Locked.
     """
     journal = Journal(context.host)
-    with ExitStack() as locks:
-        locks.enter_context(journal.switching())  # the deploy that bakes neither ends its bake nor stops a slot
-        baking = _baking(context)
-        if is_warm(context, context.slots.idle, plan.version):
-            if not (any(one.phase == "bake" for one in journal.unfinished()) and journal.is_locked):
-                locks.enter_context(journal.lock())  # a bake's controller may not have seen the last rollback yet
-            return _rename(context, plan)
+    while True:
+        with ExitStack() as locks:
+            if not (is_shared := _is_bake_watched(journal)):
+                locks.enter_context(journal.lock())
+            locks.enter_context(journal.switching())  # the deploy that bakes neither ends its bake nor stops a slot
+            if is_shared and not _is_bake_watched(journal):
+                continue  # it has ended meanwhile, and another rollout may begin
+            baking = _baking(context)
+            if is_warm(context, context.slots.idle, plan.version):
+                return _rename(context, plan)
+            break
     baking = [one for one in baking if one.previous == plan.version]
     if not baking:
         recover(context)
         return deploy(context, plan)
     return _end_bake(context, baking[0])
+
+
+def _is_bake_watched(journal: Journal) -> bool:
+    """Return whether a controller is in a bake; after a rollback it may still be, and look only at its next turn."""
+    return any(one.phase == "bake" for one in journal.unfinished()) and journal.is_locked
 
 
 def _baking(context: Context) -> list[Record]:
