@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from PIL import Image, ImageDraw
 
+from service.contract.engine_settings import EngineSettings
 from service.demo_models import tiny
 from service.engine import Delta, Sampling
 from service.engine.cache import Budget, SlotCache
@@ -23,7 +24,6 @@ from service.engine.sampling_params import SamplingParams
 from service.engine.sequence import Event, Sequence
 from service.engine.vision import VisionEncoder
 from service.model.checkpoint import load
-from service.model.release import EngineSettings
 
 MAX_TOKENS = 20  # of an output
 COLUMNS = 224

@@ -26,11 +26,11 @@ CHAINS = {
         ("loadtest",),
     ),
     "service": (
-        ("contract", "settings", "identity", "model", "engine", "metrics", "chat", "api", "batches", "app", "process",
-         "gunicorn.conf", "__main__"),
-        ("contract", "routing", "handover", "process"),
+        ("contract", "settings", "identity", "model", "engine", "metrics", "timing", "chat", "api", "batches", "app",
+         "process", "gunicorn.conf", "__main__"),
+        ("contract", "timing", "routing", "handover", "process"),
         ("settings", "metrics", "handover"),
-        ("model", "demo_models"),
+        ("contract", "model", "demo_models"),
     ),
 }  # fmt: skip
 """A room or a root module may import those before it in one of its chains."""

@@ -224,8 +224,12 @@ def test_invalid_checks_are_refused(releases: Releases, host: Host, source: Path
 
 
 def test_invalid_engine_settings_are_refused(releases: Releases, tmp_path: Path, source: Path) -> None:
-    """Engine settings must be a JSON object, and a file given by the caller must exist."""
-    (tmp_path / "engine.json").write_text("[]")
-    for path in (tmp_path / "engine.json", tmp_path / "absent.json"):
+    """Engine settings are refused when the release is added, not when it is rolled out; a given file must exist."""
+    path = tmp_path / "engine.json"
+    for text in ("[]", '{"device": "quantum"}', '{"rows": 0}', '{"rows": "64"}', '{"row": 64}', '{"dtype": "int3"}'):
+        path.write_text(text)
         with pytest.raises(Refused, match=path.name):
             releases.add(source, version="1.0.0", engine=path)
+    with pytest.raises(Refused, match=r"absent\.json"):
+        releases.add(source, version="1.0.0", engine=tmp_path / "absent.json")
+    assert releases.list() == []

@@ -15,6 +15,7 @@ from typing import Any, cast
 
 import pytest
 
+from service.contract.engine_settings import EngineSettings
 from service.engine import (
     Delta,
     Finish,
@@ -28,7 +29,7 @@ from service.engine import (
     loader,
 )
 from service.engine.dummy import DummyEngine
-from service.model.release import EngineSettings, Release, ReleaseError
+from service.model.release import Release, ReleaseError
 from service.settings import Settings
 from tests.box import CODE
 
@@ -145,7 +146,8 @@ def test_it_needs_no_torch(releases: dict[str, Path]) -> None:
     """A worker with it imports neither torch nor transformers."""
     code = (
         "import sys, pathlib\nimport service.process.worker\nfrom service.engine import loader\n"
-        "from service.model.release import EngineSettings, Release\nfrom service.settings import Settings\n"
+        "from service.contract.engine_settings import EngineSettings\nfrom service.model.release import Release\n"
+        "from service.settings import Settings\n"
         "settings = Settings(slot='blue', engine='dummy')\nloader.preload(settings)\n"
         "release = Release(pathlib.Path(sys.argv[1]), '1', EngineSettings(), ())\n"
         "loader.load(release, settings, lambda *_: None).warm_up(lambda *_: None)\n"

@@ -20,13 +20,14 @@ import pytest
 from PIL import Image
 
 from service.contract.checks import Check
+from service.contract.engine_settings import EngineSettings
 from service.demo_models import tiny
 from service.engine import Delta, Finish, PromptTooLong, Refused, Sampling, mailbox
 from service.engine.detokenizer import Detokenizer, StopStrings
 from service.engine.model_engine import Limits, ModelEngine
 from service.engine.runner import Runner
 from service.model.processor import Processor
-from service.model.release import EngineSettings, Release, ReleaseError
+from service.model.release import Release, ReleaseError
 from service.process.checks import CheckFailed, run_checks
 
 GREEDY = Sampling(max_tokens=12, temperature=0)

@@ -18,13 +18,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from service.contract.engine_settings import EngineSettings
 from service.engine import Delta, Finish, Limits, Priority, Sampling, model_engine
 from service.engine.core import Core
 from service.engine.detokenizer import OutputProcessor
 from service.engine.model_engine import ModelEngine
 from service.engine.sampler import Sampler
 from service.engine.sequence import Event, Sequence
-from service.model.release import EngineSettings, Release
+from service.model.release import Release
 from tests.batching_fixtures import CONTENTS, MAX_TOKENS, RequestFactory, one_thread, run
 
 many = partial(settings, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -12,11 +12,12 @@ import pytest
 from service.chat.errors import ApiError
 from service.chat.request import parse_document
 from service.chat.service import ChatService
+from service.contract.engine_settings import EngineSettings
 from service.demo_models import tiny
 from service.engine import Limits, Sampling
 from service.engine.model_engine import ModelEngine
 from service.identity import Identity
-from service.model.release import EngineSettings, Release
+from service.model.release import Release
 from service.settings import Settings
 
 MESSAGES = [{"role": "user", "content": "Hello"}]

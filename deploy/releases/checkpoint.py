@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 from safetensors import SafetensorError, safe_open
 
 from deploy.errors import Refused
-from service.contract import checks
+from service.contract import checks, engine_settings
 
 _PICKLES = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".npy", ".npz", ".mar", ".th"})
 _INDEX = "model.safetensors.index.json"
@@ -124,6 +124,16 @@ def read_checks(path: Path, *, required: bool) -> tuple[dict[str, Any], ...]:
             hint='a list like [{"question": "Which colour?", "image": "red.png", "answer": "red"}]',
         ) from error
     return tuple(found)
+
+
+def read_engine(path: Path, *, required: bool) -> dict[str, Any]:
+    """Return the engine settings in `path`; none if it is absent and not required. Raises Refused if one is invalid."""
+    found: dict[str, Any] = read_json(path, dict, required=required) or {}
+    try:
+        engine_settings.parse(found)
+    except ValueError as error:
+        raise Refused(f"{path.name}: {error}", hint='an object like {"dtype": "bfloat16", "rows": 64}') from error
+    return found
 
 
 def check_images(documents: Iterable[dict[str, Any]], directory: Path) -> Iterator[tuple[Path, str]]:

@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from deploy.errors import GlmError, Refused
 from deploy.host import Host
 from deploy.journal.journal import Journal
-from deploy.releases.checkpoint import check_images, checkpoint_files, read_checks, read_json
+from deploy.releases.checkpoint import check_images, checkpoint_files, read_checks, read_engine
 from service.contract import atomic
 from service.contract.generations import all_generations
 from service.contract.slots import SLOTS, Slots
@@ -174,7 +174,7 @@ class Releases:
         self._require_space(total)
         checks_file = checks or source / "checks.json"
         release_checks = read_checks(checks_file, required=checks is not None)
-        settings = read_json(engine or source / "engine.json", dict, required=engine is not None) or {}
+        settings = read_engine(engine or source / "engine.json", required=engine is not None)
         with self._staging(version) as staging:
             advance = begin(total)
             entries = [_import(path, staging, f"model/{name}", advance) for path, name in files]

@@ -11,11 +11,14 @@ from typing import Any
 import psutil
 from pydantic import BaseModel, PositiveInt
 
+from deploy.display import count
 from deploy.errors import Refused
 from deploy.policy import Policy
 from deploy.releases.checkpoint import read_tensors
 from deploy.releases.store import Release
 from deploy.rollout.plan import Context, Plan
+from service.contract import engine_settings
+from service.contract.engine_settings import EngineSettings, parse_device
 from service.contract.generations import current
 
 __all__ = ["Need", "need", "require"]
@@ -50,10 +53,10 @@ def need(release: Release, *, workers: int, device: str) -> Need:
     """Return the bytes of `release` on a `device` (cpu or cuda): weights in the engine's dtype, KV cache, workspace.
 
     On the CPU this is for all workers, which map one copy of the weights. On GPUs it is for one worker: each has a
-    device of its own.
+    device of its own. Raises Refused if the engine settings are invalid.
     """
-    engine, copies = release.manifest.engine, workers if device == "cpu" else 1
-    size = _BYTES.get(str(engine.get("dtype", "auto")))
+    engine, copies = _settings(release), workers if device == "cpu" else 1
+    size = _BYTES.get(engine.dtype)
     weights = 0
     for shard in sorted((release.path / "model").glob("*.safetensors")):
         for tensor in read_tensors(shard, shard.name).values():
@@ -65,13 +68,12 @@ def need(release: Release, *, workers: int, device: str) -> Need:
     size = size or _BYTES.get(dtype, 2)
     heads = text.num_key_value_heads or text.num_attention_heads
     head = text.head_dim or text.hidden_size // text.num_attention_heads
-    tokens = int(engine.get("kv_tokens") or min(_MIN_KV_TOKENS, text.max_position_embeddings))
+    tokens = engine.kv_tokens or min(_MIN_KV_TOKENS, text.max_position_embeddings)
     cache = 2 * text.num_hidden_layers * heads * head * size * tokens
-    rows, chunk = int(engine.get("rows", 64)), int(engine.get("prefill_chunk", 512))
     # the peak of one step: three buffers of the MLP's width, about eight of the hidden size, and two of the logits
-    buffers = (rows + chunk) * (3 * text.intermediate_size + 8 * text.hidden_size) * size
-    logits = 2 * rows * text.vocab_size * 4
-    workspace = _PROCESS[device] + buffers + logits + (int(engine.get("image_cache_mib", 256)) << 20)
+    buffers = (engine.rows + engine.prefill_chunk) * (3 * text.intermediate_size + 8 * text.hidden_size) * size
+    logits = 2 * engine.rows * text.vocab_size * 4
+    workspace = _PROCESS[device] + buffers + logits + (engine.image_cache_mib << 20)
     return Need(weights, cache * copies, workspace * copies)
 
 
@@ -98,18 +100,19 @@ def _read_config(path: Path) -> tuple[_Text, str]:
 
 
 def require(context: Context, plan: Plan) -> Need:
-    """Return what the release needs; raises Refused, with the figures, if it does not fit."""
+    """Return what the release needs; raises Refused, with the figures, if it does not fit or its device is missing."""
     release = context.releases.get(plan.version)
     workers = _workers(context)
-    device = _device(release)
+    gpus = _gpus_of(release, workers)
+    device = "cuda" if gpus else "cpu"
     needed = need(release, workers=workers, device=device)
     if plan.strategy == "weights":
         needed = Need(needed.weights, 0, 0)  # the new weights are read beside those in use; the rest stays
     live = context.slots.live
     generation = current(context.host.runtime, live) if live else None
-    held = _held([worker.pid for worker in generation.alive_workers], device) if generation else 0
+    held = _held([worker.pid for worker in generation.alive_workers], gpus) if generation else 0
     limit = Policy.of(context.host).memory.limit
-    free = _free(device, workers)
+    free = _free(gpus)
     if limit is not None:
         free = min(free, max(0, limit - held))
     available = free + held if plan.strategy == "swap" else free
@@ -132,7 +135,7 @@ def require(context: Context, plan: Plan) -> Need:
 
 def _workers(context: Context) -> int:
     setting = context.host.setting("WORKERS") or "1"
-    return max(1, int(setting)) if setting.isdigit() else 1
+    return max(1, int(setting)) if setting.isdecimal() else 1
 
 
 def _unit_limit(context: Context, plan: Plan) -> float:
@@ -142,24 +145,41 @@ def _unit_limit(context: Context, plan: Plan) -> float:
     return float("inf") if limit is None else limit
 
 
-def _device(release: Release) -> str:
-    device = str(release.manifest.engine.get("device", "auto"))
-    if device == "auto":
-        return "cuda" if _gpus() else "cpu"
-    return device.split(":")[0]
+def _settings(release: Release) -> EngineSettings:
+    try:
+        return engine_settings.parse(release.manifest.engine)
+    except ValueError as error:
+        raise Refused(
+            f"{release.version} cannot be served: {error}",
+            hint="`glmctl release add --engine FILE` adds another release",
+        ) from error
 
 
-def _free(device: str, workers: int) -> int:
-    """Return the free bytes; of the fullest GPU that a worker would use."""
-    if device == "cuda":
-        return min(gpu.free for gpu in _gpus()[:workers])
-    return int(psutil.virtual_memory().available)
+def _gpus_of(release: Release, workers: int) -> list[_Gpu]:
+    """Return the GPUs that the workers would use, none for the CPU; raises Refused if the host lacks them."""
+    name = _settings(release).device
+    kind, index = parse_device(name)
+    if kind == "cpu":
+        return []
+    gpus = _gpus()
+    used = gpus[:workers] if index is None else gpus[index : index + 1]
+    if kind == "cuda" and not used:
+        raise Refused(
+            f"{release.version} needs the device {name}, and this host has {count(len(gpus), 'visible GPU')}",
+            hint="`nvidia-smi` lists them; a release whose engine.json has the device auto runs on the CPU too",
+        )
+    return used
 
 
-def _held(pids: list[int], device: str) -> int:
+def _free(gpus: list[_Gpu]) -> int:
+    """Return the free bytes of the fullest of `gpus`; without any, those of the host."""
+    return min((gpu.free for gpu in gpus), default=int(psutil.virtual_memory().available))
+
+
+def _held(pids: list[int], gpus: list[_Gpu]) -> int:
     """Return the bytes that these processes free when they end; on GPUs the most on one device."""
-    if device == "cuda":
-        return max((sum(gpu.used_by.get(pid, 0) for pid in pids) for gpu in _gpus()), default=0)
+    if gpus:
+        return max(sum(gpu.used_by.get(pid, 0) for pid in pids) for gpu in gpus)
     return sum(_proportional(pid) for pid in pids)
 
 
@@ -179,6 +199,7 @@ class _Gpu:
 
 
 def _gpus() -> list[_Gpu]:
+    """Return the GPUs of this host; raises Refused if their driver does not answer."""
     import pynvml
 
     try:
@@ -187,6 +208,10 @@ def _gpus() -> list[_Gpu]:
         return []
     try:
         return list(_read_gpus(pynvml))
+    except pynvml.NVMLError as error:
+        raise Refused(
+            f"the GPUs of this host cannot be examined: {error}", hint="`nvidia-smi` should list them"
+        ) from error
     finally:
         pynvml.nvmlShutdown()
 
@@ -200,5 +225,5 @@ def _read_gpus(nvml: Any) -> Iterator[_Gpu]:
         )
 
 
-def _size(count: float) -> str:
-    return f"{count / _GIB:.1f} GiB" if count >= _GIB else f"{count / (1 << 20):.0f} MiB"
+def _size(size: float) -> str:
+    return f"{size / _GIB:.1f} GiB" if size >= _GIB else f"{size / (1 << 20):.0f} MiB"

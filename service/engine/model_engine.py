@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from service.contract.engine_settings import EngineSettings
 from service.engine import tensors
 from service.engine.cache import Budget, SlotCache
 from service.engine.core import Core
@@ -35,7 +36,7 @@ from service.engine.tensors import Weights
 from service.engine.vision import VisionEncoder
 from service.model import checkpoint as checkpoints
 from service.model.checkpoint import Checkpoint
-from service.model.release import EngineSettings, Progress, Release, ReleaseError
+from service.model.release import Progress, Release, ReleaseError
 
 __all__ = ["Limits", "ModelEngine"]
 

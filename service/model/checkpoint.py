@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from service.contract.engine_settings import EngineSettings, parse_device
 from service.model import checkpoint_files, weights
 from service.model.checkpoint_files import ARCHITECTURE, first_line
 from service.model.imports import import_transformers
-from service.model.release import EngineSettings, Progress, ReleaseError
+from service.model.release import Progress, ReleaseError
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, Glm4vConfig, Glm4vForConditionalGeneration
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from service.model.processor import Processor
 
 __all__ = ["ARCHITECTURE", "Checkpoint", "load", "read_weights"]
-
-_DEVICES = re.compile(r"auto|(cpu|cuda)(:[0-9]+)?")
 
 
 @dataclass(frozen=True)
@@ -121,12 +119,11 @@ def _build(path: Path, config: Glm4vConfig, state: dict[str, Tensor]) -> Glm4vFo
 
 def _device(name: str) -> torch.device:
     """Return the device called `name` in a release's engine settings; raises ReleaseError if this host lacks it."""
-    if not _DEVICES.fullmatch(name):  # torch has other kinds too, which the engine does not run on
-        raise ReleaseError(f"the device {name!r} of release.json is unknown: it is auto, cpu, cuda or cuda:N")
     try:
+        parse_device(name)  # torch has other kinds too, which the engine does not run on
         device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError, ValueError) as error:
         raise ReleaseError(f"the device {name!r} of release.json cannot be used: {first_line(error)}") from error
     return device
 

@@ -42,9 +42,9 @@ def load_engine(model: Path) -> Any:
     """Return the warmed up engine of the service, on one thread."""
     import torch
 
+    from service.contract.engine_settings import EngineSettings
     from service.engine.model_engine import Limits, ModelEngine
     from service.model.checkpoint import load as load_checkpoint
-    from service.model.release import EngineSettings
 
     torch.set_num_threads(1)
     settings = EngineSettings()

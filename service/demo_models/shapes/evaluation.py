@@ -8,10 +8,10 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from service.contract.engine_settings import EngineSettings
 from service.demo_models.shapes.dataset import QUESTIONS, Skills, answer, text_only_answers
 from service.demo_models.shapes.drawing import COLOURS, SHAPES, Figure, draw, draw_canonical, sample_figure
 from service.model import checkpoint
-from service.model.release import EngineSettings
 
 __all__ = ["GreedyModel", "Score", "evaluate", "evaluate_text_only", "write_checks"]
 

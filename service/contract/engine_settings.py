@@ -1,0 +1,70 @@
+"""The engine settings of a release: the object `engine` of `release.json`, and `engine.json` beside a checkpoint."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, fields
+from typing import Literal
+
+from service.contract.fields import from_document
+
+__all__ = ["EngineSettings", "parse", "parse_device"]
+
+Kind = Literal["auto", "cpu", "cuda"]
+
+_DEVICE = re.compile(r"(auto)|(cpu|cuda)(?::([0-9]{1,4}))?")
+_ANY = float("inf")
+_RANGES: dict[str, tuple[int, float]] = {
+    "max_new_tokens": (1, _ANY),
+    "rows": (1, 1024),
+    "kv_tokens": (0, _ANY),
+    "prefill_chunk": (16, _ANY),
+    "image_cache_mib": (0, _ANY),
+}
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """Settings of the engine for one release; the defaults suit GLM-4.6V-Flash."""
+
+    device: str = "auto"
+    """`cpu`, `cuda`, `cuda:N`, or `auto`: the GPU if the host has one."""
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    max_new_tokens: int = 1024
+    """For a request that sets no limit."""
+    rows: int = 64
+    """Requests that run at a time."""
+    kv_tokens: int = 0
+    """Size of the KV cache that they share, in tokens; 0: what the device's memory allows."""
+    prefill_chunk: int = 512
+    """Prompt tokens computed in one step, in addition to one token of each running request."""
+    image_cache_mib: int = 256
+    """Memory for cached image features."""
+
+
+def parse(document: object, where: str = "engine") -> EngineSettings:
+    """Make settings of a JSON object; raises ValueError that names the field at fault. `where` names the object."""
+    settings = from_document(EngineSettings, document, where)
+    known = {field.name for field in fields(EngineSettings)}
+    if isinstance(document, dict) and (unknown := sorted(document.keys() - known)):
+        raise ValueError(f"{where}.{unknown[0]} is not an engine setting")
+    for name, (least, most) in _RANGES.items():
+        value = getattr(settings, name)
+        if not least <= value <= most:
+            raise ValueError(
+                f"{where}.{name} is {value}, not {f'{least} to {most}' if most < 1e9 else f'at least {least}'}"
+            )
+    try:
+        parse_device(settings.device)
+    except ValueError as error:
+        raise ValueError(f"{where}.device is {settings.device!r}, {error}") from error
+    return settings
+
+
+def parse_device(name: str) -> tuple[Kind, int | None]:
+    """Return the kind of a device, and its index if the name has one; raises ValueError for any other name."""
+    found = _DEVICE.fullmatch(name)
+    if not found:
+        raise ValueError("not auto, cpu, cuda or cuda:N")
+    kind: Kind = "auto" if found[1] else "cpu" if found[2] == "cpu" else "cuda"
+    return kind, int(found[3]) if found[3] else None
