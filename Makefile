@@ -43,6 +43,7 @@ bench: $(VENV)/.ready  ## the engine beside transformers, then what a handover a
 	python -m tests.bench.engine $(ARGS)
 	python -m tests.bench.handover
 	python -m tests.bench.canary
+	python -m tests.bench.request_cost
 	python -m tests.bench.swap
 
 soak: $(VENV)/.ready  ## a thousand cutovers under load: nothing lost, nothing left behind; for the night; ARGS=--cutovers=200

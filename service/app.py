@@ -6,12 +6,9 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from starlette.applications import Starlette
-from starlette.middleware import Middleware
-from starlette.routing import Route
 
-from service.api.error_handlers import EXCEPTION_HANDLERS
+from service.api.application import Application, Endpoint
 from service.api.handlers import Handlers
-from service.api.middleware import RequestMiddleware
 from service.api.openapi import OpenApi
 from service.batches import BatchService
 from service.chat.admission import Admission
@@ -42,21 +39,15 @@ def create_app(
             yield
         await chat.close()
 
-    app = Starlette(
-        routes=[
-            Route("/v1/chat/completions", handlers.chat, methods=["POST"]),
-            *batches.routes,
-            Route("/v1/models", handlers.models),
-            Route("/v1/models/{id:path}", handlers.model),
-            Route("/healthz", handlers.healthz),
-            Route("/readyz", handlers.readyz),
-            Route("/version", handlers.version),
-            Route("/metrics", handlers.metrics),
-            Route("/openapi.json", OpenApi(identity).serve, name="openapi"),
-        ],
-        middleware=[Middleware(RequestMiddleware, identity)],
-        exception_handlers=EXCEPTION_HANDLERS,
-        lifespan=lifespan,
-    )
-    app.router.redirect_slashes = False
-    return app
+    routes = [
+        Endpoint("/healthz", handlers.healthz),  # Starlette compares them in this order
+        Endpoint("/readyz", handlers.readyz),
+        Endpoint("/v1/chat/completions", handlers.chat, method="POST"),
+        Endpoint("/version", handlers.version),
+        Endpoint("/v1/models", handlers.models),
+        Endpoint("/v1/models/{id:path}", handlers.model),
+        *batches.routes,
+        Endpoint("/metrics", handlers.metrics),
+        Endpoint("/openapi.json", OpenApi(identity).serve, name="openapi"),
+    ]
+    return Application(routes, identity, lifespan)

@@ -26,6 +26,12 @@ class Settings(BaseSettings):
     drain: int = Field(default=120, ge=0, description="time a stopping worker waits for its requests in flight")
     load_stall: int = Field(default=60, ge=1, description="time without progress after which a load counts as hung")
     stall: int = Field(default=120, ge=1, description="time without progress after which a busy engine counts as hung")
+    head_timeout: float = Field(default=10, gt=0, description="time a client may take to send the head of a request")
+    body_rate: int = Field(default=500, ge=1, description="bytes a second that a request's body must bring on average")
+    read_timeout: float = Field(default=60, gt=0, description="time for which a client may read nothing of its answer")
+    max_head: int = Field(default=1 << 16, ge=1024, description="size of a request's head")
+    max_headers: int = Field(default=100, ge=1, description="headers of a request")
+    max_url: int = Field(default=8192, ge=1, description="size of a request's URL")
     handoff: bool = Field(default=True, description="pass idle connections to the owner; off only in benchmarks")
 
     served_model: str = "glm-4.6v-flash"

@@ -18,9 +18,8 @@ from typing import Any, Final, Literal
 import uvicorn
 from openai import OpenAI
 from openai.types import Batch
-from starlette.applications import Starlette
 
-from service.api.error_handlers import EXCEPTION_HANDLERS
+from service.api.application import Application
 from service.batches.claims import Claims
 from service.batches.database import Database
 from service.batches.files import Files
@@ -198,7 +197,7 @@ def sleeping_process() -> Iterator[tuple[str, Callable[[], object]]]:
 def served(state: Path, chat: FakeChat | None = None, **changes: Any) -> Iterator[OpenAI]:
     """The official client of a batch service on a real socket."""
     service = BatchService(chat or FakeChat(), IDENTITY, settings(state, **changes), serving=lambda: True)
-    app = Starlette(routes=service.routes, exception_handlers=EXCEPTION_HANDLERS, lifespan=service.lifespan)
+    app = Application(service.routes, IDENTITY, service.lifespan)
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, lifespan="on", ws="none"))
     thread = threading.Thread(target=server.run)
     thread.start()

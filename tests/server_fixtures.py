@@ -31,6 +31,7 @@ TIMEOUT = 5.0  # seconds
 GET = b"GET /hello HTTP/1.1\r\nHost: x\r\n\r\n"
 PINNED = b"GET /hello HTTP/1.1\r\nHost: x\r\nX-GLM-Slot: candidate\r\n\r\n"
 SLOW = b"GET /slow HTTP/1.1\r\nHost: x\r\n\r\n"
+LARGE = 64 << 20  # bytes of the answer to /large, more than the kernel takes
 STREAM = b"GET /stream HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
@@ -53,6 +54,12 @@ class App:
         if path == "/raise":
             raise RuntimeError("on purpose")
         start: Message = {"type": "http.response.start", "status": 200, "headers": [(b"x-slot", self.slot.encode())]}
+        if path == "/large":
+            await send(start)
+            for _ in range(LARGE >> 20):
+                await send({"type": "http.response.body", "body": bytes(1 << 20), "more_body": True})
+            await send({"type": "http.response.body", "body": b""})
+            return
         if path in {"/stream", "/parts", "/raise-midway"}:
             await send(start)
             await send({"type": "http.response.body", "body": b"first ", "more_body": True})

@@ -17,10 +17,9 @@ from hypothesis import example, given
 from hypothesis import settings as settings_of_hypothesis
 from hypothesis import strategies as st
 from openai import OpenAI
-from starlette.applications import Starlette
 from starlette.types import Message
 
-from service.api.error_handlers import EXCEPTION_HANDLERS
+from service.api.application import Application
 from service.batches import lines
 from service.batches.service import BatchService
 from tests.batch_fixtures import (
@@ -212,7 +211,7 @@ def test_file_expiry(client: OpenAI, tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_upload_memory(tmp_path: Path) -> None:
     """An upload of 64 MiB takes less than 8 MiB of memory."""
     service = BatchService(FakeChat(), IDENTITY, settings(tmp_path), serving=lambda: False)
-    app = Starlette(routes=service.routes, exception_handlers=EXCEPTION_HANDLERS)
+    app = Application(service.routes, IDENTITY, service.lifespan)
     chunk = b"x" * 65536
 
     async def body() -> AsyncIterator[Message]:

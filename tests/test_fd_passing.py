@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
+import resource
 import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
 import pytest
 
-from service.handover import fd_passing
+from service.handover import acceptor, fd_passing
 from service.handover.fd_passing import FdReceiver, Outcome, send_fd
 
 pytestmark = pytest.mark.anyio
@@ -311,27 +312,112 @@ async def test_workers_share_one_socket(
     assert len({client.getpeername() for client in adopted}) == len(adopted) == BACKLOG
 
 
-async def test_accept_error_leaves_the_connection_in_the_backlog(
+@contextmanager
+def free_descriptors(count: int) -> Iterator[None]:
+    """Let this process open so many descriptors more."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    used = {int(name) for name in os.listdir("/proc/self/fd")}  # noqa: PTH208
+    limit = max(used) + 1 + count
+    fillers = [os.dup(0) for _ in range(limit - count - len(used) + 1)]  # the listing itself used one
+    while max(fillers, default=0) >= limit - count:
+        os.close(fillers.pop())
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        for filler in fillers:
+            os.close(filler)
+
+
+@pytest.mark.parametrize("count", range(4))
+def test_free_descriptors(count: int) -> None:
+    """The tests below leave as many as they say."""
+    opened = []
+    with free_descriptors(count):
+        try:
+            for _ in range(10):
+                opened.append(os.dup(0))  # noqa: PERF401
+        except OSError:
+            pass
+    for descriptor in opened:
+        os.close(descriptor)
+    assert len(opened) == count
+
+
+@pytest.mark.parametrize("free", range(6))
+@pytest.mark.parametrize("unread", [b"", b"GET /"])
+async def test_no_connection_is_lost_for_lack_of_descriptors(
     path: Path,
     listener: socket.socket,
     adopted: list[socket.socket],
     pairs: Pairs,
     caplog: pytest.LogCaptureFixture,
+    free: int,
+    unread: bytes,
 ) -> None:
-    """A receiver out of descriptors logs the error, and receives the connection when it can accept again."""
-    receiver = FdReceiver(listener, append_to(adopted))
+    """Where too few are left, the connection stays with its sender or in the backlog, and is received later."""
     client, accepted = pairs()
-    assert send_fd(accepted.fileno(), path) is Outcome.SENT
-
-    class Exhausted:
-        def accept(self) -> None:
-            raise OSError(24, os.strerror(24))
-
-    receiver._listener = Exhausted()  # type: ignore[assignment]
-    with caplog.at_level(logging.WARNING):
-        assert receiver.accept() == 0
-    assert "Too many open files" in caplog.text
-    receiver._listener = listener
-    assert receiver.accept() == 1
+    received: list[bytes] = []
+    receiver = FdReceiver(listener, append_to(adopted, received))
+    with free_descriptors(free):
+        outcome = send_fd(accepted.fileno(), path, unread)
+        if outcome is Outcome.SENT:
+            receiver.accept()
+    if outcome is not Outcome.SENT:
+        assert outcome is Outcome.TRY_AGAIN
+        assert send_fd(accepted.fileno(), path, unread) is Outcome.SENT
+    while not adopted:
+        assert receiver.accept()
+    assert received == [unread]
+    assert "is lost" not in caplog.text
     adopted[0].send(b"hello")
     assert client.recv(5) == b"hello"
+
+
+async def test_receiver_without_descriptors_pauses(
+    path: Path,
+    listener: socket.socket,
+    adopted: list[socket.socket],
+    pairs: Pairs,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """It logs that once, and tries again after a pause: the event loop does not spin meanwhile."""
+    monkeypatch.setattr(acceptor, "_PAUSE", 0.1)
+    receiver = FdReceiver(listener, append_to(adopted))
+    receiver.start()
+    _, accepted = pairs()
+    assert send_fd(accepted.fileno(), path) is Outcome.SENT
+    with free_descriptors(0):
+        for _ in range(20):
+            await asyncio.sleep(0.002)
+    assert not adopted
+    assert caplog.text.count("cannot accept: [Errno 24] Too many open files") == 1
+    await until(lambda: adopted)
+    receiver.stop()
+
+
+@pytest.mark.parametrize(("free", "unread"), [(1, b""), (1, b"GET /"), (2, b"GET /")])
+async def test_connection_that_the_kernel_discards_is_reported(
+    path: Path,
+    listener: socket.socket,
+    adopted: list[socket.socket],
+    pairs: Pairs,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    free: int,
+    unread: bytes,
+) -> None:
+    """If the last descriptor is taken meanwhile, its client is disconnected, and no part of it is adopted."""
+    monkeypatch.setattr(acceptor, "_require", lambda *_: None)
+    client, accepted = pairs()
+    assert send_fd(accepted.fileno(), path, unread) is Outcome.SENT
+    accepted.close()
+    before = psutil.Process().num_fds()
+    with free_descriptors(free):
+        assert FdReceiver(listener, append_to(adopted)).accept() == 1
+    assert not adopted
+    assert psutil.Process().num_fds() == before
+    assert caplog.text.count("a connection that was handed over is lost") == 1
+    assert client.recv(5) == b""

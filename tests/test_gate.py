@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import socket
+import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from service.handover.sockets import SlotSockets
-from service.routing.ownership import Gate
+from service.routing.ownership import MAX_AGE, Gate, Look
 
 Bind = Callable[[str, int], SlotSockets]
 
@@ -39,7 +42,16 @@ def bind(runtime: Path) -> Iterator[Bind]:
 
 @pytest.fixture
 def gate_of(tmp_path: Path, runtime: Path) -> Callable[[SlotSockets], Gate]:
-    return lambda sockets: Gate(tmp_path, runtime, sockets.handoff_inode)
+    return lambda sockets: Gate(tmp_path, runtime, sockets.handoff_inode, max_age=0)
+
+
+class Clock:
+    """A time that passes when the test says so."""
+
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
 
 
 def go_live(root: Path, target: str) -> None:
@@ -125,6 +137,67 @@ def test_another_socket_at_the_path_closes_the_gate(
     assert not gate_of(sockets).is_open()
     (runtime / "aside").rename(path)
     assert gate_of(sockets).is_open()
+
+
+def test_what_was_read_is_used_for_a_millisecond(
+    tmp_path: Path, runtime: Path, bind: Bind, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many requests ask, the paths are read once in MAX_AGE; a rename by any program counts after it."""
+    clock = Clock()
+    monkeypatch.setattr(time, "monotonic", clock)
+    sockets = bind("blue", 1)
+    publish(sockets)
+    publish(bind("green", 1))
+    go_live(tmp_path, "blue")
+    gate, reads = Gate(tmp_path, runtime, sockets.handoff_inode), 0
+
+    def look(self: Gate, look: Callable[[Gate], Look] = Gate.look) -> Look:
+        nonlocal reads
+        reads += 1
+        return look(self)
+
+    monkeypatch.setattr(Gate, "look", look)
+    for _ in range(1000):
+        assert gate.is_open()
+        assert not gate.reads_heads
+        assert gate.pick_side() == "live"
+        clock.now += MAX_AGE / 100
+    assert reads <= 11
+    subprocess.run(["ln", "-sfn", "green", "live"], cwd=tmp_path, check=True)
+    clock.now += MAX_AGE
+    assert not gate.is_open()
+    subprocess.run(["ln", "-s", "blue", "other"], cwd=tmp_path, check=True)
+    subprocess.run(["mv", "-T", "other", "live"], cwd=tmp_path, check=True)
+    clock.now += MAX_AGE
+    assert gate.is_open()
+    (runtime / "canary").write_text('{"slot": "green", "weight": 100}')
+    clock.now += MAX_AGE
+    assert gate.pick_side() == "candidate"
+    assert gate.owner("candidate") == runtime / "green/handoff.sock"
+
+
+def test_a_slow_look_is_not_used_for_longer(
+    tmp_path: Path, runtime: Path, bind: Bind, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The time counts from before the paths are read: a process that is suspended meanwhile reads them again."""
+    clock = Clock()
+    monkeypatch.setattr(time, "monotonic", clock)
+    sockets = bind("blue", 1)
+    publish(sockets)
+    gate = Gate(tmp_path, runtime, sockets.handoff_inode)
+    go_live(tmp_path, "blue")
+
+    def suspended(path: str, readlink: Callable[[str], str] = os.readlink) -> str:
+        found = readlink(path)
+        go_live(tmp_path, "green")
+        clock.now += 10
+        return found
+
+    clock.now += MAX_AGE
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "readlink", suspended)
+        assert gate.is_open()
+    assert not gate.is_open()
 
 
 def test_published_sockets_listen_before_they_accept(runtime: Path, bind: Bind) -> None:

@@ -35,7 +35,7 @@ FIELDS = {
     "verdict": {"window", "at", "seconds", "metrics", "mirrored", "length_ratio", "outcome", "reason"},
     "metric": {"name", "candidate", "live", "candidate_requests", "live_requests", "p_value", "worse", "why"},
     "hook": {"when", "command", "code", "seconds", "output"},
-    "receipt": SUMS | {"probes", "lines"},
+    "receipt": SUMS | {"probes", "killed", "unadopted", "lines"},
     "line": SUMS | {"slot", "generation", "version"},
 }  # fmt: skip
 

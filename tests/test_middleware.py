@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import uuid
+import json
+import re
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
-from prometheus_client import REGISTRY
+from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import Message, Receive, Scope, Send
 
 from service.api.middleware import RequestMiddleware
+from service.chat.errors import ApiError
 from service.identity import Identity
 
 START: Message = {"type": "http.response.start", "status": 200, "headers": []}
@@ -21,8 +23,7 @@ FIRST: Message = {"type": "http.response.body", "body": b"a", "more_body": True}
 
 @pytest.fixture
 def identity() -> Identity:
-    """An identity whose metrics no other test changes."""
-    return Identity(f"v-{uuid.uuid4().hex}", "green", 1)
+    return Identity("1.2.0", "green", 1)
 
 
 def serve(
@@ -37,21 +38,12 @@ def serve(
     async def send(message: Message) -> None:
         sent.append(message)
 
-    scope = {"type": "http", "headers": [(b"x-request-id", b"r7")], "state": state}
+    scope = {"type": "http", "method": "GET", "path": "/x", "headers": [(b"x-request-id", b"r7")], "state": state}
     try:
         asyncio.run(RequestMiddleware(app, identity)(scope, receive, send))
     except ZeroDivisionError as error:
         return sent, error
     return sent, None
-
-
-def requests(version: str, status: str, route: str = "other") -> float | None:
-    labels = {"version": version, "slot": "green", "route": route, "status": status}
-    return REGISTRY.get_sample_value("glm_requests_total", labels)
-
-
-def in_flight(version: str) -> float | None:
-    return REGISTRY.get_sample_value("glm_requests_in_flight", {"version": version, "slot": "green"})
 
 
 def test_unhandled_exception_is_a_labelled_500(identity: Identity, caplog: pytest.LogCaptureFixture) -> None:
@@ -68,11 +60,10 @@ def test_unhandled_exception_is_a_labelled_500(identity: Identity, caplog: pytes
     assert (headers[b"x-slot"], headers[b"x-request-id"]) == (b"green", b"r7")
     assert b"r7" in sent[1]["body"]
     assert [record.getMessage() for record in caplog.records] == ["request r7 failed"]
-    assert (requests(identity.version, "500"), in_flight(identity.version)) == (1, 0)
 
 
 def test_exception_after_the_start_is_raised(identity: Identity) -> None:
-    """An exception in the middle of a response reaches the server, which closes the connection, and counts as 500."""
+    """An exception in the middle of a response reaches the server, which closes the connection."""
 
     async def app(_scope: Scope, _receive: Receive, send: Send) -> None:
         await send(dict(START))
@@ -82,14 +73,11 @@ def test_exception_after_the_start_is_raised(identity: Identity) -> None:
     sent, error = serve(identity, app)
     assert error is not None
     assert [message["type"] for message in sent] == ["http.response.start", "http.response.body"]
-    assert (requests(identity.version, "500"), in_flight(identity.version)) == (1, 0)
 
 
 @pytest.mark.parametrize("messages", [[], [START, FIRST]])
-def test_disconnect_counts_as_499(
-    identity: Identity, messages: list[Message], caplog: pytest.LogCaptureFixture
-) -> None:
-    """A request whose client disconnects, before or during the response, counts as 499 and is no error."""
+def test_disconnect_is_no_error(identity: Identity, messages: list[Message], caplog: pytest.LogCaptureFixture) -> None:
+    """A client that disconnects, before or during the response, causes neither a log line nor another response."""
 
     async def app(_scope: Scope, _receive: Receive, send: Send) -> None:
         for message in messages:
@@ -98,30 +86,54 @@ def test_disconnect_counts_as_499(
 
     sent, error = serve(identity, app)
     assert (error, len(sent), caplog.records) == (None, len(messages), [])
-    assert (requests(identity.version, "499"), in_flight(identity.version)) == (1, 0)
 
 
-def test_internal_requests_are_counted_apart(identity: Identity) -> None:
-    """A request through the slot's internal socket is counted under the route `internal`."""
-
-    async def app(_scope: Scope, _receive: Receive, send: Send) -> None:
-        await send(dict(START))
-        await send({"type": "http.response.body", "body": b""})
-
-    serve(identity, app, internal=True)
-    assert (requests(identity.version, "200", "internal"), requests(identity.version, "200")) == (1, None)
-
-
-def test_response_and_metrics_name_the_version_that_answered(identity: Identity) -> None:
-    """The version that a handler stores in the state labels the response and the metrics."""
-    answered = f"new-{identity.version}"
+def test_response_names_the_version_that_answered(identity: Identity) -> None:
+    """The version that a handler stores in the state labels the response."""
 
     async def app(scope: Scope, _receive: Receive, send: Send) -> None:
-        scope["state"]["version"] = answered
+        scope["state"]["version"] = "1.1.0"
         await send(dict(START))
         await send({"type": "http.response.body", "body": b""})
 
     sent, _ = serve(identity, app)
-    assert dict(sent[0]["headers"])[b"x-model-version"] == answered.encode()
-    assert (requests(answered, "200"), requests(identity.version, "200")) == (1, None)
-    assert (in_flight(answered), in_flight(identity.version)) == (0, 0)
+    assert dict(sent[0]["headers"])[b"x-model-version"] == b"1.1.0"
+
+
+@pytest.mark.parametrize("given", [b"", b" x", b"a\nb", b"\xff", b"x" * 129, None])
+def test_requests_without_a_valid_id_get_different_ones(identity: Identity, given: bytes | None) -> None:
+    """An id is made where the client sent none, or an invalid one: no two are equal, also not those of two workers."""
+
+    async def app(_scope: Scope, _receive: Receive, send: Send) -> None:
+        await send(dict(START))
+
+    sent: list[Message] = []
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    headers = [] if given is None else [(b"x-request-id", given)]
+    for _ in range(2):
+        worker = RequestMiddleware(app, identity)
+        for _ in range(3):
+            asyncio.run(worker({"type": "http", "headers": headers}, send, send))  # type: ignore[arg-type]
+    ids = {dict(message["headers"])[b"x-request-id"] for message in sent}
+    assert len(ids) == 6
+    assert all(re.fullmatch(rb"req-[0-9a-f]{32}", one) for one in ids)
+
+
+@pytest.mark.parametrize(
+    ("raised", "status"), [(ApiError(422, "no", param="n"), 422), (HTTPException(405), 405), (HTTPException(404), 404)]
+)
+def test_expected_errors_are_error_objects(
+    identity: Identity, raised: Exception, status: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Errors that a request causes are answered with an error object and the labels, and are not logged."""
+
+    async def app(_scope: Scope, _receive: Receive, _send: Send) -> None:
+        raise raised
+
+    sent, error = serve(identity, app)
+    assert (error, sent[0]["status"], caplog.records) == (None, status, [])
+    assert json.loads(sent[1]["body"])["error"]["message"]
+    assert dict(sent[0]["headers"])[b"x-request-id"] == b"r7"

@@ -18,11 +18,12 @@ from service.contract.canary_file import Canary
 from service.contract.samples import Sample, new_samples
 from service.contract.worker_state import Ledger
 from service.identity import Identity
+from service.metrics import flush
 from service.routing import mirror as module
 from service.routing.canary import pick_mirrored
 from service.routing.compare import read_choices, text_length
-from service.routing.timing import CHAT_PATH as CHAT
 from service.settings import Settings
+from service.timing import CHAT_PATH as CHAT
 from tests.server_fixtures import TIMEOUT, App, Client, Host, Message, Receive, Send, running_host, until
 from tests.test_app import FakeEngine
 
@@ -100,6 +101,7 @@ def mirrored(outcome: str) -> float:
 
 def answered(slot: str, route: str = CHAT) -> float:
     """Return the value of glm_requests_total for status 200."""
+    flush()
     labels = {"version": "1.0.0", "slot": slot, "route": route, "status": "200"}
     return REGISTRY.get_sample_value("glm_requests_total", labels) or 0.0
 
@@ -217,7 +219,7 @@ async def test_candidate_that_hangs_gets_at_most_two_copies(pair: Pair, end: str
     for number in range(7):
         assert (await client.ask(request(GREEDY | {"stream": number % 2 == 0}))).status == 200
     await until(lambda: len(green.seen) == 2, "the copies")
-    assert mirrored("dropped") == before + 5
+    await until(lambda: mirrored("dropped") == before + 5, "the count")
     if end == "no file":
         pair.path.unlink()
     elif end == "no share":

@@ -20,7 +20,7 @@ from deploy.analysis.samples import Samples
 from deploy.journal.journal import Journal
 from service.contract.canary_file import CanaryFile
 from service.routing import mirror as module
-from service.routing.timing import CHAT_PATH as CHAT
+from service.timing import CHAT_PATH as CHAT
 from tests.box import Box, kill, wait_for
 
 

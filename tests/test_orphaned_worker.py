@@ -83,7 +83,8 @@ async def test_a_client_that_never_pauses_does_not_keep_an_orphan(host: Host) ->
 @pytest.mark.anyio
 async def test_an_orphan_loses_no_connection_that_was_sent_to_it(host: Host) -> None:
     """An orphan withdraws the slot's sockets: what was sent to them before is stored, and nothing can be sent later."""
-    host.go_live("green")
+    host.cut_over()
+    host.green.tick()
     client = await host.client()
     host.blue.supervisor.is_running = host.green.supervisor.is_running = True
     host.green.supervisor.stored = []

@@ -8,15 +8,27 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from deploy.host import Host
+from deploy.journal import receipt as module
 from deploy.journal.journal import Journal, begin
-from deploy.journal.receipt import Count, Line, Snapshot, compute, dump, load, snapshot
+from deploy.journal.receipt import Count, Line, Receipt, Snapshot, compute, dump, load, settled, snapshot
+from deploy.reports.report import receipt_sentence
 
 COLUMNS = ("accepted", "completed", "failed", "client_aborted", "drained", "cut", "handed_out", "adopted")
 
 
-def count(slot: str = "blue", generation: int = 1, *, in_flight: int = 0, died: bool = False, **numbers: int) -> Count:
+def count(
+    slot: str = "blue",
+    generation: int = 1,
+    *,
+    in_flight: int = 0,
+    died: bool = False,
+    killed: bool = False,
+    **numbers: int,
+) -> Count:
     """Return the counts of one worker; columns that are not given are 0."""
     return Count(
         slot=slot,
@@ -25,6 +37,7 @@ def count(slot: str = "blue", generation: int = 1, *, in_flight: int = 0, died: 
         numbers=dict.fromkeys(COLUMNS, 0) | numbers,
         in_flight=in_flight,
         died=died,
+        killed=killed,
     )
 
 
@@ -107,6 +120,54 @@ def test_sums(before: Snapshot, after: Snapshot, expected: dict[str, int]) -> No
         assert sum(getattr(line, name) for line in receipt.lines) == getattr(receipt, name)
 
 
+@given(st.lists(st.tuples(st.sampled_from(["blue", "green"]), st.integers(1, 3), st.integers(0, 9)), min_size=1))
+def test_every_connection_that_was_handed_over_was_received(handovers: list[tuple[str, int, int]]) -> None:
+    """Over all generations, however the counts are spread: one that nobody received is reported."""
+    senders = [count(slot, generation, handed_out=number) for slot, generation, number in handovers]
+    receivers = [count(slot, generation, adopted=number) for slot, generation, number in reversed(handovers)]
+    receipt = compute(NOTHING, snapshot_of(*senders, *receivers))
+    assert (receipt.unadopted, receipt.adds_up) == (0, True)
+    for lost in (1, 5):
+        receipt = compute(NOTHING, snapshot_of(*senders, *receivers, count("blue", 2, handed_out=lost)))
+        assert (receipt.unadopted, receipt.adds_up, receipt.lost) == (lost, False, 0)
+        assert all(line.adds_up for line in receipt.lines)
+        assert Receipt.model_validate_json(receipt.model_dump_json()) == receipt
+
+
+def test_connections_on_their_way_at_the_start_are_none_that_were_lost() -> None:
+    """They were handed over before the rollout and received during it."""
+    before = snapshot_of(count(handed_out=5), count("green", adopted=3))
+    receipt = compute(before, snapshot_of(count(handed_out=5), count("green", adopted=5)))
+    assert (receipt.handed_out, receipt.adopted, receipt.unadopted, receipt.adds_up) == (0, 2, 0, True)
+
+
+def test_a_killed_worker_makes_the_comparison_impossible() -> None:
+    """It may have received connections after it wrote its counts; one that was killed before the rollout did not."""
+    sent, killed = count(handed_out=3), count("green", adopted=1, killed=True)
+    receipt = compute(NOTHING, snapshot_of(sent, killed))
+    assert (receipt.killed, receipt.unadopted, receipt.adds_up) == (1, 0, True)
+    receipt = compute(snapshot_of(count(), killed), snapshot_of(sent, killed))
+    assert (receipt.killed, receipt.unadopted, receipt.adds_up) == (0, 3, False)
+
+
+def test_a_receipt_waits_for_connections_on_their_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is drawn up once they were received, and not later than after the grace."""
+    host = Host(True, tmp_path, tmp_path, tmp_path, tmp_path, tmp_path)
+    looks = [snapshot_of(count(handed_out=3), count("green", adopted=number)) for number in (1, 2, 3)]
+    monkeypatch.setattr(module, "snapshot", lambda _host: looks.pop(0) if len(looks) > 1 else looks[0])
+    assert settled(host, NOTHING).unadopted == 0
+    monkeypatch.setattr(module, "_GRACE", 0.1)
+    looks = [snapshot_of(count(handed_out=3), count("green", adopted=2))]
+    assert settled(host, NOTHING).unadopted == 1
+
+
+@pytest.mark.parametrize(("lost", "sentence"), [(1, "1 client connection was"), (2, "2 client connections were")])
+def test_a_lost_connection_is_told(lost: int, sentence: str) -> None:
+    """The receipt does not say that nothing was lost."""
+    receipt = compute(NOTHING, snapshot_of(count(accepted=9, completed=9, handed_out=lost)))
+    assert receipt_sentence(receipt).startswith(f"{sentence} handed over and not received")
+
+
 def test_each_generation_has_its_line() -> None:
     """There is one line for each generation, in order; the workers of a generation are added up."""
     after = snapshot_of(
@@ -187,12 +248,25 @@ def test_snapshot_reads_what_workers_after(tmp_path: Path) -> None:
     worker(1, os.getpid(), own, in_flight=2)
     worker(2, dead.pid, 1, in_flight=3)
     worker(3, dead.pid + 1, 1, phase="gone", in_flight=0)
-    (directory / "4.json").write_text('{"pid": ')
-    (directory / "5.new").write_text("{}")
     (host.runtime / "blue/8").mkdir()
     (host.runtime / "blue/8/generation.json").write_text("garbage")
-    seen = {count.numbers["accepted"]: (count.in_flight, count.died) for count in snapshot(host).values()}
-    assert seen == {1: (2, False), 2: (3, True), 3: (0, False)}
+    worker(4, dead.pid + 2, 1, in_flight=0)
+    worker(5, dead.pid + 3, 1, phase="loading")
+    (directory / "6.json").write_text('{"pid": ')
+    (directory / "7.new").write_text("{}")
+    seen = {one.numbers["accepted"]: (one.in_flight, one.died, one.killed) for one in snapshot(host).values()}
+    assert seen == {
+        1: (2, False, False),
+        2: (3, True, True),
+        3: (0, False, False),
+        4: (0, False, True),
+        5: (0, False, False),
+    }
+    record["start_ticks"] = own - 1  # the master was killed
+    (directory / "generation.json").write_text(json.dumps(record))
+    assert {one.numbers["accepted"] for one in snapshot(host).values() if one.killed} == {1, 2, 3, 4}
+    (directory / "generation.json").write_text(json.dumps(record | {"stopping": True}))
+    assert {one.numbers["accepted"] for one in snapshot(host).values() if one.killed} == {2, 4}
 
 
 def test_a_worker_whose_weights_were_replaced_has_a_line_for_each_version(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The version of a response during a weight swap: header, body and metrics name the weights that answered."""
+"""The version of a response during a weight swap: header and body name the weights that answered."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from tests.test_app import FakeEngine
 QUESTION = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 8, "temperature": 0}
 
 
-def test_request_that_waited_for_admission_counts_for_the_version_that_answered() -> None:
-    """A swap before the admission of a request changes the version in its header, its body and the metrics."""
+def test_request_that_waited_for_admission_names_the_version_that_answered() -> None:
+    """A swap before the admission of a request changes the version in its header and its body."""
     identity = Identity(f"old-{uuid.uuid4().hex}", "green", 1)
-    old, new = identity.version, f"new-{uuid.uuid4().hex}"
+    new = f"new-{uuid.uuid4().hex}"
 
     class SwapBeforeAdmission(Admission):
         def admit(self, answers: int) -> Any:
@@ -35,17 +35,11 @@ def test_request_that_waited_for_admission_counts_for_the_version_that_answered(
     )
     answer = http.post("/v1/chat/completions", json=QUESTION)
     assert answer.headers["x-model-version"] == answer.json()["system_fingerprint"] == new
-    text = http.get("/metrics").text
-    counted = 'glm_requests_total{route="/v1/chat/completions",slot="green",status="200",version='
-    assert f'{counted}"{new}"}} 1.0' in text
-    assert f'{counted}"{old}"}}' not in text
-    assert f'glm_requests_in_flight{{slot="green",version="{old}"}} 0.0' in text
-    assert f'glm_requests_in_flight{{slot="green",version="{new}"}} 1.0' in text, "the request for /metrics itself"
 
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_response_names_the_version_at_its_admission(stream: bool) -> None:
-    """A change of the version after the admission of a request is not visible in its header, body and metrics."""
+    """A change of the version after the admission of a request is not visible in its header and body."""
     identity = Identity(f"old-{uuid.uuid4().hex}", "green", 1)
     old, new = identity.version, f"new-{uuid.uuid4().hex}"
 
@@ -62,9 +56,5 @@ def test_response_names_the_version_at_its_admission(stream: bool) -> None:
     assert new not in answer.text
     assert http.get("/version").headers["x-model-version"] == http.get("/version").json()["version"] == new
     assert http.get("/openapi.json").json()["info"]["version"] == new
-    text = http.get("/metrics").text
-    counted = 'glm_requests_total{route="/v1/chat/completions",slot="green",status="200",version='
-    assert f'{counted}"{old}"}} 1.0' in text
-    assert f'{counted}"{new}"}}' not in text
-    assert f'glm_requests_in_flight{{slot="green",version="{old}"}} 0.0' in text
-    assert f'glm_generated_tokens_total{{slot="green",version="{old}"}} 3.0' in text
+    tokens = f'glm_generated_tokens_total{{slot="green",version="{old}"}} 3.0'
+    assert tokens in http.get("/metrics").text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 
 from pydantic import BaseModel, Field, computed_field
@@ -11,8 +12,10 @@ from service.contract.generations import Generation, all_generations
 from service.contract.processes import boot_id
 from service.contract.worker_state import Ledger, WorkerState
 
-__all__ = ["Count", "Line", "Receipt", "Snapshot", "Sums", "compute", "dump", "load", "snapshot"]
+__all__ = ["Count", "Line", "Receipt", "Snapshot", "Sums", "compute", "dump", "load", "settled", "snapshot"]
 
+_GRACE = 2.0  # seconds for connections that are on their way from one process to another
+_POLL = 0.05
 _COUNTED = ("accepted", "completed", "failed", "client_aborted", "drained", "cut", "handed_out", "adopted")
 
 
@@ -58,13 +61,24 @@ class Receipt(Sums):
 
     probes: int = 0
     """Of the accepted: requests of this controller to the public socket."""
+    killed: int = 0
+    """Workers that were killed, or whose master was: nobody knows which connections they had received."""
     lines: list[Line] = Field(default_factory=list)
 
     @computed_field  # type: ignore[prop-decorator]
     @property
     def adds_up(self) -> bool:
-        """Whether every line adds up."""
-        return all(line.adds_up for line in self.lines)
+        """Whether every line adds up, and every connection that was handed over was received."""
+        return all(line.adds_up for line in self.lines) and self.unadopted == 0
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def unadopted(self) -> int:
+        """Client connections that were handed over and not received; unknown, and 0, if a worker was killed.
+
+        One may have been received that was on its way when the rollout began, so that more were received.
+        """
+        return 0 if self.killed else max(0, self.handed_out - self.adopted)
 
 
 class Count(BaseModel):
@@ -77,6 +91,8 @@ class Count(BaseModel):
     in_flight: int
     died: bool
     """Whether the worker was killed with requests in flight."""
+    killed: bool = False
+    """Whether it was killed at all, or its master."""
 
 
 Snapshot = dict[tuple[str, int, int, int], Count]
@@ -111,6 +127,14 @@ def snapshot(host: Host) -> Snapshot:
     }
 
 
+def settled(host: Host, before: Snapshot, *, probes: int = 0) -> Receipt:
+    """Return the receipt of what has happened since a snapshot; waits _GRACE for connections that are on their way."""
+    deadline = time.monotonic() + _GRACE
+    while (receipt := compute(before, snapshot(host), probes=probes)).unadopted and time.monotonic() < deadline:
+        time.sleep(_POLL)
+    return receipt
+
+
 def compute(before: Snapshot, after: Snapshot, *, probes: int = 0) -> Receipt:
     """Return the receipt of what happened between two snapshots."""
     lines: dict[tuple[str, int, str], Line] = {}
@@ -131,7 +155,8 @@ def compute(before: Snapshot, after: Snapshot, *, probes: int = 0) -> Receipt:
         else:
             line.in_flight += count.in_flight
     shown = [line for _, line in sorted(lines.items()) if line.accepted or line.adopted or line.handed_out]
-    receipt = Receipt(lines=shown, probes=probes)
+    killed = sum(count.killed and not (key in before and before[key].killed) for key, count in after.items())
+    receipt = Receipt(lines=shown, probes=probes, killed=killed)
     for line in shown:
         for name in (*_COUNTED, "in_flight"):
             setattr(receipt, name, getattr(receipt, name) + getattr(line, name))
@@ -152,11 +177,27 @@ def _counts(generation: Generation, worker: WorkerState) -> Iterator[Count]:
         _difference(began, worker.ledger),
         in_flight=worker.in_flight,
         died=not worker.is_alive and worker.in_flight > 0,
+        killed=_was_killed(generation, worker),
     )
 
 
+def _was_killed(generation: Generation, worker: WorkerState) -> bool:
+    """Return whether the worker, or its master, ended otherwise than by leaving. One that only loaded has no counts."""
+    if worker.phase in {"loading", "warming up", "checking", "failed"}:
+        return False
+    if worker.is_alive or worker.phase == "gone":
+        return not generation.is_alive and not generation.stopping
+    return True
+
+
 def _count(
-    generation: Generation, version: str, numbers: dict[str, int], *, in_flight: int = 0, died: bool = False
+    generation: Generation,
+    version: str,
+    numbers: dict[str, int],
+    *,
+    in_flight: int = 0,
+    died: bool = False,
+    killed: bool = False,
 ) -> Count:
     return Count(
         slot=generation.slot,
@@ -165,6 +206,7 @@ def _count(
         numbers=numbers,
         in_flight=in_flight,
         died=died,
+        killed=killed,
     )
 
 

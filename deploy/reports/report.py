@@ -112,6 +112,9 @@ def receipt_table(receipt: Receipt) -> Table:
 
 def receipt_sentence(receipt: Receipt) -> str:
     """Return whether requests were lost, in one or two sentences."""
+    if receipt.unadopted:
+        were = "connection was" if receipt.unadopted == 1 else "connections were"
+        return f"{receipt.unadopted} client {were} handed over and not received: their clients were disconnected."
     if not receipt.adds_up:
         return "The counts do not add up: a worker was killed before it wrote its last counts."
     if receipt.lost:

@@ -186,7 +186,7 @@ class Rollout:
             self.record.pause_ms = self.probe.longest_ms
         time.sleep(_WORKER_PUBLISH)
         probes = self.probes + self.probe.answered
-        receipt = receipts.compute(self.before, receipts.snapshot(self.context.host), probes=probes)
+        receipt = receipts.settled(self.context.host, self.before, probes=probes)
         reason = ": ".join(filter(None, (self.interruption, reason))) or None
         self.entry.end(outcome, reason=reason, receipt=receipt)
         if self.is_guarded:

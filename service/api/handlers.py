@@ -140,6 +140,7 @@ class Handlers:
     @describes(response={"type": "string"}, response_type="text/plain")
     async def metrics(self, _request: Request) -> Response:
         """GET /metrics, in Prometheus' text format."""
+        metrics.flush()
         return Response(await asyncio.to_thread(metrics.render), headers={"content-type": metrics.CONTENT_TYPE})
 
     def _model(self) -> Model:

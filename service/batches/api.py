@@ -8,8 +8,8 @@ from typing import Annotated, Any, BinaryIO, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
-from starlette.routing import Route
 
+from service.api.application import Endpoint
 from service.api.body import read_body
 from service.api.openapi import describes
 from service.batches import schemas
@@ -74,18 +74,18 @@ class BatchRoutes:
         self._call = batches.database.call
         self._settings = settings
 
-    def routes(self) -> list[Route]:
+    def routes(self) -> list[Endpoint]:
         """Return the routes."""
         return [
-            Route("/v1/files", self.upload, methods=["POST"]),
-            Route("/v1/files", self.list_files),
-            Route("/v1/files/{id}", self.file, methods=["GET"]),
-            Route("/v1/files/{id}", self.delete_file, methods=["DELETE"]),
-            Route("/v1/files/{id}/content", self.content),
-            Route("/v1/batches", self.create, methods=["POST"]),
-            Route("/v1/batches", self.list_batches),
-            Route("/v1/batches/{id}", self.batch),
-            Route("/v1/batches/{id}/cancel", self.cancel, methods=["POST"]),
+            Endpoint("/v1/files", self.upload, method="POST"),
+            Endpoint("/v1/files", self.list_files),
+            Endpoint("/v1/files/{id}", self.file),
+            Endpoint("/v1/files/{id}", self.delete_file, method="DELETE"),
+            Endpoint("/v1/files/{id}/content", self.content),
+            Endpoint("/v1/batches", self.create, method="POST"),
+            Endpoint("/v1/batches", self.list_batches),
+            Endpoint("/v1/batches/{id}", self.batch),
+            Endpoint("/v1/batches/{id}/cancel", self.cancel, method="POST"),
         ]
 
     @describes(

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
-from starlette.routing import Route
-
+from service.api.application import Endpoint
 from service.batches.api import BatchRoutes
 from service.batches.database import Database
 from service.batches.files import Files
@@ -27,7 +26,7 @@ class BatchService:
     def __init__(self, chat: Completer, identity: Identity, settings: Settings, *, serving: Callable[[], bool]) -> None:
         self._database = Database(settings.state)
         batches = Batches(self._database, Files(self._database), settings)
-        self.routes: list[Route] = BatchRoutes(batches, settings).routes()
+        self.routes: list[Endpoint] = BatchRoutes(batches, settings).routes()
         self.runner = BatchRunner(batches, chat, identity, rows=settings.batch_rows, serving=serving)
 
     @asynccontextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,7 +30,7 @@ class CachedFile(Generic[T]):
     def read(self) -> T | None:
         """Return the parsed content of the file as it is now, or None."""
         try:
-            status = self.path.stat()
+            status = os.stat(self.path)  # noqa: PTH116  (half the time of Path.stat)
         except OSError:
             self._seen = self._value = None
             return None

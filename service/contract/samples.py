@@ -109,16 +109,18 @@ class SampleRing:
             self._begin()
 
     def add(self, sample: Sample) -> None:
-        """Write one sample, then the count, which never covers a record that is not complete."""
+        """Write one sample."""
+        first = -1.0 if sample.first is None else sample.first
+        self.write(sample.at, sample.seconds, first, sample.status, sample.kind, sample.ratio or 0.0)
+
+    def write(self, at: float, seconds: float, first: float, status: int, kind: int, ratio: float = 0.0) -> None:
+        """Write the fields of a record, then the count, which never covers a record that is not complete."""
         if self._ring is None:
             return
         if self._version != self._state.version:
             self._begin()
-        first = -1.0 if sample.first is None else sample.first
         offset = _HEADER.size + self._count % _CAPACITY * _RECORD.size
-        _RECORD.pack_into(
-            self._ring, offset, sample.at, sample.seconds, first, sample.status, sample.kind, sample.ratio or 0.0
-        )
+        _RECORD.pack_into(self._ring, offset, at, seconds, first, status, kind, ratio)
         self._count += 1
         self._ring[_COUNT] = self._count.to_bytes(8, "little")
 

@@ -32,7 +32,7 @@ class Slots:
     @property
     def live(self) -> str | None:
         """The slot that serves; None on an empty host."""
-        name = _readlink(self.root / "live")
+        name = _readlink(f"{self.root}/live")
         return name if name in SLOTS else None
 
     @property
@@ -84,7 +84,7 @@ def generation_directory(runtime: Path, slot: str, generation: int) -> Path:
     return runtime / slot / str(generation)
 
 
-def _readlink(path: Path) -> str | None:
+def _readlink(path: str | Path) -> str | None:
     try:
         return os.readlink(path)  # noqa: PTH115  (a string is wanted, not a path)
     except OSError:

@@ -27,10 +27,10 @@ class Ledger:
     """Counts of requests and connections of one worker since it started.
 
     A request is accepted with its first byte. It is completed when it was answered (also with a 4xx), failed when the
-    answer was a 5xx or was broken off, client-aborted when the client disconnected first. `cut` counts the failed
-    requests that a drain deadline ended, `drained` the completed ones that were in flight when the generation stopped
-    taking requests; `handed_out` and `adopted` count connections passed to and received from another process. Requests
-    through the slot's internal socket are counted as `internal` and nowhere else.
+    answer was a 5xx or was broken off, client-aborted when the client disconnected first or took too long. `cut`
+    counts the failed requests that a drain deadline ended, `drained` the completed ones that were in flight when the
+    generation stopped taking requests; `handed_out` and `adopted` count connections passed to and received from
+    another process. Requests through the slot's internal socket are counted as `internal` and nowhere else.
     """
 
     accepted: int = 0

@@ -15,11 +15,13 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
+from service.handover.acceptor import Acceptor
+
 __all__ = ["FdReceiver", "Outcome", "receive", "send_fd"]
 
 _PAYLOAD = b"c"  # descriptors can only be sent with at least one byte
 _SEND_TIMEOUT = 5.0  # seconds between connect and send, after which a sender is dropped
-_BURST = 64  # senders accepted in one go
+_MAX_DESCRIPTORS = 2  # of one message
 
 logger = logging.getLogger("gunicorn.error")
 
@@ -41,8 +43,9 @@ def send_fd(descriptor: int, owner: Path, unread: bytes = b"") -> Outcome:
     After SENT the caller must close its copy of the descriptor; the client sees no FIN while the other copy is open.
     After any other outcome the connection stays with the caller.
     """
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as channel, ExitStack() as stack:
+    with ExitStack() as stack:
         try:
+            channel = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK))
             channel.connect(str(owner))
             descriptors = [descriptor]
             if unread:
@@ -52,7 +55,7 @@ def send_fd(descriptor: int, owner: Path, unread: bytes = b"") -> Outcome:
             socket.send_fds(channel, [_PAYLOAD], descriptors)
         except (FileNotFoundError, ConnectionRefusedError):
             return Outcome.NO_RECEIVER
-        except OSError:  # backlog full, too many descriptors in flight, or the receiver closed after connect
+        except OSError:  # backlog full, no descriptor left, or the receiver closed after connect
             return Outcome.TRY_AGAIN
     return Outcome.SENT
 
@@ -60,13 +63,19 @@ def send_fd(descriptor: int, owner: Path, unread: bytes = b"") -> Outcome:
 def receive(channel: socket.socket) -> tuple[socket.socket, bytes] | None:
     """Receive a client connection and the bytes that were read from it; None if the sender closed without sending.
 
-    Raises BlockingIOError if nothing was sent yet.
+    Raises BlockingIOError if nothing was sent yet. Without a free descriptor (RLIMIT_NOFILE) the kernel discards what
+    was sent: the client is disconnected then, which is logged, and None is returned.
     """
     try:
-        _, descriptors, _, _ = socket.recv_fds(channel, len(_PAYLOAD), 2)
+        _, descriptors, flags, _ = socket.recv_fds(channel, len(_PAYLOAD), _MAX_DESCRIPTORS)
     except BlockingIOError:
         raise
     except OSError:
+        return None
+    if flags & socket.MSG_CTRUNC:
+        for descriptor in descriptors:
+            os.close(descriptor)
+        logger.error("a connection that was handed over is lost: this process has too many open files")
         return None
     if not descriptors:
         return None
@@ -85,7 +94,7 @@ class FdReceiver:
     def __init__(self, listener: socket.socket, adopt: Callable[[socket.socket, bytes], None]) -> None:
         self._listener = listener
         self._adopt = adopt
-        self._loop = asyncio.get_running_loop()
+        self._acceptor = Acceptor([listener], self._receive, descriptors=1 + _MAX_DESCRIPTORS)
         self._accepted: set[socket.socket] = set()
 
     @property
@@ -95,27 +104,17 @@ class FdReceiver:
 
     def start(self) -> None:
         """Begin to receive."""
-        self._loop.add_reader(self._listener.fileno(), self.accept)
+        self._acceptor.start()
 
     def stop(self) -> None:
         """Receive what is in the backlog, then stop; the other workers go on."""
-        self._loop.remove_reader(self._listener.fileno())
+        self._acceptor.stop()
         while self.accept():
             pass
 
     def accept(self) -> int:
-        """Accept up to _BURST senders; returns how many there were."""
-        for accepted in range(_BURST):
-            try:
-                channel, _ = self._listener.accept()
-            except BlockingIOError:
-                return accepted
-            except OSError as error:
-                logger.warning("cannot receive a connection: %s", error)
-                return 0
-            channel.setblocking(False)
-            self._receive(channel)
-        return _BURST
+        """Accept some of the senders that wait; returns how many."""
+        return self._acceptor.accept(self._listener)
 
     def _receive(self, channel: socket.socket) -> None:
         try:
@@ -128,22 +127,22 @@ class FdReceiver:
             self._adopt(*received)
 
     def _receive_later(self, channel: socket.socket) -> None:
-        descriptor = channel.fileno()
+        descriptor, loop = channel.fileno(), asyncio.get_running_loop()
         self._accepted.add(channel)
 
         def readable() -> None:
-            self._loop.remove_reader(descriptor)
+            loop.remove_reader(descriptor)
             self._accepted.discard(channel)
             timeout.cancel()
             self._receive(channel)
 
         def timed_out() -> None:
-            self._loop.remove_reader(descriptor)
+            loop.remove_reader(descriptor)
             self._accepted.discard(channel)
             channel.close()
 
-        self._loop.add_reader(descriptor, readable)
-        timeout = self._loop.call_later(_SEND_TIMEOUT, timed_out)
+        loop.add_reader(descriptor, readable)
+        timeout = loop.call_later(_SEND_TIMEOUT, timed_out)
 
 
 def _read(descriptor: int) -> bytes:

@@ -17,8 +17,11 @@ from uvicorn.server import Server
 
 from service.contract.samples import SampleRing
 from service.contract.worker_state import Ledger, WorkerStateFile
+from service.handover.acceptor import Acceptor
 from service.handover.connection import Connection
 from service.handover.fd_passing import FdReceiver, Outcome, send_fd
+from service.handover.protocol import RequestProtocol
+from service.handover.recorder import Recorder
 from service.metrics import Metrics
 from service.routing.canary import Side
 from service.routing.mirror import Mirror
@@ -27,10 +30,9 @@ from service.settings import Settings
 
 __all__ = ["SlotServer", "Supervisor"]
 
-TICK = 0.02  # seconds between two reads of `live`, each of 4 µs; inotify could drop the event of a change
+TICK = 0.02  # seconds after which `live` is read again even without a request
 _TICKS_PER_HOUSEKEEPING = 5  # Uvicorn's own tick is due every 100 ms
-_BURST = 64  # connections accepted in one go, so that the other workers get their share
-_ACCEPT_PAUSE = 1.0  # seconds without accepting after the process ran out of descriptors
+_MAX_STEP = 1.0  # seconds that may pass at once for slow clients, else a suspended worker would blame its clients
 _ORPHAN_DRAIN = 3.0  # seconds to finish requests after the master was killed; clients wait for the next one meanwhile
 
 logger = logging.getLogger("gunicorn.error")
@@ -73,17 +75,18 @@ class SlotServer(Server):
         self.gate = gate
         self.state = state_file.state
         self.samples = SampleRing(state_file.path.with_suffix(".samples"), self.state)
+        self.recorder = Recorder(self.state, self.samples)
         self.mirror = Mirror(gate, self.samples, Metrics(self.state.version, self.state.slot).count_mirrored)
         self.clients: set[Connection] = set()
-        self.busy: set[Connection] = set()
+        self.busy: set[RequestProtocol] = set()
+        self.receiving: set[RequestProtocol] = set()
+        self.sending: set[RequestProtocol] = set()
         self._state_file = state_file
-        self._public = public
-        self._internal = internal
-        self._handoff = handoff
+        self._public = Acceptor(public, lambda client: self._admit(client, public=True))
+        self._internal = Acceptor([internal], lambda client: self._admit(client, public=False))
+        self._receiver = FdReceiver(handoff, self._adopt)
         self._supervisor = supervisor
         self._is_open = self._takes_requests = False
-        self._accepting = False
-        self._accept_again_at = 0.0
         self._leaving = False
         self._orphaned_at: float | None = None
         self._cut_now = False
@@ -100,6 +103,11 @@ class SlotServer(Server):
     def is_serving(self) -> bool:
         """Whether this worker accepts public connections now."""
         return self._is_open
+
+    @property
+    def answers_all(self) -> bool:
+        """Whether every request of a client is answered here: this generation is live, and there is no canary."""
+        return self.gate.recent.answers_all and not self._leaving
 
     def keeps(self, connection: Connection) -> bool:
         """Return whether the connection's next request is answered here.
@@ -134,12 +142,9 @@ class SlotServer(Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:  # noqa: ARG002
         """Begin to accept from the internal and the handoff socket; the main loop opens the gate."""
         await self.lifespan.startup()
-        loop = asyncio.get_running_loop()
-        self._receiver = FdReceiver(
-            self._handoff, lambda client, unread: self._admit(client, public=True, adopted=True, unread=unread)
-        )
         self._receiver.start()
-        loop.add_reader(self._internal.fileno(), self._accept, self._internal, False)
+        self._internal.start()
+        self._timed_at = time.monotonic()
         self.servers = []
         self.started = True
 
@@ -148,21 +153,25 @@ class SlotServer(Server):
         ticks = 0
         while not self.should_exit and self._supervisor.is_running:
             self.follow()
-            if ticks % _TICKS_PER_HOUSEKEEPING == 0 and await self.on_tick(ticks // _TICKS_PER_HOUSEKEEPING):
-                return
+            if ticks % _TICKS_PER_HOUSEKEEPING == 0:
+                self.recorder.publish(len(self.server_state.tasks))
+                if await self.on_tick(ticks // _TICKS_PER_HOUSEKEEPING):
+                    return
             ticks += 1
             await asyncio.sleep(TICK)
 
     def follow(self) -> None:
         """Open or close the gate according to `live`, and pass on the connections that this generation does not own."""
+        self.gate.look()
         is_open = self.gate.is_open() and not self._leaving
         if is_open != self._is_open:
             self._is_open = is_open
             self.state.set_gate(is_open)
             logger.info("gate %s (%s %s)", self.state.gate, self.state.slot, self.state.version)
-        accepting = is_open and time.monotonic() >= self._accept_again_at
-        if accepting != self._accepting:
-            self._set_accepting(accepting)
+        if is_open:
+            self._public.start()
+        else:
+            self._public.stop()
         owned: dict[Side, bool] = {"live": is_open, "candidate": not self._leaving and self.gate.is_open("candidate")}
         takes_requests = any(owned.values())
         if self._takes_requests and not takes_requests:
@@ -173,8 +182,18 @@ class SlotServer(Server):
             for connection in list(self.clients):
                 if not owned[connection.side]:
                     self.move(connection)
+        self._time_clients()
         self.mirror.follow()
         self.publish_state()
+
+    def _time_clients(self) -> None:
+        """Let the time pass that clients have to send their requests, and to read the answers."""
+        now = time.monotonic()
+        seconds, self._timed_at = min(now - self._timed_at, _MAX_STEP), now
+        for connection in list(self.receiving):
+            connection.pass_time_to_send(seconds)
+        for connection in list(self.sending):
+            connection.pass_time_to_read(seconds)
 
     def publish_state(self) -> None:
         """Update the state file."""
@@ -189,7 +208,7 @@ class SlotServer(Server):
         self._close_handoff()
         await self.mirror.close()
         self.follow()
-        asyncio.get_running_loop().remove_reader(self._internal.fileno())
+        self._internal.stop()
         deadline = time.monotonic() + self.settings.drain
         while self._receiver.is_expecting or self._arriving or self.server_state.connections:
             if not self._supervisor.is_running:
@@ -198,11 +217,13 @@ class SlotServer(Server):
                 self._cut_all()
             for connection in self._connections():
                 self.move(connection)
+            self._time_clients()
             self.publish_state()
             if self.config.callback_notify:
                 await self.config.callback_notify()  # else Gunicorn would kill a worker that drains for long
             await asyncio.sleep(TICK)
         await self.lifespan.shutdown()
+        self.recorder.publish(0)
         self.state.phase = "gone"
         self.publish_state()
 
@@ -227,29 +248,10 @@ class SlotServer(Server):
 
     # the sockets
 
-    def _set_accepting(self, accepting: bool) -> None:
-        loop = asyncio.get_running_loop()
-        for listener in self._public:
-            if accepting:
-                loop.add_reader(listener.fileno(), self._accept, listener, True)
-            else:
-                loop.remove_reader(listener.fileno())
-        self._accepting = accepting
-
-    def _accept(self, listener: socket.socket, public: bool) -> None:
-        for _ in range(_BURST):
-            try:
-                client, _ = listener.accept()
-            except (BlockingIOError, ConnectionAbortedError):
-                return
-            except OSError as error:  # out of descriptors; clients wait in the backlog
-                logger.error("cannot accept: %s; next try in %s s", error, _ACCEPT_PAUSE)  # noqa: TRY400
-                if public:
-                    self._set_accepting(False)
-                    self._accept_again_at = time.monotonic() + _ACCEPT_PAUSE
-                return
-            client.setblocking(False)
-            self._admit(client, public=public)
+    def _adopt(self, client: socket.socket, unread: bytes) -> None:
+        """Admit a connection that was handed over; it counts although its client may have disconnected meanwhile."""
+        self.ledger.adopted += 1
+        self._admit(client, public=True, adopted=True, unread=unread)
 
     def _admit(self, client: socket.socket, *, public: bool, adopted: bool = False, unread: bytes = b"") -> None:
         def connection() -> Connection:

@@ -90,7 +90,7 @@ class SlotWorker(UvicornWorker):  # type: ignore[misc]  # Gunicorn's classes car
         config = Config(
             app,
             http=Connection,
-            loop="asyncio",
+            loop="asyncio",  # uvloop would read from a connection that was passed on as soon as it arrived
             ws="none",
             log_config=None,
             access_log=False,

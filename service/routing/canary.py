@@ -13,7 +13,6 @@ __all__ = ["Side", "has_whole_head", "pick_mirrored", "pick_side", "side_by_head
 Side = Literal["live", "candidate"]
 
 PIN = "x-glm-slot"  # a client chooses the side with this header
-MAX_HEAD = 1 << 16  # bytes; a longer head is not inspected
 
 
 def pick_side(canary: Canary) -> Side:
@@ -41,8 +40,8 @@ def side_by_head(canary: Canary, head: bytes | bytearray) -> Side | None:
 
 
 def has_whole_head(data: bytes | bytearray) -> bool:
-    """Return whether the data includes a request's whole head, or is longer than MAX_HEAD."""
-    return b"\r\n\r\n" in data or len(data) > MAX_HEAD
+    """Return whether the data includes a request's whole head."""
+    return b"\r\n\r\n" in data
 
 
 def _header(data: bytes | bytearray, name: str) -> str | None:

@@ -21,7 +21,7 @@ import httpx
 from service.contract.samples import BROKEN_OFF, DIFFERENT, EQUAL, MIRRORED, Sample, SampleRing
 from service.routing.compare import compare, is_failure
 from service.routing.ownership import Gate
-from service.routing.timing import CHAT_PATH, MIRRORED_HEADER, Message, ResponseTimer, split_trailer
+from service.timing import CHAT_PATH, MIRRORED_HEADER, Message, ResponseTimer, split_trailer
 
 __all__ = ["CapturedExchange", "Mirror", "MirrorOutcome"]
 

@@ -1,4 +1,7 @@
-"""The times of an answer, measured around the application; a mirrored answer carries them in a trailer."""
+"""How an answer went: measured once, around the application, for the ledger, the samples and the metrics.
+
+A mirrored answer carries its times in a trailer.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,19 @@ import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Protocol
 
-from service.contract.samples import ANSWERED, BROKEN_OFF, CLIENT_GONE, NOT_ANSWERED, Sample
+from service.contract.samples import ANSWERED, BROKEN_OFF, CLIENT_GONE, NOT_ANSWERED, SampleRing
 
-__all__ = ["CHAT_PATH", "MIRRORED_HEADER", "Capture", "Message", "Receive", "ResponseTimer", "Send", "split_trailer"]
+__all__ = [
+    "CHAT_PATH",
+    "MIRRORED_HEADER",
+    "Capture",
+    "Headers",
+    "Message",
+    "Receive",
+    "ResponseTimer",
+    "Send",
+    "split_trailer",
+]
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -20,6 +33,8 @@ MIRRORED_HEADER = b"x-glm-mirrored"  # requests the trailer; ignored except on a
 _TRAILER = b"\n: %.6f %.6f\n"  # seconds, and seconds to the first piece or -1; a comment in server-sent events
 _TRAILER_PATTERN = re.compile(rb"\n: (\d+\.\d+) (-?\d+\.\d+)\n\Z")
 _MAX_TRAILER = 100  # bytes
+
+Headers = list[tuple[bytes, bytes]]
 
 
 class Capture(Protocol):
@@ -38,19 +53,28 @@ class ResponseTimer:
     The time starts with the last byte of the request, so that a slow upload is not included. A client that reads the
     answer slowly is included: this cannot be distinguished from a slow model.
 
+    It is the only wrapper: the server makes it and leaves it in the request's state, as `timer`, where the application
+    finds it to set `labels`. They return the headers that the answer gets when it begins.
+
     With `trailer` the answer ends with a line that has the times as measured here. The live slot uses them for mirrored
     answers: times measured there would include the delays that its own model causes.
     """
 
+    __slots__ = (
+        *("_began", "_ended", "_first", "_receive", "_send", "_started", "_trailer"),
+        *("capture", "complete", "labels", "scope", "status"),
+    )
+
     def __init__(self, scope: Message, receive: Receive, send: Send, *, trailer: bool = False) -> None:
-        self._is_chat = scope.get("path") == CHAT_PATH
+        self.scope = scope
         self._receive, self._send = receive, send
         self._trailer = trailer
-        self._started = time.monotonic()
+        self._began = self._started = self._ended = time.monotonic()
         self._first: float | None = None
         self.status: int | None = None
-        self.complete = False
+        self.complete = False  # set by the server, which knows whether the last byte was written
         self.capture: Capture | None = None
+        self.labels: Callable[[], Headers] | None = None
 
     async def receive(self) -> Message:
         """Receive an ASGI message for the application."""
@@ -67,6 +91,8 @@ class ResponseTimer:
         """Send an ASGI message of the application."""
         if message["type"] == "http.response.start":
             self.status = message["status"]
+            if self.labels:
+                message = {**message, "headers": [*message.get("headers", ()), *self.labels()]}
             await self._send(_without_length(message) if self._trailer else message)
             return
         complete = not message.get("more_body", False)
@@ -75,7 +101,6 @@ class ResponseTimer:
             self._first = time.monotonic()
         if self._trailer and complete:
             message = {**message, "body": body + _TRAILER % self.times()}
-        self.complete = complete
         await self._send(message)
         if self.capture:
             self.capture.add_response(body, complete=complete)
@@ -84,14 +109,23 @@ class ResponseTimer:
         """Return the seconds until now, and until the first piece of a streamed answer (-1 without one)."""
         return time.monotonic() - self._started, self._first - self._started if self._first is not None else -1.0
 
-    def sample(self, *, client_gone: bool) -> Sample:
-        """Return the sample of the answer; `client_gone`: the client has disconnected."""
-        status = self.status or 500
+    def end(self, *, client_gone: bool) -> None:
+        """Note that the application has ended; `client_gone`: the client has disconnected."""
+        self._ended = time.monotonic()
         if not self.complete:
-            status = CLIENT_GONE if client_gone else BROKEN_OFF
-        seconds, first = self.times()
-        kind = ANSWERED if self._is_chat else NOT_ANSWERED
-        return Sample(time.monotonic(), seconds, first if first >= 0 else None, status, kind)
+            self.status = CLIENT_GONE if client_gone else BROKEN_OFF
+
+    @property
+    def seconds(self) -> float:
+        """From the head of the request to the end of the answer, once that has come."""
+        return self._ended - self._began
+
+    def write(self, samples: SampleRing) -> None:
+        """Write the sample of the answer, once it has ended."""
+        ended, started = self._ended, self._started
+        first = -1.0 if self._first is None else self._first - started
+        kind = ANSWERED if self.scope["path"] == CHAT_PATH else NOT_ANSWERED
+        samples.write(ended, ended - started, first, self.status or 500, kind)
 
 
 def split_trailer(body: bytes | bytearray) -> tuple[bytes, tuple[float, float] | None]:

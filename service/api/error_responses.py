@@ -1,0 +1,26 @@
+"""The responses to ApiError and HTTPException: error objects."""
+
+from __future__ import annotations
+
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse, Response
+from starlette.types import Scope
+
+from service.chat.errors import ApiError, error_object
+
+__all__ = ["error_response"]
+
+
+def error_response(error: Exception, scope: Scope) -> Response | None:
+    """Return the response to an error that a request may cause; None for any other."""
+    if isinstance(error, ApiError):
+        document = error_object(error.status, str(error), error.param, error.code)
+        return JSONResponse(document, error.status, error.headers)
+    if isinstance(error, HTTPException):
+        message = {
+            404: f"unknown URL: {scope['path'][:200]}",
+            405: f"method {scope['method'][:20]} is not allowed for this URL",
+        }.get(error.status_code, error.detail)
+        code = {404: "unknown_url", 405: "method_not_allowed"}.get(error.status_code)
+        return JSONResponse(error_object(error.status_code, message, code=code), error.status_code, error.headers)
+    return None

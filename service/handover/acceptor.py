@@ -1,0 +1,83 @@
+"""Accepts connections from listening sockets that several processes share."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+
+__all__ = ["Acceptor"]
+
+_BURST = 64  # connections accepted in one go, so that the other workers get their share
+_PAUSE = 1.0  # seconds without accepting after the process ran out of descriptors
+
+logger = logging.getLogger("gunicorn.error")
+
+
+class Acceptor:
+    """Calls `admit` with each connection. Each needs `descriptors` in all; while there are fewer, none is accepted.
+
+    What is not accepted waits in the backlog, in the kernel.
+    """
+
+    def __init__(
+        self, listeners: Sequence[socket.socket], admit: Callable[[socket.socket], None], *, descriptors: int = 1
+    ) -> None:
+        self._listeners = listeners
+        self._admit = admit
+        self._descriptors = descriptors
+        self._is_started = self._is_watching = False
+        self._pause: asyncio.TimerHandle | None = None
+
+    def start(self) -> None:
+        """Begin to accept."""
+        self._is_started = True
+        if self._pause is None:
+            self._watch(True)
+
+    def stop(self) -> None:
+        """Accept no more, unless `accept` is called."""
+        self._is_started = False
+        self._watch(False)
+
+    def accept(self, listener: socket.socket) -> int:
+        """Accept what waits, up to a burst; returns how many there were."""
+        for accepted in range(_BURST):
+            try:
+                _require(self._descriptors, listener)
+                connection, _ = listener.accept()
+            except (BlockingIOError, ConnectionAbortedError):
+                return accepted
+            except OSError as error:
+                logger.error("cannot accept: %s; next try in %s s", error, _PAUSE)  # noqa: TRY400
+                self._watch(False)
+                self._pause = self._pause or asyncio.get_running_loop().call_later(_PAUSE, self._resume)
+                return 0
+            connection.setblocking(False)
+            self._admit(connection)
+        return _BURST
+
+    def _resume(self) -> None:
+        self._pause = None
+        self._watch(self._is_started)
+
+    def _watch(self, watch: bool) -> None:
+        if watch == self._is_watching:
+            return
+        loop = asyncio.get_running_loop()
+        for listener in self._listeners:
+            if watch:
+                loop.add_reader(listener.fileno(), self.accept, listener)
+            else:
+                loop.remove_reader(listener.fileno())
+        self._is_watching = watch
+
+
+def _require(count: int, listener: socket.socket) -> None:
+    """Raise OSError unless the process can open that many descriptors more; accept needs one, and looks itself."""
+    with ExitStack() as stack:
+        for _ in range(count if count > 1 else 0):
+            stack.callback(os.close, os.dup(listener.fileno()))

@@ -1,0 +1,323 @@
+"""HTTP/1.x on one connection: counts its requests, measures their answers, and limits what its client may send."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import NoReturn, Protocol
+
+from uvicorn.config import Config
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.server import ServerState
+
+from service.contract.worker_state import Ledger
+from service.handover.plain_errors import plain_error
+from service.handover.recorder import Recorder
+from service.routing.mirror import Mirror
+from service.settings import Settings
+from service.timing import MIRRORED_HEADER, Message, Receive, ResponseTimer, Send
+
+__all__ = ["RequestProtocol", "RequestServer"]
+
+BODY_PAUSE = 20.0  # seconds for which a body may pause, as in Apache's mod_reqtimeout
+
+
+class RequestServer(Protocol):
+    """The server, as its connections use it to count their requests."""
+
+    settings: Settings
+    mirror: Mirror
+    recorder: Recorder
+    busy: set[RequestProtocol]
+    """The client connections with a request in flight."""
+    receiving: set[RequestProtocol]
+    """The connections of which a part of a request has come, and not all of it."""
+    sending: set[RequestProtocol]
+    """The connections whose clients do not read as fast as they are answered."""
+
+    @property
+    def ledger(self) -> Ledger:
+        """The counts of this worker."""
+
+
+class RequestProtocol(HttpToolsProtocol):
+    """Uvicorn's protocol for a connection of a client (`public`) or of the slot's internal socket.
+
+    Three counts change independently: requests begun, requests received completely, requests answered.
+
+    A client has `head_timeout` seconds to send the head of a request. Its body may pause for BODY_PAUSE, and each byte
+    gives back as much of that as it may take at `body_rate`. The time passes only while the server waits for the
+    client: not while it does not read, nor while an earlier request is answered. A request that takes too long is
+    answered with a 408 if its answer has not begun, and counts as aborted by its client.
+
+    A client that reads nothing for `read_timeout` seconds, while 64 KiB wait in the write buffer, is disconnected.
+    """
+
+    def __init__(self, config: Config, server_state: ServerState, slot_server: RequestServer, *, public: bool) -> None:
+        super().__init__(config, server_state, {})
+        self.slot_server = slot_server
+        self.public = public
+        self.begun = self.received = self.answered = 0
+        self._is_counted = False  # the next request was counted before the parser has seen it
+        self._to_drain = 0
+        self._timer: ResponseTimer | None = None
+        self._broken_off = self._client_gone = False
+        self._in_head = False
+        self._seconds_to_send = self._seconds_to_read = self._idle_since = 0.0
+        self._piece = self._head_began_in = 0  # bytes of the last piece read, and of the one in which the head began
+        self._unparsed = 0  # bytes read since the parser's last report, as far as they are certainly behind it
+        self._begins_here = False
+        self._unsent = 0  # bytes in the write buffer, when that was last looked at
+        self._error = 400
+        self._application = self.app
+        self.app = self._answer
+
+    @property
+    def in_flight(self) -> int:
+        """The number of requests that were begun and have not ended."""
+        return self.begun - self.answered
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether every request that was begun has been received and answered."""
+        return self.begun == self.received == self.answered
+
+    def note_gate_closed(self) -> None:
+        """Count the requests in flight as drained once they complete: the generation takes no more requests."""
+        self._to_drain = self.in_flight
+
+    def cut(self) -> None:
+        """Abort the connection with its requests unanswered: the drain deadline has passed."""
+        self._broken_off = True
+        if self.in_flight:
+            self._count("cut", self.in_flight)
+            self._end("failed", self.in_flight)
+        self.transport.abort()
+
+    def shutdown(self) -> None:
+        """Close the connection if it is idle; a response in flight gets "Connection: close"."""
+        if not self._in_head:
+            super().shutdown()
+
+    def pass_time_to_read(self, seconds: float) -> None:
+        """Let the time pass for which the client has read nothing of its answer."""
+        unsent = self.transport.get_write_buffer_size()
+        self._seconds_to_read -= seconds
+        if unsent < self._unsent:
+            self._seconds_to_read = self.slot_server.settings.read_timeout
+        self._unsent = unsent
+        if self._seconds_to_read < 0:
+            self._time_out()
+
+    def pass_time_to_send(self, seconds: float) -> None:
+        """Let the time pass that the client has to send its request."""
+        waits_for_client = self.transport.is_reading() and self.in_flight <= 1
+        if not waits_for_client or (self.cycle and self.cycle.waiting_for_100_continue):
+            return
+        self._seconds_to_send -= seconds
+        if self._seconds_to_send < 0:
+            self._time_out()
+
+    # called by the transport and the parser
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Start the idle timeout at once: a client that connects and sends nothing is idle too."""
+        super().connection_made(transport)
+        self._idle_since = self.loop.time()
+        self._close_when_idle()
+
+    def _close_when_idle(self) -> None:
+        """Close the connection once it has been idle for the keep-alive time.
+
+        Its timer looks when that was last so, instead of being cancelled and made anew with every request.
+        """
+        left = float(self.timeout_keep_alive)
+        if self.is_idle and not self._is_counted:
+            left -= self.loop.time() - self._idle_since
+        if left > 0:
+            self.timeout_keep_alive_task = self.loop.call_later(left, self._close_when_idle)
+        else:
+            self.timeout_keep_alive_handler()
+
+    def _unset_keepalive_if_required(self) -> None:
+        """Keep the timer; only a connection that is lost has none."""
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Count the requests in flight, which will not be answered any more."""
+        super()._unset_keepalive_if_required()
+        self._client_gone = True
+        if self.in_flight:
+            self._end("failed" if self._broken_off else "client_aborted", self.in_flight)
+        self.slot_server.receiving.discard(self)
+        self.slot_server.sending.discard(self)
+        super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """Note that an answer waits for its client."""
+        super().pause_writing()
+        self._unsent = self.transport.get_write_buffer_size()
+        self._seconds_to_read = self.slot_server.settings.read_timeout
+        self.slot_server.sending.add(self)
+
+    def resume_writing(self) -> None:
+        """Note that it does not wait any more."""
+        super().resume_writing()
+        self.slot_server.sending.discard(self)
+
+    def data_received(self, data: bytes) -> None:
+        """Parse the data; a part of a request that the parser cannot report yet has a limit too."""
+        self._piece = len(data)
+        self._unparsed += self._piece
+        self._begins_here = self._is_counted or self.begun == self.received  # not behind the end of a body
+        super().data_received(data)
+        settings = self.slot_server.settings
+        if self._unparsed > settings.max_head and not self.transport.is_closing():
+            self._error = 414 if self._in_head and len(self.url) > settings.max_url else 431
+            self.send_400_response("")
+
+    def on_message_begin(self) -> None:
+        """Count a request at its first byte."""
+        if self._is_counted:
+            self._is_counted = False
+        else:
+            self._begin()
+        self._in_head = True
+        self._head_began_in, self._unparsed = self._piece, self._piece if self._begins_here else 0
+        self._begins_here = False
+        super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        """Refuse a head that is too large, else begin to answer."""
+        settings = self.slot_server.settings
+        if len(self.url) > settings.max_url:
+            self._refuse(414)
+        if len(self.headers) > settings.max_headers:
+            self._refuse(431)
+        if self._head_began_in + self._unparsed > settings.max_head:  # else the head is smaller in any case
+            size = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
+            if size > settings.max_head:
+                self._refuse(431)
+        self._in_head = False
+        self._unparsed = 0
+        self._seconds_to_send = BODY_PAUSE
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """Give back the time that the bytes may take."""
+        self._unparsed = 0
+        self._seconds_to_send = min(BODY_PAUSE, self._seconds_to_send + len(body) / self.slot_server.settings.body_rate)
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """Count a request that was received completely."""
+        super().on_message_complete()
+        self.received += 1
+        if self.received == self.begun:
+            self.slot_server.receiving.discard(self)
+        if self.received == self.answered:  # before its last byte came
+            self._idle_since = self.loop.time()
+
+    def on_response_complete(self) -> None:
+        """Count a completed response, then begin with the next request if it was pipelined."""
+        if self.transport.is_closing() and not self.in_flight:
+            return  # counted already: the request was cut, or an invalid body got a 400
+        timer, self._timer = self._timer, None
+        if timer:
+            timer.complete = timer.status is not None
+        self._end("completed" if timer and timer.status and timer.status < 500 else "failed")
+        self.server_state.total_requests += 1
+        self._idle_since = self.loop.time()
+        if self.transport.is_closing():
+            return
+        self.flow.resume_reading()
+        if self.pipeline:
+            self._start_asgi_task(*self.pipeline.pop())
+
+    def send_400_response(self, msg: str) -> None:  # noqa: ARG002  (Uvicorn's signature)
+        """Answer what is not HTTP or too large; the ledger counts it as a completed request."""
+        if not self.in_flight:
+            self._begin()
+        self._end("completed")
+        self._respond(self._error)
+
+    def _refuse(self, status: int) -> NoReturn:
+        """End the parsing, whose caller calls send_400_response."""
+        self._error = status
+        raise ValueError(status)
+
+    def _respond(self, status: int) -> None:
+        self.transport.write(plain_error(status, self.server_state.default_headers))
+        self.transport.close()
+
+    def _time_out(self) -> None:
+        """Give up on a client that has taken too long."""
+        self._client_gone = True
+        in_head = self._is_counted or self._in_head
+        can_answer = self.in_flight and (in_head or not self.cycle.response_started)
+        if self.in_flight:
+            self._end("client_aborted", self.in_flight)
+        self.slot_server.receiving.discard(self)
+        if self.cycle and not self.cycle.response_complete:  # the application sees a disconnect
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        if self.transport.get_write_buffer_size():
+            self.transport.abort()
+        elif can_answer:
+            self._respond(408)
+        else:
+            self.transport.close()
+
+    async def _answer(self, scope: Message, receive: Receive, send: Send) -> None:
+        """Run the application, and record how its answer went."""
+        scope["state"]["internal"] = not self.public
+        is_mirrored = not self.public and any(name == MIRRORED_HEADER for name, _ in scope["headers"])
+        self._timer = scope["state"]["timer"] = timer = ResponseTimer(scope, receive, send, trailer=is_mirrored)
+        mirror = self.slot_server.mirror
+        exchange = mirror.capture(scope, timer) if self.public and scope["method"] == "POST" else None
+        try:
+            await self._application(scope, timer.receive, timer.send)
+        finally:
+            del scope["state"]["timer"]  # a cycle, which the garbage collector would have to find
+            timer.end(client_gone=self._client_gone and not self._broken_off)
+            self._broken_off = self._broken_off or not timer.complete
+            self.slot_server.recorder.add(timer, public=self.public)
+            if exchange:
+                mirror.replay(exchange)
+
+    # the counts
+
+    def _begin(self) -> None:
+        self.begun += 1
+        self._seconds_to_send = self.slot_server.settings.head_timeout
+        self.slot_server.receiving.add(self)
+        if self.public:
+            self.slot_server.ledger.accepted += 1
+            self.slot_server.busy.add(self)
+        else:
+            self.slot_server.ledger.internal += 1
+
+    def _take_back(self) -> None:
+        """Uncount a request that another process will count: it gets the bytes that have come of it."""
+        self.begun -= 1
+        self._is_counted = False
+        self._to_drain = 0
+        self.slot_server.ledger.accepted -= 1
+        self.slot_server.busy.discard(self)
+        self.slot_server.receiving.discard(self)
+
+    def _end(self, outcome: str, requests: int = 1) -> None:
+        """Count the end of the oldest requests in flight; they end in the order in which they began."""
+        self.answered += requests
+        if self.public:
+            self._count(outcome, requests)
+        if self._to_drain:
+            drained = min(requests, self._to_drain)
+            self._to_drain -= drained
+            if outcome == "completed":
+                self._count("drained", drained)
+        if not self.in_flight:
+            self.slot_server.busy.discard(self)
+
+    def _count(self, field: str, amount: int = 1) -> None:
+        if self.public:
+            counts = vars(self.slot_server.ledger)
+            counts[field] += amount

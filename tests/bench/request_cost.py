@@ -1,0 +1,179 @@
+"""What does a request cost beyond plain Starlette on plain Uvicorn?
+
+The same answer of GET /healthz is asked of one worker of a live slot and of a bare Starlette application, in turns. The
+ratio of the two is what the handover, the ledger, the metrics and the headers leave of the throughput.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+import httpx
+import psutil
+from rich.console import Console
+from rich.table import Table
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.routing import Route
+
+from service.demo_models import tiny
+from tests.box import CODE, Box, empty_host, wait_for
+
+CONNECTIONS = 16
+TARGET = 0.75
+REQUEST = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+@dataclass(frozen=True)
+class Server:
+    """A server under measurement, and the process that answers."""
+
+    address: str
+    pid: int
+
+    @property
+    def cpu_seconds(self) -> float:
+        """What the process has used so far."""
+        times = psutil.Process(self.pid).cpu_times()
+        return float(times.user + times.system)
+
+
+@dataclass(frozen=True)
+class Turn:
+    """The result of one turn. The cost depends less than the rate on what else the machine does."""
+
+    rate: float
+    """Requests per second."""
+    cost: float
+    """Seconds of CPU time of the server per request."""
+
+
+async def _healthz(_request: Request) -> JSONResponse:
+    return JSONResponse({"status": "alive"})
+
+
+plain = Starlette(routes=[Route("/healthz", _healthz)])
+
+
+@contextmanager
+def plain_server() -> Iterator[Server]:
+    """Serve the bare application with Uvicorn, on the event loop that the worker has too."""
+    with socket.create_server(("127.0.0.1", 0)) as unused:
+        host, port = unused.getsockname()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "uvicorn", "tests.bench.request_cost:plain", "--host", host, "--port", str(port),
+         "--http", "httptools", "--loop", "asyncio", "--ws", "none", "--no-access-log", "--log-level", "warning"],
+        cwd=CODE,
+    )  # fmt: skip
+    try:
+        yield Server(f"{host}:{port}", process.pid)
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+def measure(server: Server, seconds: float) -> Turn:
+    """Ask on keep-alive connections without pause, by wrk where it is installed."""
+    before, started = server.cpu_seconds, time.monotonic()
+    answers = _wrk(server.address, seconds) if shutil.which("wrk") else asyncio.run(_ask(server.address, seconds))
+    return Turn(answers / (time.monotonic() - started), (server.cpu_seconds - before) / answers)
+
+
+def _wrk(address: str, seconds: float) -> int:
+    done = subprocess.run(
+        ["wrk", "-t1", f"-c{CONNECTIONS}", f"-d{seconds:g}s", f"http://{address}/healthz"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert not re.search("Non-2xx|Socket errors", done.stdout), done.stdout
+    found = re.search(r"(\d+) requests in", done.stdout)
+    assert found, done.stdout
+    return int(found[1])
+
+
+async def _ask(address: str, seconds: float) -> int:
+    host, port = address.split(":")
+    answers = 0
+    deadline = time.monotonic() + seconds
+
+    async def client() -> None:
+        nonlocal answers
+        reader, writer = await asyncio.open_connection(host, int(port))
+        while time.monotonic() < deadline:
+            writer.write(REQUEST)
+            head = await reader.readuntil(b"\r\n\r\n")
+            assert head.startswith(b"HTTP/1.1 200")
+            await reader.readexactly(int(head.lower().partition(b"content-length: ")[2].split(b"\r")[0]))
+            answers += 1
+        writer.close()
+
+    await asyncio.gather(*(client() for _ in range(CONNECTIONS)))
+    return answers
+
+
+@contextmanager
+def live_slot() -> Iterator[Box]:
+    """Serve 1.0.0 with one worker, which does without a model: none is asked."""
+    with tempfile.TemporaryDirectory() as directory, empty_host("dummy") as box:
+        checkpoint = Path(directory) / "1.0.0"
+        tiny.make(checkpoint, seed=1, dtype="float32")
+        box.stock({"1.0.0": checkpoint})
+        box.glmctl("deploy", "1.0.0")
+        yield box
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure both in turns, and print the medians and their ratio."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.bench.request_cost",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--turns", type=int, default=15, help="of each server [15]")
+    parser.add_argument("--seconds", type=float, default=1, help="of one turn [1]")
+    options = parser.parse_args(argv)
+    turns: list[tuple[Turn, Turn]] = []
+    with live_slot() as box, plain_server() as plain_one:
+        [worker] = box.generation("blue").workers
+        slot = Server(box.listen, worker.pid)
+        wait_for(lambda: _answers(plain_one))
+        for server in (slot, plain_one):
+            measure(server, 1)  # warm-up
+        seconds = options.seconds
+        turns += [(measure(slot, seconds), measure(plain_one, seconds)) for _ in range(options.turns)]
+    table = Table(
+        *("GET /healthz", "requests/s", "CPU µs a request"),
+        title=f"{CONNECTIONS} keep-alive connections, {options.turns} turns: medians",
+        caption=f"target of the ratio: {TARGET}. The server's CPU time depends less on the machine's other load",
+    )
+    names = ("one worker of the live slot", "Starlette on Uvicorn")
+    for name, found in zip(names, zip(*turns, strict=True), strict=True):
+        rate, cost = median(turn.rate for turn in found), median(turn.cost for turn in found)
+        table.add_row(name, f"{rate:,.0f}", f"{cost * 1e6:.0f}")
+    rate, cost = median(a.rate / b.rate for a, b in turns), median(b.cost / a.cost for a, b in turns)
+    table.add_row("ratio", f"{rate:.2f}", f"{cost:.2f}")
+    Console().print(table)
+
+
+def _answers(server: Server) -> bool:
+    try:
+        return httpx.get(f"http://{server.address}/healthz", trust_env=False).status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+if __name__ == "__main__":
+    main()

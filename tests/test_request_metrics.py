@@ -1,0 +1,160 @@
+"""Each request is measured once, by the server, and counted in the ledger, the samples and the metrics alike."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import uuid
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from service.app import create_app
+from service.contract.samples import BROKEN_OFF, CLIENT_GONE, new_samples
+from service.contract.worker_state import Ledger
+from service.identity import Identity
+from service.settings import Settings
+from tests.server_fixtures import App, Client, Host, Message, Receive, Reply, Send, running_host, until
+from tests.test_app import CHAT, HELLO, FakeEngine
+
+pytestmark = pytest.mark.anyio
+
+
+class ServiceApp(App):
+    """The service's application with a fake engine, besides the paths of App, which raise or wait."""
+
+    def __init__(self, slot: str) -> None:
+        super().__init__(slot)
+        self.identity = Identity(f"v-{uuid.uuid4().hex}", slot, 1)
+        self._service = create_app(FakeEngine(), self.identity, Settings(slot="blue"), serving=lambda: True)
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        if scope["path"] in {"/slow", "/stream", "/raise", "/raise-midway"}:
+            await super().__call__(scope, receive, send)
+        else:
+            await self._service(scope, receive, send)
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture
+async def host(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Host]:
+    async with running_host(tmp_path, tmp_path_factory.mktemp("run"), app=ServiceApp) as host:
+        host.blue.state.version = service_app(host).identity.version
+        yield host
+
+
+def service_app(host: Host) -> ServiceApp:
+    assert isinstance(host.blue.app, ServiceApp)
+    return host.blue.app
+
+
+def get(path: str) -> bytes:
+    return f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode()
+
+
+def post(body: dict[str, Any]) -> bytes:
+    data = json.dumps(body).encode()
+    return f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(data)}\r\n\r\n".encode() + data
+
+
+async def scrape(host: Host) -> str:
+    reader, writer = await asyncio.open_unix_connection(str(host.runtime / "blue/http.sock"))
+    host.clients.append(client := Client(reader, writer))
+    reply: Reply = await client.ask(get("/metrics"))
+    return reply.body.decode()
+
+
+def counted(text: str, version: str) -> dict[tuple[str, str], float]:
+    """Return glm_requests_total of a version, by route and status."""
+    pattern = rf'^glm_requests_total{{route="(.*)",slot="blue",status="(.*)",version="{version}"}} (.*)$'
+    return {(route, status): float(value) for route, status, value in re.findall(pattern, text, re.MULTILINE)}
+
+
+def statuses(host: Host) -> list[int]:
+    samples, _ = new_samples(host.runtime / "blue/1/1.samples", host.blue.state.version)
+    return [sample.status for sample in samples]
+
+
+async def test_requests_are_counted_under_the_template_of_their_route(host: Host) -> None:
+    """A path chosen by a client never becomes a label; requests of the internal socket have a route of their own."""
+    client, version = await host.client(), host.blue.state.version
+    for request in (post(HELLO), post({**HELLO, "stream": True}), post({}), get("/secret"), get("/v1/models/mine")):
+        await client.ask(request)
+    await scrape(host)
+    text = await scrape(host)
+    assert counted(text, version) == {
+        (CHAT, "200"): 2.0,
+        (CHAT, "400"): 1.0,
+        ("other", "404"): 1.0,
+        ("/v1/models/{id:path}", "404"): 1.0,
+        ("internal", "200"): 1.0,
+    }
+    assert f'glm_request_seconds_count{{route="{CHAT}",slot="blue",version="{version}"}} 3.0' in text
+    assert f'glm_request_seconds_bucket{{le="600.0",route="{CHAT}",slot="blue",version="{version}"}} 3.0' in text
+    assert "secret" not in text
+    assert sorted(statuses(host)) == [200, 200, 400, 404, 404]
+    assert host.blue.ledger == Ledger(accepted=5, completed=5, internal=2)
+
+
+async def test_failures_are_the_same_in_ledger_samples_and_metrics(host: Host) -> None:
+    """An exception, an answer that was broken off, and a client that went away before and during its answer."""
+    version = host.blue.state.version
+    assert (await (await host.client()).ask(get("/raise"))).status == 500
+    broken, waiting, reading = [await host.client() for _ in range(3)]
+    broken.send(get("/raise-midway"))
+    waiting.send(get("/slow"))
+    reading.send(get("/stream"))
+    await reading.first_part()
+    await until(lambda: host.blue.app.running == 3, "the requests")
+    waiting.abort()
+    reading.abort()
+    await until(lambda: host.blue.ledger.client_aborted == 2, "the aborts")
+    host.blue.app.proceed.set()
+    await until(lambda: host.blue.app.running == 0, "the end")
+    assert counted(await scrape(host), version) == {("other", "500"): 2.0, ("other", "499"): 2.0}
+    assert sorted(statuses(host)) == [CLIENT_GONE, CLIENT_GONE, BROKEN_OFF, BROKEN_OFF]
+    assert host.blue.ledger == Ledger(accepted=4, failed=2, client_aborted=2, internal=1)
+
+
+async def test_requests_in_flight_are_those_of_the_version_that_is_served(host: Host) -> None:
+    """The gauge follows within a tick; after a weight swap the earlier version has none."""
+    version = host.blue.state.version
+    client = await host.client()
+    client.send(get("/slow"))
+
+    async def until_gauge(version: str, value: str) -> None:
+        line = f'glm_requests_in_flight{{slot="blue",version="{version}"}} {value}'
+        async with asyncio.timeout(5):
+            while line not in await scrape(host):  # noqa: ASYNC110  (no event to wait for)
+                await asyncio.sleep(0.02)
+
+    await until_gauge(version, "1.0")
+    host.blue.state.set_version("after")
+    await until_gauge("after", "1.0")
+    await until_gauge(version, "0.0")
+    host.blue.app.proceed.set()
+    await client.reply()
+    await until_gauge("after", "0.0")
+
+
+async def test_request_counts_for_the_version_that_answered(host: Host) -> None:
+    """A weight swap in the middle of a request does not change what it counts for."""
+    app, version = service_app(host), host.blue.state.version
+
+    class SwapAtTheFirstToken(FakeEngine):
+        async def stream(self, *args: Any, **options: Any) -> AsyncIterator[Any]:
+            app.identity.version = host.blue.state.version = "after"
+            async for item in super().stream(*args, **options):
+                yield item
+
+    app._service = create_app(SwapAtTheFirstToken(), app.identity, Settings(slot="blue"), serving=lambda: True)
+    await (await host.client()).ask(post(HELLO))
+    text = await scrape(host)
+    assert counted(text, version) == {(CHAT, "200"): 1.0}
