@@ -38,7 +38,7 @@ class Limits(BaseModel):
     """When a candidate that receives requests is worse than the live slot, and its absolute limits.
 
     A candidate is worse if it differs by more than a margin and the difference is significant: of the rollouts of an
-    equal version, fewer than `false_alarms` are rolled back. Times are in seconds, shares from 0 to 1.
+    equal version, at most `false_alarms` are rolled back. Times are in seconds, shares from 0 to 1.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -53,7 +53,8 @@ class Limits(BaseModel):
     p95_margin: float = Field(default=0.2, ge=0)
     """By what part of the live slot's p95 (of the whole response, and to the first token) the p95 may exceed it."""
     bake_p95_margin: float = Field(default=0.3, ge=0)
-    """The same in the bake, where both slots served at different times and other clients."""
+    """The same where both slots served at different times: in the bake, and with more than half of the requests. There
+    the p95 must exceed that of the live slot's slowest period by this part."""
     min_difference: float = Field(default=0.02, ge=0)
     """A difference between two times that is ignored."""
     max_error_rate: float | None = Field(default=None, gt=0, le=1)

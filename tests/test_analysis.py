@@ -1,151 +1,109 @@
-"""The analysis over hundreds of simulated rollouts, with response times measured at a real service."""
+"""The comparison of a candidate's responses with the live slot's: errors, times in blocks, limits, levels."""
 
 from __future__ import annotations
 
-import random
-import threading
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Callable
 from typing import Any
 
-import httpx
 import pytest
 
+from deploy.analysis.blocks import compare_apart, compare_paired
 from deploy.analysis.comparison import Comparison
-from deploy.analysis.samples import Sample, Samples
-from deploy.analysis.statistics import AlphaSpending, fisher_exact, mann_whitney, p95, thirds
+from deploy.analysis.group import Group, Times
+from deploy.analysis.samples import Sample
+from deploy.analysis.statistics import AlphaSpending, fisher_exact, p95, student
 from deploy.policy import Limits
-from deploy.rollout.judge import MIN_SPAN, WARM_UP
-from tests.box import Box
-
-pytestmark = pytest.mark.model
-
-ROLLOUTS = 200
-RATE = 20.0  # responses per second, both slots together
-STEP = 60.0  # seconds, the default of --step and --bake
-SHARES = (0.1, 0.5)
-LOOK = 1.0  # seconds between two looks
-
-Fault = Callable[[Sample, random.Random], Sample]
 
 
-@pytest.fixture(scope="module")
-def traffic(stocked_live: Box) -> list[Sample]:
-    """Samples of several hundred short and long, streamed and whole responses, in the order in which they ended."""
-    deadline = time.monotonic() + 25
-
-    def ask(number: int) -> None:
-        tokens = random.Random(number)
-        with httpx.Client(base_url=f"http://{stocked_live.listen}", timeout=60, trust_env=False) as client:
-            while time.monotonic() < deadline:
-                body = {
-                    "messages": [{"role": "user", "content": "Hello"}],
-                    "max_tokens": int(tokens.lognormvariate(2.2, 0.8)) + 1,
-                    "stream": tokens.random() < 0.5,
-                }
-                assert client.post("/v1/chat/completions", json=body).status_code == 200
-
-    clients = [threading.Thread(target=ask, args=(number,)) for number in range(4)]
-    for client in clients:
-        client.start()
-    for client in clients:
-        client.join()
-    found = [one for one in Samples(stocked_live.host, "blue", "1.0.0").new() if one.is_answer]
-    assert len(found) > 500
-    assert sum(one.first is not None for one in found) > 200
-    return found
-
-
-def same(sample: Sample, dice: random.Random) -> Sample:
-    """An equal version."""
-    return sample
-
-
-def slower(sample: Sample, dice: random.Random) -> Sample:
-    """A version whose responses take 1.5 times as long."""
-    return replace(sample, seconds=sample.seconds * 1.5, first=sample.first and sample.first * 1.5)
-
-
-def failing(sample: Sample, dice: random.Random) -> Sample:
-    """A version of which 5 % of the responses are errors."""
-    return replace(sample, status=500) if dice.random() < 0.05 else sample
-
-
-def rolled_back(traffic: list[Sample], fault: Fault, seed: int) -> tuple[str, float] | None:
-    """Simulate a rollout with a canary of 10 and 50 % and a bake; returns why and after how many seconds it ended."""
-    dice = random.Random(seed)
-
-    def draw(rate: float, at: float) -> list[Sample]:
-        count = sum(dice.random() < rate * LOOK / 50 for _ in range(50))
-        return [replace(dice.choice(traffic), at=at) for _ in range(count)]
-
-    history, clock = [one for _ in range(int(60 / LOOK)) for one in draw(RATE, 0)], 0.0
-    for share in (*SHARES, 1.0):
-        margin = Limits().p95_margin if share < 1.0 else Limits().bake_p95_margin
-        warm = clock + WARM_UP["overlap"]
-        comparison = Comparison(Limits(p95_margin=margin), windows=len(SHARES) + 1, times_from=warm)
-        (comparison.live if share == 1.0 else comparison.before).samples += history
-        for look in range(int(STEP / LOOK)):
-            clock += LOOK
-            responses = [fault(one, dice) for one in draw(RATE * share, clock)]
-            comparison.candidate.samples += responses if share < 1.0 or clock >= warm else []
-            comparison.live.samples += draw(RATE * (1 - share), clock)
-            if why := comparison.look(last=look == int(STEP / LOOK) - 1, include_times=clock >= warm + MIN_SPAN):
-                return why, clock
-    return None
-
-
-def outcomes(traffic: list[Sample], fault: Fault) -> Iterator[tuple[str, float] | None]:
-    """Simulate all rollouts."""
-    for seed in range(ROLLOUTS):
-        yield rolled_back(traffic, fault, seed)
-
-
-def test_an_equal_version_is_not_rolled_back(traffic: list[Sample]) -> None:
-    """Fewer than 2 % of 200 rollouts of an equal version are rolled back."""
-    alarms = [one for one in outcomes(traffic, same) if one]
-    print(f"\nequal: {len(alarms)} of {ROLLOUTS} rolled back: {alarms}")
-    assert len(alarms) < 0.02 * ROLLOUTS
-
-
-@pytest.mark.parametrize(("fault", "word"), [(slower, "p95"), (failing, "failed")])
-def test_a_version_that_is_worse_is_rolled_back(traffic: list[Sample], fault: Fault, word: str) -> None:
-    """More than 98 % of 200 rollouts of a version that is 1.5 times as slow, or of which 5 % fail, are rolled back."""
-    caught = [one for one in outcomes(traffic, fault) if one]
-    after = sorted(seconds for _, seconds in caught)
-    print(
-        f"\n{word}: {len(caught)} of {ROLLOUTS} caught, median after {after[len(after) // 2]:.0f} s of simulated time"
+def series(seconds: Callable[[float], float], begin: float = 0.0, end: float = 60.0, rate: float = 8.0) -> Times:
+    """Return times at a steady rate, each a function of the moment."""
+    group = Group()
+    count = int((end - begin) * rate)
+    group.add(
+        sample(seconds(begin + number / rate) * (1 + number % 7 / 20), first=None, at=begin + number / rate)
+        for number in range(count)
     )
-    assert len(caught) > 0.98 * ROLLOUTS
-    assert all(word in why for why, _ in caught)
+    return group.times["p95"]
 
 
-def test_a_version_with_a_slower_tail_is_rolled_back(traffic: list[Sample]) -> None:
-    """More than 90 % of 200 rollouts of a version whose slowest tenth takes 1.5 times as long are rolled back."""
-    long = sorted(one.seconds for one in traffic)[len(traffic) * 9 // 10]
-    caught = [
-        one for one in outcomes(traffic, lambda one, dice: slower(one, dice) if one.seconds > long else one) if one
-    ]
-    print(f"\nslowest tenth slower: {len(caught)} of {ROLLOUTS} caught")
-    assert len(caught) > 0.9 * ROLLOUTS
+def test_one_pause_is_not_a_slower_version() -> None:
+    """Times five times as long within 5 of 60 s are not significant, times 1.3 times as long in all of them are.
+
+    Taken for independent, the former would be: the 40 slowest of 960 are all the candidate's.
+    """
+    usual = series(lambda at: 1.0)
+    pause = compare_paired(series(lambda at: 5.0 if 20 <= at < 25 else 1.0), usual, 0.2)
+    steady = compare_paired(series(lambda at: 1.3), usual, 0.2)
+    assert pause
+    assert steady
+    assert pause.p_value > 0.01
+    assert steady.p_value < 1e-6
+    assert steady.blocks_slower == steady.blocks == 47
 
 
-def test_one_pause_is_not_a_slower_version(traffic: list[Sample]) -> None:
-    """Responses that are delayed within one short interval are ignored; the same delays spread over time are not."""
-    comparison = Comparison(Limits(), windows=1)
-    comparison.live.samples += traffic[:400]
-    for number, one in enumerate(traffic[:400]):
-        slow = 200 <= number < 240
-        comparison.candidate.samples.append(replace(one, at=number, seconds=one.seconds + 3 * slow))
-    assert comparison.look() is None
-    spread = Comparison(Limits(), windows=1)
-    spread.live.samples += traffic[:400]
-    spread.candidate.samples += [
-        replace(one, at=number, seconds=one.seconds + 3 * (number % 10 == 0))
-        for number, one in enumerate(traffic[:400])
-    ]
-    assert "p95" in (spread.look() or "")
+def test_what_slows_both_sides_is_no_difference() -> None:
+    """Phases in which both sides take ten times as long do not count, however many responses each has in them."""
+
+    def weather(at: float) -> float:
+        return 10.0 if at % 20 < 7 else 1.0
+
+    more_in_bad_weather = Times()
+    more_in_bad_weather.add([one for one in series(weather, rate=16).all if one.seconds > 5 or one.at % 1 < 0.1])
+    found = compare_paired(more_in_bad_weather, series(weather), 0.2)
+    assert (p95([one.seconds for one in more_in_bad_weather.all]) or 0.0) > 10
+    assert found
+    assert found.p_value > 0.1
+    found = compare_paired(series(lambda at: 1.5 * weather(at)), series(weather), 0.2)
+    assert found
+    assert found.p_value < 1e-6
+
+
+def test_times_of_ten_seconds_are_compared_at_the_earliest() -> None:
+    """Before, a burst of other work may cover all of them."""
+    assert compare_paired(series(lambda at: 9.0, end=9.9), series(lambda at: 1.0, end=9.9), 0.2) is None
+    assert compare_paired(series(lambda at: 9.0, end=10.4), series(lambda at: 1.0, end=10.4), 0.2) is not None
+    assert compare_apart(series(lambda at: 9.0, 100, 109.9), series(lambda at: 1.0), 0.2) is None
+
+
+def test_the_bake_is_compared_with_all_that_was_before() -> None:
+    """A bake is slower if each third of it is slower, by the margin, than the slowest such period before.
+
+    With little before it, which may not have met all that slows the machine down, the margin is five times as great.
+    """
+
+    def before(at: float) -> float:
+        return 2.0 if 300 <= at < 320 else 1.0
+
+    def holds(factor: float, long: bool = True) -> bool:
+        live = series(before, 0, 400) if long else series(lambda at: 1.0, 380, 400)
+        found = compare_apart(series(lambda at: factor, 400, 418), live, 0.3)
+        assert found
+        return found.holds and found.p_value < 0.001
+
+    assert not holds(2.2)
+    assert holds(2.8)
+    assert not holds(2.4, long=False)
+    assert holds(2.6, long=False)
+    assert compare_apart(series(lambda at: 9.0, 400, 430), series(before, 380, 400), 0.3) is None
+
+
+def test_other_kinds_of_requests_are_no_slower_version() -> None:
+    """In the bake twice as many responses are streamed, which take longer: the times of each kind are as before."""
+
+    def mixed(begin: float, end: float, every: int) -> Times:
+        count = int((end - begin) * 8)
+        group = Group()
+        for number in range(count):
+            streamed = number % every == 0
+            seconds = (5.0 if streamed else 1.0) * (1 + number % 7 / 20)
+            group.add([sample(seconds, first=0.1 if streamed else None, at=begin + number / 8)])
+        return group.times["p95"]
+
+    before, bake = mixed(0, 400, 50), mixed(400, 420, 5)
+    assert (bake.p95 or 0.0) > 3 * (before.p95 or 0.0)
+    found = compare_apart(bake, before, 0.3)
+    assert found
+    assert not found.holds
 
 
 def test_times_count_after_the_warm_up() -> None:
@@ -154,44 +112,91 @@ def test_times_count_after_the_warm_up() -> None:
     for kind in (1, 2):
         for warm_from, is_worse in ((2.0, False), (0.0, True)):
             comparison = Comparison(limits, windows=1, times_from=warm_from)
-            comparison.live.samples += [sample() for _ in range(500)]
-            comparison.candidate.samples += [sample(seconds=3, at=0.01 * number, kind=kind) for number in range(200)]
+            comparison.live.add(sample() for _ in range(500))
+            comparison.candidate.add(sample(seconds=3, at=0.01 * number, kind=kind) for number in range(200))
             assert bool(comparison.look()) is is_worse
     comparison = Comparison(limits, windows=1, times_from=2.0)
-    comparison.live.samples += [sample() for _ in range(500)]
-    comparison.candidate.samples += [sample(status=500, at=1) for _ in range(20)]
+    comparison.live.add(sample(at=number / 100) for number in range(500))
+    comparison.candidate.add(sample(status=500, at=number / 10) for number in range(40))
     assert "failed" in (comparison.look() or "")
 
 
 def test_errors_of_both_slots_are_not_counted_against_the_candidate() -> None:
     """If 10 % of both slots' requests fail, the candidate is not worse, though none failed before the window."""
     comparison = Comparison(Limits(), windows=1)
-    comparison.before.samples += [sample() for _ in range(1000)]
+    comparison.before.add(sample(at=-number) for number in range(1000))
     for side in (comparison.candidate, comparison.live):
-        side.samples += [sample(status=500 if number % 10 == 0 else 200) for number in range(200)]
+        side.add(sample(status=500 if number % 10 == 0 else 200, at=number) for number in range(200))
     assert comparison.look() is None
-    comparison.candidate.samples += [sample(status=500) for _ in range(40)]
+    comparison.candidate.add(sample(status=500, at=number) for number in range(40))
     assert "failed" in (comparison.look(last=True) or "")
 
 
 def test_errors_are_tested_against_the_time_before_the_window_too() -> None:
     """5 failures of 100 are not significant against 0 of 60, and significant against 0 of 2000 before the window."""
-    for history, expected in ((0, None), (2000, "5.0% of its 100 requests failed, live slot 0.0%")):
+    expected = "5.0% of its 100 requests failed, live slot 0.0%, at 5 different times"
+    for history, result in ((0, None), (2000, expected)):
         comparison = Comparison(Limits(), windows=1)
-        comparison.before.samples += [sample() for _ in range(history)]
-        comparison.live.samples += [sample() for _ in range(60)]
-        comparison.candidate.samples += [sample(status=500 if number < 5 else 200) for number in range(100)]
-        why = comparison.look()
-        assert (why is None) if expected is None else expected in (why or "")
+        comparison.before.add(sample(at=-number) for number in range(history))
+        comparison.live.add(sample(at=number) for number in range(60))
+        comparison.candidate.add(sample(status=500 if number % 20 == 0 else 200, at=number) for number in range(100))
+        assert comparison.look() == result
+
+
+@pytest.mark.parametrize(("status", "seconds"), [(500, 0.24), (429, 4.9)])
+def test_failures_of_one_moment_count_once(status: int, seconds: float) -> None:
+    """20 failures within 0.25 s, or within 5 s of an overloaded server, are one incident; in 100 s they are twenty."""
+    for length, is_worse in ((seconds, False), (100.0, True)):
+        comparison = Comparison(Limits(), windows=1)
+        comparison.live.add(sample(at=number / 10) for number in range(1000))
+        comparison.candidate.add(sample(at=number / 10) for number in range(200))
+        comparison.candidate.add(sample(status=status, at=5 + length * number / 20) for number in range(20))
+        assert bool(comparison.look()) is is_worse
+    [errors] = [metric for metric in comparison.metrics if metric.name == "errors"]
+    assert errors.blocks_worse == 20
+
+
+def test_a_version_that_fails_every_request_is_found_within_seconds() -> None:
+    """With 2 responses in a second it is after five seconds, at the first look; the live slot had 18 in a second."""
+    comparison = Comparison(Limits(), windows=4)
+    for second in range(10):
+        comparison.live.add(sample(at=second + number / 18) for number in range(18))
+        comparison.candidate.add(sample(status=500, at=second + number / 2) for number in range(2))
+        if comparison.look():
+            break
+    assert second == 4
+
+
+def test_failing_chats_are_not_hidden_by_other_requests() -> None:
+    """5 % of the chat requests fail, which are 0.25 % of all requests: far below the margin for errors."""
+    comparison = Comparison(Limits(), windows=1)
+    for side in (comparison.candidate, comparison.live):
+        side.add(sample(kind=0, at=number / 100) for number in range(7600))
+    comparison.live.add(sample(at=number / 5) for number in range(400))
+    comparison.candidate.add(sample(status=200 if number % 20 else 500, at=number / 5) for number in range(400))
+    assert comparison.look() == "5.0% of its 400 chat requests failed, live slot 0.0%, at 20 different times"
+
+
+def test_a_verdict_states_its_evidence() -> None:
+    """The metric has the numbers of blocks and of requests on which it rests."""
+    comparison = Comparison(Limits(), windows=1)
+    comparison.live.add(sample(1 + number % 7 / 20, at=number / 8) for number in range(480))
+    comparison.candidate.add(sample(2 + number % 7 / 20, at=number / 8) for number in range(480))
+    why = comparison.look()
+    assert why == "p95 2.3 s, live slot 1.3 s, slower in 47 of 47 blocks of time"
+    [metric] = [metric for metric in comparison.metrics if metric.name == "p95"]
+    assert (metric.blocks, metric.blocks_worse, metric.candidate_requests, metric.live_requests) == (47, 47, 480, 480)
+    assert metric.p_value is not None
+    assert metric.p_value < 1e-6
 
 
 def test_too_few_responses_are_not_tested() -> None:
     """Below the minimum of responses no time is tested, however long."""
     comparison = Comparison(Limits(min_requests=50), windows=1)
-    comparison.live.samples += [sample() for _ in range(1000)]
-    comparison.candidate.samples += [sample(seconds=9) for _ in range(49)]
+    comparison.live.add(sample(at=number / 20) for number in range(1200))
+    comparison.candidate.add(sample(seconds=9, at=number) for number in range(49))
     assert comparison.look(last=True) is None
-    comparison.candidate.samples += [sample(seconds=9) for _ in range(1)]
+    comparison.candidate.add([sample(seconds=9, at=49)])
     assert "p95" in (comparison.look(last=True) or "")
 
 
@@ -207,7 +212,7 @@ def test_absolute_limits(limits: Limits, bad: dict[str, Any]) -> None:
     """A candidate beyond an absolute limit is worse, even if the live slot is as bad."""
     comparison = Comparison(limits, windows=1)
     for side in (comparison.candidate, comparison.live):
-        side.samples += [sample(**(bad if number % 8 == 0 else {})) for number in range(200)]
+        side.add(sample(**(bad if number % 8 == 0 else {})) for number in range(200))
     assert ", limit " in (comparison.look() or "")
 
 
@@ -216,7 +221,7 @@ def test_agreement_of_mirrored_responses() -> None:
     mirrored = [sample(kind=3 if number % 2 else 4) for number in range(100)]
     for limits, expected in ((Limits(), None), (Limits(min_agreement=0.9), "of its mirrored responses")):
         comparison = Comparison(limits, windows=1)
-        comparison.candidate.samples += mirrored
+        comparison.candidate.add(mirrored)
         why = comparison.look()
         assert (why is None) if expected is None else expected in (why or "")
 
@@ -226,10 +231,10 @@ def test_fisher_exact() -> None:
     assert fisher_exact(3, 4, 1, 4) == pytest.approx(17 / 70)
 
 
-def test_mann_whitney() -> None:
-    """Without an overlap the exact p-value of three against three is 1/20; the test is one-sided."""
-    assert mann_whitney([4, 5, 6], [1, 2, 3]) == pytest.approx(1 / 20)
-    assert mann_whitney([1, 2, 3], [4, 5, 6]) > 0.9
+def test_student() -> None:
+    """2.132 is the 95 % quantile for 4 degrees of freedom, 1.645 that of the normal distribution."""
+    assert student(2.1318, 4) == pytest.approx(0.05, abs=1e-4)
+    assert student(1.6449, float("inf")) == pytest.approx(0.05, abs=1e-4)
 
 
 def test_levels_of_all_looks_add_up_to_alpha() -> None:
@@ -249,11 +254,6 @@ def test_p95_is_a_measured_value() -> None:
     assert p95(range(1, 101)) == 96
     assert p95([5.0]) == 5.0
     assert p95([]) is None
-
-
-def test_thirds() -> None:
-    """Values are split into three parts in order, without a gap."""
-    assert thirds([1, 2, 3, 4, 5]) == [[1], [2, 3], [4, 5]]
 
 
 def sample(

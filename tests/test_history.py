@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
-from deploy.analysis.comparison import Metric, Verdict
+from deploy.analysis.verdict import Metric, Verdict
 from deploy.journal.receipt import Line, Receipt
 from deploy.journal.record import HookRun, Record, Step
 from deploy.reports import history
@@ -33,7 +33,10 @@ FIELDS = {
     },
     "step": {"phase", "at"},
     "verdict": {"window", "at", "seconds", "metrics", "mirrored", "length_ratio", "outcome", "reason"},
-    "metric": {"name", "candidate", "live", "candidate_requests", "live_requests", "p_value", "worse", "why"},
+    "metric": {
+        "name", "candidate", "live", "candidate_requests", "live_requests", "blocks", "blocks_worse", "p_value",
+        "worse", "why",
+    },
     "hook": {"when", "command", "code", "seconds", "output"},
     "receipt": SUMS | {"probes", "killed", "unadopted", "lines"},
     "line": SUMS | {"slot", "generation", "version"},

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deploy.analysis.comparison import Verdict
+from deploy.analysis.verdict import Verdict
 from deploy.journal.record import Record, Step
 from deploy.journal.served import condemned, last_condemned, previous_version
 

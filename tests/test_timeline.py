@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from deploy.analysis.comparison import Verdict
+from deploy.analysis.verdict import Verdict
 from deploy.journal.record import Phase, Record, Step
 from deploy.reports.timeline import stages
 

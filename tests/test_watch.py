@@ -302,7 +302,7 @@ def test_mirrored_responses_do_not_count_for_the_live_slot(box_host: Host, monke
     stats = RecentStats(box_host, "blue", "1.0.0")
     stats.update()
     assert (stats.requests_per_s, stats.p95) == (1.0, 0.2)
-    assert stats.between(0, mirrored=True).samples == [mirrored]
+    assert stats.between(0, mirrored=True).mirrored == [mirrored]
 
 
 @pytest.fixture

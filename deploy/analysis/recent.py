@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from itertools import takewhile
 
-from deploy.analysis.comparison import Group
+from deploy.analysis.group import Group
 from deploy.analysis.samples import Sample, Samples
-from deploy.analysis.statistics import p95
 from deploy.host import Host
 
 __all__ = ["RecentStats"]
@@ -35,35 +35,34 @@ class RecentStats:
         """Responses per second over the window, or since the oldest one that is kept, but over 1 s at least."""
         now = time.monotonic()
         span = min(_WINDOW, max(1.0, now - self._responses[0].at)) if self._responses else _WINDOW
-        return round(len(self.between(now - span).samples) / span, 2)
+        return round(self.between(now - span).all.count / span, 2)
 
     @property
     def p95(self) -> float | None:
         """The 95th percentile of seconds until the end of the model's responses; None without one in the window."""
-        return _rounded(p95(self.between(time.monotonic() - _WINDOW).times()["p95"]))
+        return _rounded(self.between(time.monotonic() - _WINDOW).times["p95"].p95)
 
     @property
     def ttft_p95(self) -> float | None:
         """The 95th percentile of seconds until the first token of streamed responses; None without one."""
-        return _rounded(p95(self.between(time.monotonic() - _WINDOW).times()["ttft p95"]))
+        return _rounded(self.between(time.monotonic() - _WINDOW).times["ttft p95"].p95)
 
     def per_second(self, seconds: int) -> list[int]:
         """Return the number of responses in each of the last `seconds` seconds, oldest first."""
         now = time.monotonic()
         counts = [0] * seconds
-        for sample in self.between(now - seconds).samples:
+        for sample in self._between(self._responses, now - seconds):
             counts[min(seconds - 1, max(0, int(sample.at - now + seconds)))] += 1
         return counts
 
     def between(self, begin: float, end: float = float("inf"), *, mirrored: bool = False) -> Group:
         """Return the responses, or the mirrored ones, that ended in [begin, end), CLOCK_MONOTONIC seconds."""
-        found = []
-        for sample in reversed(self._mirrored if mirrored else self._responses):
-            if sample.at < begin:
-                break
-            if sample.at < end:
-                found.append(sample)
-        return Group(found)
+        return Group(self._between(self._mirrored if mirrored else self._responses, begin, end))
+
+    @staticmethod
+    def _between(samples: deque[Sample], begin: float, end: float = float("inf")) -> list[Sample]:
+        newest_first = takewhile(lambda sample: sample.at >= begin, reversed(samples))
+        return [sample for sample in newest_first if sample.at < end]
 
 
 def _rounded(seconds: float | None) -> float | None:

@@ -1,19 +1,17 @@
 """The statistical tests of the analysis, all one-sided, and the level at which each look is tested.
 
-Fisher's exact test holds for groups of any size and any distribution. The Mann-Whitney test compares times by their
-ranks, so that no shape of their distribution is assumed: times are skewed and come from several kinds of requests, for
-which a comparison of means would be wrong. scipy takes 0.5 s to import and is imported where it is used.
+scipy takes 0.6 s to import and is imported where it is used, at the first look.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from math import inf
 
-__all__ = ["AlphaSpending", "binomial", "fisher_exact", "mann_whitney", "p95", "thirds"]
+__all__ = ["AlphaSpending", "binomial", "fisher_exact", "p95", "student"]
 
-_GROWTH = 1.3  # of the candidate's responses from one look to the next
+_GROWTH = 1.3  # from one look to the next
 _QUANTILE = 0.95
 
 
@@ -21,20 +19,20 @@ _QUANTILE = 0.95
 class AlphaSpending:
     """The looks at one metric and the level of each; false alarms of all looks together stay below `alpha`.
 
-    Looks are taken as the number of responses grows by 30 %, not as time passes. The k-th look is tested at
-    alpha / 2k(k+1), which adds up to half of alpha; the other half is kept for the last look.
+    A look is due whenever the number of responses, or the seconds that they span, has grown by 30 %. The k-th look is
+    tested at alpha / 2k(k+1), which adds up to half of alpha; the other half is kept for the last look.
     """
 
-    first: int
-    """Responses of the candidate at the first look."""
+    first: float
+    """The candidate's responses, or the seconds that they span, at the first look."""
     alpha: float
     """The share of equal versions that may be called worse, over all looks."""
     _taken: int = 0
 
-    def next_level(self, responses: int, *, last: bool = False) -> float | None:
-        """Return the level of the look that is due at this number of responses; None if none is due."""
+    def next_level(self, amount: float, *, last: bool = False) -> float | None:
+        """Return the level of the look that is due at this number of responses, or seconds; None if none is due."""
         due = self.first if last else self.first * _GROWTH**self._taken
-        if responses < due:
+        if amount < due:
             return None
         if last:
             return self.alpha / 2
@@ -49,11 +47,11 @@ def fisher_exact(marked: int, count: int, marked_reference: int, count_reference
     return float(hypergeom.sf(marked - 1, count + count_reference, marked + marked_reference, count))
 
 
-def mann_whitney(values: Sequence[float], reference: Sequence[float]) -> float:
-    """Return the p-value of the Mann-Whitney test: `values` so much larger than `reference` by chance."""
-    from scipy.stats import mannwhitneyu
+def student(value: float, freedom: float) -> float:
+    """Return the probability that Student's t with so many degrees of freedom (inf: the normal one) exceeds `value`."""
+    from scipy.special import ndtr, stdtr
 
-    return float(mannwhitneyu(values, reference, alternative="greater").pvalue)
+    return float(ndtr(-value) if freedom == inf else stdtr(freedom, -value))
 
 
 def binomial(successes: int, trials: int, share: float) -> float:
@@ -69,9 +67,3 @@ def p95(values: Sequence[float]) -> float | None:
         return None
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, int(_QUANTILE * len(ordered)))]
-
-
-def thirds(values: Sequence[float]) -> list[Sequence[float]]:
-    """Split `values` into three parts of equal length, in order."""
-    cuts = [len(values) * part // 3 for part in range(4)]
-    return [values[begin:end] for begin, end in pairwise(cuts)]

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
-from deploy.analysis.comparison import Verdict
+from deploy.analysis.verdict import Verdict
 from deploy.journal.receipt import Receipt
 from deploy.policy import Limits
 

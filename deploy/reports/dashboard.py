@@ -11,7 +11,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from deploy.analysis.comparison import Metric, Verdict
+from deploy.analysis.verdict import Metric, Verdict
 from deploy.display import count, duration, size
 from deploy.journal.record import Record
 from deploy.reports.overview import View

@@ -10,7 +10,7 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from deploy.analysis.comparison import Metric, Verdict
+from deploy.analysis.verdict import Metric, Verdict
 from deploy.display import count, duration
 from deploy.journal.receipt import Line, Receipt
 from deploy.journal.record import HookRun, Record, seconds_between
@@ -193,7 +193,7 @@ def _table(*titles: str) -> Table:
 def _value(metric: Metric, value: float | None) -> str:
     if value is None:
         return "-"
-    return f"{value:.1%}" if metric.name in {"errors", "agreement"} else duration(value)
+    return f"{value:.1%}" if metric.name in {"errors", "answer errors", "agreement"} else duration(value)
 
 
 def _plain(parts: Iterable[RenderableType]) -> str:

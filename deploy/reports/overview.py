@@ -8,8 +8,10 @@ from typing import Any
 
 import psutil
 
-from deploy.analysis.comparison import Group, Verdict, measure
+from deploy.analysis.comparison import measure
+from deploy.analysis.group import Group
 from deploy.analysis.recent import RecentStats
+from deploy.analysis.verdict import Verdict
 from deploy.journal.journal import Journal
 from deploy.journal.record import Record, now, seconds_between
 from deploy.reports.report import interruption, summary
@@ -118,7 +120,7 @@ class Overview:
         candidate, live = candidate_stats.between(began), Group()
         if live_stats and record.phase == "canary":
             live = live_stats.between(began)
-            candidate.samples += live_stats.between(began, mirrored=True).samples
+            candidate.add(live_stats.between(began, mirrored=True).mirrored)
         elif live_stats:
             live = live_stats.between(began - _BEFORE, began)
         return Verdict(window=record.phase, metrics=measure(candidate, live))

@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Literal
 
-from deploy.analysis.comparison import Verdict
+from deploy.analysis.verdict import Verdict
 from deploy.journal.record import Phase, Record, now, seconds_between
 
 __all__ = ["Stage", "stages"]

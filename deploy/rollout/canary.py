@@ -20,7 +20,7 @@ def canary(rollout: Rollout) -> None:
         return
     for step, weight in enumerate(rollout.plan.shares, start=1):
         _enter_step(rollout, step, weight)
-        _watch(rollout, Judge(rollout, f"{weight:g} %"))
+        _watch(rollout, Judge(rollout, f"{weight:g} %", share=weight))
 
 
 def require_not_aborted(rollout: Rollout) -> Canary:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
+from math import inf
 from statistics import median
 from typing import Literal
 
-from deploy.analysis.comparison import Comparison, Verdict
-from deploy.analysis.samples import Samples
+from deploy.analysis.comparison import Comparison
+from deploy.analysis.samples import Sample, Samples
+from deploy.analysis.verdict import Verdict
 from deploy.errors import Degraded, NotReady
-from deploy.journal.record import Strategy, now
+from deploy.journal.record import Strategy, now, seconds_between
 from deploy.policy import Limits
 from deploy.rollout.checks import run_checks
 from deploy.rollout.plan import Rollout
@@ -19,8 +22,8 @@ __all__ = ["MIN_SPAN", "WARM_UP", "Judge"]
 WARM_UP: dict[Strategy, float] = {"overlap": 2.0, "swap": 10.0, "weights": 2.0}
 """Seconds at the start of a window whose times do not count, in a bake neither their errors: caches are cold, and after
 a swap all waiting clients are served at once."""
-MIN_SPAN = 5.0  # seconds that times must span before they are compared
-_HISTORY = 600.0  # seconds before a window from which the live slot's responses are used
+MIN_SPAN = 5.0  # seconds that times must span before the absolute limits are applied
+_HALF, _FEW = 50.0, 10.0  # percent
 _CHECKED = 1.0  # seconds within which passed checks are not repeated at the end of a window
 
 
@@ -28,7 +31,9 @@ class Judge:
     """The verdict on one window: a canary step, or the bake.
 
     In a canary step both slots serve at the same time, and each request is assigned at random. In the bake the old slot
-    gets no requests: the new one is compared with what the old one did before the cutover.
+    gets no requests: the new one is compared with what the old one did before the cutover. A slot that answers fewer
+    requests answers them faster, so the times of a candidate with more than half of the requests are compared as in the
+    bake, and there only those count which the live slot needed while it answered at least 90 %.
 
     The times of mirrored responses are in the verdict and are held to the operator's absolute limits, not to the live
     slot's times: each was computed while the same device served the live slot's request.
@@ -36,8 +41,11 @@ class Judge:
     Without an analysis nothing is compared or checked, and no verdict is recorded.
     """
 
-    def __init__(self, rollout: Rollout, window: str, *, began: float | None = None) -> None:
-        """`began`: CLOCK_MONOTONIC at the begin of the window; by default it begins now."""
+    def __init__(self, rollout: Rollout, window: str, *, share: float = 100.0, began: float | None = None) -> None:
+        """`share`: of the requests that the candidate answers, in percent.
+
+        `began`: CLOCK_MONOTONIC at the begin of the window; by default it begins now.
+        """
         limits = rollout.plan.analysis or Limits(enabled=False)
         self._rollout, self._limits = rollout, limits
         self._began = self._checked = time.monotonic() if began is None else began
@@ -45,12 +53,19 @@ class Judge:
         self._times_from = self._began + WARM_UP[rollout.plan.strategy]
         self._counts_from = self._times_from if self._is_bake else self._began
         self._verdict = Verdict(window=window, at=now())
-        if self._is_bake:
+        is_paired = share <= _HALF
+        if not is_paired:
             limits = limits.model_copy(update={"p95_margin": limits.bake_p95_margin})
-        self._comparison = Comparison(limits, windows=len(rollout.plan.canary) + 1, times_from=self._times_from)
-        record = rollout.record
-        self._candidate = Samples(rollout.context.host, rollout.candidate, record.version)
-        self._live = Samples(rollout.context.host, rollout.old or "", record.previous or "")
+        self._comparison = Comparison(
+            limits,
+            windows=len(rollout.plan.canary) + 1,
+            times_from=self._times_from,
+            is_paired=is_paired,
+            before_until=min(self._began, _alone_until(rollout)),
+        )
+        self._candidate = Samples(rollout.context.host, rollout.candidate, rollout.record.version)
+        rollout.reference.update()
+        self._add_live(rollout.reference)
 
     def update(self) -> None:
         """Compare the responses so far, and repeat the checks when they are due; raises Degraded."""
@@ -80,16 +95,24 @@ class Judge:
             raise Degraded(reason)
 
     def _read(self) -> None:
-        """Add new samples to their groups. Mirrored ones are the candidate's, although the live slot writes them."""
-        candidate = self._candidate.new()
-        for sample in self._live.new():
+        """Add new samples to their groups."""
+        self._add_live(self._rollout.reference.update())
+        found = [sample for sample in self._candidate.new() if sample.at >= self._counts_from]
+        self._comparison.candidate.add(found)
+
+    def _add_live(self, samples: Iterable[Sample]) -> None:
+        """Add samples of the live slot. Mirrored ones are the candidate's, although the live slot writes them."""
+        mirrored, before, beside = [], [], []
+        for sample in samples:
             if sample.is_mirrored:
-                candidate.append(sample)
-            elif sample.at >= self._began - _HISTORY:
-                is_reference = (sample.at < self._began) == self._is_bake
-                group = self._comparison.live if is_reference else self._comparison.before
-                group.samples.append(sample)
-        self._comparison.candidate.samples += [sample for sample in candidate if sample.at >= self._counts_from]
+                mirrored.append(sample)
+            elif sample.at < self._began or self._is_bake:
+                before.append(sample)
+            else:
+                beside.append(sample)
+        self._comparison.candidate.add(sample for sample in mirrored if sample.at >= self._counts_from)
+        self._comparison.before.add(before)
+        self._comparison.live.add(beside)
 
     def _run_checks(self) -> None:
         context = self._rollout.context
@@ -104,9 +127,16 @@ class Judge:
     def _record(self, outcome: Literal["not worse", "worse", "too few requests"], reason: str | None = None) -> None:
         verdict = self._verdict
         verdict.outcome, verdict.reason, verdict.metrics = outcome, reason, self._comparison.metrics
-        mirrored = self._comparison.candidate.select(mirrored=True).samples
+        mirrored = self._comparison.candidate.mirrored
         ratios = [sample.ratio for sample in mirrored if sample.ratio is not None]
         verdict.mirrored = len(mirrored)
         verdict.length_ratio = round(median(ratios), 3) if ratios else None
         verdict.seconds = round(time.monotonic() - self._began, 3)
         self._rollout.record.analysis.append(verdict)
+
+
+def _alone_until(rollout: Rollout) -> float:
+    """Return when the candidate began to answer more than 10 % of the requests; infinity if it did not."""
+    begun = [step.at for step in rollout.record.steps if step.phase == "canary"]
+    larger = [at for at, share in zip(begun, rollout.record.canary, strict=False) if share > _FEW]
+    return time.monotonic() - (seconds_between(larger[0], now()) or 0.0) if larger else inf

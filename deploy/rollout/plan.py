@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
+from deploy.analysis.reference import Reference
 from deploy.display import Display
 from deploy.errors import DrainCut
 from deploy.host import Host
@@ -118,6 +119,7 @@ class Rollout:
 
     def __post_init__(self) -> None:
         self.probe = Probe(self.context.systemd.listen)
+        self.reference = Reference(self.context.host, self.old or "", self.entry.record.previous or "")
 
     @classmethod
     def begin(cls, context: Context, plan: Plan, entry: Entry) -> Rollout:
