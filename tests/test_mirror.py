@@ -93,9 +93,9 @@ class Pair:
         return self.samples()
 
 
-def mirrored(outcome: str) -> float:
+def mirrored(outcome: str, version: str = "1.0.0") -> float:
     """Return the value of glm_mirrored_total for an outcome."""
-    labels = {"version": "1.0.0", "slot": "blue", "outcome": outcome}
+    labels = {"version": version, "slot": "blue", "outcome": outcome}
     return REGISTRY.get_sample_value("glm_mirrored_total", labels) or 0.0
 
 
@@ -168,6 +168,10 @@ async def test_copies_are_counted_as_internal_requests_alone(pair: Pair) -> None
     assert new_samples(pair.host.runtime / "green/1/1.samples", "1.0.0") == ([], 0)
     after = answered("blue"), answered("green"), answered("green", "internal"), mirrored("equal")
     assert [now - then for now, then in zip(after, before, strict=True)] == [3, 0, 3, 3]
+    pair.blue.server.state.set_version("after")  # a weight swap
+    assert (await client.ask(request(GREEDY))).status == 200
+    await pair.settled()
+    assert mirrored("equal", "after") == 1
 
 
 @pytest.mark.anyio

@@ -24,7 +24,7 @@ from service.handover.protocol import RequestProtocol
 from service.handover.recorder import Recorder
 from service.metrics import Metrics
 from service.routing.canary import Side
-from service.routing.mirror import Mirror
+from service.routing.mirror import Mirror, MirrorOutcome
 from service.routing.ownership import Gate
 from service.settings import Settings
 
@@ -76,7 +76,7 @@ class SlotServer(Server):
         self.state = state_file.state
         self.samples = SampleRing(state_file.path.with_suffix(".samples"), self.state)
         self.recorder = Recorder(self.state, self.samples)
-        self.mirror = Mirror(gate, self.samples, Metrics(self.state.version, self.state.slot).count_mirrored)
+        self.mirror = Mirror(gate, self.samples, self._count_mirrored)
         self.clients: set[Connection] = set()
         self.busy: set[RequestProtocol] = set()
         self.receiving: set[RequestProtocol] = set()
@@ -91,6 +91,9 @@ class SlotServer(Server):
         self._orphaned_at: float | None = None
         self._cut_now = False
         self._arriving: set[Coroutine[Any, Any, object]] = set()
+
+    def _count_mirrored(self, outcome: MirrorOutcome) -> None:
+        Metrics(self.state.version, self.state.slot).count_mirrored(outcome)  # a weight swap changes the version
 
     # called by the connections
 
