@@ -18,9 +18,10 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import chain, pairwise
 from statistics import fmean
 
 from deploy.analysis.group import Timed, Times, seconds_of
@@ -32,9 +33,7 @@ _MIN_BLOCK = 1.25  # seconds
 _MIN_BLOCKS, _MAX_BLOCKS = 8, 48
 MIN_SPAN = _MIN_BLOCK * _MIN_BLOCKS
 """Seconds of both sides' responses without which nothing is compared."""
-_MAX_SCORE = 1.5  # standard deviations; bounds what one block contributes
 _LAGS = 2  # blocks after one that may meet the same interruption
-_TAIL = 0.05  # share of the responses that are the slow ones
 
 _THIRDS = 3
 _LONG_THIRD = 5.0  # seconds; as long as a burst of other work
@@ -57,8 +56,8 @@ class Evidence:
 def compare_paired(candidate: Times, reference: Times, margin: float) -> Evidence | None:  # noqa: ARG001
     """Compare responses of the same period, each in order; None if it is too short.
 
-    Two scores for each block: how much greater the candidate's ranks are (Mann-Whitney), and how many more of the
-    slowest twentieth are its own (Fisher). The p-value is the smaller one of the two, doubled.
+    Two comparisons: of all ranks (the Mann-Whitney test), and of who has the slow responses, those above the 95th
+    percentile of both sides (Fisher's exact test). The p-value is the smaller one of the two, doubled.
     """
     times, live = candidate.all, reference.all
     if not times or not live:
@@ -68,18 +67,24 @@ def compare_paired(candidate: Times, reference: Times, margin: float) -> Evidenc
     if number < _MIN_BLOCKS:
         return None
     cuts = [begin + (end - begin) * part / number for part in range(number + 1)]
-    pairs = list(zip(_split(times, cuts), _split(live, cuts), strict=True))
-    found = [_paired(pairs, score) for score in (_ranks, _slowest)]
-    return _better(found)
+    both = [*times, *live]
+    limits = {kind: p95(seconds_of(one for one in both if one.is_streamed == kind)) for kind in (False, True)}
+    ranks = _paired(_split(times, cuts), _split(live, cuts))
+    slow = _paired(*(_split(_marked(side, limits), cuts) for side in (times, live)))
+    found = [one for one in (ranks, slow) if one]
+    if not found:
+        return None
+    best = min(found, key=lambda one: (not one.holds, one.p_value))
+    return replace(best, p_value=min(1.0, 2 * best.p_value))
 
 
 def compare_apart(candidate: Times, reference: Times, margin: float) -> Evidence | None:
     """Compare responses of two periods, each in order; None if the live slot's is the shorter one.
 
     The candidate's period is cut into thirds, and the live slot's into blocks of that length. The 95th percentile of
-    every third must exceed the highest one of the live slot's blocks by `margin`, and the means must differ by more
-    than the variation among blocks explains (Student's t-test of the logarithms). Where the live slot's period is less
-    than three times as long, or a third is shorter than a burst of other work, the margin is five times as great.
+    every third must exceed the highest one of the live slot's blocks, and the means must differ by more than the
+    variation among blocks explains (Student's t-test of the logarithms). Where the live slot's period is less than
+    three times as long, or a third is shorter than a burst of other work, it must exceed it by five times `margin`.
     """
     length = candidate.span / _THIRDS
     if candidate.span < MIN_SPAN or reference.span < candidate.span:
@@ -90,9 +95,9 @@ def compare_apart(candidate: Times, reference: Times, margin: float) -> Evidence
     before = _relative(live, [live[-1].at - length * (parts - part) for part in range(parts + 1)], usual)
     if len(blocks) < _THIRDS or len(before) < _THIRDS:
         return None
-    if len(before) < _LONG_HISTORY or length < _LONG_THIRD:
-        margin *= _CAUTION
-    slower = sum(one > max(before) * (1 + margin) for one in blocks)
+    is_short = len(before) < _LONG_HISTORY or length < _LONG_THIRD
+    limit = max(before) * (1 + _CAUTION * margin if is_short else 1)
+    slower = sum(one > limit for one in blocks)
     p_value = _student([math.log(one) for one in blocks], [math.log(one) for one in before])
     return Evidence(p_value, len(blocks), slower, slower == len(blocks))
 
@@ -107,69 +112,62 @@ def _relative(times: Sequence[Timed], cuts: Sequence[float], usual: dict[bool, f
     return found
 
 
-def _better(found: Sequence[Evidence | None]) -> Evidence | None:
-    """Return the evidence of the smaller p-value, doubled because it is one of two."""
-    some = [one for one in found if one]
-    if not some:
-        return None
-    best = min(some, key=lambda one: (not one.holds, one.p_value))
-    return Evidence(min(1.0, len(found) * best.p_value), best.blocks, best.blocks_slower, best.holds)
+def _marked(times: Sequence[Timed], limits: dict[bool, float | None]) -> list[Timed]:
+    """Return the responses with 1 for the slow ones and 0 for the others in place of their seconds."""
+    return [one._replace(seconds=float(one.seconds > (limits[one.is_streamed] or 0.0))) for one in times]
 
 
-_Score = Callable[[list[float], list[float]], tuple[float, float]]
+def _paired(blocks: Sequence[list[Timed]], live_blocks: Sequence[list[Timed]]) -> Evidence | None:
+    """Test whether the candidate's ranks are greater; None of too few blocks.
 
-
-def _paired(pairs: Sequence[tuple[list[Timed], list[Timed]]], score: _Score) -> Evidence | None:
-    """Test whether the scores of the blocks are greater than 0, within the blocks and between them."""
-    scores, difference, variance = [], 0.0, 0.0
-    for block in pairs:
-        total, chance = 0.0, 0.0
+    The statistic is van Elteren's, the weighted sum of the blocks' Mann-Whitney statistics. It has two variances: what
+    chance explains within the blocks, and what the variation between them shows, which may be correlated.
+    """
+    differences, chances = [], []
+    for block in zip(blocks, live_blocks, strict=True):
+        difference = chance = 0.0
         for kind in (False, True):
             values, reference = (seconds_of(one for one in side if one.is_streamed == kind) for side in block)
             if values and reference:
-                one, spread = score(values, sorted(reference))
-                total += one
-                chance += spread
+                one, variance = _ranks(values, sorted(reference))
+                difference += one
+                chance += variance
         if chance:
-            scores.append(max(-_MAX_SCORE, min(_MAX_SCORE, total / math.sqrt(chance))))
-            difference += total
-            variance += chance
-    if len(scores) < _MIN_BLOCKS:
+            differences.append(difference)
+            chances.append(chance)
+    if len(differences) < _MIN_BLOCKS:
         return None
-    within = student(difference / math.sqrt(variance), math.inf)
-    between = student(_ratio(fmean(scores), _error_of_mean(scores)), len(scores) - 1)
-    slower = sum(one > 0 for one in scores)
-    return Evidence(max(within, between), len(scores), slower, slower > len(scores) / 2)
+    total, variance = sum(differences), sum(chances)
+    effective = variance**2 / sum(chance**2 for chance in chances)  # number of blocks, if all weighed the same
+    rest = [one - chance / variance * total for one, chance in zip(differences, chances, strict=True)]
+    error = math.sqrt(_variance_of_sum(rest) * effective / max(1.0, effective - 1))
+    within = student(total / math.sqrt(variance), math.inf)
+    between = student(_ratio(total, error), max(1.0, effective - 1))
+    slower = sum(one > 0 for one in differences)
+    return Evidence(max(within, between), len(differences), slower, slower > len(differences) / 2)
 
 
-def _error_of_mean(scores: Sequence[float]) -> float:
-    """Return the standard error of the mean of a series; correlation of successive ones can only increase it."""
-    mean, count = fmean(scores), len(scores)
-    rest = [one - mean for one in scores]
+def _variance_of_sum(rest: Sequence[float]) -> float:
+    """Return the variance of the sum of a series with the mean 0; correlation can only increase it (Newey and West)."""
     variance = sum(one * one for one in rest)
     correlated = variance
-    for lag in range(1, _LAGS + 1):  # Newey and West's weights
+    for lag in range(1, _LAGS + 1):
         products = sum(one * other for one, other in zip(rest, rest[lag:], strict=False))
         correlated += 2 * (1 - lag / (_LAGS + 1)) * products
-    return math.sqrt(max(variance, correlated) / (count - 1) / count)
+    return max(variance, correlated)
 
 
 def _ranks(values: list[float], reference: list[float]) -> tuple[float, float]:
-    """Return the Mann-Whitney statistic less its expectation, and its variance, weighted as van Elteren's test does."""
+    """Return the Mann-Whitney statistic less its expectation, and its variance, both weighted as van Elteren does.
+
+    `reference` is in order.
+    """
     count, others = len(values), len(reference)
+    total = count + others
     below = sum(bisect_left(reference, value) + bisect_right(reference, value) for value in values) / 2
-    return (below - count * others / 2) / (count + others + 1), count * others / 12 / (count + others + 1)
-
-
-def _slowest(values: list[float], reference: list[float]) -> tuple[float, float]:
-    """Return how many more of the slowest responses are among `values` than by chance, and the variance of that."""
-    everything = sorted([*values, *reference])
-    total = len(everything)
-    threshold = everything[-max(1, round(_TAIL * total))]
-    marked = total - bisect_left(everything, threshold)
-    share = len(values) / total
-    chance = marked * share * (1 - share) * (total - marked) / max(1, total - 1)
-    return sum(value >= threshold for value in values) - marked * share, chance
+    ties = sum(number**3 - number for number in Counter(chain(values, reference)).values())
+    variance = count * others / 12 * (total + 1 - ties / (total * (total - 1)))
+    return (below - count * others / 2) / (total + 1), variance / (total + 1) ** 2
 
 
 def _student(values: Sequence[float], reference: Sequence[float]) -> float:

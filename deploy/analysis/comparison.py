@@ -52,7 +52,7 @@ class Comparison:
         self.metrics: list[Metric] = []
         self._test: Test
         self._test, self._reference = (compare_paired, self.live) if is_paired else (compare_apart, self.before)
-        tested = 4 if limits.min_agreement is None else 5
+        tested = 2 if limits.min_agreement is None else 3  # the two of errors, and of times, rise and fall together
         alpha, least = limits.false_alarms / windows / tested, limits.min_requests
         self._spending = {name: AlphaSpending(max(1, least // _EARLIER_ERRORS), alpha) for name in _ERRORS}
         self._spending |= {name: AlphaSpending(MIN_SPAN, alpha) for name in _COMPARED}

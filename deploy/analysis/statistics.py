@@ -12,6 +12,7 @@ from math import inf
 __all__ = ["AlphaSpending", "binomial", "fisher_exact", "p95", "student"]
 
 _GROWTH = 1.3  # from one look to the next
+_LAST = 0.75  # share of the false alarms that is kept for the last look
 _QUANTILE = 0.95
 
 
@@ -20,7 +21,7 @@ class AlphaSpending:
     """The looks at one metric and the level of each; false alarms of all looks together stay below `alpha`.
 
     A look is due whenever the number of responses, or the seconds that they span, has grown by 30 %. The k-th look is
-    tested at alpha / 2k(k+1), which adds up to half of alpha; the other half is kept for the last look.
+    tested at alpha / 4k(k+1), which adds up to a quarter of alpha; the rest is kept for the last look, which sees most.
     """
 
     first: float
@@ -35,9 +36,9 @@ class AlphaSpending:
         if amount < due:
             return None
         if last:
-            return self.alpha / 2
+            return self.alpha * _LAST
         self._taken += 1
-        return self.alpha / 2 / (self._taken * (self._taken + 1))
+        return self.alpha * (1 - _LAST) / (self._taken * (self._taken + 1))
 
 
 def fisher_exact(marked: int, count: int, marked_reference: int, count_reference: int) -> float:
