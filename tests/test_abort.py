@@ -42,7 +42,7 @@ class Judge:
 
     moments: Moments
 
-    def __init__(self, *_: object) -> None:
+    def __init__(self, *_: object, **__: object) -> None:
         pass
 
     def update(self) -> None:

@@ -236,6 +236,19 @@ async def test_held_request_is_counted_where_it_is_answered(host: Host) -> None:
 
 
 @pytest.mark.anyio
+@pytest.mark.parametrize("size", [0, 1000, 1 << 16, 1 << 20])
+async def test_head_decides_whatever_comes_with_it(host: Host, size: int) -> None:
+    """A body may come in one piece with its head: only a head has a limit."""
+    (host.runtime / "canary").write_text(json.dumps({"slot": "green", "weight": 0}))
+    client = await host.client()
+    for slot in ("green", "blue", "green"):
+        side = "candidate" if slot == "green" else "live"
+        head = f"POST /upload HTTP/1.1\r\nHost: x\r\nX-GLM-Slot: {side}\r\nContent-Length: {size}\r\n\r\n".encode()
+        reply = await client.ask(head + b"a" * size)
+        assert (reply.status, reply.slot) == (200, slot)
+
+
+@pytest.mark.anyio
 @pytest.mark.parametrize("sent", [1, 30])
 async def test_held_request_of_a_client_that_disconnects_is_its_abort(host: Host, sent: int) -> None:
     """A held request cannot vanish from the ledger."""

@@ -259,7 +259,8 @@ def test_watch_in_json(watched: Watched) -> None:
                 "version", "state", "gate", "generation", "share", "mirror", "in_flight", "connections", "workers",
                 "memory", "requests_per_s", "p95", "ttft_p95", "load", "status_text",
             }  # fmt: skip
-    first, busy = documents[0], [one for one in documents if one["slots"]["green"]["p95"]]
+    first = documents[0]
+    busy = [one for one in documents if all(one["slots"][slot]["ttft_p95"] for slot in ("blue", "green"))]
     assert [first["slots"]["green"][name] for name in ("requests_per_s", "p95", "ttft_p95")] == [None] * 3
     assert busy
     for name in ("blue", "green"):

@@ -151,11 +151,13 @@ class Connection(RequestProtocol):
                 return
             self._hold()
         self._held += data
-        if not self._held[:1].isupper() or len(self._held) > self.slot_server.settings.max_head:
-            self._release()  # no HTTP, which begins with a method, or too large: the parser decides
-        elif has_whole_head(self._held) and self.transport.is_reading():
-            self._answer_or_pass_on()
-        # else not reading: it waits to be passed on (Python 3.11 reads after a pause in connection_made)
+        is_request = self._held[:1].isupper()  # it begins with a method
+        if is_request and has_whole_head(self._held):
+            if self.transport.is_reading():
+                self._answer_or_pass_on()
+            # else it waits to be passed on: Python 3.11 reads after a pause in connection_made
+        elif not is_request or len(self._held) > self.slot_server.settings.max_head:
+            self._release()  # no HTTP, or too large a head: the parser decides
 
     def _hold(self) -> None:
         """Count the request whose first bytes are held."""
