@@ -18,7 +18,7 @@ from deploy.rollout.judge import MIN_SPAN, WARM_UP
 __all__ = ["Alarm", "Busy", "Fault", "Measured", "Source", "failing", "same", "simulate", "slower"]
 
 LIVE, CANDIDATE = 0, 1
-_LOOK = 1.0  # seconds between two looks
+_LOOK = 2.0  # seconds between two looks
 _ALONE = 0.1  # share of the candidate up to which the live slot's times are those of a slot that answers everything
 _TICK = 0.05  # seconds
 

@@ -116,7 +116,16 @@ def test_a_version_with_a_slower_tail_is_rolled_back(traffic: list[Sample], shar
 
 
 @pytest.mark.parametrize("load_effect", [DEVICE, PROCESS])
-@pytest.mark.parametrize(("shares", "step", "before"), [((0.1, 0.3, 0.5), 20, 20), ((0.5, 0.9), 30, 60), ((), 60, 90)])
+@pytest.mark.parametrize(
+    ("shares", "step", "before"),
+    [
+        ((0.1, 0.3, 0.5), 20, 20),
+        ((), 60, 200),
+        pytest.param((0.5, 0.9), 30, 60, marks=pytest.mark.long),
+        pytest.param((), 60, 90, marks=pytest.mark.long),
+        pytest.param((0.1, 0.3, 0.5), 60, 300, marks=pytest.mark.long),
+    ],
+)
 def test_an_equal_version_is_not_rolled_back_on_a_busy_machine(
     shares: tuple[float, ...], step: float, before: float, load_effect: float
 ) -> None:
