@@ -16,6 +16,7 @@ import httpx
 import pytest
 from openai import OpenAI
 
+from service.contract.slots import SLOTS
 from tests.box import Box, wait_for
 
 TARGET_MS = 100
@@ -37,6 +38,7 @@ def test_keep_alive_clients_follow_within_100_ms_of_the_rename(warm_box: Box) ->
     with httpx.Client(base_url=f"http://{box.listen}", trust_env=False) as client:
         port = client.get("/version").extensions["network_stream"].get_extra_info("client_addr")[1]
         for _ in range(10):
+            time.sleep(0.15)  # whatever a worker has read of the last rename is not new any more
             wanted = box.slots.idle
             box.slots.go_live(wanted)
             renamed = time.monotonic()
@@ -50,9 +52,11 @@ def test_keep_alive_clients_follow_within_100_ms_of_the_rename(warm_box: Box) ->
 
 @pytest.mark.alone
 def test_rollback_while_warm_takes_under_100_ms(warm_box: Box) -> None:
-    """The time from the rename to the first response of the old version, as recorded, is below 100 ms."""
+    """The time from the rename to the first response of the old version is below 100 ms, and nothing is loaded."""
+    masters = [warm_box.generation(slot).master for slot in SLOTS]
     took = [warm_box.json("rollback")["switch_ms"] for _ in range(6)]
     assert statistics.median(took) < TARGET_MS, took
+    assert [warm_box.generation(slot).master for slot in SLOTS] == masters
 
 
 def test_a_response_is_finished_by_the_version_that_began_it(warm_box: Box) -> None:
