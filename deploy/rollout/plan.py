@@ -135,7 +135,7 @@ class Rollout:
         entry.record.drain, entry.record.keep_warm = plan.drain, plan.keep_warm
         if plan.analysis is not None and plan.analysis.enabled:
             entry.record.limits = RecordedLimits.model_validate(plan.analysis.model_dump())
-        before = receipts.snapshot(context.host)
+        before = receipts.baseline(context.host)
         entry.journal.write_snapshot(entry.record.id, before)
         return cls(context, plan, entry, candidate, old, before)
 
@@ -145,7 +145,7 @@ class Rollout:
         record = entry.record
         before = entry.journal.read_snapshot(record.id)
         if before is None:
-            before = receipts.snapshot(context.host)
+            before = receipts.baseline(context.host)
         interruption = f"interrupted in {record.phase}"
         plan = Plan.of(record)
         return cls(context, plan, entry, record.slot, record.previous_slot, before, interruption=interruption)
