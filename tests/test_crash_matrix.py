@@ -62,6 +62,11 @@ REPRESENTATIVE = {
 }
 
 
+VACANT = {("swap", "controller", "start"), ("swap", "controller", "verify")}
+"""Cells in which no version is loaded in the live slot, and clients wait until the rollout is resumed: by a timer after
+15 s (`test_swap.py`), here by `resume`."""
+
+
 def cells() -> Iterator[tuple[str, str, str]]:
     """Yield strategy, victim and phase of every cell in which the victim exists."""
     for strategy, phases in PHASES.items():
@@ -197,7 +202,8 @@ def test_one_version_serves_whatever_is_killed(
             assert deploy.returncode in {0, 3, 4, 5}, out
         unfinished = Journal(box.host).unfinished()
         told = box.glmctl("status").stderr
-        crowd.all_answered_again()
+        if cell not in VACANT:
+            crowd.all_answered_again()
         assert Journal(box.host).unfinished() == unfinished  # reading changed nothing
         assert ("interrupted" in told) == bool(unfinished)
         done = box.glmctl("resume", expect=None)
