@@ -62,7 +62,7 @@ REPRESENTATIVE = {
 }
 
 
-VACANT = {("swap", "controller", "start"), ("swap", "controller", "verify")}
+VACANT = {("swap", "controller", phase) for phase in ("start", "verify", "cutover")}
 """Cells in which no version is loaded in the live slot, and clients wait until the rollout is resumed: by a timer after
 15 s (`test_swap.py`), here by `resume`."""
 
