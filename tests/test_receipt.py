@@ -164,7 +164,7 @@ def test_a_receipt_waits_for_connections_on_their_way(tmp_path: Path, monkeypatc
 def test_a_receipt_begins_when_no_connection_is_on_its_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A connection that is counted as received, and a moment later as handed over, is not missing at the end."""
     host = Host(True, tmp_path, tmp_path, tmp_path, tmp_path, tmp_path)
-    seen = [(0, 1), (1, 1), (1, 1)]
+    seen = [(0, 0), (0, 1), (1, 1), (1, 1)]
     looks = [snapshot_of(count(handed_out=sent), count("green", adopted=received)) for sent, received in seen]
     monkeypatch.setattr(module, "snapshot", lambda _host: looks.pop(0) if len(looks) > 1 else looks[0])
     assert compute(baseline(host), looks[-1]).adds_up
