@@ -32,8 +32,8 @@ def test_one_pause_is_not_a_slower_version() -> None:
     Taken for independent, the former would be: the 40 slowest of 960 are all the candidate's.
     """
     usual = series(lambda at: 1.0)
-    pause = compare_paired(series(lambda at: 5.0 if 20 <= at < 25 else 1.0), usual, 0.2)
-    steady = compare_paired(series(lambda at: 1.3), usual, 0.2)
+    pause = compare_paired(series(lambda at: 5.0 if 20 <= at < 25 else 1.0), usual)
+    steady = compare_paired(series(lambda at: 1.3), usual)
     assert pause
     assert steady
     assert pause.p_value > 0.01
@@ -49,19 +49,19 @@ def test_what_slows_both_sides_is_no_difference() -> None:
 
     more_in_bad_weather = Times()
     more_in_bad_weather.add([one for one in series(weather, rate=16).all if one.seconds > 5 or one.at % 1 < 0.1])
-    found = compare_paired(more_in_bad_weather, series(weather), 0.2)
+    found = compare_paired(more_in_bad_weather, series(weather))
     assert (p95([one.seconds for one in more_in_bad_weather.all]) or 0.0) > 10
     assert found
     assert found.p_value > 0.1
-    found = compare_paired(series(lambda at: 1.5 * weather(at)), series(weather), 0.2)
+    found = compare_paired(series(lambda at: 1.5 * weather(at)), series(weather))
     assert found
     assert found.p_value < 1e-6
 
 
 def test_times_of_ten_seconds_are_compared_at_the_earliest() -> None:
     """Before, a burst of other work may cover all of them."""
-    assert compare_paired(series(lambda at: 9.0, end=9.9), series(lambda at: 1.0, end=9.9), 0.2) is None
-    assert compare_paired(series(lambda at: 9.0, end=10.4), series(lambda at: 1.0, end=10.4), 0.2) is not None
+    assert compare_paired(series(lambda at: 9.0, end=9.9), series(lambda at: 1.0, end=9.9)) is None
+    assert compare_paired(series(lambda at: 9.0, end=10.4), series(lambda at: 1.0, end=10.4)) is not None
     assert compare_apart(series(lambda at: 9.0, 100, 109.9), series(lambda at: 1.0), 0.2) is None
 
 

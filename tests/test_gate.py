@@ -139,12 +139,18 @@ def test_another_socket_at_the_path_closes_the_gate(
     assert gate_of(sockets).is_open()
 
 
-def test_what_was_read_is_used_for_a_millisecond(
-    tmp_path: Path, runtime: Path, bind: Bind, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """However many requests ask, the paths are read once in MAX_AGE; a rename by any program counts after it."""
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """The clock of the gate, which stands still."""
     clock = Clock()
     monkeypatch.setattr(time, "monotonic", clock)
+    return clock
+
+
+def test_what_was_read_is_used_for_a_millisecond(
+    tmp_path: Path, runtime: Path, bind: Bind, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many requests ask, the paths are read once in MAX_AGE; a rename by any program counts after it."""
     sockets = bind("blue", 1)
     publish(sockets)
     publish(bind("green", 1))
@@ -177,11 +183,9 @@ def test_what_was_read_is_used_for_a_millisecond(
 
 
 def test_a_slow_look_is_not_used_for_longer(
-    tmp_path: Path, runtime: Path, bind: Bind, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, runtime: Path, bind: Bind, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The time counts from before the paths are read: a process that is suspended meanwhile reads them again."""
-    clock = Clock()
-    monkeypatch.setattr(time, "monotonic", clock)
     sockets = bind("blue", 1)
     publish(sockets)
     gate = Gate(tmp_path, runtime, sockets.handoff_inode)

@@ -53,11 +53,11 @@ class Evidence:
     """Whether it was slower in most of the blocks."""
 
 
-def compare_paired(candidate: Times, reference: Times, margin: float) -> Evidence | None:  # noqa: ARG001
+def compare_paired(candidate: Times, reference: Times) -> Evidence | None:
     """Compare responses of the same period, each in order; None if it is too short.
 
-    Two comparisons: of all ranks (the Mann-Whitney test), and of who has the slow responses, those above the 95th
-    percentile of both sides (Fisher's exact test). The p-value is the smaller one of the two, doubled.
+    Two comparisons: of all ranks (the Mann-Whitney test), and of which side has the slow responses, those above the
+    95th percentile of both (Fisher's exact test). The p-value is the smaller one of the two, doubled.
     """
     times, live = candidate.all, reference.all
     if not times or not live:
@@ -67,8 +67,7 @@ def compare_paired(candidate: Times, reference: Times, margin: float) -> Evidenc
     if number < _MIN_BLOCKS:
         return None
     cuts = [begin + (end - begin) * part / number for part in range(number + 1)]
-    both = [*times, *live]
-    limits = {kind: p95(seconds_of(one for one in both if one.is_streamed == kind)) for kind in (False, True)}
+    limits = _p95_by_kind([*times, *live])
     ranks = _paired(_split(times, cuts), _split(live, cuts))
     slow = _paired(*(_split(_marked(side, limits), cuts) for side in (times, live)))
     found = [one for one in (ranks, slow) if one]
@@ -90,7 +89,7 @@ def compare_apart(candidate: Times, reference: Times, margin: float) -> Evidence
     if candidate.span < MIN_SPAN or reference.span < candidate.span:
         return None
     times, live, parts = candidate.all, reference.all, int(reference.span / length + 1e-9)
-    usual = {kind: p95(seconds_of(one for one in live if one.is_streamed == kind)) for kind in (False, True)}
+    usual = _p95_by_kind(live)
     blocks = _relative(times, [times[0].at + length * part for part in range(_THIRDS + 1)], usual)
     before = _relative(live, [live[-1].at - length * (parts - part) for part in range(parts + 1)], usual)
     if len(blocks) < _THIRDS or len(before) < _THIRDS:
@@ -100,6 +99,11 @@ def compare_apart(candidate: Times, reference: Times, margin: float) -> Evidence
     slower = sum(one > limit for one in blocks)
     p_value = _student([math.log(one) for one in blocks], [math.log(one) for one in before])
     return Evidence(p_value, len(blocks), slower, slower == len(blocks))
+
+
+def _p95_by_kind(times: Sequence[Timed]) -> dict[bool, float | None]:
+    """Return the 95th percentile of the responses that are streamed (True), and of the others."""
+    return {kind: p95(seconds_of(one for one in times if one.is_streamed == kind)) for kind in (False, True)}
 
 
 def _relative(times: Sequence[Timed], cuts: Sequence[float], usual: dict[bool, float | None]) -> list[float]:

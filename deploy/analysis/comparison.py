@@ -11,6 +11,8 @@ Responses from before the candidate has warmed up count for errors alone: the fi
 
 from __future__ import annotations
 
+from functools import partial
+
 from deploy.analysis.blocks import MIN_SPAN, compare_apart, compare_paired
 from deploy.analysis.errors import compare_errors
 from deploy.analysis.group import Failures, Group
@@ -50,8 +52,8 @@ class Comparison:
         self.before = Group(times_until=before_until)
         """The live slot's responses from before the window."""
         self.metrics: list[Metric] = []
-        self._test: Test
-        self._test, self._reference = (compare_paired, self.live) if is_paired else (compare_apart, self.before)
+        self._test: Test = compare_paired if is_paired else partial(compare_apart, margin=limits.p95_margin)
+        self._reference = self.live if is_paired else self.before
         tested = 2 if limits.min_agreement is None else 3  # the two of errors, and of times, rise and fall together
         alpha, least = limits.false_alarms / windows / tested, limits.min_requests
         self._spending = {name: AlphaSpending(max(1, least // _EARLIER_ERRORS), alpha) for name in _ERRORS}

@@ -11,7 +11,7 @@ from deploy.policy import Limits
 
 __all__ = ["Test", "compare_times"]
 
-Test = Callable[[Times, Times, float], Evidence | None]
+Test = Callable[[Times, Times], Evidence | None]
 
 
 def compare_times(
@@ -44,7 +44,7 @@ def compare_times(
         return metric.mark_worse(f"{name} {metric.candidate:.3g} s, limit {limit:g} s")
     if test is None or level is None or metric.live is None or len(live_times) < limits.min_requests:
         return metric
-    evidence = test(times, live_times, limits.p95_margin)
+    evidence = test(times, live_times)
     if evidence is None:
         return metric
     metric.blocks, metric.blocks_worse = evidence.blocks, evidence.blocks_slower
