@@ -54,7 +54,7 @@ class Limits(BaseModel):
     """By what part of the live slot's p95 (of the whole response, and to the first token) the p95 may exceed it."""
     bake_p95_margin: float = Field(default=0.3, ge=0)
     """The same where both slots served at different times: in the bake, and with more than half of the requests. There
-    the p95 must exceed that of the live slot's slowest period by this part."""
+    each third of the period must be slower than the live slot's slowest period before, too."""
     min_difference: float = Field(default=0.02, ge=0)
     """A difference between two times that is ignored."""
     max_error_rate: float | None = Field(default=None, gt=0, le=1)
