@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import signal
 import sys
 import traceback
-from types import FrameType
 
 import click
 
+from deploy import interrupts
 from deploy.commands import (
     abort,
     demo,
@@ -79,8 +78,7 @@ for verb in (
 
 def main() -> None:
     """Run glmctl. Every error is printed as one line with a hint, and has its exit code."""
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _interrupt)
+    interrupts.handle()
     options = Options()
     try:
         status = glmctl.main(standalone_mode=False, obj=options)
@@ -122,7 +120,3 @@ def _fail(options: Options, message: str, hint: str | None, code: int) -> int:
 
 def _document(message: str, hint: str | None, code: int) -> str:
     return json.dumps({"error": {"message": message, "hint": hint, "exit_code": code}})
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
-    raise KeyboardInterrupt

@@ -21,8 +21,8 @@ FORBIDDEN_LIBRARIES = {
 }
 CHAINS = {
     "deploy": (
-        ("errors", "host", "policy", "display", "systemd", "analysis", "journal", "releases", "rollout", "reports",
-         "demo", "commands", "cli"),
+        ("errors", "interrupts", "host", "policy", "display", "systemd", "analysis", "journal", "releases", "rollout",
+         "reports", "demo", "commands", "cli"),
         ("loadtest",),
     ),
     "service": (

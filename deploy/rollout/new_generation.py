@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from contextlib import closing
 
 from deploy.errors import NotReady
 from deploy.rollout.plan import Context
@@ -16,7 +15,7 @@ __all__ = ["NewGeneration"]
 
 
 class NewGeneration:
-    """Create it before the systemctl job begins: a generation that exists by then is not the new one."""
+    """Create it before the job of the unit begins: a generation that exists by then is not the new one."""
 
     def __init__(self, context: Context, slot: str, version: str) -> None:
         self._context, self._slot, self._version = context, slot, version
@@ -24,12 +23,12 @@ class NewGeneration:
         self._known = {one.generation for one in generations(context.host.runtime, slot)}
 
     def wait(self, job: Job, progress: Callable[[], str], *, deadline: float | None = None) -> None:
-        """Display `progress` until `job` has ended.
+        """Begin `job` and display `progress` until it has ended.
 
         Raises NotReady, with the reason, if it failed or was not done after `deadline` seconds.
         """
         begin = time.monotonic()
-        with closing(job):
+        with job:
             while not job.done:
                 if deadline is not None and time.monotonic() - begin >= deadline:
                     raise NotReady(f"{self._version} was not ready after {deadline:g} s (it was at: {self.load})")

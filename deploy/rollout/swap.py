@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from contextlib import ExitStack, closing, suppress
+from contextlib import ExitStack, suppress
 
 from deploy.errors import DrainCut, GlmError
 from deploy.rollout.new_generation import NewGeneration
@@ -79,7 +79,7 @@ def revive(rollout: Rollout, slot: str) -> None:
             if job is None and not (found and found.alive_workers) and time.monotonic() >= next_look:
                 next_look = time.monotonic() + _RETRY
                 if context.systemd.state(unit).active != "active":
-                    job = jobs.enter_context(closing(context.systemd.starting(unit)))
+                    job = jobs.enter_context(context.systemd.starting(unit))
                 elif rollout.is_swap or looks:  # else the master is about to replace a worker that died
                     context.systemd.kill_main(unit, "HUP")
                 looks += 1

@@ -26,9 +26,14 @@ def run(argv: Sequence[str], *, check: bool = True, env: Mapping[str, str] | Non
 
 
 def start(argv: Sequence[str]) -> subprocess.Popen[str]:
-    """Start `argv` and return the process, for callers that show progress while it runs; raises GlmError."""
+    """Start `argv` and return the process, for callers that show progress while it runs; raises GlmError.
+
+    It has a process group of its own: Ctrl-C in a terminal reaches only the caller, which decides when to end it.
+    """
     with _known(argv):
-        return subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace")
+        return subprocess.Popen(
+            argv, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace", process_group=0
+        )
 
 
 @contextmanager

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Self
 
+from deploy import interrupts
 from deploy.systemd.process import run, start
 
 
@@ -38,17 +40,13 @@ class Systemd:
         """Start `unit` and wait until it is active; raises GlmError if it fails."""
         run(self.argv("start", unit))
 
-    def start_later(self, unit: str) -> None:
-        """Start `unit` without waiting; failures are ignored."""
-        run(self.argv("start", "--no-block", unit), check=False)
-
     def starting(self, unit: str) -> Job:
-        """Start `unit`; returns the running command."""
-        return Job(self.argv("start", unit))
+        """Return the job that starts `unit`."""
+        return Job(self, "start", unit)
 
     def reloading(self, unit: str) -> Job:
-        """Reload `unit`; returns the running command."""
-        return Job(self.argv("reload", unit))
+        """Return the job that reloads `unit`."""
+        return Job(self, "reload", unit)
 
     def stop(self, unit: str) -> None:
         """Stop `unit`, wait until it is inactive, and reset its failed state; failures are ignored."""
@@ -101,23 +99,36 @@ class Systemd:
 
 
 class Job:
-    """A running systemctl command."""
+    """A job of a unit: it begins with the `with` block, and systemctl, which waits for it, ends with the block.
 
-    def __init__(self, argv: list[str]) -> None:
-        self._process = start(argv)
+    However early the block ends, the manager has received the request by then or never does: a `stop` of the unit
+    afterwards cancels the job.
+    """
+
+    def __init__(self, systemd: Systemd, verb: str, unit: str) -> None:
+        self._systemd, self._verb, self._unit = systemd, verb, unit
+
+    def __enter__(self) -> Self:
+        try:
+            with interrupts.held():  # else the command may run without a process object to end it by
+                self._process = start(self._systemd.argv(self._verb, self._unit))
+        except KeyboardInterrupt:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with interrupts.held():
+            if not self.done:
+                self._process.kill()
+            self._process.communicate()
 
     @property
     def done(self) -> bool:
-        """Whether the command has ended."""
+        """Whether the job has ended."""
         return self._process.poll() is not None
 
     @property
     def succeeded(self) -> bool:
-        """Whether the command ended with exit code 0."""
+        """Whether the job ended well."""
         return self._process.returncode == 0
-
-    def close(self) -> None:
-        """Terminate the command, so that it cannot start a unit after an interrupted rollout has stopped it."""
-        if not self.done:
-            self._process.terminate()
-        self._process.communicate()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
+from deploy import interrupts
 from deploy.host import Host
 from deploy.systemd.process import run
 from deploy.systemd.systemctl import Systemd
@@ -53,7 +54,8 @@ class Timers:
         self._cancel(name)
         manager = ["--user"] if self.host.user else []
         options = ["--quiet", "--collect", f"--unit={name}", *when, "--timer-property=AccuracySec=1s"]
-        run(["systemd-run", *manager, *options, "--", *glmctl(self.host), *command])
+        with interrupts.held():  # else nobody knows whether the timer exists
+            run(["systemd-run", *manager, *options, "--", *glmctl(self.host), *command])
 
     def _cancel(self, name: str) -> None:
         """Stop the timer, not its service: the calling process may be the one that the timer started."""

@@ -1,0 +1,110 @@
+"""An interrupt, whenever it comes: what was begun is known, so that it can be undone."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from deploy import interrupts
+from deploy.systemd.systemctl import Systemd
+from tests.box import Box
+
+UNIT = "test-interrupts.service"
+
+
+@pytest.fixture
+def systemd(empty_box: Box, monkeypatch: pytest.MonkeyPatch) -> Iterator[Systemd]:
+    """The private manager, with a unit that takes 60 s to start; signals interrupt as in glmctl."""
+    unit = Path(empty_box.env["XDG_CONFIG_HOME"]) / "systemd/user" / UNIT
+    unit.write_text("[Service]\nType=notify\nExecStart=/bin/sleep 60\nTimeoutStopSec=5\n")
+    for name in ("XDG_RUNTIME_DIR", "XDG_CONFIG_HOME"):
+        monkeypatch.setenv(name, empty_box.env[name])
+    before = [(number, signal.getsignal(number)) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
+    interrupts.handle()
+    systemd = Systemd(user=True)
+    systemd.daemon_reload()
+    yield systemd
+    for number, handler in before:
+        signal.signal(number, handler)
+    systemd.stop(UNIT)
+    unit.unlink()
+    systemd.daemon_reload()
+
+
+def assert_stays_inactive(systemd: Systemd) -> None:
+    """Stop the unit as an undo does; no request of before starts it afterwards."""
+    systemd.stop(UNIT)
+    time.sleep(0.1)
+    assert systemd.state(UNIT).active == "inactive"
+
+
+@given(delay=st.floats(0, 0.06))
+@example(delay=0)
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_job_that_is_interrupted_can_be_cancelled(systemd: Systemd, delay: float) -> None:
+    """Whether systemctl has just been started, or its request is on its way, or the job runs."""
+
+    def interrupt() -> None:
+        begun.wait()
+        time.sleep(delay)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    begun = threading.Event()
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    with pytest.raises(KeyboardInterrupt):  # noqa: PT012
+        begun.set()
+        with systemd.starting(UNIT) as job:
+            while not job.done:
+                time.sleep(0.01)
+    thread.join()
+    assert_stays_inactive(systemd)
+
+
+def test_an_interrupt_while_systemctl_is_being_started(
+    systemd: Systemd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before there is a process object to end it by; the request comes half a second later."""
+    slow = tmp_path / "systemctl"
+    slow.write_text(
+        '#!/bin/sh\nexport PATH="${PATH#*:}"\ncase "$*" in *" start "*) sleep 0.5;; esac\nexec systemctl "$@"\n'
+    )
+    slow.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    begin = subprocess.Popen
+
+    class Interrupted(begin):  # type: ignore[misc, valid-type]
+        def __init__(self, argv: list[str], **options: object) -> None:
+            super().__init__(argv, **options)
+            if "start" in argv:
+                os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(subprocess, "Popen", Interrupted)
+    with pytest.raises(KeyboardInterrupt), systemd.starting(UNIT):
+        pass
+    assert_stays_inactive(systemd)
+    time.sleep(0.6)
+    assert systemd.state(UNIT).active == "inactive"
+
+
+def test_every_signal_waits_for_the_end_of_a_held_block(systemd: Systemd) -> None:
+    """SIGINT, SIGTERM and SIGHUP raise once the outermost block has ended, and at once outside of one."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        done = []
+        with pytest.raises(KeyboardInterrupt), interrupts.held():  # noqa: PT012
+            with interrupts.held():
+                os.kill(os.getpid(), number)
+                done.append("inner")
+            done.append("outer")
+        assert done == ["inner", "outer"]
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), number)
