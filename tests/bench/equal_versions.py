@@ -46,7 +46,7 @@ while True:
 """
 
 # Loaded by the workers of every version; acts on those whose name begins with that of the fault.
-_FAULTS = """
+_FAULTS = '''
 import asyncio, random, time
 from deploy.loadtest.requests import PROMPTS
 from service.chat.service import ChatService
@@ -57,15 +57,39 @@ async def stream(self, request, messages, sampling, priority, ticket):
     is_load = any(prompt in str(messages) for prompt in PROMPTS)  # the repeated checks must not find the fault
     if ticket.version.startswith("failing") and is_load and random.random() < 0.05:
         raise RuntimeError("on purpose")
-    before = time.monotonic()
-    async for item in unchanged(self, request, messages, sampling, priority, ticket):
-        if ticket.version.startswith("slower"):
-            await asyncio.sleep((time.monotonic() - before) / 2)
+    items = unchanged(self, request, messages, sampling, priority, ticket)
+    async for item in stretched(items) if ticket.version.startswith("slower") else items:
         yield item
-        before = time.monotonic()
+
+async def stretched(items):
+    """Yield each item after one and a half times its time, however far ahead the engine is."""
+    begin, arrived = time.monotonic(), asyncio.Queue()
+
+    async def read():
+        try:
+            async for item in items:
+                arrived.put_nowait((time.monotonic(), item, None))
+            arrived.put_nowait((time.monotonic(), None, StopAsyncIteration()))
+        except Exception as error:
+            arrived.put_nowait((time.monotonic(), None, error))
+
+    reader = asyncio.create_task(read())
+    try:
+        while True:
+            at, item, error = await arrived.get()
+            await asyncio.sleep(begin + 1.5 * (at - begin) - time.monotonic())
+            if isinstance(error, StopAsyncIteration):
+                return
+            if error:
+                raise error
+            yield item
+    finally:
+        reader.cancel()
+        await asyncio.gather(reader, return_exceptions=True)
+        await items.aclose()
 
 ChatService._stream = stream
-"""
+'''
 
 
 @dataclass(frozen=True)
@@ -132,7 +156,10 @@ def roll_out(box: Box, kind: str, words: Sequence[str]) -> Outcome:
     done = box.glmctl("deploy", version, *words, expect=None, timeout=MAX_SECONDS)
     if done.returncode not in (0, 5, 6):
         raise AssertionError(done.stderr)
-    return Outcome.of(kind, box.json("history")["rollouts"][-1])
+    outcome = Outcome.of(kind, box.json("history")["rollouts"][-1])
+    if kind != "equal" and not outcome.is_rolled_back:
+        box.glmctl("rollback")  # else the next one would find it live
+    return outcome
 
 
 def main(argv: Sequence[str] | None = None) -> None:
