@@ -15,18 +15,20 @@ help:  ## this list
 setup: $(VENV)/.ready  ## .venv with all that the demo and the tests need
 	@tests/needs
 
-# torch by pip and pinned: anything else may bring a CUDA build of several gigabytes
+# torch by pip and pinned: anything else may bring a CUDA build of several gigabytes. --no-compile: Python compiles a module
+# when it is first imported, and of most packages hardly any is.
 $(VENV)/.ready: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=python3.11 …"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check torch==2.13.0
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile torch==2.13.0
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile --editable '.[dev]'
 	@touch $@
 
 demo: $(VENV)/.ready  ## the whole thing on this machine, nothing installed; ARGS=--once ends by itself
 	glmctl demo $(ARGS)
 
-test: setup lint unit  ## ruff, mypy --strict and pytest, on real systemd, real Gunicorn, a real browser; 20 minutes on two cores
+test: setup  ## ruff, mypy --strict and pytest, on real systemd, real Gunicorn, a real browser; 20 minutes on two cores
+	@$(MAKE) --no-print-directory -j2 lint unit ARGS='$(ARGS)'
 
 test-all: override ARGS += --long
 test-all: test  ## the same with every cell of the crash matrix and the long loads, before a release

@@ -37,6 +37,7 @@ VICTIMS = ("controller", "candidate worker", "candidate master", "old worker", "
 STARTED = ("start", "verify", "canary", "cutover", "bake", "retire")  # phases in which there is a candidate
 LOADED = ("canary", "cutover", "bake", "retire")  # phases in which it may have clients
 KEPT, NEW = 3, 1
+PAUSE = 0.02  # seconds between two requests of a client; they are not to take the cores from the rollout
 REPRESENTATIVE = {
     ("overlap", "controller", "prepare"),
     ("overlap", "controller", "cutover"),
@@ -117,7 +118,7 @@ class Clients:
                 self.strange.append(answer.status)
             if number >= KEPT:
                 connection.close()
-            time.sleep(0.005)
+            time.sleep(PAUSE)
         connection.close()
 
     def all_answered_again(self) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import threading
-import time
 from dataclasses import replace
 
 import httpx
@@ -16,24 +15,21 @@ from tests.simulation import Alarm, Busy, Fault, Measured, failing, same, simula
 
 pytestmark = pytest.mark.model
 
-ROLLOUTS = 100
 RATE = 20.0  # responses per second, both slots together
 STEP = 60.0  # seconds, the default of --step and --bake
 SHARES = (0.1, 0.5)
 BEFORE = 200.0  # seconds for which the live slot has served
-BUSY = 100  # rollouts on a busy machine
 DEVICE, PROCESS = 0.0, 1.8  # load_effect: what limits the answers
 
 
 @pytest.fixture(scope="module")
 def traffic(stocked_live: Box) -> list[Sample]:
     """Samples of several hundred short and long, streamed and whole responses, in the order in which they ended."""
-    deadline = time.monotonic() + 25
 
     def ask(number: int) -> None:
         tokens = random.Random(number)
         with httpx.Client(base_url=f"http://{stocked_live.listen}", timeout=60, trust_env=False) as client:
-            while time.monotonic() < deadline:
+            for _ in range(150):
                 body = {
                     "messages": [{"role": "user", "content": "Hello"}],
                     "max_tokens": int(tokens.lognormvariate(2.2, 0.8)) + 1,
@@ -57,21 +53,27 @@ def four_times_slower(sample: Sample, dice: random.Random) -> Sample:
     return replace(sample, seconds=sample.seconds * 4, first=sample.first and sample.first * 4)
 
 
-def outcomes(traffic: list[Sample], fault: Fault, *, shares: tuple[float, ...] = SHARES) -> list[Alarm]:
+@pytest.fixture(scope="module")
+def rollouts(request: pytest.FixtureRequest) -> int:
+    """How many rollouts of each kind are simulated."""
+    return 100 if request.config.getoption("--long") else 50
+
+
+def outcomes(traffic: list[Sample], fault: Fault, rollouts: int, *, shares: tuple[float, ...] = SHARES) -> list[Alarm]:
     """Simulate rollouts with independent responses; returns those that were rolled back."""
     found = (
         simulate(Measured(traffic, seed, rate=RATE), fault, shares=shares, step=STEP, before=BEFORE, seed=seed)
-        for seed in range(ROLLOUTS)
+        for seed in range(rollouts)
     )
     return [one for one in found if one]
 
 
 def busy(
-    fault: Fault, load_effect: float, *, step: float, shares: tuple[float, ...], before: float = 20
+    fault: Fault, load_effect: float, rollouts: int, *, step: float, shares: tuple[float, ...], before: float = 20
 ) -> list[Alarm]:
     """Simulate rollouts on a machine with bursts of other work; returns those that were rolled back."""
     found = []
-    for seed in range(BUSY):
+    for seed in range(rollouts):
         source = Busy(seed, before + step * (len(shares) + 1), load_effect=load_effect)
         if alarm := simulate(source, fault, shares=shares, step=step, before=before, seed=seed):
             found.append(alarm)
@@ -87,33 +89,37 @@ def show(name: str, alarms: list[Alarm], rollouts: int) -> None:
     )
 
 
-def test_an_equal_version_is_not_rolled_back(traffic: list[Sample]) -> None:
-    """At most 2 % of 100 rollouts of an equal version are rolled back."""
-    alarms = outcomes(traffic, same)
-    show("equal", alarms, ROLLOUTS)
-    assert len(alarms) <= 0.02 * ROLLOUTS
+def test_an_equal_version_is_not_rolled_back(traffic: list[Sample], rollouts: int) -> None:
+    """At most 2 % of the rollouts of an equal version are rolled back."""
+    alarms = outcomes(traffic, same, rollouts)
+    show("equal", alarms, rollouts)
+    assert len(alarms) <= 0.02 * rollouts
 
 
 @pytest.mark.parametrize(("fault", "word"), [(slower, "p95"), (failing, "failed")])
-def test_a_version_that_is_worse_is_rolled_back(traffic: list[Sample], fault: Fault, word: str) -> None:
-    """At least 98 % of 100 rollouts of a version that is 1.5 times as slow, or of which 5 % fail, are rolled back."""
-    caught = outcomes(traffic, fault)
-    show(word, caught, ROLLOUTS)
-    assert len(caught) >= 0.98 * ROLLOUTS
+def test_a_version_that_is_worse_is_rolled_back(traffic: list[Sample], fault: Fault, word: str, rollouts: int) -> None:
+    """At least 98 % of the rollouts of a version that is 1.5 times as slow, or of which 5 % fail, are rolled back."""
+    caught = outcomes(traffic, fault, rollouts)
+    show(word, caught, rollouts)
+    assert len(caught) >= 0.98 * rollouts
     assert all(word in why for _, why, _ in caught)
 
 
 @pytest.mark.parametrize("shares", [SHARES, ()])
-def test_a_version_with_a_slower_tail_is_rolled_back(traffic: list[Sample], shares: tuple[float, ...]) -> None:
-    """More than 90 % of 100 rollouts of a version whose slowest tenth takes 1.5 times as long are rolled back.
+def test_a_version_with_a_slower_tail_is_rolled_back(
+    traffic: list[Sample], shares: tuple[float, ...], rollouts: int
+) -> None:
+    """More than 90 % of the rollouts of a version whose slowest tenth takes 1.5 times as long are rolled back.
 
     A canary finds most of them, and without one the bake does.
     """
     long = sorted(one.seconds for one in traffic)[len(traffic) * 9 // 10]
-    caught = outcomes(traffic, lambda one, dice: slower(one, dice) if one.seconds > long else one, shares=shares)
-    show("slowest tenth slower", caught, ROLLOUTS)
-    assert len(caught) > 0.9 * ROLLOUTS
-    assert not shares or sum(window != "bake" for window, *_ in caught) > 0.5 * ROLLOUTS
+    caught = outcomes(
+        traffic, lambda one, dice: slower(one, dice) if one.seconds > long else one, rollouts, shares=shares
+    )
+    show("slowest tenth slower", caught, rollouts)
+    assert len(caught) > 0.9 * rollouts
+    assert not shares or sum(window != "bake" for window, *_ in caught) > 0.5 * rollouts
 
 
 @pytest.mark.parametrize("load_effect", [DEVICE, PROCESS])
@@ -128,29 +134,31 @@ def test_a_version_with_a_slower_tail_is_rolled_back(traffic: list[Sample], shar
     ],
 )
 def test_an_equal_version_is_not_rolled_back_on_a_busy_machine(
-    shares: tuple[float, ...], step: float, before: float, load_effect: float
+    shares: tuple[float, ...], step: float, before: float, load_effect: float, rollouts: int
 ) -> None:
-    """At most 2 of 100 rollouts are, while bursts of other work make times of the same moments depend on each other.
+    """At most 2 % of the rollouts are, while bursts of other work make times of the same moments depend on each other.
 
     In short steps, with more than half of the requests, and in a bake without a canary.
     """
-    alarms = busy(same, load_effect, step=step, shares=shares, before=before)
-    show("equal on a busy machine", alarms, BUSY)
-    assert len(alarms) <= 0.02 * BUSY, alarms
+    alarms = busy(same, load_effect, rollouts, step=step, shares=shares, before=before)
+    show("equal on a busy machine", alarms, rollouts)
+    assert len(alarms) <= 0.02 * rollouts, alarms
 
 
 @pytest.mark.parametrize("load_effect", [DEVICE, PROCESS])
 @pytest.mark.parametrize(("fault", "word"), [(slower, "p95"), (failing, "failed")])
-def test_a_version_that_is_worse_is_rolled_back_on_a_busy_machine(fault: Fault, word: str, load_effect: float) -> None:
-    """At least 98 of 100 rollouts of a version that is 1.5 times as slow, or of which 5 % fail, are rolled back."""
-    caught = busy(fault, load_effect, step=60, shares=(0.1, 0.3, 0.5))
-    show(f"{word} on a busy machine", caught, BUSY)
-    assert len(caught) >= 0.98 * BUSY
+def test_a_version_that_is_worse_is_rolled_back_on_a_busy_machine(
+    fault: Fault, word: str, load_effect: float, rollouts: int
+) -> None:
+    """At least 98 % of the rollouts of a version that is 1.5 times as slow, or of which 5 % fail, are rolled back."""
+    caught = busy(fault, load_effect, rollouts, step=60, shares=(0.1, 0.3, 0.5))
+    show(f"{word} on a busy machine", caught, rollouts)
+    assert len(caught) >= 0.98 * rollouts
     assert all(word in why for _, why, _ in caught)
 
 
-def test_a_much_slower_version_is_found_in_the_bake() -> None:
+def test_a_much_slower_version_is_found_in_the_bake(rollouts: int) -> None:
     """Without a canary, on a busy machine, a version that takes four times as long is rolled back within a minute."""
-    caught = busy(four_times_slower, DEVICE, step=60, shares=(), before=400)
-    show("four times as slow, in the bake", caught, BUSY)
-    assert len(caught) >= 0.9 * BUSY
+    caught = busy(four_times_slower, DEVICE, rollouts, step=60, shares=(), before=400)
+    show("four times as slow, in the bake", caught, rollouts)
+    assert len(caught) >= 0.9 * rollouts

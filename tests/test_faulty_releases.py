@@ -47,13 +47,14 @@ chat.ChatService.create_completion, chat.ChatService._stream = complete, stream
 
 @contextmanager
 def traffic(box: Box) -> Iterator[None]:
-    """Run four clients that send requests without a pause."""
+    """Run four clients that send requests, with pauses that leave the cores to the rollout."""
     over = threading.Event()
 
     def ask() -> None:
         with httpx.Client(base_url=f"http://{box.listen}", timeout=60, trust_env=False) as client:
             while not over.is_set():
                 client.post("/v1/chat/completions", json=ASK)
+                time.sleep(0.02)
 
     clients = [threading.Thread(target=ask) for _ in range(4)]
     for client in clients:
