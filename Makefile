@@ -6,6 +6,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 PROCESSES ?= 3
 export PATH := $(CURDIR)/$(BIN):$(PATH)
+# Hundreds of processes start here; with the variable set, each would compile again what it imports.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: help setup demo test test-all lint unit bench soak clean
 
@@ -15,13 +17,13 @@ help:  ## this list
 setup: $(VENV)/.ready  ## .venv with all that the demo and the tests need
 	@tests/needs
 
-# torch by pip and pinned: anything else may bring a CUDA build of several gigabytes. --no-compile: Python compiles a module
-# when it is first imported, and of most packages hardly any is.
+# torch by pip and pinned: anything else may bring a CUDA build of several gigabytes. compileall uses every core, pip one.
 $(VENV)/.ready: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=python3.11 …"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile torch==2.13.0
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile --editable '.[dev]'
+	@$(BIN)/python -m compileall -qq -j0 $(VENV)/lib deploy service tests ui || true  # a few packages hold files that are no Python 3
 	@touch $@
 
 demo: $(VENV)/.ready  ## the whole thing on this machine, nothing installed; ARGS=--once ends by itself
