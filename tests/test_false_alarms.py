@@ -29,7 +29,7 @@ def traffic(stocked_live: Box) -> list[Sample]:
     def ask(number: int) -> None:
         tokens = random.Random(number)
         with httpx.Client(base_url=f"http://{stocked_live.listen}", timeout=60, trust_env=False) as client:
-            for _ in range(150):
+            for _ in range(130):
                 body = {
                     "messages": [{"role": "user", "content": "Hello"}],
                     "max_tokens": int(tokens.lognormvariate(2.2, 0.8)) + 1,

@@ -20,6 +20,17 @@ from tests.box import Box, kill, wait_for
 AddRelease = Callable[..., None]
 
 
+@pytest.fixture
+def box(stocked_box: Box) -> Box:
+    """A host on which 1.0.0 is live, in blue, without a model; what starts from then on has the engine of the test."""
+    engine, stocked_box.engine = stocked_box.engine, "dummy"
+    stocked_box.configure(threads=1)
+    stocked_box.glmctl("deploy", "1.0.0")
+    stocked_box.engine = engine
+    stocked_box.configure(threads=1)
+    return stocked_box
+
+
 @pytest.mark.model
 def test_start_returns_when_ready_and_candidate_gets_no_request(box: Box) -> None:
     """`systemctl start glm@green` returns when green is ready; green accepts no request during and after it."""
@@ -53,8 +64,10 @@ def test_status_shows_the_progress_of_the_load(box: Box) -> None:
 
 
 @pytest.mark.model
-def test_parts_of_the_load_are_reported(box: Box) -> None:
+def test_parts_of_the_load_are_reported(stocked_box: Box) -> None:
     """Status, history and /metrics have the seconds of imports, reading, building, warming up and checking."""
+    box = stocked_box
+    box.glmctl("deploy", "1.0.0")
     load = box.json("status")["slots"]["blue"]["load"]
     assert list(load) == ["imports", "reading", "building", "warming up", "checking"]
     assert load["imports"] > load["reading"] >= 0
