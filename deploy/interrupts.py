@@ -20,9 +20,13 @@ class _State:
 
 
 def handle() -> None:
-    """Let the signals raise KeyboardInterrupt in the main thread from now on, but in no block of `held`."""
+    """Let the signals raise KeyboardInterrupt in the main thread from now on, but in no block of `held`.
+
+    SIGINT stays ignored where it is, as in the background of a shell script.
+    """
     for number in _SIGNALS:
-        signal.signal(number, _interrupt)
+        if number != signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, _interrupt)
 
 
 @contextmanager

@@ -82,7 +82,7 @@ def cells() -> Iterator[tuple[str, str, str]]:
 
 @pytest.fixture(scope="module")
 def host(checkpoints: dict[str, Path], request: pytest.FixtureRequest) -> Iterator[Box]:
-    """One host for all cells; each begins with the version that the one before left live. All cells have the model."""
+    """One host for all cells, each of which begins with what the one before left live; with --long it has the model."""
     with live_host(checkpoints, "model" if request.config.getoption("--long") else "dummy") as box:
         yield box
 

@@ -108,3 +108,12 @@ def test_every_signal_waits_for_the_end_of_a_held_block(systemd: Systemd) -> Non
         assert done == ["inner", "outer"]
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), number)
+
+
+def test_an_ignored_ctrl_c_stays_ignored(systemd: Systemd) -> None:
+    """A script's command in the background is not interrupted by Ctrl-C in the terminal."""
+    del systemd
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    interrupts.handle()
+    os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN

@@ -42,11 +42,11 @@ class Systemd:
 
     def starting(self, unit: str) -> Job:
         """Return the job that starts `unit`."""
-        return Job(self, "start", unit)
+        return Job(self.argv("start", unit))
 
     def reloading(self, unit: str) -> Job:
         """Return the job that reloads `unit`."""
-        return Job(self, "reload", unit)
+        return Job(self.argv("reload", unit))
 
     def stop(self, unit: str) -> None:
         """Stop `unit`, wait until it is inactive, and reset its failed state; failures are ignored."""
@@ -105,13 +105,13 @@ class Job:
     afterwards cancels the job.
     """
 
-    def __init__(self, systemd: Systemd, verb: str, unit: str) -> None:
-        self._systemd, self._verb, self._unit = systemd, verb, unit
+    def __init__(self, argv: list[str]) -> None:
+        self._argv = argv
 
     def __enter__(self) -> Self:
         try:
             with interrupts.held():  # else the command may run without a process object to end it by
-                self._process = start(self._systemd.argv(self._verb, self._unit))
+                self._process = start(self._argv)
         except KeyboardInterrupt:
             self.__exit__()
             raise
