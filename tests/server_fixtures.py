@@ -170,6 +170,7 @@ class Slot:
         directory = runtime / app.slot / "1"
         directory.mkdir(parents=True)
         self.app = app
+        self.listener = listener.dup()  # both slots run in one event loop, which watches a descriptor for one of them
         self.sockets = SlotSockets.bind(runtime / app.slot, directory)
         self.state = WorkerState.of_this_process(slot=app.slot, generation=1, version="1.0.0")
         self.state.phase = "ready"
@@ -183,7 +184,7 @@ class Slot:
             Settings(root=root, runtime=runtime, slot=app.slot, **settings),
             Gate(root, runtime, self.sockets.handoff_inode),
             WorkerStateFile(directory / "1.json", self.state),
-            public=[listener],
+            public=[self.listener],
             internal=self.sockets.http,
             handoff=self.sockets.handoff,
             supervisor=self.supervisor,
@@ -261,6 +262,7 @@ class Host:
         for slot in self.slots:
             slot.app.proceed.set()
             await slot.leave()
+            slot.listener.close()
             slot.sockets.http.close()
             slot.sockets.handoff.close()
         self.listener.close()
@@ -268,6 +270,7 @@ class Host:
     async def assert_ledgers_add_up(self) -> None:
         """Assert that each request is counted in one field of a ledger, and that each sent connection was adopted."""
         await until(lambda: not any(slot.server._arriving for slot in self.slots), "the arrivals")
+        await until(lambda: self._sum("handed_out") == self._sum("adopted"), "the adoption of what was handed out")
         for slot in self.slots:
             slot.server.publish_state()
             counted = slot.ledger
@@ -275,7 +278,9 @@ class Host:
             assert counted.accepted == ended + slot.state.in_flight, (slot.state.slot, counted)
             assert min(vars(counted).values()) >= 0, (slot.state.slot, counted)
             assert slot.state.in_flight >= 0
-        assert sum(slot.ledger.handed_out for slot in self.slots) == sum(slot.ledger.adopted for slot in self.slots)
+
+    def _sum(self, count: str) -> int:
+        return sum(getattr(slot.ledger, count) for slot in self.slots)
 
 
 @asynccontextmanager
