@@ -6,6 +6,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from service.contract import regular_file
+
 __all__ = ["Host"]
 
 
@@ -60,7 +62,7 @@ class Host:
     def setting(self, name: str) -> str | None:
         """Return the value of GLM_<name> in the settings of the service; None if it is not set there."""
         try:
-            lines = self.settings.read_text().splitlines()
+            lines = regular_file.read(self.settings, follow=True).decode(errors="replace").splitlines()
         except OSError:
             return None
         found = [line.partition("=")[2] for line in lines if line.partition("=")[0].strip() == f"GLM_{name}"]

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ByteSize, ConfigDict, Field, ValidationError, fi
 
 from deploy.errors import Refused
 from deploy.host import Host
+from service.contract import regular_file
 
 __all__ = ["Hooks", "Limits", "Memory", "Policy"]
 
@@ -18,7 +19,7 @@ class Hooks(BaseModel):
     If a `pre_cutover` command fails, the candidate does not go live. Failures of the others are recorded only.
     """
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     pre_cutover: tuple[str, ...] = ()
     post_cutover: tuple[str, ...] = ()
@@ -41,7 +42,7 @@ class Limits(BaseModel):
     equal version, at most `false_alarms` are rolled back. Times are in seconds, shares from 0 to 1.
     """
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     enabled: bool = True
     """False: nothing is compared and no check is repeated; only a candidate that cannot serve is rolled back."""
@@ -69,7 +70,7 @@ class Limits(BaseModel):
 class Memory(BaseModel):
     """The memory that both slots together may use on the device, in bytes; None: what is free."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     limit: ByteSize | None = None
 
@@ -77,7 +78,7 @@ class Memory(BaseModel):
 class Policy(BaseModel):
     """The content of `glm.toml`; defaults without the file."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     hooks: Hooks = Hooks()
     analysis: Limits = Limits()
@@ -87,7 +88,7 @@ class Policy(BaseModel):
     def of(cls, host: Host) -> Policy:
         """Read the policy of `host`; raises Refused if it is unreadable, or with the invalid line or key."""
         try:
-            return cls.model_validate(tomllib.loads(host.policy.read_text()))
+            return cls.model_validate(tomllib.loads(regular_file.read(host.policy, follow=True).decode()))
         except (FileNotFoundError, NotADirectoryError):
             return cls()
         except PermissionError as error:  # of the file, or of its directory: then it need not exist
@@ -103,5 +104,5 @@ class Policy(BaseModel):
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"]))
             raise Refused(f"{host.policy}: {where}: {first['msg']}", hint="README.md lists its keys") from error
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise Refused(f"{host.policy} is not valid TOML: {error}", hint="README.md lists its keys") from error

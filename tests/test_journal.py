@@ -155,18 +155,18 @@ def test_phase_is_on_disk_before_it_acts(journal: Journal, state: Path) -> None:
 def test_record_is_synced_before_it_is_published(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
     """The content is synced before the rename: a power cut leaves the old record or the new one."""
     order: list[str] = []
-    fsync, rename = os.fsync, Path.rename
+    fsync, rename = os.fsync, os.rename
 
     def record_fsync(descriptor: int) -> None:
         order.append("fsync")
         fsync(descriptor)
 
-    def record_rename(path: Path, to: Path) -> Path:
+    def record_rename(path: str, to: str, **directories: int) -> None:
         order.append("rename")
-        return rename(path, to)
+        rename(path, to, **directories)
 
     monkeypatch.setattr(os, "fsync", record_fsync)
-    monkeypatch.setattr(Path, "rename", record_rename)
+    monkeypatch.setattr(os, "rename", record_rename)
     with journal.lock():
         begin(journal, "deploy", "1.0.0", "blue").enter("preflight")
     assert order[:2] == ["fsync", "rename"]

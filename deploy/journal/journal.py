@@ -5,21 +5,21 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from itertools import islice
-
-from pydantic import ValidationError
+from pathlib import Path
 
 from deploy.errors import GlmError, Locked
 from deploy.host import Host
 from deploy.journal import locks
 from deploy.journal.receipt import Receipt, Snapshot, dump, load
 from deploy.journal.record import Kind, Phase, Record, Step, Strategy, now, seconds_between
-from service.contract import atomic
+from service.contract import atomic, regular_file
 
 __all__ = ["Entry", "Journal", "begin"]
 
+_RECORDS = "[0-9]*.json"
 _SNAPSHOT = ".before"
 _RECENT = 32  # records that are searched for unfinished ones
 _WARM = 1.0  # seconds; a start that took less loaded nothing
@@ -46,9 +46,24 @@ class Journal:
 
     def newest(self) -> Iterator[Record]:
         """Yield all records, newest first; each is read when it is requested, because there may be thousands."""
-        for path in sorted(self._directory.glob("[0-9]*.json"), reverse=True):
-            with contextlib.suppress(OSError, ValidationError):
-                yield Record.model_validate_json(path.read_bytes())
+        for path in sorted(self._directory.glob(_RECORDS), reverse=True):
+            with contextlib.suppress(OSError, ValueError):
+                yield Record.read(path)
+
+    def damaged(self) -> Iterator[tuple[Path, Exception]]:
+        """Yield the files that cannot be read, with the reason; all other functions skip them."""
+        checks: list[tuple[Path, Callable[[Path], object]]] = [
+            *((path, Record.read) for path in sorted(self._directory.glob(_RECORDS))),
+            *((path, _read_snapshot) for path in sorted(self._directory.glob(f"*{_SNAPSHOT}"))),
+            *((path, locks.check) for path in (self._lock, self._switch)),
+        ]
+        for path, check in checks:
+            try:
+                check(path)
+            except (FileNotFoundError, PermissionError):  # removed meanwhile; this user may not read it
+                continue
+            except (OSError, ValueError) as error:
+                yield path, error
 
     def find(self, identifier: str) -> Record | None:
         """Return the record with that id."""
@@ -100,8 +115,8 @@ class Journal:
     def read_snapshot(self, identifier: str) -> Snapshot | None:
         """Return the counts from before that rollout; None if they are not on disk."""
         try:
-            return load((self._directory / f"{identifier}{_SNAPSHOT}").read_bytes())
-        except (OSError, ValidationError):
+            return _read_snapshot(self._directory / f"{identifier}{_SNAPSHOT}")
+        except (OSError, ValueError):
             return None
 
     def delete_snapshot(self, identifier: str) -> None:
@@ -165,6 +180,10 @@ class Journal:
             raise GlmError(
                 f"cannot write to {self._lock.parent}: {error.strerror}", hint="run it as root, or with --user"
             ) from error
+
+
+def _read_snapshot(path: Path) -> Snapshot:
+    return load(regular_file.read(path))
 
 
 def _locked_by(running: list[Record]) -> Locked:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pydantic import BaseModel, Field, computed_field
 
 from deploy.host import Host
+from service.contract import fields
 from service.contract.generations import Generation, all_generations
 from service.contract.processes import boot_id
 from service.contract.worker_state import Ledger, WorkerState
@@ -112,8 +113,8 @@ def dump(counts: Snapshot) -> str:
 
 
 def load(text: bytes) -> Snapshot:
-    """Parse a snapshot; after a reboot, which resets all counts, it is empty. Raises ValidationError."""
-    file = _SnapshotFile.model_validate_json(text)
+    """Parse a snapshot; after a reboot, which resets all counts, it is empty. Raises ValueError."""
+    file = _SnapshotFile.model_validate(fields.parse(text))
     return dict(file.counts) if file.boot == boot_id() else {}
 
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Literal
+from pathlib import Path
+from typing import Literal, Self
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
 from deploy.analysis.verdict import Verdict
 from deploy.journal.receipt import Receipt
 from deploy.policy import Limits
+from service.contract import fields, regular_file
+from service.contract.slots import SLOTS
 
 __all__ = [
     "BEFORE_CUTOVER",
@@ -105,6 +108,21 @@ class Record(BaseModel):
     """The verdict on each canary step, and on the bake."""
     hooks: list[HookRun] = Field(default_factory=list)
     receipt: Receipt | None = None
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Read a record; raises OSError, and ValueError if it is damaged or of another file."""
+        record = cls.model_validate(fields.parse(regular_file.read(path)))
+        if record.id != path.stem:
+            raise ValueError(f"its id is {record.id[:100]!r}")
+        if record.slot not in SLOTS or record.previous_slot not in {None, *SLOTS}:
+            raise ValueError("it names a slot that does not exist")
+        if record.outcome is None and not record.steps:
+            raise ValueError("it has no steps")
+        for moment in (record.started_at, *(step.at for step in record.steps), record.ended_at):
+            if moment is not None and datetime.fromisoformat(moment).tzinfo is None:
+                raise ValueError(f"{moment[:100]} has no time zone")
+        return record
 
     @property
     def phase(self) -> Phase:

@@ -21,7 +21,7 @@ from deploy.errors import GlmError, Refused
 from deploy.host import Host
 from deploy.journal.journal import Journal
 from deploy.releases.checkpoint import check_images, checkpoint_files, read_checks, read_engine
-from service.contract import atomic
+from service.contract import atomic, regular_file
 from service.contract.generations import all_generations
 from service.contract.slots import SLOTS, Slots
 
@@ -200,7 +200,7 @@ class Releases:
 
     def _read(self, path: Path) -> Release:
         try:
-            return Release(path, Manifest.model_validate_json((path / "release.json").read_bytes()))
+            return Release(path, Manifest.model_validate_json(regular_file.read(path / "release.json")))
         except (OSError, ValidationError) as error:
             raise Refused(f"{path} is not a release: its release.json is missing or damaged") from error
 

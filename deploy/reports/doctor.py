@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from deploy.display import size
 from deploy.errors import GlmError
 from deploy.journal.journal import Journal
+from deploy.reports import files
+from deploy.reports.files import Finding
 from deploy.reports.report import interruption
 from deploy.rollout.plan import Context
 from deploy.rollout.preflight import require_units
@@ -23,24 +24,13 @@ __all__ = ["Finding", "examine"]
 _MIN_FREE = 1 << 30  # bytes
 
 
-@dataclass(frozen=True)
-class Finding:
-    """The result of one check."""
-
-    good: bool
-    what: str
-    """The fact, in one sentence."""
-    fix: str | None = None
-    """Commands that repair it; None if it is good or no command is known."""
-
-
 def examine(context: Context) -> list[Finding]:
     """Run all checks, each before those that depend on it; without units nothing else is checked."""
     try:
         require_units(context)
     except GlmError as error:
         return [Finding(good=False, what=str(error), fix=error.hint)]
-    return [*_units(context), *_service(context), *_rollouts(context), *_disks(context)]
+    return [*_units(context), *_service(context), *_rollouts(context), *files.examine(context), *_disks(context)]
 
 
 def _units(context: Context) -> Iterator[Finding]:
@@ -74,6 +64,8 @@ def _service(context: Context) -> Iterator[Finding]:
                 good=False, what=f"{slot} points to {target}, which is no release", fix="glmctl deploy VERSION"
             )
     live = context.slots.live
+    if live is None and context.slots.fault:
+        return  # among the files
     if live is None:
         yield Finding(good=False, what="no slot is live", fix="glmctl release add PATH; glmctl deploy VERSION")
         return

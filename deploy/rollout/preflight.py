@@ -60,6 +60,9 @@ def _check(context: Context, plan: Plan) -> None:
     require_units(context)
     if found := outdated(context.host):
         raise Refused(f"{', '.join(found)} were installed by another version of glmctl", hint="`glmctl install`")
+    if fault := context.slots.fault:
+        live = context.host.root / "live"
+        raise Refused(f"{live} {fault}", hint="`glmctl doctor` shows the commands that restore it")
     _require_listener(context)
     hooks.require(context)
     if plan.shares and (context.host.setting("HANDOFF") or "").lower() in _FALSE:

@@ -8,7 +8,7 @@ from deploy.errors import GlmError
 from deploy.journal.journal import Journal
 from deploy.journal.record import Record
 from deploy.rollout.plan import Context
-from service.contract import atomic
+from service.contract import atomic, regular_file
 
 _POLL = 0.2
 
@@ -24,7 +24,7 @@ class RollbackRequest:
     def is_made(self) -> bool:
         """Whether the rollout was requested to roll back."""
         try:
-            return self._path.read_text() == self._id
+            return regular_file.read(self._path) == self._id.encode()
         except OSError:
             return False
 

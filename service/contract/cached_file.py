@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Generic, TypeVar
 
+from service.contract import regular_file
+
 __all__ = ["CachedFile"]
 
 T = TypeVar("T")
@@ -18,28 +20,40 @@ class CachedFile(Generic[T]):
     """Parses `path` only when the file was replaced; otherwise a read costs one stat.
 
     The value is None while the file is absent, cannot be read, or is refused by `parse` (ValueError). `on_error` is
-    called once for each file that cannot be read or parsed.
+    called once for each file that cannot be read or parsed. One that cannot be read is tried again at each read: the
+    reason may be a lack of descriptors.
     """
 
     path: Path
     parse: Callable[[bytes], T]
     on_error: Callable[[Exception], None] = lambda _: None
     _seen: tuple[int, int, int] | None = field(default=None, init=False)
+    _reported: tuple[int, int, int] | None = field(default=None, init=False)
     _value: T | None = field(default=None, init=False)
 
     def read(self) -> T | None:
         """Return the parsed content of the file as it is now, or None."""
         try:
-            status = os.stat(self.path)  # noqa: PTH116  (half the time of Path.stat)
+            status = os.lstat(self.path)
         except OSError:
             self._seen = self._value = None
             return None
-        seen = (status.st_ino, status.st_mtime_ns, status.st_size)
+        seen = (status.st_ino, status.st_ctime_ns, status.st_size)  # ctime: also a change of the permissions
         if seen != self._seen:
-            self._seen = seen
+            self._value = None
             try:
-                self._value = self.parse(self.path.read_bytes())
-            except (OSError, ValueError, RecursionError) as error:
-                self._value = None
-                self.on_error(error)
+                self._value = self.parse(regular_file.read(self.path))
+            except FileNotFoundError:  # removed since
+                return None
+            except OSError as error:
+                self._report(seen, error)
+                return None
+            except ValueError as error:
+                self._report(seen, error)
+            self._seen = seen
         return self._value
+
+    def _report(self, seen: tuple[int, int, int], error: Exception) -> None:
+        if seen != self._reported:
+            self._reported = seen
+            self.on_error(error)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -14,6 +15,9 @@ from service.contract.slots import SLOTS
 __all__ = ["Canary", "CanaryFile"]
 
 logger = logging.getLogger("gunicorn.error")
+
+_WHOLE = 100  # percent
+_HEADER = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,256}")  # RFC 9110, token
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,7 @@ class CanaryFile:
 
     def __init__(self, runtime: Path) -> None:
         self.path = runtime / "canary"
-        self._file = CachedFile(self.path, _parse, self._log)
+        self._file = CachedFile(self.path, self.parse, self._log)
 
     def read(self) -> Canary | None:
         """Return the current canary; one stat unless the file was replaced."""
@@ -66,12 +70,18 @@ class CanaryFile:
         self.path.unlink(missing_ok=True)
         return canary
 
+    @staticmethod
+    def parse(text: bytes) -> Canary:
+        """Parse the content of the file; raises ValueError."""
+        canary = fields.from_json(Canary, text)
+        if canary.slot not in SLOTS:
+            raise ValueError(f"slot is {canary.slot[:100]!r}")
+        for name in ("weight", "mirror"):
+            if not 0 <= getattr(canary, name) <= _WHOLE:
+                raise ValueError(f"{name} is {getattr(canary, name):g}, not a share in percent")
+        if canary.sticky is not None and not _HEADER.fullmatch(canary.sticky):
+            raise ValueError(f"sticky is {canary.sticky[:100]!r}, not the name of a header")
+        return replace(canary, sticky=canary.sticky.lower() if canary.sticky else None)
+
     def _log(self, error: Exception) -> None:
         logger.error("%s is ignored, requests go to the live slot alone: %s", self.path, error)
-
-
-def _parse(text: bytes) -> Canary:
-    canary = fields.from_json(Canary, text)
-    if canary.slot not in SLOTS:
-        raise ValueError(f"slot is {canary.slot!r}")
-    return replace(canary, sticky=canary.sticky.lower() if canary.sticky else None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass
@@ -13,9 +14,22 @@ from service.contract import atomic, fields, processes
 from service.contract.slots import SLOTS
 from service.contract.worker_state import WorkerState
 
-__all__ = ["Generation", "all_generations", "current", "generations", "started_since", "worker_states"]
+__all__ = [
+    "WORKER_FILES",
+    "Generation",
+    "all_generations",
+    "current",
+    "generation_directories",
+    "generations",
+    "started_since",
+    "worker_states",
+]
+
+WORKER_FILES = "[0-9]*.json"
+"""The pattern of the names of workers' state files in a generation's directory."""
 
 _RECORD = "generation.json"
+_NUMBER = re.compile(r"[1-9][0-9]{0,8}")
 
 
 @dataclass
@@ -57,9 +71,17 @@ class Generation(_Record):
     def read_record(cls, directory: Path) -> Generation | None:
         """Read the record alone."""
         try:
-            return fields.from_json(cls, (directory / _RECORD).read_bytes())
+            return cls.parse(directory)
         except (OSError, ValueError):
             return None
+
+    @classmethod
+    def parse(cls, directory: Path) -> Generation:
+        """Read the record alone; raises OSError, and ValueError if it is damaged or of another directory."""
+        found = fields.read(cls, directory / _RECORD)
+        if (found.slot, str(found.generation)) != (directory.parent.name, directory.name):
+            raise ValueError(f"it is of generation {found.generation} of {found.slot[:100]!r}")
+        return found
 
     def write(self, directory: Path) -> None:
         """Replace the record; raises OSError."""
@@ -117,14 +139,19 @@ class Generation(_Record):
 
 def worker_states(directory: Path) -> list[WorkerState]:
     """Read the state files in a generation's directory, including those of workers that have exited."""
-    found = (WorkerState.read(path) for path in directory.glob("[0-9]*.json"))
+    found = (WorkerState.read(path) for path in directory.glob(WORKER_FILES))
     return [state for state in found if state is not None]
 
 
 def generations(runtime: Path, slot: str) -> list[Generation]:
     """Read the generations of `slot` whose records exist, oldest first."""
-    found = (Generation.read(path.parent) for path in (runtime / slot).glob(f"[0-9]*/{_RECORD}"))
+    found = (Generation.read(path) for path in generation_directories(runtime, slot))
     return sorted(filter(None, found), key=lambda record: record.generation)
+
+
+def generation_directories(runtime: Path, slot: str) -> Iterator[Path]:
+    """Yield the directories of the generations of `slot`, in no order."""
+    return (path for path in (runtime / slot).glob("[0-9]*") if _NUMBER.fullmatch(path.name))
 
 
 def started_since(runtime: Path, slot: str, known: Collection[int]) -> list[Generation]:

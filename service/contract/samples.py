@@ -14,6 +14,7 @@ import struct
 from dataclasses import dataclass
 from pathlib import Path
 
+from service.contract import regular_file
 from service.contract.worker_state import WorkerState
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "MIRRORED",
     "Sample",
     "SampleRing",
+    "check",
     "new_samples",
 ]
 
@@ -43,6 +45,9 @@ _RECORD = struct.Struct("<dffHHf")
 _MAGIC = b"glmring2"
 _COUNT = slice(8, 16)
 _CAPACITY = 8192  # 192 KiB a worker
+_SIZE = _HEADER.size + _CAPACITY * _RECORD.size
+_MAX_COUNT = 1 << 53
+_MAX_NUMBER = 1e12  # of seconds, and of a ratio
 _OK, _QUEUE_FULL, _SERVER_ERROR = 200, 429, 500
 
 
@@ -94,15 +99,14 @@ class SampleRing:
 
     def __init__(self, path: Path, state: WorkerState) -> None:
         """Create the file. If that fails (full disk), the error is logged and samples are discarded."""
-        size = _HEADER.size + _CAPACITY * _RECORD.size
         self._state = state
         self._version = ""
         self._count = 0
         self._ring: mmap.mmap | None = None
         try:
             with path.open("w+b") as file:
-                os.posix_fallocate(file.fileno(), 0, size)  # else a full tmpfs would raise SIGBUS on a later write
-                self._ring = mmap.mmap(file.fileno(), size)
+                os.posix_fallocate(file.fileno(), 0, _SIZE)  # else a full tmpfs would raise SIGBUS on a later write
+                self._ring = mmap.mmap(file.fileno(), _SIZE)
         except OSError as error:
             logger.error("cannot write %s, answers are not measured: %s", path, error)  # noqa: TRY400
         else:
@@ -134,23 +138,48 @@ class SampleRing:
 def new_samples(path: Path, version: str, seen: int = 0) -> tuple[list[Sample], int]:
     """Read the samples of `version` written after the first `seen` ones, as far as the ring still holds them.
 
-    Returns them and the new count. A worker that holds another version has none.
+    Returns them and the new count. A worker that holds another version has none, and neither has a damaged file.
     """
     try:
-        with path.open("rb") as file:
-            header = file.read(_HEADER.size)
-            if len(header) < _HEADER.size:
-                return [], seen
-            magic, count, first, name = _HEADER.unpack(header)
-            if magic != _MAGIC or name.rstrip(b"\0") != version.encode():
-                return [], seen
-            data = file.read()
-    except OSError:
+        count, first, name, data = _parse(path)
+    except (OSError, ValueError):
         return [], seen
-    capacity = len(data) // _RECORD.size
-    return [_read(data, number % capacity) for number in range(max(seen, first, count - capacity), count)], count
+    if name != version.encode():
+        return [], seen
+    found = (_read(data, number % _CAPACITY) for number in range(max(seen, first, count - _CAPACITY), count))
+    return [sample for sample in found if sample is not None], count
 
 
-def _read(data: bytes, place: int) -> Sample:
+def check(path: Path) -> None:
+    """Raise OSError or ValueError if the file is no ring of samples; one of a worker that has just started is."""
+    count, first, _, data = _parse(path)
+    if any(_read(data, number % _CAPACITY) is None for number in range(max(first, count - _CAPACITY), count)):
+        raise ValueError("it has samples that no worker writes")
+
+
+def _parse(path: Path) -> tuple[int, int, bytes, bytes]:
+    """Return the count, the count when the present version began, that version, and the records.
+
+    The count is read before the records: a record that it covers is complete, or was overwritten by a newer one.
+    """
+    descriptor = regular_file.open_for_reading(path)
+    with os.fdopen(descriptor, "rb", buffering=0) as file:
+        size = os.fstat(descriptor).st_size
+        header = file.read(_HEADER.size)
+        data = file.read(_SIZE - _HEADER.size)
+    if len(header) < _HEADER.size or size != _SIZE or len(data) != _SIZE - _HEADER.size:
+        raise ValueError(f"it has {size} bytes, not {_SIZE}")
+    magic, count, first, name = _HEADER.unpack(header)
+    if magic != _MAGIC and any(header):
+        raise ValueError("it is no ring of samples")
+    if not first <= count < _MAX_COUNT:
+        raise ValueError("its count is out of range")
+    return count, first, name.rstrip(b"\0"), data
+
+
+def _read(data: bytes, place: int) -> Sample | None:
+    """Return one sample; None for a record that no worker writes."""
     at, seconds, first, status, kind, ratio = _RECORD.unpack_from(data, place * _RECORD.size)
+    if kind > DIFFERENT or not all(0 <= number < _MAX_NUMBER for number in (at, seconds, ratio, abs(first))):
+        return None
     return Sample(at, seconds, first if first >= 0 else None, status, kind, ratio or None)

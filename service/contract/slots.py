@@ -36,6 +36,15 @@ class Slots:
         return name if name in SLOTS else None
 
     @property
+    def fault(self) -> str | None:
+        """What is wrong with `live`: it exists, and is no symlink to a slot. None if it is one, or is absent."""
+        path = self.root / "live"
+        if self.live is not None or not os.path.lexists(path):
+            return None
+        target = _readlink(path)
+        return "is not a symlink" if target is None else f"leads to {target[:100]!r}, which is not a slot"
+
+    @property
     def idle(self) -> str:
         """The slot that is not live."""
         return "green" if self.live == "blue" else "blue"

@@ -37,8 +37,18 @@ class Successor:
     def read(cls, directory: Path) -> Successor:
         """Read the file in the generation's `directory`; if it is absent (USR2 without a reload), use this process."""
         with suppress(OSError, ValueError):
-            return fields.from_json(cls, (directory / _NAME).read_bytes())
+            return cls.parse(directory)
         return cls.of_this_process()
+
+    @classmethod
+    def parse(cls, directory: Path) -> Successor:
+        """Read the file in the generation's `directory`; raises OSError, and ValueError if it is damaged."""
+        found = fields.read(cls, directory / _NAME)
+        if not found.python.startswith("/"):
+            raise ValueError(f"python is {found.python[:100]!r}, not an absolute path")
+        if wrong := [name for name in found.settings if not name.startswith("GLM_") or "=" in name]:
+            raise ValueError(f"settings.{wrong[0][:100]} is not the name of a setting")
+        return found
 
     def write(self, directory: Path) -> None:
         """Replace the file in `directory`; raises OSError."""

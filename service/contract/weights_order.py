@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -10,11 +11,14 @@ from typing import Literal
 
 from service.contract import atomic, fields, processes
 from service.contract.cached_file import CachedFile
+from service.contract.generations import generation_directories
 from service.contract.slots import Slots
 
 __all__ = ["Step", "WeightsOrder", "WeightsOrderFile", "own_order", "settle"]
 
 Step = Literal["prepare", "vacate", "verify", "back", "done"]
+
+logger = logging.getLogger("gunicorn.error")
 
 _NAME = "weights_order.json"
 
@@ -53,11 +57,25 @@ class WeightsOrderFile:
         self.slots = Slots(root)
         self.slot = slot
         self.path = directory / _NAME
-        self._file = CachedFile(self.path, lambda text: fields.from_json(WeightsOrder, text))
+        self._file = CachedFile(self.path, self.parse, self._log)
 
     def read(self) -> WeightsOrder | None:
         """Return the current order; None without one, or if it cannot be parsed. One stat unless it was replaced."""
         return self._file.read()
+
+    @staticmethod
+    def parse(text: bytes) -> WeightsOrder:
+        """Parse the content of the file; raises ValueError."""
+        order = fields.from_json(WeightsOrder, text)
+        if order.seconds < 0:
+            raise ValueError(f"seconds is {order.seconds:g}")
+        for version in (order.before, order.after):
+            if version in {"", ".", ".."} or "/" in version:
+                raise ValueError(f"{version[:100]!r} is not a version")
+        return order
+
+    def _log(self, error: Exception) -> None:
+        logger.error("%s is ignored, the weights stay as they are: %s", self.path, error)
 
     def write(self, order: WeightsOrder) -> None:
         """Replace the order; workers follow within milliseconds. Raises OSError."""
@@ -100,8 +118,8 @@ def own_order(
 
 def settle(root: Path, runtime: Path, slot: str, id: str, step: Literal["back", "done"]) -> None:  # noqa: A002
     """Set the last step of an order whose controller died, so that it does not depend on the symlink any more."""
-    for path in (runtime / slot).glob(f"[0-9]*/{_NAME}"):
-        file = WeightsOrderFile(root, slot, path.parent)
+    for directory in generation_directories(runtime, slot):
+        file = WeightsOrderFile(root, slot, directory)
         order = file.read()
         if order is not None and order.id == id:
             file.write(replace(order, step=step))

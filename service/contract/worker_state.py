@@ -114,7 +114,7 @@ class WorkerState:
     def read(cls, path: Path) -> WorkerState | None:
         """Read a state file; None when it is absent or damaged."""
         try:
-            return fields.from_json(cls, path.read_bytes())
+            return fields.read(cls, path)
         except (OSError, ValueError):
             return None
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from service.contract import checks, engine_settings
+from service.contract import checks, engine_settings, regular_file
 from service.contract.checks import Check
 from service.contract.engine_settings import EngineSettings
 
@@ -45,7 +45,7 @@ class Release:
     def read(cls, path: Path) -> Release:
         """Read `release.json` of the release directory `path`; raises ReleaseError."""
         try:
-            document = _ReleaseFile.model_validate_json((path / "release.json").read_bytes())
+            document = _ReleaseFile.model_validate_json(regular_file.read(path / "release.json"))
         except OSError as error:
             raise ReleaseError(f"{path} is not a release: {error.strerror}: release.json") from error
         except ValidationError as error:

@@ -19,7 +19,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
-from service.contract.generations import Generation, worker_states
+from service.contract.generations import Generation, generation_directories, worker_states
 from service.contract.processes import start_ticks
 from service.contract.successor import Successor
 from service.contract.weights_order import WeightsOrderFile
@@ -60,6 +60,7 @@ class Master:
     descriptors: Descriptors
     import_seconds: float = 0.0
     """How long the imports took that every worker is forked with."""
+    _is_recorded: bool = True  # False while the record cannot be written, which is logged once
     _started: set[int] = field(default_factory=set)  # pids of all workers that have been seen loading
     _progress: set[object] = field(default_factory=set)  # every state of the load that has been seen
 
@@ -82,8 +83,12 @@ class Master:
         except (OSError, ReleaseError) as error:
             _refuse(manager, f"slot {settings.slot} holds no release that can be served: {error}")
         slot_directory = settings.runtime / settings.slot
-        slot_directory.mkdir(parents=True, exist_ok=True)
-        number, directory = _claim(slot_directory)
+        try:
+            slot_directory.mkdir(parents=True, exist_ok=True)
+            number, directory = _claim(slot_directory)
+            sockets = SlotSockets.bind(slot_directory, directory)
+        except OSError as error:
+            _refuse(manager, f"cannot write to {slot_directory}: {error.strerror or error}")
         record = Generation(
             generation=number,
             slot=settings.slot,
@@ -94,7 +99,6 @@ class Master:
             parent=server.master_pid or None,
             workers_wanted=settings.workers,
         )
-        sockets = SlotSockets.bind(slot_directory, directory)
         master = cls(settings, release, record, directory, sockets, manager, descriptors)
         master.publish()
         return master
@@ -174,8 +178,12 @@ class Master:
         self.record.version, self.record.release = self.release.version, str(self.release.path)
         try:
             self.record.write(self.directory)
-        except OSError as error:  # a full disk must not stop the service
-            logger.error("cannot write the record of generation %s: %s", self.record.generation, error)  # noqa: TRY400
+        except OSError as error:  # a full disk must not stop the service; the next tick tries again
+            if self._is_recorded:
+                logger.error("cannot write the record of generation %s: %s", self.record.generation, error)  # noqa: TRY400
+            self._is_recorded = False
+        else:
+            self._is_recorded = True
 
     def _stop(self, server: Any, sig: int, frame: FrameType | None) -> None:
         if os.getpid() != self.pid:  # in a child that has not installed its own signal handlers yet
@@ -200,7 +208,7 @@ class Master:
             if self.record.ready and not self.record.stopping and not self.sockets.are_published:
                 return  # the successor sends the unit's notifications now
             release = self.present_release()
-            if release is not self.release:
+            if release is not self.release or Generation.read_record(self.directory) is None:
                 self.release = release
                 self.publish()
             if self.record.stopping:
@@ -282,7 +290,7 @@ def _is_healthy(worker: WorkerState, now: float) -> bool:
 
 def _claim(slot_directory: Path) -> tuple[int, Path]:
     """Create the directory of the next generation, and remove those of old ones; returns its number and path."""
-    taken = sorted(int(path.name) for path in slot_directory.iterdir() if path.name.isdigit())
+    taken = sorted(int(path.name) for path in generation_directories(slot_directory.parent, slot_directory.name))
     for old in taken[:-_KEPT_GENERATIONS]:
         record = Generation.read_record(slot_directory / str(old))
         if record is None or not record.is_alive:
