@@ -180,6 +180,8 @@ def test_the_service_has_no_more_rights_than_it_needs(serving: Fleet) -> None:
     for name in (unit, "glm-ui.service"):
         assert serving.shown(name, "User") == "glm"
         assert _exposure(serving, name) < 2.5
+    owners = serving.host.run(["stat", "--format=%U %a", "/run/glm", f"/run/glm/{slot}", "/run/glm/metrics"])
+    assert owners.splitlines() == ["root 755", "glm 750", "glm 750"]
     assert "<title>" in serving.host.run(["curl", "-sS", "--max-time", "20", "http://127.0.0.1:8501/"])
     serving.host.run(["systemd-analyze", "verify", f"/etc/systemd/system/{unit}", "/etc/systemd/system/glm.target"])
 

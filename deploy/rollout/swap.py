@@ -6,10 +6,9 @@ of the public socket.
 
 from __future__ import annotations
 
-import os
 import signal
 import time
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 
 from deploy.errors import DrainCut, GlmError
 from deploy.rollout.new_generation import NewGeneration
@@ -44,8 +43,7 @@ def stop_workers(rollout: Rollout, slot: str) -> None:
         in_flight = sum(worker.in_flight for worker in workers)
         if time.monotonic() >= deadline:
             for worker in workers:
-                with suppress(ProcessLookupError):
-                    os.kill(worker.pid, signal.SIGQUIT)
+                context.systemd.kill_process(context.host.unit(slot), worker.pid, signal.SIGQUIT)
             wait_for(lambda: not _workers(rollout, slot), _QUIT)
             rollout.drain_cut = DrainCut.of(in_flight, slot, rollout.plan.drain)
             return

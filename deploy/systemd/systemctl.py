@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import signal
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Self
 
 from deploy import interrupts
 from deploy.systemd.process import run, start
+from service.contract.processes import control_groups
 
 
 @dataclass(frozen=True)
@@ -53,9 +57,23 @@ class Systemd:
         run(self.argv("stop", unit), check=False)
         run(self.argv("reset-failed", unit), check=False)
 
-    def kill_main(self, unit: str, signal: str) -> None:
-        """Send `signal` to the main process of `unit`; failures are ignored."""
-        run(self.argv("kill", "--kill-whom=main", f"--signal={signal}", unit), check=False)
+    def kill_main(self, unit: str, name: str) -> None:
+        """Send the signal `name` to the main process of `unit`; failures are ignored."""
+        run(self.argv("kill", "--kill-whom=main", f"--signal={name}", unit), check=False)
+
+    def kill_process(self, unit: str, pid: int, number: signal.Signals) -> None:
+        """Send a signal to one process of `unit`; nothing happens if it has ended, or does not belong to the unit.
+
+        Pids come from files that the service writes, and root could end any process.
+        """
+        group = self._show(unit, "ControlGroup").get("ControlGroup", "")
+        with suppress(ProcessLookupError):
+            process = os.pidfd_open(pid)
+            try:
+                if group and group in control_groups(pid):  # of this process: its pid cannot be reused meanwhile
+                    signal.pidfd_send_signal(process, number)
+            finally:
+                os.close(process)
 
     def daemon_reload(self) -> None:
         """Make the manager read all unit files again; raises GlmError."""

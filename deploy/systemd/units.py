@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import stat
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,7 +13,7 @@ from pathlib import Path
 from deploy.errors import GlmError, Refused
 from deploy.host import Host
 from deploy.systemd.systemctl import Systemd
-from service.contract import atomic
+from service.contract import atomic, directories
 
 CODE = Path(__file__).resolve().parent.parent.parent
 TEMPLATES = CODE / "systemd"
@@ -97,8 +99,10 @@ def install(host: Host, addresses: Addresses) -> list[Path]:
     """
     changed = []
     try:
-        for directory in (host.root, host.releases, host.state):
+        for directory in (host.root, host.releases, host.state, host.runtime):
             directory.mkdir(parents=True, exist_ok=True)
+        if not host.user:
+            _take(host.runtime)
         for path, text in render(host, addresses).items():
             if path.exists() and path.read_text() == text:
                 continue
@@ -111,6 +115,16 @@ def install(host: Host, addresses: Addresses) -> list[Path]:
         ) from error
     Systemd(host.user).daemon_reload()  # always: an earlier call may have failed after it wrote the files
     return changed
+
+
+def _take(runtime: Path) -> None:
+    """Make the runtime directory root's, and remove symlinks: earlier versions gave it to the user of the service."""
+    with directories.opened(runtime) as directory:
+        os.fchown(directory, 0, 0)
+        os.fchmod(directory, 0o755)
+        for name in os.listdir(directory):  # noqa: PTH208  (of the descriptor)
+            if stat.S_ISLNK(os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode):
+                os.unlink(name, dir_fd=directory)
 
 
 def outdated(host: Host) -> list[str]:

@@ -10,7 +10,7 @@ import os
 from functools import cache
 from pathlib import Path
 
-__all__ = ["boot_id", "is_alive", "own_start_ticks", "start_ticks"]
+__all__ = ["boot_id", "control_groups", "is_alive", "own_start_ticks", "start_ticks"]
 
 _STATE, _START_TIME = 0, 19  # fields of /proc/PID/stat, counted after the command's name
 
@@ -33,6 +33,15 @@ def is_alive(pid: int, ticks: int | None) -> bool:
     """Return whether the process that had this pid and this start time is still running."""
     now = start_ticks(pid)
     return now is not None and now == ticks
+
+
+def control_groups(pid: int) -> frozenset[str]:
+    """Return the paths of the cgroups of a process, one for each hierarchy; none if it has ended."""
+    try:
+        lines = Path(f"/proc/{pid}/cgroup").read_text().splitlines()
+    except OSError:
+        return frozenset()
+    return frozenset(line.split(":", 2)[2] for line in lines)
 
 
 @cache
