@@ -27,11 +27,14 @@ from prometheus_client import (
     Histogram,
     generate_latest,
 )
-from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+from prometheus_client.multiprocess import mark_process_dead
 
+from service import metric_files
 from service.engine import Usage
 
 __all__ = ["CONTENT_TYPE", "Metrics", "count_request", "flush", "forget_worker", "render", "set_load_seconds"]
+
+metric_files.install()
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
@@ -139,7 +142,7 @@ def render() -> bytes:
     if not os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
         return generate_latest(REGISTRY)
     registry = CollectorRegistry()
-    MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+    metric_files.Collector(registry)
     return generate_latest(registry)
 
 

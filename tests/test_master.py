@@ -64,8 +64,11 @@ def master(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, systemd: NotifySocke
     master.sockets.handoff.close()
 
 
-def _worker(master: Master, **changes: Any) -> SimpleNamespace:
-    """Write the state file of the master's only worker, and return the Gunicorn arbiter that has this worker."""
+def _worker(master: Master, *, silent: float = 0.0, **changes: Any) -> SimpleNamespace:
+    """Write the state file of the master's only worker, and return the Gunicorn arbiter that has this worker.
+
+    `silent`: seconds since the worker notified Gunicorn.
+    """
     pid = os.getpid()
     state = {
         "pid": pid,
@@ -76,9 +79,10 @@ def _worker(master: Master, **changes: Any) -> SimpleNamespace:
         "progress": 1.0,
         "error": None,
     }
-    state |= {"answering": True, "in_flight": 0, "updated_at": time.time()} | changes
+    state |= {"answering": True, "in_flight": 0} | changes
     (master.directory / f"{pid}.json").write_text(json.dumps(state))
-    return SimpleNamespace(WORKERS={pid: None}, num_workers=1)
+    tmp = SimpleNamespace(last_update=lambda: time.monotonic() - silent)
+    return SimpleNamespace(WORKERS={pid: SimpleNamespace(tmp=tmp)}, num_workers=1)
 
 
 def test_ready_is_sent_once_when_all_workers_are_ready(master: Master, systemd: NotifySocket, tmp_path: Path) -> None:
@@ -140,14 +144,15 @@ def test_load_that_crashes_again_and_again_is_not_extended_forever(master: Maste
     [
         ({}, True),
         ({"answering": False}, False),
-        ({"updated_at": 0}, False),
-        ({"phase": "loading", "updated_at": 0}, True),
+        ({"silent": 6}, False),
+        ({"updated_at": 0}, True),  # on a full disk
+        ({"phase": "loading", "silent": 6}, True),
     ],
 )
 def test_watchdog_is_reset_only_while_all_workers_are_healthy(
     master: Master, systemd: NotifySocket, changes: dict[str, Any], healthy: bool
 ) -> None:
-    """WATCHDOG=1 is withheld while a ready worker's engine hangs or its state file is stale; not while one loads."""
+    """WATCHDOG=1 is withheld while a ready worker's engine hangs or it gives no sign of life; not while one loads."""
     master._tick(_worker(master))
     systemd.received()
     master._tick(_worker(master, **changes))

@@ -108,6 +108,7 @@ class SampleRing:
                 os.posix_fallocate(file.fileno(), 0, _SIZE)  # else a full tmpfs would raise SIGBUS on a later write
                 self._ring = mmap.mmap(file.fileno(), _SIZE)
         except OSError as error:
+            path.unlink(missing_ok=True)
             logger.error("cannot write %s, answers are not measured: %s", path, error)  # noqa: TRY400
         else:
             self._begin()

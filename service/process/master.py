@@ -41,7 +41,7 @@ _TICK_LOADING = 0.1  # seconds
 _TICK_READY = 1.0
 _TICK_FORWARDING = 0.02
 _ATTEMPTS = 3  # loads of each worker that may extend the start timeout
-_MAX_STATE_AGE = 5.0  # seconds; a ready worker writes its state file every second, and counts as hung beyond this age
+_MAX_SILENCE = 5.0  # seconds; a ready worker gives a sign of life every second, and counts as hung beyond this time
 _KEPT_GENERATIONS = 16  # of a slot, whose state files are kept for receipts
 
 logger = logging.getLogger("gunicorn.error")
@@ -214,7 +214,7 @@ class Master:
             if self.record.stopping:
                 self._report_draining(workers)
             elif self.record.ready:
-                self._report_serving(workers)
+                self._report_serving(server, workers)
             else:
                 self._report_loading(workers, server.num_workers)
         except Exception:  # an exception in a signal handler would surface anywhere in Gunicorn's loop
@@ -258,12 +258,11 @@ class Master:
         logger.info("generation %s of %s is ready", self.record.generation, self.settings.slot)
         _set_tick(_TICK_FORWARDING if self.descriptors.clients else _TICK_READY)
 
-    def _report_serving(self, workers: list[WorkerState]) -> None:
+    def _report_serving(self, server: Any, workers: list[WorkerState]) -> None:
         gate = "open" if self.gate.is_open() else "closed"
         in_flight = sum(worker.in_flight for worker in workers)
         self.manager.status(f"{self.release.version}: gate {gate}, {in_flight} in flight")
-        now = time.time()
-        if all(_is_healthy(worker, now) for worker in workers):
+        if all(_is_healthy(worker, server.WORKERS[worker.pid].tmp.last_update()) for worker in workers):
             self.manager.watchdog()
 
     def _report_draining(self, workers: list[WorkerState]) -> None:
@@ -283,9 +282,13 @@ def _set_tick(seconds: float) -> None:
     signal.setitimer(signal.ITIMER_REAL, seconds, seconds)
 
 
-def _is_healthy(worker: WorkerState, now: float) -> bool:
-    """Return whether a worker is loading, or ready with a fresh state file and an engine that makes progress."""
-    return worker.phase != "ready" or (worker.answering and now - worker.updated_at < _MAX_STATE_AGE)
+def _is_healthy(worker: WorkerState, notified_at: float) -> bool:
+    """Return whether a worker is loading, or ready with an engine that makes progress and a recent sign of life.
+
+    `notified_at`: its last notification of Gunicorn (CLOCK_MONOTONIC), once a second. Its state file may be old on a
+    full disk.
+    """
+    return worker.phase != "ready" or (worker.answering and time.monotonic() - notified_at < _MAX_SILENCE)
 
 
 def _claim(slot_directory: Path) -> tuple[int, Path]:
