@@ -50,5 +50,8 @@ class Settings(BaseSettings):
 
     state: Path = Field(default=Path("/var/lib/glm/batches"), description="directory of files and batches")
     max_file: int = Field(default=200 << 20, ge=1, description="size of one uploaded file")
+    max_stored: int = Field(default=20 << 30, ge=0, description="size of all stored files; more get 413")
+    max_stored_per_key: int = Field(default=5 << 30, ge=0, description="the same of one API key, or of all without one")
+    state_reserve: int = Field(default=256 << 20, ge=0, description="free bytes that files leave on the disk; else 507")
     max_batch_lines: int = Field(default=50_000, ge=1, description="requests of one batch; OpenAI allows as many")
     batch_rows: int = Field(default=8, ge=0, description="batch requests that a worker runs at a time; 0: none")

@@ -70,7 +70,7 @@ class FakeChat:
 
 
 def settings(state: Path, **changes: Any) -> Settings:
-    return Settings(slot="green", state=state, **changes)
+    return Settings(slot="green", state=state, **({"state_reserve": 0} | changes))  # the disks of tests are small
 
 
 def request_line(custom_id: Any, content: str | None = None, **changes: Any) -> dict[str, Any]:
@@ -98,7 +98,7 @@ class BatchStore:
     def __init__(self, state: Path, **changes: Any) -> None:
         self.settings = settings(state, **changes)
         self.database = Database(state)
-        self.files = Files(self.database)
+        self.files = Files(self.database, self.settings)
         self.batches = Batches(self.database, self.files, self.settings)
 
     def create(self, content: bytes) -> str:

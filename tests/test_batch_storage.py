@@ -54,7 +54,7 @@ def test_transactions_are_durable(store: BatchStore) -> None:
         pragmas = {name: connection.exec_driver_sql(f"PRAGMA {name}").scalar() for name in
                  ("journal_mode", "synchronous", "busy_timeout", "foreign_keys", "user_version")}  # fmt: skip
     assert pragmas == {"journal_mode": "wal", "synchronous": 2, "busy_timeout": BUSY_TIMEOUT * 1000, "foreign_keys": 1,
-                     "user_version": 1}  # fmt: skip
+                     "user_version": 2}  # fmt: skip
 
 
 def _create(directory: Path, start: Any) -> None:

@@ -10,15 +10,18 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy import inspect as describe
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as NoConnection
+from sqlalchemy.schema import CreateColumn
 
+from service.batches.room import Reserve, free
 from service.batches.tables import SCHEMA, tables
 from service.chat.errors import ApiError
 
@@ -73,6 +76,7 @@ class Database:
         self._inode: tuple[int, int] | None = None
         self._lock = threading.Lock()  # of engine and inode
         self._threads = ThreadPoolExecutor(THREADS, "batches")
+        self._reserve = Reserve(directory)
 
     async def call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run a blocking function in a thread pool of this database, so that a slow disk blocks nothing else."""
@@ -90,6 +94,35 @@ class Database:
         """Open a write transaction, exclusive from its first statement; commits on success."""
         with storage_errors(self.directory), self._open().execution_options(immediate=True).begin() as connection:
             yield connection
+
+    def freeing(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run a blocking function that frees room; on a full disk a second time, with the room of the reserve."""
+        try:
+            return function(*args, **kwargs)
+        except Unavailable:
+            if not self._reserve.release():
+                raise
+        try:
+            return function(*args, **kwargs)
+        finally:
+            self._empty_log()
+            self._reserve.keep()
+
+    def _empty_log(self) -> None:
+        """Move the log into the database, which has the pages already, so that its room is free again."""
+        with (
+            suppress(Unavailable),
+            storage_errors(self.directory),
+            closing(self._open().raw_connection()) as connection,
+        ):
+            connection.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+    def require_room(self, least: int) -> None:
+        """Raise Unavailable (507) if less than `least` bytes are free in the file system; it blocks."""
+        with storage_errors(self.directory):
+            found = free(self.directory)
+        if found < least:
+            raise _unavailable(self.directory, f"{found} bytes are free, and {least} are kept back", full=True)
 
     def stamp(self) -> tuple[int, ...]:
         """Return a value that differs after every change by any process; empty without a database.
@@ -131,6 +164,7 @@ class Database:
                 engine.dispose()
                 raise
             self._engine, self._inode = engine, _inode(self.path)
+            self._reserve.keep()
             return engine
 
     def _dispose(self) -> None:
@@ -168,8 +202,18 @@ def _begin_transaction(connection: Connection) -> None:
 
 
 def _migrate(connection: Connection) -> None:
-    """Create missing tables. A newer schema is used unchanged, since later versions only add to it."""
+    """Create missing tables and columns. A newer schema is used unchanged, since later versions only add to it."""
     version = connection.exec_driver_sql("PRAGMA user_version").scalar_one()
     if version < SCHEMA:
         tables.create_all(connection)
+        _add_columns(connection)
         connection.exec_driver_sql(f"PRAGMA user_version={SCHEMA}")
+
+
+def _add_columns(connection: Connection) -> None:
+    for table in tables.sorted_tables:
+        present = {column["name"] for column in describe(connection).get_columns(table.name)}
+        for column in table.columns:
+            if column.name not in present:
+                definition = CreateColumn(column).compile(dialect=connection.dialect)
+                connection.exec_driver_sql(f"ALTER TABLE {table.name} ADD COLUMN {definition}")

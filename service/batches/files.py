@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import fcntl
 import os
+import threading
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
@@ -16,8 +18,10 @@ from typing import Any, BinaryIO
 from sqlalchemy import Connection, delete, func, or_, select
 
 from service.batches.database import Database, storage_errors
+from service.batches.room import BLOCK, Stored, require_quota
 from service.batches.tables import ENDED, batches, files
 from service.chat.errors import ApiError, invalid
+from service.settings import Settings
 
 __all__ = ["Draft", "File", "Files", "Page"]
 
@@ -71,12 +75,16 @@ class Page:
 class Draft:
     """A file being written, visible after `publish` only; `close` deletes it unless `keep` was called.
 
-    The writer holds a lock (flock), so that a sweep does not delete it.
+    The writer holds a lock (flock), so that a sweep does not delete it. `require` is called with the draft and the
+    number of bytes before they are written, and raises ApiError if there is no room for them.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, key: str, require: Callable[[Draft, int], None]) -> None:
         self.id = f"file-{uuid.uuid4().hex}"
+        self.key = key
         self.size = 0
+        self.is_open = True
+        self._require = require
         self._directory = directory / "files"
         self._path = self._directory / self.id
         self._kept = False
@@ -96,6 +104,7 @@ class Draft:
 
     def close(self) -> None:
         """Close the file, and delete it unless it is kept."""
+        self.is_open = False
         if not self._kept:
             with suppress(OSError):
                 self._path.unlink()
@@ -103,10 +112,15 @@ class Draft:
             self._file.close()
 
     def write(self, data: bytes) -> None:
-        """Append data."""
+        """Append data; raises ApiError 413 beyond a quota, and Unavailable."""
+        self.require(len(data))
         with storage_errors(self._directory.parent):
             self._file.write(data)
         self.size += len(data)
+
+    def require(self, more: int) -> None:
+        """Raise ApiError 413 or Unavailable if there is no room for so many more bytes."""
+        self._require(self, more)
 
     def publish(self, connection: Connection, filename: str, purpose: str, expires_at: int | None) -> File:
         """Add the file's row in the given transaction, after its content was synced to disk."""
@@ -119,7 +133,7 @@ class Draft:
             finally:
                 os.close(directory)
         file = File(self.id, self.size, int(time.time()), expires_at, filename, purpose)
-        connection.execute(files.insert().values(file.__dict__))
+        connection.execute(files.insert().values(file.__dict__ | {"api_key": self.key}))
         return file
 
     def keep(self) -> None:
@@ -128,18 +142,47 @@ class Draft:
 
 
 class Files:
-    """The stored files. Every method blocks and raises Unavailable; unknown ids raise ApiError 404."""
+    """The stored files. Every method blocks and raises Unavailable; unknown ids raise ApiError 404.
 
-    def __init__(self, database: Database) -> None:
+    `key` names a client, by a digest of its API key; empty: all without one.
+    """
+
+    def __init__(self, database: Database, settings: Settings) -> None:
         self.database = database
+        self._settings = settings
+        self._uploads: list[Draft] = []  # of this process
+        self._lock = threading.Lock()  # of the list
 
-    def draft(self) -> Draft:
-        """Create a draft to write to."""
-        return Draft(self.database.directory)
+    def draft(self, key: str = "") -> Draft:
+        """Create a draft of an upload, which the quotas limit; raises ApiError 413."""
+        with self.database.reading() as connection:
+            stored = _stored(connection, key)
+        draft = Draft(self.database.directory, key, partial(self._require, stored))
+        with self._lock:
+            self._uploads = [draft, *(one for one in self._uploads if one.is_open)]
+        return draft
+
+    def output(self, key: str) -> Draft:
+        """Create a draft of a batch's results: the quotas of its key count it, and do not refuse it."""
+        return Draft(self.database.directory, key, lambda *_: self.database.require_room(self._settings.state_reserve))
+
+    def _require(self, stored: Stored, draft: Draft, more: int) -> None:
+        """Raise ApiError if an upload may not grow: by the quotas, with what other uploads have written so far."""
+        self.database.require_room(self._settings.state_reserve)
+        with self._lock:
+            uploads = [one for one in self._uploads if one.is_open]
+        pending = sum(one.size for one in uploads)
+        of_key = sum(one.size for one in uploads if one.key == draft.key)
+        require_quota(Stored(stored.all + pending, stored.of_key + of_key), more, self._settings)
+
+    def require_quota(self, connection: Connection, key: str, more: int = 0) -> None:
+        """Raise ApiError 413 if a key may not store `more` bytes, by what is stored now."""
+        require_quota(_stored(connection, key), more, self._settings)
 
     def add(self, draft: Draft, filename: str, purpose: str, seconds: int | None = None) -> File:
-        """Publish a draft; it expires after `seconds`, or DEFAULT_EXPIRY."""
+        """Publish a draft; it expires after `seconds`, or DEFAULT_EXPIRY. Raises ApiError 413."""
         with self.database.writing() as connection:
+            self.require_quota(connection, draft.key, max(draft.size, BLOCK))
             file = draft.publish(connection, filename, purpose, int(time.time()) + (seconds or DEFAULT_EXPIRY))
         draft.keep()
         return file
@@ -179,7 +222,10 @@ class Files:
         return self.database.directory / "files" / file_id
 
     def delete(self, file_id: str) -> None:
-        """Delete a file; raises ApiError 400 if an unfinished batch reads it."""
+        """Delete a file, also on a full disk; raises ApiError 400 if an unfinished batch reads it."""
+        self.database.freeing(self._delete, file_id)
+
+    def _delete(self, file_id: str) -> None:
         with self.database.writing() as connection:
             find(connection, file_id)
             reader = connection.execute(
@@ -191,11 +237,14 @@ class Files:
         with suppress(OSError):  # the next sweep deletes it
             self.path(file_id).unlink()
 
-    def sweep(self) -> None:
-        """Delete expired files, and content without a row, left by dead writers or interrupted deletions."""
+    def _delete_expired(self) -> None:
         in_use = select(batches.c.input_file_id).where(batches.c.status.not_in(ENDED))
         with self.database.writing() as connection:
             connection.execute(delete(files).where(~_not_expired(), files.c.id.not_in(in_use)))
+
+    def sweep(self) -> None:
+        """Delete expired files, and content without a row, left by dead writers or interrupted deletions."""
+        self.database.freeing(self._delete_expired)
         with storage_errors(self.database.directory):
             paths: Sequence[Path] = sorted((self.database.directory / "files").glob("file-*"))
         for path in paths:
@@ -213,6 +262,18 @@ def find(connection: Connection, file_id: str) -> File:
     if row is None:
         raise ApiError(404, f"no such file: {file_id[:100]}", param="file_id", code="not_found")
     return _file(row)
+
+
+def key_of(connection: Connection, file_id: str) -> str:
+    """Return the key of the client that stored a file, within a transaction; empty for an unknown file."""
+    return str(connection.execute(select(files.c.api_key).where(files.c.id == file_id)).scalar() or "")
+
+
+def _stored(connection: Connection, key: str) -> Stored:
+    blocks = func.coalesce(func.sum((files.c.bytes + BLOCK - 1) // BLOCK), 0)
+    everything = connection.execute(select(blocks)).scalar_one()
+    of_key = connection.execute(select(blocks).where(files.c.api_key == key)).scalar_one()
+    return Stored(everything * BLOCK, of_key * BLOCK)
 
 
 def _file(row: Any) -> File:

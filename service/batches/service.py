@@ -25,7 +25,7 @@ class BatchService:
 
     def __init__(self, chat: Completer, identity: Identity, settings: Settings, *, serving: Callable[[], bool]) -> None:
         self._database = Database(settings.state)
-        batches = Batches(self._database, Files(self._database), settings)
+        batches = Batches(self._database, Files(self._database, settings), settings)
         self.routes: list[Endpoint] = BatchRoutes(batches, settings).routes()
         self.runner = BatchRunner(batches, chat, identity, rows=settings.batch_rows, serving=serving)
 

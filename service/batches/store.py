@@ -12,8 +12,8 @@ from typing import Any
 from sqlalchemy import Connection, delete, select, update
 
 from service.batches import lines
-from service.batches.database import Database
-from service.batches.files import Draft, File, Files, Page, find
+from service.batches.database import Database, Unavailable
+from service.batches.files import Draft, File, Files, Page, find, key_of
 from service.batches.tables import ENDED, batches, items
 from service.chat.errors import ApiError, invalid
 from service.settings import Settings
@@ -49,13 +49,27 @@ class Batches:
     def create(self, params: BatchParams) -> dict[str, Any]:
         """Create a batch, which is validated and processed later; raises ApiError 400."""
         now = int(time.time())
+        self.require_room()
         with self.database.writing() as connection:
             if find(connection, params.input_file_id).purpose != "batch":
                 raise invalid("the file's purpose is not batch", param="input_file_id")
+            self.files.require_quota(connection, key_of(connection, params.input_file_id))
             batch_id = f"batch_{uuid.uuid4().hex}"
             row = params.__dict__ | {"id": batch_id, "status": "validating", "created_at": now}
             connection.execute(batches.insert().values(row | {"expires_at": now + COMPLETION_WINDOW}))
             return _document(_find(connection, batch_id))
+
+    def has_room(self) -> bool:
+        """Return whether `require_room` raises nothing."""
+        try:
+            self.require_room()
+        except Unavailable:
+            return False
+        return True
+
+    def require_room(self) -> None:
+        """Raise Unavailable (507) if the file system has less room than is kept back."""
+        self.database.require_room(self.settings.state_reserve)
 
     def get(self, batch_id: str) -> dict[str, Any]:
         """Return a batch as OpenAI's JSON object."""
@@ -76,6 +90,9 @@ class Batches:
 
     def cancel(self, batch_id: str) -> dict[str, Any]:
         """Cancel a batch; results so far are kept. Raises ApiError 400 if the batch is finalizing or has ended."""
+        return self.database.freeing(self._cancel, batch_id)
+
+    def _cancel(self, batch_id: str) -> dict[str, Any]:
         with self.database.writing() as connection:
             status = _find(connection, batch_id).status
             if status in ("finalizing", *ENDED):
@@ -89,6 +106,7 @@ class Batches:
 
         Returns early if `cancelled` returns true.
         """
+        self.require_room()
         with self.database.reading() as connection:
             batch = _find(connection, batch_id)
         try:
@@ -123,11 +141,12 @@ class Batches:
         """
         with self.database.reading() as connection:
             batch = _find(connection, batch_id)
+            key = key_of(connection, batch.input_file_id)
         final_status = "completed"
         if batch.completed + batch.failed < batch.total or batch.status == "cancelling":
             final_status = "expired" if batch.status == "finalizing" else "cancelled"
         with ExitStack() as drafts:
-            output, errors = (drafts.enter_context(self.files.draft()) for _ in range(2))
+            output, errors = (drafts.enter_context(self.files.output(key)) for _ in range(2))
             for state, line in self._results(batch.number, final_status):
                 (output if state == "completed" else errors).write(line.encode() + b"\n")
             now = int(time.time())

@@ -6,7 +6,7 @@ from sqlalchemy import JSON, Column, ForeignKey, Index, Integer, MetaData, Strin
 
 __all__ = ["ENDED", "SCHEMA", "batches", "files", "items", "tables"]
 
-SCHEMA = 1
+SCHEMA = 2
 """`PRAGMA user_version`. Two versions of the service share the database during a rollout and after a rollback, so a
 later schema may only add tables, indexes and columns with a default."""
 
@@ -25,6 +25,7 @@ files = Table(
     Column("expires_at", Integer),
     Column("filename", String, nullable=False),
     Column("purpose", String, nullable=False),
+    Column("api_key", String, nullable=False, server_default=""),  # SHA-256 of the Authorization header; empty: none
     sqlite_autoincrement=True,
 )
 

@@ -41,6 +41,8 @@ class Upload:
         length = request.headers.get("content-length", "")
         if length.isdecimal() and int(length[:20]) > self._max_file + (1 << 16):  # 64 KiB for headers and fields
             raise self._too_large()
+        if length.isdecimal():
+            await database.call(self._draft.require, max(0, int(length) - (1 << 16)))
         try:
             parser = MultipartParser(
                 options[b"boundary"],

@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
+import openai
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from service.batches.database import Unavailable
+from service.batches.room import free
+from service.batches.store import BatchParams
+from service.chat.errors import ApiError
 from service.contract.samples import Sample, SampleRing, check
 from service.contract.worker_state import WorkerState
 from tests.attack.garbage import CONTENTS, KINDS
+from tests.batch_fixtures import ENDPOINT, BatchStore, request_lines, served
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small file system")
 
@@ -119,3 +129,149 @@ def test_samples_on_a_full_disk(tmp_path: Path, caplog: pytest.LogCaptureFixture
         filler.unlink()
         SampleRing(run / "2.samples", state).add(Sample(1.0, 0.1, None, 200))
         check(run / "2.samples")
+
+
+def put(store: BatchStore, size: int, key: str = "") -> str:
+    """Upload a file as a client does, in pieces."""
+    draft = store.files.draft(key)
+    try:
+        while draft.size < size:
+            draft.write(bytes(min(1 << 14, size - draft.size)))
+        return store.files.add(draft, "a", "batch").id
+    finally:
+        draft.close()
+
+
+def stored(store: BatchStore) -> int:
+    """The bytes on the disk, in whole blocks."""
+    return sum(-(-path.stat().st_size // 4096) * 4096 for path in (store.settings.state / "files").glob("*"))
+
+
+ACTIONS = st.lists(
+    st.one_of(
+        st.tuples(st.just("put"), st.sampled_from(["", "a", "b"]), st.integers(0, 60_000)),
+        st.tuples(st.just("delete"), st.just(""), st.integers(0, 30)),
+    ),
+    max_size=25,
+)
+
+
+@given(actions=ACTIONS)
+@settings(deadline=None, derandomize=True, max_examples=25)
+def test_quotas(actions: list[tuple[str, str, int]]) -> None:
+    """Whatever clients store and delete, what is stored stays below both quotas, and a deletion makes room again."""
+    with tempfile.TemporaryDirectory() as directory:
+        store = BatchStore(Path(directory), max_stored=200_000, max_stored_per_key=100_000)
+        kept: dict[str, tuple[str, int]] = {}
+        for what, key, number in actions:
+            if what == "delete" and kept:
+                store.files.delete(file_id := sorted(kept)[number % len(kept)])
+                del kept[file_id]
+            elif what == "put":
+                blocks = max(1, -(-number // 4096)) * 4096
+                used = sum(size for _, size in kept.values())
+                of_key = sum(size for owner, size in kept.values() if owner == key)
+                if used + blocks <= 200_000 and of_key + blocks <= 100_000:
+                    kept[put(store, number, key)] = key, -(-number // 4096) * 4096
+                else:
+                    with pytest.raises(ApiError, match="delete some"):
+                        put(store, number, key)
+            assert stored(store) <= 200_000
+            assert sum(size for owner, size in kept.values() if owner == "a") <= 100_000
+        store.database.close()
+
+
+def test_uploads_at_the_same_time_share_a_quota(tmp_path: Path) -> None:
+    """Uploads that are not complete count: many that begin together cannot fill the disk."""
+    store = BatchStore(tmp_path, max_stored=100_000, max_stored_per_key=100_000)
+    drafts = [store.files.draft("a") for _ in range(10)]
+    refused = 0
+    for draft in drafts * 20:
+        try:
+            draft.write(bytes(1000))
+        except ApiError:
+            refused += 1
+    assert refused
+    assert stored(store) <= 150_000
+    for draft in drafts:
+        draft.close()
+    assert put(store, 90_000, "a")
+
+
+def test_quotas_over_http(tmp_path: Path) -> None:
+    """A key that has used its share gets 413 and a reason; others can still upload."""
+    with served(tmp_path, max_stored_per_key=20_000) as client:
+        first = client.with_options(api_key="first")
+        kept = first.files.create(file=("a", b"x" * 10_000), purpose="batch")
+        with pytest.raises(openai.APIStatusError) as refused:
+            first.files.create(file=("a", b"x" * 15_000), purpose="batch")
+        assert (refused.value.status_code, refused.value.code) == (413, "quota_exceeded")
+        assert client.with_options(api_key="second").files.create(file=("a", b"x" * 15_000), purpose="batch")
+        first.files.delete(kept.id)
+        assert first.files.create(file=("a", b"x" * 15_000), purpose="batch")
+
+
+@needs_root
+def test_room_is_kept_for_the_journal(tmp_path: Path) -> None:
+    """Clients that upload and create batches until they are refused leave the reserve; what is there goes on."""
+    with small_disk(tmp_path / "state", "4m") as state:
+        store = BatchStore(state, state_reserve=1 << 20)
+        names: list[str] = []
+        with pytest.raises(Unavailable, match="kept back"):
+            names.extend(put(store, 100_000) for _ in range(100))
+        assert free(state) >= (1 << 20) - (1 << 17)
+        file_id = names.pop()
+        store.files.delete(names.pop())
+        for _ in range(1000):  # requests that fit by themselves
+            with suppress(Unavailable):
+                store.batches.create(BatchParams(file_id, ENDPOINT, "24h", {"a": "x" * 512}))
+        assert free(state) >= (1 << 20) - (1 << 17)
+        assert not store.batches.has_room()
+        for name in names:
+            store.files.delete(name)
+        assert store.batches.has_room()
+        store.database.close()
+
+
+@needs_root
+@pytest.mark.parametrize("opened", [True, False])
+@pytest.mark.parametrize("size", [0, 1, 100_000])
+def test_deletion_on_a_full_disk(tmp_path: Path, size: int, opened: bool) -> None:
+    """Without one free byte files can be deleted and batches cancelled, by a process that has just started too."""
+    with small_disk(tmp_path / "state", "2m") as state:
+        store = BatchStore(state)
+        names = [put(store, size) for _ in range(6)]
+        batch = store.create(request_lines(1))
+        if not opened:
+            store.database.close()
+            store = BatchStore(state)
+        filler = fill(state)
+        for name in names:
+            store.files.delete(name)
+            with filler.open("ab", buffering=0) as file, suppress(OSError):
+                while file.write(bytes(4096)) == 4096:
+                    pass
+        store.batches.cancel(batch)
+        assert {path.name for path in (state / "files").iterdir()}.isdisjoint(names)
+        store.database.close()
+
+
+def test_an_older_database_gets_the_new_columns(tmp_path: Path) -> None:
+    """The files of an earlier version belong to no key, and the earlier version can go on storing files."""
+    store = BatchStore(tmp_path)
+    kept = put(store, 10)
+    store.database.close()
+    with closing(sqlite3.connect(tmp_path / "batches.db")) as database:
+        database.execute("ALTER TABLE files DROP COLUMN api_key")
+        database.execute("PRAGMA user_version=1")
+        database.commit()
+    store = BatchStore(tmp_path, max_stored_per_key=3 * 4096)
+    assert store.files.get(kept).bytes == 10
+    assert put(store, 10, "")
+    with closing(sqlite3.connect(tmp_path / "batches.db")) as database:
+        columns = "id, bytes, created_at, filename, purpose"
+        database.execute(f"INSERT INTO files ({columns}) VALUES ('file-1', 1, 1, 'a', 'batch')")
+        database.commit()
+    with pytest.raises(ApiError):
+        put(store, 10, "")
+    store.database.close()
