@@ -52,6 +52,10 @@ class Locked(GlmError):
     exit_code = 7
 
 
+class Unrecorded(GlmError):
+    """The journal cannot be written."""
+
+
 class Interrupted(GlmError):
     """Ctrl-C, SIGTERM or SIGHUP ended a rollout; the message tells in which state."""
 

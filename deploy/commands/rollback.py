@@ -7,6 +7,7 @@ from typing import get_args
 import click
 
 from deploy.commands.options import Duration, Options, shared
+from deploy.errors import Unrecorded
 from deploy.journal.record import Strategy
 from deploy.reports import report
 from deploy.rollout import preflight, weights
@@ -47,7 +48,7 @@ def rollback(options: Options, version: str | None, strategy: Strategy | None, d
     context = options.context
     wanted = target(context, version, force=force)
     if not is_at_hand(context, wanted):
-        options.recover()
+        _recover(options)
         wanted = target(context, version, force=force)
     preflight.require_units(context)
     if version is None:
@@ -56,5 +57,13 @@ def rollback(options: Options, version: str | None, strategy: Strategy | None, d
     strategy = strategy or ("weights" if wanted == weights.previous_version(context) else "overlap")
     plan = Plan(wanted, kind="rollback", strategy=strategy, bake=0.0, drain=drain)
     record = roll_back(context, plan)
-    options.recover()  # ends a deploy whose controller was killed during the bake
+    _recover(options)  # ends a deploy whose controller was killed during the bake
     options.show(record, report.text(record))
+
+
+def _recover(options: Options) -> None:
+    """End interrupted rollouts, as far as that can be recorded."""
+    try:
+        options.recover()
+    except Unrecorded as error:
+        options.note(f"{error}; an interrupted rollout was not ended")

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
 
-from deploy.errors import GlmError, Locked
+from deploy.errors import GlmError, Locked, Unrecorded
 from deploy.host import Host
 from deploy.journal import locks
 from deploy.journal.receipt import Receipt, Snapshot, dump, load
@@ -101,7 +101,7 @@ class Journal:
         return [one for one in self.unfinished() if one.id in before]  # one may have ended before its lock was tested
 
     def write(self, record: Record) -> None:
-        """Write `record` durably; raises GlmError."""
+        """Write `record` durably; raises Unrecorded."""
         self._write(f"{record.id}.json", record.model_dump_json(indent=2))
 
     def write_snapshot(self, identifier: str, before: Snapshot) -> None:
@@ -170,7 +170,8 @@ class Journal:
         try:
             atomic.write_text(path, text, durable=True)
         except OSError as error:
-            raise GlmError(f"cannot write the journal {path}: {error.strerror}", hint="is the disk full?") from error
+            message = f"cannot write the journal {path}: {error.strerror}"
+            raise Unrecorded(message, hint="is the disk full?") from error
 
     def _create(self) -> None:
         try:
@@ -194,17 +195,23 @@ def _locked_by(running: list[Record]) -> Locked:
 
 
 class Entry:
-    """The record of the rollout that this process runs; every change is written before it takes effect."""
+    """The record of the rollout that this process runs; every change is written before it takes effect.
+
+    A rollback goes on without: on a full disk clients must not be left to a bad version. What raises Unrecorded for
+    other rollouts is kept in `unrecorded` then.
+    """
 
     def __init__(self, journal: Journal, record: Record) -> None:
         self.journal = journal
         self.record = record
+        self.unrecorded: Unrecorded | None = None
+        """Why what was last written of a rollback is not on disk."""
         self._began = time.monotonic() - (seconds_between(record.started_at, now()) or 0.0)
 
     def enter(self, phase: Phase) -> None:
         """Record that `phase` begins."""
         self.record.steps.append(Step(phase=phase, at=now()))
-        self.journal.write(self.record)
+        self._write()
 
     def end(self, outcome: str, *, reason: str | None = None, receipt: Receipt | None = None) -> None:
         """Record how the rollout ended."""
@@ -213,8 +220,27 @@ class Entry:
         self.record.receipt = receipt
         self.record.ended_at = now()
         self.record.seconds = round(time.monotonic() - self._began, 3)
-        self.journal.write(self.record)
+        self._write()
         self.journal.delete_snapshot(self.record.id)
+
+    def keep(self, before: Snapshot) -> None:
+        """Keep the counts from before the rollout, for the receipt of a process that resumes it."""
+        with self._tolerated():
+            self.journal.write_snapshot(self.record.id, before)
+
+    def _write(self) -> None:
+        self.unrecorded = None
+        with self._tolerated():
+            self.journal.write(self.record)
+
+    @contextlib.contextmanager
+    def _tolerated(self) -> Iterator[None]:
+        try:
+            yield
+        except Unrecorded as error:
+            if self.record.kind != "rollback":
+                raise
+            self.unrecorded = error
 
 
 def begin(journal: Journal, kind: Kind, version: str, slot: str, strategy: Strategy = "overlap") -> Entry:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
+from rich.markup import escape
+
 from deploy.analysis.reference import Reference
 from deploy.display import Display
 from deploy.errors import DrainCut
@@ -136,7 +138,7 @@ class Rollout:
         if plan.analysis is not None and plan.analysis.enabled:
             entry.record.limits = RecordedLimits.model_validate(plan.analysis.model_dump())
         before = receipts.baseline(context.host)
-        entry.journal.write_snapshot(entry.record.id, before)
+        entry.keep(before)
         return cls(context, plan, entry, candidate, old, before)
 
     @classmethod
@@ -172,7 +174,9 @@ class Rollout:
         """
         self.entry.enter(phase)
         self.context.display.phase(phase, text)
-        if phase != "preflight":
+        if self.entry.unrecorded:
+            self.context.display.line(f"[yellow]note[/] {escape(str(self.entry.unrecorded))}; the rollback goes on")
+        elif phase != "preflight":
             self.guard()
 
     def guard(self) -> None:
@@ -191,6 +195,6 @@ class Rollout:
         receipt = receipts.settled(self.context.host, self.before, probes=probes)
         reason = ": ".join(filter(None, (self.interruption, reason))) or None
         self.entry.end(outcome, reason=reason, receipt=receipt)
-        if self.is_guarded:
+        if self.is_guarded and not self.entry.unrecorded:  # else it ends the record once there is room
             self.context.timers.stop_guard(self.record.id)
         return self.record

@@ -70,7 +70,7 @@ def _check(context: Context, plan: Plan) -> None:
             "GLM_HANDOFF is off: connections are not handed over, so the candidate would get no requests",
             hint=f"remove it from {context.host.settings}",
         )
-    for path in (context.host.state, context.host.root):
+    for path in (context.host.state, context.host.root) if plan.kind != "rollback" else ():
         if shutil.disk_usage(path).free < _JOURNAL_SPACE:
             raise Refused(f"the disk of {path} is full", hint="`glmctl release prune` removes old releases")
     if not os.access(context.host.root, os.W_OK):

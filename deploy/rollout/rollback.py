@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 
-from deploy.errors import GlmError, Refused
+from deploy.errors import GlmError, Refused, Unrecorded
 from deploy.journal.journal import Journal, begin
 from deploy.journal.record import Record
 from deploy.journal.served import condemned, last_condemned, previous_version
@@ -71,7 +71,8 @@ def rollback(context: Context, plan: Plan) -> Record:
             break
     baking = [one for one in baking if one.previous == plan.version]
     if not baking:
-        recover(context)
+        with suppress(Unrecorded):
+            recover(context)
         return deploy(context, plan)
     return _end_bake(context, baking[0])
 

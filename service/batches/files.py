@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 from sqlalchemy import Connection, delete, func, or_, select
 
 from service.batches.database import Database, storage_errors
-from service.batches.room import BLOCK, Stored, require_quota
+from service.batches.room import BLOCK, Stored, charged, require_quota
 from service.batches.tables import ENDED, batches, files
 from service.chat.errors import ApiError, invalid
 from service.settings import Settings
@@ -171,8 +171,8 @@ class Files:
         self.database.require_room(self._settings.state_reserve)
         with self._lock:
             uploads = [one for one in self._uploads if one.is_open]
-        pending = sum(one.size for one in uploads)
-        of_key = sum(one.size for one in uploads if one.key == draft.key)
+        pending = sum(charged(one.size) for one in uploads)
+        of_key = sum(charged(one.size) for one in uploads if one.key == draft.key)
         require_quota(Stored(stored.all + pending, stored.of_key + of_key), more, self._settings)
 
     def require_quota(self, connection: Connection, key: str, more: int = 0) -> None:
@@ -182,7 +182,7 @@ class Files:
     def add(self, draft: Draft, filename: str, purpose: str, seconds: int | None = None) -> File:
         """Publish a draft; it expires after `seconds`, or DEFAULT_EXPIRY. Raises ApiError 413."""
         with self.database.writing() as connection:
-            self.require_quota(connection, draft.key, max(draft.size, BLOCK))
+            self.require_quota(connection, draft.key, charged(draft.size))
             file = draft.publish(connection, filename, purpose, int(time.time()) + (seconds or DEFAULT_EXPIRY))
         draft.keep()
         return file
@@ -270,7 +270,7 @@ def key_of(connection: Connection, file_id: str) -> str:
 
 
 def _stored(connection: Connection, key: str) -> Stored:
-    blocks = func.coalesce(func.sum((files.c.bytes + BLOCK - 1) // BLOCK), 0)
+    blocks = func.coalesce(func.sum(files.c.bytes // BLOCK + 1), 0)
     everything = connection.execute(select(blocks)).scalar_one()
     of_key = connection.execute(select(blocks).where(files.c.api_key == key)).scalar_one()
     return Stored(everything * BLOCK, of_key * BLOCK)

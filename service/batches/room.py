@@ -10,17 +10,17 @@ from pathlib import Path
 from service.chat.errors import ApiError
 from service.settings import Settings
 
-__all__ = ["BLOCK", "Reserve", "Stored", "free", "require_quota"]
+__all__ = ["BLOCK", "Reserve", "Stored", "charged", "free", "require_quota"]
 
 BLOCK = 4096
-"""Bytes to whose multiple the size of a file is rounded up: an empty one takes room, too."""
+"""Bytes; a file is charged for the blocks that it fills, and one more for its last one and its row."""
 
 _RESERVE = 1 << 18  # bytes; a transaction that deletes writes some pages of 4 KiB, and a new shared index has 32 KiB
 
 
 @dataclass(frozen=True)
 class Stored:
-    """The bytes of the stored files, in whole blocks: of all clients, and of one key."""
+    """What the stored files are charged for, in bytes: of all clients, and of one key."""
 
     all: int = 0
     of_key: int = 0
@@ -35,6 +35,11 @@ def require_quota(stored: Stored, more: int, settings: Settings) -> None:
         if used + more > limit:
             message = f"{kind} may have {limit} bytes, and have {used}; delete some"
             raise ApiError(413, message, code="quota_exceeded", headers={"Connection": "close"})
+
+
+def charged(size: int) -> int:
+    """Return what a file of `size` bytes is charged for, in bytes."""
+    return (size // BLOCK + 1) * BLOCK
 
 
 def free(directory: Path) -> int:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -24,6 +26,7 @@ from service.contract.samples import Sample, SampleRing, check
 from service.contract.worker_state import WorkerState
 from tests.attack.garbage import CONTENTS, KINDS
 from tests.batch_fixtures import ENDPOINT, BatchStore, request_lines, served
+from tests.box import Box
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small file system")
 
@@ -149,7 +152,7 @@ def stored(store: BatchStore) -> int:
 
 ACTIONS = st.lists(
     st.one_of(
-        st.tuples(st.just("put"), st.sampled_from(["", "a", "b"]), st.integers(0, 60_000)),
+        st.tuples(st.just("put"), st.sampled_from(["", "a", "b"]), st.integers(0, 30_000)),
         st.tuples(st.just("delete"), st.just(""), st.integers(0, 30)),
     ),
     max_size=25,
@@ -161,23 +164,23 @@ ACTIONS = st.lists(
 def test_quotas(actions: list[tuple[str, str, int]]) -> None:
     """Whatever clients store and delete, what is stored stays below both quotas, and a deletion makes room again."""
     with tempfile.TemporaryDirectory() as directory:
-        store = BatchStore(Path(directory), max_stored=200_000, max_stored_per_key=100_000)
+        store = BatchStore(Path(directory), max_stored=60_000, max_stored_per_key=40_000)
         kept: dict[str, tuple[str, int]] = {}
         for what, key, number in actions:
             if what == "delete" and kept:
                 store.files.delete(file_id := sorted(kept)[number % len(kept)])
                 del kept[file_id]
             elif what == "put":
-                blocks = max(1, -(-number // 4096)) * 4096
+                blocks = (number // 4096 + 1) * 4096
                 used = sum(size for _, size in kept.values())
                 of_key = sum(size for owner, size in kept.values() if owner == key)
-                if used + blocks <= 200_000 and of_key + blocks <= 100_000:
-                    kept[put(store, number, key)] = key, -(-number // 4096) * 4096
+                if used + blocks <= 60_000 and of_key + blocks <= 40_000:
+                    kept[put(store, number, key)] = key, blocks
                 else:
                     with pytest.raises(ApiError, match="delete some"):
                         put(store, number, key)
-            assert stored(store) <= 200_000
-            assert sum(size for owner, size in kept.values() if owner == "a") <= 100_000
+            assert stored(store) <= 60_000
+            assert sum(size for owner, size in kept.values() if owner == "a") <= 40_000
         store.database.close()
 
 
@@ -265,7 +268,7 @@ def test_an_older_database_gets_the_new_columns(tmp_path: Path) -> None:
         database.execute("ALTER TABLE files DROP COLUMN api_key")
         database.execute("PRAGMA user_version=1")
         database.commit()
-    store = BatchStore(tmp_path, max_stored_per_key=3 * 4096)
+    store = BatchStore(tmp_path, max_stored_per_key=4 * 4096)
     assert store.files.get(kept).bytes == 10
     assert put(store, 10, "")
     with closing(sqlite3.connect(tmp_path / "batches.db")) as database:
@@ -275,3 +278,40 @@ def test_an_older_database_gets_the_new_columns(tmp_path: Path) -> None:
     with pytest.raises(ApiError):
         put(store, 10, "")
     store.database.close()
+
+
+@pytest.fixture
+def small_state(box: Box) -> Iterator[Box]:
+    """A host on which 1.0.0 is live, whose journal is on a small disk."""
+    with tempfile.TemporaryDirectory() as aside:
+        shutil.copytree(box.host.state, aside, dirs_exist_ok=True)
+        with small_disk(box.host.state, "32m"):
+            shutil.copytree(aside, box.host.state, dirs_exist_ok=True)
+            yield box
+
+
+@needs_root
+def test_the_operator_on_a_full_disk(small_state: Box) -> None:
+    """Without one free byte one can look at everything and go back, to a warm version and to one that must load."""
+    box = small_state
+    box.glmctl("deploy", "1.1.0", "--bake", "0s", "--keep-warm", "10m")
+    filler = fill(box.host.state)
+    assert box.json("status")["live"] == "green"
+    records = len(box.json("history")["rollouts"])
+    assert any("free" in one["what"] and not one["good"] for one in box.json("doctor", expect=1)["findings"])
+    done = box.glmctl("rollback", "--json")
+    assert "cannot write the journal" in done.stderr
+    assert "the rollback goes on" in done.stderr
+    assert json.loads(done.stdout)["outcome"] == "done"
+    assert box.json("status")["live"] == "blue"
+    assert box.get("/version").json()["version"] == "1.0.0"
+    box.systemctl("stop", "glm@green.service")
+    box.glmctl("rollback", "1.1.0")
+    assert box.get("/version").json()["version"] == "1.1.0"
+    box.glmctl("deploy", "1.0.0", expect=1)
+    assert box.get("/version").json()["version"] == "1.1.0"
+    assert len(box.json("history")["rollouts"]) == records
+    filler.unlink()
+    box.glmctl("deploy", "1.0.0", "--bake", "0s")
+    assert len(box.json("history")["rollouts"]) == records + 1
+    assert box.json("status")["rollout"]["outcome"] == "done"
