@@ -12,13 +12,14 @@ from uvicorn.server import ServerState
 
 from service.handover.fd_passing import Outcome
 from service.handover.protocol import RequestProtocol, RequestServer
-from service.routing.canary import Side, has_whole_head
+from service.routing.canary import Side
 from service.routing.ownership import Gate
 
 __all__ = ["Connection", "ConnectionServer"]
 
 _READ_SIZE = 65536  # bytes
 _RETRY_DELAY = 0.01  # seconds until another attempt after TRY_AGAIN, or while a response is still in the write buffer
+_RETRIES = 500  # attempts until the request is answered here
 
 
 class ConnectionServer(RequestServer, Protocol):
@@ -45,11 +46,10 @@ class ConnectionServer(RequestServer, Protocol):
 class Connection(RequestProtocol):
     """An HTTP/1.x connection whose next request may be answered by another process.
 
-    The connection is between requests only if each was received and answered, and the write buffer is empty. Then no
-    byte of a request was read that the next owner would miss, and no byte of a response is still to be sent.
+    It can be passed on while no request is being answered, no byte of a body was parsed, and the write buffer is empty.
+    The next owner gets what is in the inbox: a part of a head, or a whole head and what follows it.
 
-    During a canary a request is held until its head is complete, because the head may decide the side. It is counted
-    from its first byte on; if it is passed on, the next owner counts it.
+    A request is counted from its first byte on. If it is passed on, the next owner counts it.
 
     `adopted`: it was received from another process, with the bytes `unread`, which were read from it there.
     """
@@ -70,14 +70,18 @@ class Connection(RequestProtocol):
         self.adopted = adopted
         self.side: Side = "live"
         """The side that answers the next request, picked once for each: a receiver keeps the sender's choice."""
-        self._held = bytearray(unread)
+        self._inbox.add(unread)
+        self._is_decided = bool(unread) and self._inbox.head_size is not None  # the sender has inspected the head
+        self._attempts = 0  # to pass on the next request; 0: it is not to be passed on
 
     @property
     def is_between_requests(self) -> bool:
         """Whether the connection can be passed to another process now."""
         return (
-            self.is_idle
-            and not self._held
+            self.received == self.answered
+            and (self.begun == self.received or self._has_partial_head)
+            and not self._attempts
+            and not self._is_lingering
             and not self.transport.is_closing()
             and self.transport.get_write_buffer_size() == 0
         )
@@ -89,21 +93,21 @@ class Connection(RequestProtocol):
         """
         if not self.is_between_requests:
             return None
-        self.transport.pause_reading()
-        outcome = self.slot_server.pass_on(self.transport.get_extra_info("socket"), self.side)
+        self.flow.pause_reading("move")
+        outcome = self._pass_on()
+        self.flow.resume_reading("move")
+        return outcome
+
+    def _pass_on(self) -> Outcome:
+        outcome = self.slot_server.pass_on(self.transport.get_extra_info("socket"), self.side, bytes(self._inbox))
         if outcome is Outcome.SENT:
             if self.public:
                 self.slot_server.ledger.handed_out += 1
+            self._inbox.clear()
+            if self._has_partial_head:
+                self._take_back()
             self.transport.close()
-        else:
-            self.transport.resume_reading()
         return outcome
-
-    def shutdown(self) -> None:
-        """Close the connection if it is idle; else the response in flight gets "Connection: close"."""
-        if self._held:
-            self._release()
-        super().shutdown()
 
     # called by the transport and the parser
 
@@ -116,9 +120,8 @@ class Connection(RequestProtocol):
             self.side = self.slot_server.gate.own_side
         else:
             self._pick_side()
-        if self._held:
-            self._hold()
-            self._release()
+        if self._inbox:
+            self.proceed()
         elif self.adopted and self.slot_server.keeps(self):
             self._read_at_once()
 
@@ -133,70 +136,8 @@ class Connection(RequestProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the connection."""
-        self._held.clear()
         self.slot_server.clients.discard(self)
         super().connection_lost(exc)
-
-    def data_received(self, data: bytes) -> None:
-        """Parse the data. During a canary, the head of a request is inspected first, because it may decide the side.
-
-        A pipelined request is not inspected: it is answered by the side that answers the request before it.
-        """
-        if not self._held:
-            if self.slot_server.answers_all or not self._must_read_head:
-                super().data_received(data)
-                return
-            data = data.lstrip(b"\r\n")  # as the parser does: they are no part of a request
-            if not data:
-                return
-            self._hold()
-        self._held += data
-        is_request = self._held[:1].isupper()  # it begins with a method
-        if is_request and has_whole_head(self._held):
-            if self.transport.is_reading():
-                self._answer_or_pass_on()
-            # else it waits to be passed on: Python 3.11 reads after a pause in connection_made
-        elif not is_request or len(self._held) > self.slot_server.settings.max_head:
-            self._release()  # no HTTP, or too large a head: the parser decides
-
-    def _hold(self) -> None:
-        """Count the request whose first bytes are held."""
-        self._begin()
-        self._is_counted = True
-
-    def _answer_or_pass_on(self) -> None:
-        side = self.slot_server.gate.side_by_head(self._held)
-        self.side = side or self.side
-        if side is None or self.slot_server.keeps(self):
-            self._release()
-        else:
-            self.transport.pause_reading()
-            self._pass_on_held()
-
-    def _pass_on_held(self) -> None:
-        """Pass the connection on with the request that was read from it; without a receiver, answer it here."""
-        if self.transport.is_closing() or not self._held:
-            return
-        client, outcome = self.transport.get_extra_info("socket"), Outcome.TRY_AGAIN
-        if self.transport.get_write_buffer_size() == 0:
-            outcome = self.slot_server.pass_on(client, self.side, bytes(self._held))
-        if outcome is Outcome.TRY_AGAIN:
-            self.loop.call_later(_RETRY_DELAY, self._pass_on_held)
-        elif outcome is Outcome.SENT:
-            self.slot_server.ledger.handed_out += 1
-            self._held.clear()
-            self._take_back()
-            self.transport.close()
-        else:
-            self._release()
-
-    def _release(self) -> None:
-        """Parse the held bytes, to answer their request here."""
-        data = bytes(self._held)
-        self._held.clear()
-        if not self.transport.is_reading():
-            self.transport.resume_reading()
-        super().data_received(data)
 
     def on_message_complete(self) -> None:
         """Move the connection if the request was answered before its last byte came."""
@@ -205,15 +146,57 @@ class Connection(RequestProtocol):
             self._move_unless_kept()
 
     def on_response_complete(self) -> None:
-        """Pick the side of the next request."""
+        """Pick the side of the next request, and go on with it if it was read already."""
         super().on_response_complete()
         if not self.transport.is_closing():
             self._pick_side()
+            self.proceed()
 
-    @property
-    def _must_read_head(self) -> bool:
-        """Whether the head of the next request may decide its side."""
-        return self.public and self.is_idle and self.slot_server.gate.reads_heads
+    # the next request
+
+    def answers_next(self) -> bool:
+        """Return whether the next request is answered here; else its connection is passed on as soon as possible.
+
+        During a canary the head may decide the side.
+        """
+        if self._attempts:
+            return False
+        if self._is_decided or not self.public or self.slot_server.answers_all:
+            self._is_decided = False
+            return True
+        self.side = self.slot_server.gate.side_by_head(bytes(self._inbox)) or self.side
+        if self.slot_server.keeps(self):
+            return True
+        if not self._has_partial_head:
+            self.begin()
+            self._has_partial_head = True
+        self.flow.pause_reading("move")
+        return self._stays()
+
+    def _stays(self) -> bool:
+        """Pass the connection on with what was read from it; return True if there is no receiver.
+
+        While it cannot be sent, another attempt follows.
+        """
+        self._attempts += 1
+        outcome = Outcome.TRY_AGAIN
+        if self.transport.get_write_buffer_size() == 0:
+            outcome = self._pass_on()
+        if outcome is Outcome.TRY_AGAIN and self._attempts < _RETRIES:
+            self.loop.call_later(_RETRY_DELAY, self._try_again)
+            return False
+        self._attempts = 0
+        self.flow.resume_reading("move")
+        return outcome is not Outcome.SENT
+
+    def _try_again(self) -> None:
+        if not self.transport.is_closing() and self._stays():
+            self._is_decided = True
+            self.proceed()
+
+    def _close_if_done(self) -> None:
+        if not self._attempts:
+            super()._close_if_done()
 
     def _pick_side(self) -> None:
         if not self.public or self.slot_server.answers_all:

@@ -1,16 +1,16 @@
-"""HTTP/1.x on one connection: counts its requests, measures their answers, and limits what its client may send."""
+"""HTTP/1.x on one connection: counts its requests, measures their answers, and limits the time its client may take."""
 
 from __future__ import annotations
 
 import asyncio
-from typing import NoReturn, Protocol
+from typing import Protocol
 
 from uvicorn.config import Config
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from service.contract.worker_state import Ledger
 from service.handover.plain_errors import plain_error
+from service.handover.reader import RequestReader
 from service.handover.recorder import Recorder
 from service.routing.mirror import Mirror
 from service.settings import Settings
@@ -19,6 +19,8 @@ from service.timing import MIRRORED_HEADER, Message, Receive, ResponseTimer, Sen
 __all__ = ["RequestProtocol", "RequestServer"]
 
 BODY_PAUSE = 20.0  # seconds for which a body may pause, as in Apache's mod_reqtimeout
+_HURRY = 10.0  # times as fast passes the time of a client for which others wait
+_MAX_HURRIED = 5.0  # seconds in which its request must have arrived
 
 
 class RequestServer(Protocol):
@@ -39,47 +41,32 @@ class RequestServer(Protocol):
         """The counts of this worker."""
 
 
-class RequestProtocol(HttpToolsProtocol):
-    """Uvicorn's protocol for a connection of a client (`public`) or of the slot's internal socket.
-
-    Three counts change independently: requests begun, requests received completely, requests answered.
+class RequestProtocol(RequestReader):
+    """A connection of a client (`public`) or of the slot's internal socket.
 
     A client has `head_timeout` seconds to send the head of a request. Its body may pause for BODY_PAUSE, and each byte
     gives back as much of that as it may take at `body_rate`. The time passes only while the server waits for the
     client: not while it does not read, nor while an earlier request is answered. A request that takes too long is
     answered with a 408 if its answer has not begun, and counts as aborted by its client.
 
-    A client that reads nothing for `read_timeout` seconds, while 64 KiB wait in the write buffer, is disconnected.
+    A client that reads nothing for `read_timeout` seconds, while a part of its answer waits in the write buffer, is
+    disconnected.
+
+    `hurry`: whether other clients wait until this connection has ended. Then its own client's time passes ten times as
+    fast, and a request has to arrive within a few seconds.
     """
 
     def __init__(self, config: Config, server_state: ServerState, slot_server: RequestServer, *, public: bool) -> None:
-        super().__init__(config, server_state, {})
+        super().__init__(config, server_state, slot_server.settings)
         self.slot_server = slot_server
         self.public = public
-        self.begun = self.received = self.answered = 0
-        self._is_counted = False  # the next request was counted before the parser has seen it
         self._to_drain = 0
         self._timer: ResponseTimer | None = None
         self._broken_off = self._client_gone = False
-        self._in_head = False
-        self._seconds_to_send = self._seconds_to_read = self._idle_since = 0.0
-        self._piece = self._head_began_in = 0  # bytes of the last piece read, and of the one in which the head began
-        self._unparsed = 0  # bytes read since the parser's last report, as far as they are certainly behind it
-        self._begins_here = False
+        self._seconds_to_send = self._seconds_to_read = self._hurried = self._idle_since = 0.0
         self._unsent = 0  # bytes in the write buffer, when that was last looked at
-        self._error = 400
         self._application = self.app
         self.app = self._answer
-
-    @property
-    def in_flight(self) -> int:
-        """The number of requests that were begun and have not ended."""
-        return self.begun - self.answered
-
-    @property
-    def is_idle(self) -> bool:
-        """Whether every request that was begun has been received and answered."""
-        return self.begun == self.received == self.answered
 
     def note_gate_closed(self) -> None:
         """Count the requests in flight as drained once they complete: the generation takes no more requests."""
@@ -88,33 +75,35 @@ class RequestProtocol(HttpToolsProtocol):
     def cut(self) -> None:
         """Abort the connection with its requests unanswered: the drain deadline has passed."""
         self._broken_off = True
+        self._begin_unread()
         if self.in_flight:
             self._count("cut", self.in_flight)
             self._end("failed", self.in_flight)
         self.transport.abort()
 
     def shutdown(self) -> None:
-        """Close the connection if it is idle; a response in flight gets "Connection: close"."""
-        if not self._in_head:
+        """Close the connection if it is idle; the last response in flight gets "Connection: close"."""
+        if not self._inbox and not self._is_lingering:
             super().shutdown()
 
-    def pass_time_to_read(self, seconds: float) -> None:
+    def pass_time_to_read(self, seconds: float, *, hurry: bool = False) -> None:
         """Let the time pass for which the client has read nothing of its answer."""
         unsent = self.transport.get_write_buffer_size()
-        self._seconds_to_read -= seconds
+        self._seconds_to_read -= seconds * (_HURRY if hurry else 1)
         if unsent < self._unsent:
-            self._seconds_to_read = self.slot_server.settings.read_timeout
+            self._seconds_to_read = self.settings.read_timeout
         self._unsent = unsent
         if self._seconds_to_read < 0:
             self._time_out()
 
-    def pass_time_to_send(self, seconds: float) -> None:
+    def pass_time_to_send(self, seconds: float, *, hurry: bool = False) -> None:
         """Let the time pass that the client has to send its request."""
         waits_for_client = self.transport.is_reading() and self.in_flight <= 1
         if not waits_for_client or (self.cycle and self.cycle.waiting_for_100_continue):
             return
-        self._seconds_to_send -= seconds
-        if self._seconds_to_send < 0:
+        self._seconds_to_send -= seconds * (_HURRY if hurry else 1)
+        self._hurried += seconds if hurry else 0.0
+        if self._seconds_to_send < 0 or self._hurried > _MAX_HURRIED:
             self._time_out()
 
     # called by the transport and the parser
@@ -122,6 +111,7 @@ class RequestProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Start the idle timeout at once: a client that connects and sends nothing is idle too."""
         super().connection_made(transport)
+        transport.set_write_buffer_limits(high=0)  # else a client that stops reading would not be noticed
         self._idle_since = self.loop.time()
         self._close_when_idle()
 
@@ -131,7 +121,7 @@ class RequestProtocol(HttpToolsProtocol):
         Its timer looks when that was last so, instead of being cancelled and made anew with every request.
         """
         left = float(self.timeout_keep_alive)
-        if self.is_idle and not self._is_counted:
+        if self.is_idle:
             left -= self.loop.time() - self._idle_since
         if left > 0:
             self.timeout_keep_alive_task = self.loop.call_later(left, self._close_when_idle)
@@ -145,6 +135,7 @@ class RequestProtocol(HttpToolsProtocol):
         """Count the requests in flight, which will not be answered any more."""
         super()._unset_keepalive_if_required()
         self._client_gone = True
+        self._begin_unread()
         if self.in_flight:
             self._end("failed" if self._broken_off else "client_aborted", self.in_flight)
         self.slot_server.receiving.discard(self)
@@ -155,7 +146,7 @@ class RequestProtocol(HttpToolsProtocol):
         """Note that an answer waits for its client."""
         super().pause_writing()
         self._unsent = self.transport.get_write_buffer_size()
-        self._seconds_to_read = self.slot_server.settings.read_timeout
+        self._seconds_to_read = self.settings.read_timeout
         self.slot_server.sending.add(self)
 
     def resume_writing(self) -> None:
@@ -163,61 +154,26 @@ class RequestProtocol(HttpToolsProtocol):
         super().resume_writing()
         self.slot_server.sending.discard(self)
 
-    def data_received(self, data: bytes) -> None:
-        """Parse the data; a part of a request that the parser cannot report yet has a limit too."""
-        self._piece = len(data)
-        self._unparsed += self._piece
-        self._begins_here = self._is_counted or self.begun == self.received  # not behind the end of a body
-        super().data_received(data)
-        settings = self.slot_server.settings
-        if self._unparsed > settings.max_head and not self.transport.is_closing():
-            self._error = 414 if self._in_head and len(self.url) > settings.max_url else 431
-            self.send_400_response("")
-
-    def on_message_begin(self) -> None:
-        """Count a request at its first byte."""
-        if self._is_counted:
-            self._is_counted = False
-        else:
-            self._begin()
-        self._in_head = True
-        self._head_began_in, self._unparsed = self._piece, self._piece if self._begins_here else 0
-        self._begins_here = False
-        super().on_message_begin()
-
     def on_headers_complete(self) -> None:
-        """Refuse a head that is too large, else begin to answer."""
-        settings = self.slot_server.settings
-        if len(self.url) > settings.max_url:
-            self._refuse(414)
-        if len(self.headers) > settings.max_headers:
-            self._refuse(431)
-        if self._head_began_in + self._unparsed > settings.max_head:  # else the head is smaller in any case
-            size = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
-            if size > settings.max_head:
-                self._refuse(431)
-        self._in_head = False
-        self._unparsed = 0
+        """Begin to answer; the client has the time of a body from now on."""
         self._seconds_to_send = BODY_PAUSE
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
         """Give back the time that the bytes may take."""
-        self._unparsed = 0
-        self._seconds_to_send = min(BODY_PAUSE, self._seconds_to_send + len(body) / self.slot_server.settings.body_rate)
+        self._seconds_to_send = min(BODY_PAUSE, self._seconds_to_send + len(body) / self.settings.body_rate)
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        """Count a request that was received completely."""
+        """Stop the client's time to send."""
         super().on_message_complete()
-        self.received += 1
         if self.received == self.begun:
             self.slot_server.receiving.discard(self)
         if self.received == self.answered:  # before its last byte came
             self._idle_since = self.loop.time()
 
     def on_response_complete(self) -> None:
-        """Count a completed response, then begin with the next request if it was pipelined."""
+        """Count a completed response."""
         if self.transport.is_closing() and not self.in_flight:
             return  # counted already: the request was cut, or an invalid body got a 400
         timer, self._timer = self._timer, None
@@ -229,36 +185,31 @@ class RequestProtocol(HttpToolsProtocol):
         if self.transport.is_closing():
             return
         self.flow.resume_reading()
-        if self.pipeline:
-            self._start_asgi_task(*self.pipeline.pop())
 
-    def send_400_response(self, msg: str) -> None:  # noqa: ARG002  (Uvicorn's signature)
+    def refuse(self, status: int) -> None:
         """Answer what is not HTTP or too large; the ledger counts it as a completed request."""
+        cycle = self.cycle
+        can_answer = self._has_partial_head or not cycle or not cycle.response_started or cycle.response_complete
         if not self.in_flight:
-            self._begin()
-        self._end("completed")
-        self._respond(self._error)
-
-    def _refuse(self, status: int) -> NoReturn:
-        """End the parsing, whose caller calls send_400_response."""
-        self._error = status
-        raise ValueError(status)
+            self.begin()
+        self._end("completed" if can_answer else "client_aborted")
+        if can_answer:
+            self._respond(status)
+        else:
+            self.transport.close()
 
     def _respond(self, status: int) -> None:
-        self.transport.write(plain_error(status, self.server_state.default_headers))
-        self.transport.close()
+        self.slot_server.receiving.discard(self)
+        self.close_after(plain_error(status, self.server_state.default_headers))
 
     def _time_out(self) -> None:
         """Give up on a client that has taken too long."""
         self._client_gone = True
-        in_head = self._is_counted or self._in_head
-        can_answer = self.in_flight and (in_head or not self.cycle.response_started)
+        can_answer = self.in_flight and (self._has_partial_head or not self.cycle.response_started)
+        self._inbox.clear()
+        self.slot_server.receiving.discard(self)
         if self.in_flight:
             self._end("client_aborted", self.in_flight)
-        self.slot_server.receiving.discard(self)
-        if self.cycle and not self.cycle.response_complete:  # the application sees a disconnect
-            self.cycle.disconnected = True
-            self.cycle.message_event.set()
         if self.transport.get_write_buffer_size():
             self.transport.abort()
         elif can_answer:
@@ -285,9 +236,10 @@ class RequestProtocol(HttpToolsProtocol):
 
     # the counts
 
-    def _begin(self) -> None:
-        self.begun += 1
-        self._seconds_to_send = self.slot_server.settings.head_timeout
+    def begin(self) -> None:
+        """Count a request at its first byte."""
+        super().begin()
+        self._seconds_to_send, self._hurried = self.settings.head_timeout, 0.0
         self.slot_server.receiving.add(self)
         if self.public:
             self.slot_server.ledger.accepted += 1
@@ -298,11 +250,18 @@ class RequestProtocol(HttpToolsProtocol):
     def _take_back(self) -> None:
         """Uncount a request that another process will count: it gets the bytes that have come of it."""
         self.begun -= 1
-        self._is_counted = False
+        self._has_partial_head = False
         self._to_drain = 0
         self.slot_server.ledger.accepted -= 1
         self.slot_server.busy.discard(self)
         self.slot_server.receiving.discard(self)
+
+    def _begin_unread(self) -> None:
+        """Count the request that waits behind the one in flight: it was read, and will not be answered."""
+        self._inbox.skip_empty_lines()
+        if self._inbox and self.begun == self.received:
+            self.begin()
+        self._inbox.clear()
 
     def _end(self, outcome: str, requests: int = 1) -> None:
         """Count the end of the oldest requests in flight; they end in the order in which they began."""

@@ -190,13 +190,17 @@ class SlotServer(Server):
         self.publish_state()
 
     def _time_clients(self) -> None:
-        """Let the time pass that clients have to send their requests, and to read the answers."""
+        """Let the time pass that clients have to send their requests, and to read the answers.
+
+        While this worker leaves, and nobody else can answer, new requests wait for those in flight.
+        """
+        hurry = self._leaving and self.gate.is_open()
         now = time.monotonic()
         seconds, self._timed_at = min(now - self._timed_at, _MAX_STEP), now
         for connection in list(self.receiving):
-            connection.pass_time_to_send(seconds)
+            connection.pass_time_to_send(seconds, hurry=hurry)
         for connection in list(self.sending):
-            connection.pass_time_to_read(seconds)
+            connection.pass_time_to_read(seconds, hurry=hurry)
 
     def publish_state(self) -> None:
         """Update the state file."""

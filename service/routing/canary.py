@@ -8,7 +8,7 @@ from typing import Literal
 
 from service.contract.canary_file import Canary
 
-__all__ = ["Side", "has_whole_head", "pick_mirrored", "pick_side", "side_by_head"]
+__all__ = ["Side", "pick_mirrored", "pick_side", "side_by_head"]
 
 Side = Literal["live", "candidate"]
 
@@ -37,11 +37,6 @@ def side_by_head(canary: Canary, head: bytes | bytearray) -> Side | None:
         return pick_side(canary)
     digest = hashlib.blake2b(f"{canary.step} {key}".encode(), digest_size=8).digest()
     return "candidate" if int.from_bytes(digest) * 100 < canary.weight * 2**64 else "live"
-
-
-def has_whole_head(data: bytes | bytearray) -> bool:
-    """Return whether the data includes a request's whole head."""
-    return b"\r\n\r\n" in data
 
 
 def _header(data: bytes | bytearray, name: str) -> str | None:

@@ -1,0 +1,100 @@
+"""What was read from a client and not parsed yet, and when to read more."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from typing import Literal
+
+from uvicorn.protocols.http.flow_control import FlowControl
+
+__all__ = ["Inbox", "ReadFlow", "Reason"]
+
+_END = b"\r\n\r\n"  # of a head, and of a chunked body
+_IN_NO_HEAD = re.compile(rb"(?<!\r)\n|\0")
+
+Reason = Literal["body", "inbox", "move"]
+
+
+class Inbox:
+    """A buffer that begins with a head, or with the next part of the body whose head was taken."""
+
+    def __init__(self, data: bytes = b"") -> None:
+        self._data = bytearray(data)
+        self._searched = 0  # bytes in which no head ends
+        self._tail = b""  # the last bytes that were taken of a chunked body
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def __bytes__(self) -> bytes:
+        return bytes(self._data)
+
+    def add(self, data: bytes) -> None:
+        """Append what was read."""
+        self._data += data
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._data.clear()
+        self._searched = 0
+
+    def skip_empty_lines(self) -> None:
+        """Remove line ends at the beginning, as the parser does: they are no part of a request."""
+        if self._data and self._data[0] in b"\r\n":
+            self._data = self._data.lstrip(b"\r\n")
+            self._searched = 0
+
+    @property
+    def head_size(self) -> int | None:
+        """Size of the head in bytes; None until it is whole. What can become no head has the size of the buffer."""
+        end = self._data.find(_END, self._searched)
+        if end >= 0:
+            return end + len(_END)
+        if not self._data[:1].isupper() or _IN_NO_HEAD.search(self._data, self._searched):
+            return len(self._data)
+        self._searched = max(0, len(self._data) - len(_END) + 1)
+        return None
+
+    @property
+    def url_size(self) -> int:
+        """Size of the head's URL in bytes, as far as it has come."""
+        words = bytes(self._data).partition(b"\r\n")[0].split(b" ", 2)
+        return len(words[1]) if len(words) > 1 else 0
+
+    def take(self, size: int) -> bytes:
+        """Take at most `size` bytes."""
+        self._searched = 0
+        self._tail = b""
+        taken = bytes(self._data[:size])
+        del self._data[:size]
+        return taken
+
+    def take_chunks(self, limit: int) -> bytes:
+        """Take at most `limit` bytes of a chunked body, and nothing behind its end."""
+        tail = self._tail
+        end = (tail + self._data[:limit]).find(_END)
+        taken = self.take(limit if end < 0 else end + len(_END) - len(tail))
+        self._tail = (tail + taken)[1 - len(_END) :]
+        return taken
+
+
+class ReadFlow(FlowControl):
+    """Uvicorn's flow control, with more reasons not to read: `body` is Uvicorn's, a body that is not consumed."""
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        super().__init__(transport)
+        self._reasons: set[Reason] = set()
+
+    def pause_reading(self, reason: Reason = "body") -> None:
+        """Read no more until every reason has gone."""
+        if not self._reasons:
+            self._transport.pause_reading()
+        self._reasons.add(reason)
+
+    def resume_reading(self, reason: Reason = "body") -> None:
+        """Read again, unless there is another reason not to."""
+        if reason in self._reasons:
+            self._reasons.remove(reason)
+            if not self._reasons:
+                self._transport.resume_reading()
