@@ -29,6 +29,8 @@ class Settings(BaseSettings):
     head_timeout: float = Field(default=10, gt=0, description="time a client may take to send the head of a request")
     body_rate: int = Field(default=500, ge=1, description="bytes a second that a request's body must bring on average")
     read_timeout: float = Field(default=60, gt=0, description="time for which a client may read nothing of its answer")
+    max_connections: int = Field(default=8192, ge=1, description="client connections of a worker")
+    max_connections_per_address: int = Field(default=6144, ge=1, description="of these, from one address; more get 503")
     max_head: int = Field(default=1 << 16, ge=1024, description="size of a request's head")
     max_headers: int = Field(default=100, ge=1, description="headers of a request")
     max_url: int = Field(default=8192, ge=1, description="size of a request's URL")

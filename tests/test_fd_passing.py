@@ -421,3 +421,62 @@ async def test_connection_that_the_kernel_discards_is_reported(
     assert psutil.Process().num_fds() == before
     assert caplog.text.count("a connection that was handed over is lost") == 1
     assert client.recv(5) == b""
+
+
+def _pipe() -> int:
+    reading, writing = os.pipe()
+    os.close(writing)
+    return reading
+
+
+def _listening() -> int:
+    return socket.create_server(("127.0.0.1", 0)).detach()
+
+
+def _datagrams() -> int:
+    return socket.socket(socket.AF_INET, socket.SOCK_DGRAM).detach()
+
+
+@pytest.mark.parametrize("make", [_pipe, _listening, _datagrams, lambda: os.open("/", os.O_RDONLY)])
+@pytest.mark.parametrize("position", [0, 1])
+async def test_what_is_no_connection_is_closed(
+    path: Path,
+    listener: socket.socket,
+    adopted: list[socket.socket],
+    pairs: Pairs,
+    make: Callable[[], int],
+    position: int,
+) -> None:
+    """Neither in place of the connection nor of the bytes that were read from it; and the receiver goes on."""
+    receiver = FdReceiver(listener, append_to(adopted))
+    before = psutil.Process().num_fds()
+    _, accepted = pairs()
+    garbage = make()
+    with socket.socket(socket.AF_UNIX) as sender:
+        sender.connect(str(path))
+        socket.send_fds(sender, [b"c"], [garbage] if position == 0 else [accepted.fileno(), garbage])
+        os.close(garbage)
+        receiver.accept()
+    assert not adopted
+    assert psutil.Process().num_fds() == before + 2
+    assert send_fd(accepted.fileno(), path) is Outcome.SENT
+    receiver.accept()
+    assert len(adopted) == 1
+
+
+def test_another_user_hands_nothing_over(
+    path: Path, listener: socket.socket, adopted: list[socket.socket], caplog: pytest.LogCaptureFixture
+) -> None:
+    """The kernel tells who has connected; what another user sends is not looked at."""
+    path.chmod(0o777)
+    for directory in path.parents:
+        if directory.stat().st_uid == os.geteuid() and directory != Path("/"):
+            directory.chmod(directory.stat().st_mode | 0o711)
+    script = (
+        "import os, socket, sys; os.setuid(65534); sender = socket.socket(socket.AF_UNIX); sender.connect(sys.argv[1]);"
+        "own = socket.socketpair()[0]; socket.send_fds(sender, [b'c'], [own.fileno()])"
+    )
+    subprocess.run([sys.executable, "-c", script, str(path)], check=True)
+    FdReceiver(listener, append_to(adopted)).accept()
+    assert not adopted
+    assert "user 65534" in caplog.text

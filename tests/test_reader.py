@@ -7,7 +7,7 @@ import itertools
 import json
 import signal
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -162,9 +162,9 @@ async def test_chunks_leave_turns_to_other_connections(host: Host, flood: bytes)
     longest = 0
     for connection in host.blue.connections:
         taken, inbox = [0], connection._inbox
-        take = inbox.take_chunks
+        take: Callable[[int], bytes] = inbox.take_chunks
 
-        def take_chunks(limit: int, take: Any = take, taken: list[int] = taken) -> bytes:
+        def take_chunks(limit: int, take: Callable[[int], bytes] = take, taken: list[int] = taken) -> bytes:
             piece = take(limit)
             taken[0] += len(piece)
             return piece
@@ -281,7 +281,7 @@ async def test_while_others_wait_a_slow_client_is_given_up_early(
         client.send(b"GET /slow HTTP/1.1\r\n\r\n")
         await until(lambda: host.blue.app.running, "the request")
         [connection] = host.blue.connections
-        client.writer.transport.pause_reading()
+        client.writer.transport.pause_reading()  # type: ignore[attr-defined]
         connection.transport.write(bytes(32 << 20))
     if not is_alone:
         host.cut_over()

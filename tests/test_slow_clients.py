@@ -177,7 +177,7 @@ async def test_client_is_not_blamed_for_a_suspended_worker(host: Host) -> None:
     await until(lambda: host.blue.ledger.accepted == 1, "the first byte")
     connection = host.blue.connections[0]
     connection._seconds_to_send = 10
-    host.blue.server._timed_at -= 60
+    host.blue.server.slow_clients._timed_at -= 60
     host.blue.tick()
     assert connection._seconds_to_send > 8
     assert (await client.ask(GET[10:])).status == 200

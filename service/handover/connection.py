@@ -10,6 +10,7 @@ from typing import Protocol
 from uvicorn.config import Config
 from uvicorn.server import ServerState
 
+from service.handover.clients import Clients
 from service.handover.fd_passing import Outcome
 from service.handover.protocol import RequestProtocol, RequestServer
 from service.routing.canary import Side
@@ -25,7 +26,7 @@ _RETRIES = 500  # attempts until the request is answered here
 class ConnectionServer(RequestServer, Protocol):
     """The server, as its connections use it."""
 
-    clients: set[Connection]
+    clients: Clients[Connection]
     """The client connections, without those of the slot's internal socket."""
     gate: Gate
 
@@ -67,6 +68,7 @@ class Connection(RequestProtocol):
         unread: bytes = b"",
     ) -> None:
         super().__init__(config, server_state, slot_server, public=public)
+        self.address = ""
         self.adopted = adopted
         self.side: Side = "live"
         """The side that answers the next request, picked once for each: a receiver keeps the sender's choice."""
@@ -114,6 +116,7 @@ class Connection(RequestProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Register the connection, and pick its side."""
         super().connection_made(transport)
+        self.address = self.client[0] if self.client else ""
         if self.public:
             self.slot_server.clients.add(self)
         if self.adopted:
@@ -136,7 +139,8 @@ class Connection(RequestProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the connection."""
-        self.slot_server.clients.discard(self)
+        if self.public:
+            self.slot_server.clients.remove(self)
         super().connection_lost(exc)
 
     def on_message_complete(self) -> None:

@@ -11,6 +11,8 @@ import enum
 import logging
 import os
 import socket
+import stat
+import struct
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -22,6 +24,7 @@ __all__ = ["FdReceiver", "Outcome", "receive", "send_fd"]
 _PAYLOAD = b"c"  # descriptors can only be sent with at least one byte
 _SEND_TIMEOUT = 5.0  # seconds between connect and send, after which a sender is dropped
 _MAX_DESCRIPTORS = 2  # of one message
+_ROOT = 0
 
 logger = logging.getLogger("gunicorn.error")
 
@@ -64,8 +67,12 @@ def receive(channel: socket.socket) -> tuple[socket.socket, bytes] | None:
     """Receive a client connection and the bytes that were read from it; None if the sender closed without sending.
 
     Raises BlockingIOError if nothing was sent yet. Without a free descriptor (RLIMIT_NOFILE) the kernel discards what
-    was sent: the client is disconnected then, which is logged, and None is returned.
+    was sent: the client is disconnected then, which is logged, and None is returned. None is returned too, and logged,
+    if the sender is neither this process's user nor root, or what it sent is no connection.
     """
+    if (uid := _uid(channel)) not in (os.geteuid(), _ROOT):
+        logger.error("a connection from user %d was refused: it may not hand anything over", uid)
+        return None
     try:
         _, descriptors, flags, _ = socket.recv_fds(channel, len(_PAYLOAD), _MAX_DESCRIPTORS)
     except BlockingIOError:
@@ -78,6 +85,11 @@ def receive(channel: socket.socket) -> tuple[socket.socket, bytes] | None:
         logger.error("a connection that was handed over is lost: this process has too many open files")
         return None
     if not descriptors:
+        return None
+    if not _is_connection(descriptors[0]) or not all(map(_is_file, descriptors[1:])):
+        logger.error("what user %d handed over is no client connection", uid)
+        for descriptor in descriptors:
+            os.close(descriptor)
         return None
     client = socket.socket(fileno=descriptors[0])
     client.set_inheritable(False)
@@ -143,6 +155,29 @@ class FdReceiver:
 
         loop.add_reader(descriptor, readable)
         timeout = loop.call_later(_SEND_TIMEOUT, timed_out)
+
+
+def _uid(channel: socket.socket) -> int:
+    """Return the user of the process that connected to the channel."""
+    credentials = channel.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    _, uid, _ = struct.unpack("3i", credentials)
+    return int(uid)
+
+
+def _is_connection(descriptor: int) -> bool:
+    """Return whether it is a stream socket that does not listen. Its client may have disconnected meanwhile."""
+    try:
+        found = socket.socket(fileno=descriptor)
+    except OSError:
+        return False
+    listens = found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+    is_connection = found.type == socket.SOCK_STREAM and not listens
+    found.detach()
+    return is_connection
+
+
+def _is_file(descriptor: int) -> bool:
+    return stat.S_ISREG(os.fstat(descriptor).st_mode)
 
 
 def _read(descriptor: int) -> bytes:

@@ -13,11 +13,12 @@ _TEXTS = {
     408: "The request took too long to arrive.",
     414: "The URL is too long.",
     431: "The head of the request is too large.",
+    503: "There is no room for another connection; try again later.",
 }
 
 
 def plain_error(status: int, headers: Iterable[tuple[bytes, bytes]]) -> bytes:
-    """Return a whole response of 400, 408, 414 or 431, after which the connection is closed."""
+    """Return a whole response of 400, 408, 414, 431 or 503, after which the connection is closed."""
     text = _TEXTS[status].encode()
     lines = [b"%b: %b\r\n" % header for header in headers]
     length = b"content-length: %d\r\n" % len(text)

@@ -12,6 +12,7 @@ from service.contract.worker_state import Ledger
 from service.handover.plain_errors import plain_error
 from service.handover.reader import RequestReader
 from service.handover.recorder import Recorder
+from service.handover.slow_clients import SlowClients
 from service.routing.mirror import Mirror
 from service.settings import Settings
 from service.timing import MIRRORED_HEADER, Message, Receive, ResponseTimer, Send
@@ -31,10 +32,7 @@ class RequestServer(Protocol):
     recorder: Recorder
     busy: set[RequestProtocol]
     """The client connections with a request in flight."""
-    receiving: set[RequestProtocol]
-    """The connections of which a part of a request has come, and not all of it."""
-    sending: set[RequestProtocol]
-    """The connections whose clients do not read as fast as they are answered."""
+    slow_clients: SlowClients
 
     @property
     def ledger(self) -> Ledger:
@@ -63,7 +61,7 @@ class RequestProtocol(RequestReader):
         self._to_drain = 0
         self._timer: ResponseTimer | None = None
         self._broken_off = self._client_gone = False
-        self._seconds_to_send = self._seconds_to_read = self._hurried = self._idle_since = 0.0
+        self._seconds_to_send = self._seconds_to_read = self._hurried = self.idle_since = 0.0
         self._unsent = 0  # bytes in the write buffer, when that was last looked at
         self._application = self.app
         self.app = self._answer
@@ -85,6 +83,17 @@ class RequestProtocol(RequestReader):
         """Close the connection if it is idle; the last response in flight gets "Connection: close"."""
         if not self._inbox and not self._is_lingering:
             super().shutdown()
+
+    @property
+    def waits_for_client(self) -> bool:
+        """Whether no whole request is in flight."""
+        return self.received <= self.answered and not self._is_lingering
+
+    def give_up(self) -> None:
+        """Close the connection; a request that is not whole gets a 408."""
+        if self.in_flight:
+            self._time_out()
+        self.transport.close()
 
     def pass_time_to_read(self, seconds: float, *, hurry: bool = False) -> None:
         """Let the time pass for which the client has read nothing of its answer."""
@@ -112,7 +121,7 @@ class RequestProtocol(RequestReader):
         """Start the idle timeout at once: a client that connects and sends nothing is idle too."""
         super().connection_made(transport)
         transport.set_write_buffer_limits(high=0)  # else a client that stops reading would not be noticed
-        self._idle_since = self.loop.time()
+        self.idle_since = self.loop.time()
         self._close_when_idle()
 
     def _close_when_idle(self) -> None:
@@ -122,7 +131,7 @@ class RequestProtocol(RequestReader):
         """
         left = float(self.timeout_keep_alive)
         if self.is_idle:
-            left -= self.loop.time() - self._idle_since
+            left -= self.loop.time() - self.idle_since
         if left > 0:
             self.timeout_keep_alive_task = self.loop.call_later(left, self._close_when_idle)
         else:
@@ -138,8 +147,8 @@ class RequestProtocol(RequestReader):
         self._begin_unread()
         if self.in_flight:
             self._end("failed" if self._broken_off else "client_aborted", self.in_flight)
-        self.slot_server.receiving.discard(self)
-        self.slot_server.sending.discard(self)
+        self.slot_server.slow_clients.receiving.discard(self)
+        self.slot_server.slow_clients.sending.discard(self)
         super().connection_lost(exc)
 
     def pause_writing(self) -> None:
@@ -147,12 +156,12 @@ class RequestProtocol(RequestReader):
         super().pause_writing()
         self._unsent = self.transport.get_write_buffer_size()
         self._seconds_to_read = self.settings.read_timeout
-        self.slot_server.sending.add(self)
+        self.slot_server.slow_clients.sending.add(self)
 
     def resume_writing(self) -> None:
         """Note that it does not wait any more."""
         super().resume_writing()
-        self.slot_server.sending.discard(self)
+        self.slot_server.slow_clients.sending.discard(self)
 
     def on_headers_complete(self) -> None:
         """Begin to answer; the client has the time of a body from now on."""
@@ -168,9 +177,9 @@ class RequestProtocol(RequestReader):
         """Stop the client's time to send."""
         super().on_message_complete()
         if self.received == self.begun:
-            self.slot_server.receiving.discard(self)
+            self.slot_server.slow_clients.receiving.discard(self)
         if self.received == self.answered:  # before its last byte came
-            self._idle_since = self.loop.time()
+            self.idle_since = self.loop.time()
 
     def on_response_complete(self) -> None:
         """Count a completed response."""
@@ -181,7 +190,7 @@ class RequestProtocol(RequestReader):
             timer.complete = timer.status is not None
         self._end("completed" if timer and timer.status and timer.status < 500 else "failed")
         self.server_state.total_requests += 1
-        self._idle_since = self.loop.time()
+        self.idle_since = self.loop.time()
         if self.transport.is_closing():
             return
         self.flow.resume_reading()
@@ -199,7 +208,7 @@ class RequestProtocol(RequestReader):
             self.transport.close()
 
     def _respond(self, status: int) -> None:
-        self.slot_server.receiving.discard(self)
+        self.slot_server.slow_clients.receiving.discard(self)
         self.close_after(plain_error(status, self.server_state.default_headers))
 
     def _time_out(self) -> None:
@@ -207,7 +216,7 @@ class RequestProtocol(RequestReader):
         self._client_gone = True
         can_answer = self.in_flight and (self._has_partial_head or not self.cycle.response_started)
         self._inbox.clear()
-        self.slot_server.receiving.discard(self)
+        self.slot_server.slow_clients.receiving.discard(self)
         if self.in_flight:
             self._end("client_aborted", self.in_flight)
         if self.transport.get_write_buffer_size():
@@ -240,7 +249,7 @@ class RequestProtocol(RequestReader):
         """Count a request at its first byte."""
         super().begin()
         self._seconds_to_send, self._hurried = self.settings.head_timeout, 0.0
-        self.slot_server.receiving.add(self)
+        self.slot_server.slow_clients.receiving.add(self)
         if self.public:
             self.slot_server.ledger.accepted += 1
             self.slot_server.busy.add(self)
@@ -254,7 +263,7 @@ class RequestProtocol(RequestReader):
         self._to_drain = 0
         self.slot_server.ledger.accepted -= 1
         self.slot_server.busy.discard(self)
-        self.slot_server.receiving.discard(self)
+        self.slot_server.slow_clients.receiving.discard(self)
 
     def _begin_unread(self) -> None:
         """Count the request that waits behind the one in flight: it was read, and will not be answered."""

@@ -18,10 +18,13 @@ from uvicorn.server import Server
 from service.contract.samples import SampleRing
 from service.contract.worker_state import Ledger, WorkerStateFile
 from service.handover.acceptor import Acceptor
+from service.handover.clients import Clients, address_of
 from service.handover.connection import Connection
 from service.handover.fd_passing import FdReceiver, Outcome, send_fd
+from service.handover.plain_errors import plain_error
 from service.handover.protocol import RequestProtocol
 from service.handover.recorder import Recorder
+from service.handover.slow_clients import SlowClients
 from service.metrics import Metrics
 from service.routing.canary import Side
 from service.routing.mirror import Mirror, MirrorOutcome
@@ -32,7 +35,6 @@ __all__ = ["SlotServer", "Supervisor"]
 
 TICK = 0.02  # seconds after which `live` is read again even without a request
 _TICKS_PER_HOUSEKEEPING = 5  # Uvicorn's own tick is due every 100 ms
-_MAX_STEP = 1.0  # seconds that may pass at once for slow clients, else a suspended worker would blame its clients
 _ORPHAN_DRAIN = 3.0  # seconds to finish requests after the master was killed; clients wait for the next one meanwhile
 
 logger = logging.getLogger("gunicorn.error")
@@ -77,12 +79,11 @@ class SlotServer(Server):
         self.samples = SampleRing(state_file.path.with_suffix(".samples"), self.state)
         self.recorder = Recorder(self.state, self.samples)
         self.mirror = Mirror(gate, self.samples, self._count_mirrored)
-        self.clients: set[Connection] = set()
+        self.clients: Clients[Connection] = Clients(settings)
         self.busy: set[RequestProtocol] = set()
-        self.receiving: set[RequestProtocol] = set()
-        self.sending: set[RequestProtocol] = set()
+        self.slow_clients = SlowClients()
         self._state_file = state_file
-        self._public = Acceptor(public, lambda client: self._admit(client, public=True))
+        self._public = Acceptor(public, self._admit_client)
         self._internal = Acceptor([internal], lambda client: self._admit(client, public=False))
         self._receiver = FdReceiver(handoff, self._adopt)
         self._supervisor = supervisor
@@ -147,7 +148,6 @@ class SlotServer(Server):
         await self.lifespan.startup()
         self._receiver.start()
         self._internal.start()
-        self._timed_at = time.monotonic()
         self.servers = []
         self.started = True
 
@@ -190,17 +190,8 @@ class SlotServer(Server):
         self.publish_state()
 
     def _time_clients(self) -> None:
-        """Let the time pass that clients have to send their requests, and to read the answers.
-
-        While this worker leaves, and nobody else can answer, new requests wait for those in flight.
-        """
-        hurry = self._leaving and self.gate.is_open()
-        now = time.monotonic()
-        seconds, self._timed_at = min(now - self._timed_at, _MAX_STEP), now
-        for connection in list(self.receiving):
-            connection.pass_time_to_send(seconds, hurry=hurry)
-        for connection in list(self.sending):
-            connection.pass_time_to_read(seconds, hurry=hurry)
+        """Let the time pass for slow clients. If no other process can answer, new requests wait for this one to end."""
+        self.slow_clients.pass_time(hurry=self._leaving and self.gate.is_open())
 
     def publish_state(self) -> None:
         """Update the state file."""
@@ -259,6 +250,14 @@ class SlotServer(Server):
         """Admit a connection that was handed over; it counts although its client may have disconnected meanwhile."""
         self.ledger.adopted += 1
         self._admit(client, public=True, adopted=True, unread=unread)
+
+    def _admit_client(self, client: socket.socket) -> None:
+        if self.clients.admits(address_of(client)):
+            self._admit(client, public=True)
+            return
+        with client, suppress(OSError):
+            client.send(plain_error(503, self.server_state.default_headers))
+            client.shutdown(socket.SHUT_WR)
 
     def _admit(self, client: socket.socket, *, public: bool, adopted: bool = False, unread: bytes = b"") -> None:
         def connection() -> Connection:

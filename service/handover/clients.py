@@ -1,0 +1,96 @@
+"""The client connections of one worker: how many there may be, in all and from one address."""
+
+from __future__ import annotations
+
+import resource
+import socket
+from collections import Counter
+from collections.abc import Iterator
+from typing import Generic, Protocol, TypeVar
+
+from service.settings import Settings
+
+__all__ = ["ClientConnection", "Clients", "address_of"]
+
+_RESERVE = 256  # descriptors for the worker's own files, for passing connections on, and for fetching images
+_CLOSED_AT_ONCE = 64  # connections that make room, so that the search for them is not repeated for every newcomer
+
+
+class ClientConnection(Protocol):
+    """A connection of a client."""
+
+    address: str
+    idle_since: float
+
+    @property
+    def in_flight(self) -> int:
+        """The number of requests that were begun and have not ended."""
+
+    @property
+    def waits_for_client(self) -> bool:
+        """Whether no whole request is in flight."""
+
+    def give_up(self) -> None:
+        """Close the connection; a request that is not whole gets a 408."""
+
+
+C = TypeVar("C", bound=ClientConnection)
+
+
+class Clients(Generic[C]):
+    """A set of connections, which admits more while there is room.
+
+    When there is none, the address with the most connections makes room: its connections that wait for their clients
+    are closed, those first that were idle longest. So no address keeps the others out. Connections that were handed
+    over are counted, and never refused.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        self._most = min(settings.max_connections, max(descriptors - _RESERVE, descriptors // 2))
+        self._most_of_one = min(settings.max_connections_per_address, self._most)
+        self._all: set[C] = set()
+        self._counts: Counter[str] = Counter()
+
+    def __iter__(self) -> Iterator[C]:
+        return iter(self._all)
+
+    def __len__(self) -> int:
+        return len(self._all)
+
+    def add(self, connection: C) -> None:
+        """Add a connection."""
+        self._all.add(connection)
+        self._counts[connection.address] += 1
+
+    def remove(self, connection: C) -> None:
+        """Remove a connection that has ended."""
+        self._all.remove(connection)
+        self._counts[connection.address] -= 1
+        if not self._counts[connection.address]:
+            del self._counts[connection.address]
+
+    def admits(self, address: str) -> bool:
+        """Return whether another connection from the address is admitted."""
+        if self._counts[address] >= self._most_of_one:
+            return False
+        return len(self) < self._most or self._makes_room(address)
+
+    def _makes_room(self, address: str) -> bool:
+        greediest, count = self._counts.most_common(1)[0]
+        if count <= self._counts[address] + 1:
+            return False
+        waiting = [found for found in self if found.address == greediest and found.waits_for_client]
+        waiting.sort(key=lambda connection: (connection.in_flight, connection.idle_since))
+        for connection in waiting[:_CLOSED_AT_ONCE]:
+            connection.give_up()
+        return bool(waiting)
+
+
+def address_of(client: socket.socket) -> str:
+    """Return the address of a client without its port; empty for a Unix socket, and for a client that has gone."""
+    try:
+        name = client.getpeername()
+    except OSError:
+        return ""
+    return str(name[0]) if isinstance(name, tuple) else ""
