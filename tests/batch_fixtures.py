@@ -15,8 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal
 
+import httpx
 import uvicorn
-from openai import OpenAI
+from openai import DefaultHttpxClient, OpenAI
 from openai.types import Batch
 
 from service.api.application import Application
@@ -194,8 +195,8 @@ def sleeping_process() -> Iterator[tuple[str, Callable[[], object]]]:
 
 
 @contextmanager
-def served(state: Path, chat: FakeChat | None = None, **changes: Any) -> Iterator[OpenAI]:
-    """The official client of a batch service on a real socket."""
+def served(state: Path, chat: FakeChat | None = None, *, key: str | None = None, **changes: Any) -> Iterator[OpenAI]:
+    """The official client of a batch service on a real socket; without `key` it sends no API key."""
     service = BatchService(chat or FakeChat(), IDENTITY, settings(state, **changes), serving=lambda: True)
     app = Application(service.routes, IDENTITY, service.lifespan)
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, lifespan="on", ws="none"))
@@ -206,11 +207,19 @@ def served(state: Path, chat: FakeChat | None = None, **changes: Any) -> Iterato
             assert thread.is_alive()
             time.sleep(0.01)
         port = server.servers[0].sockets[0].getsockname()[1]
-        with OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0) as client:
+        url = f"http://127.0.0.1:{port}/v1"
+        hooks = {"request": [_remove_key] if key is None else []}
+        http_client = DefaultHttpxClient(event_hooks=hooks, base_url=url)
+        with OpenAI(base_url=url, api_key=key or "none", max_retries=0, http_client=http_client) as client:
             yield client
     finally:
         server.should_exit = True
         thread.join()
+
+
+def _remove_key(request: httpx.Request) -> None:
+    if request.headers["authorization"] == "Bearer none":
+        del request.headers["authorization"]
 
 
 def upload(client: OpenAI, content: bytes, filename: str = "in.jsonl") -> str:

@@ -85,7 +85,7 @@ def test_newer_schema(tmp_path: Path) -> None:
     store.database.close()
     with contextlib.closing(sqlite3.connect(tmp_path / "batches.db")) as database:
         database.execute("ALTER TABLE batches ADD COLUMN model TEXT DEFAULT 'glm'")
-        database.execute("PRAGMA user_version=2")
+        database.execute("PRAGMA user_version=3")
     again = BatchStore(tmp_path)
     assert again.batches.get(batch_id)["status"] == "validating"
     assert again.create(request_lines(1))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from typing import Annotated, Any, BinaryIO, Literal, TypeVar
 
@@ -17,6 +16,7 @@ from service.batches import schemas
 from service.batches.store import Batches, BatchParams
 from service.batches.upload import Upload
 from service.chat.errors import invalid
+from service.fairness.client import Client
 from service.settings import Settings
 
 __all__ = ["BatchRoutes"]
@@ -113,25 +113,27 @@ class BatchRoutes:
         page = await self._call(
             self._files.list,
             after=query.after, limit=query.limit, newest_first=query.order == "desc", purpose=query.purpose,
+            key=_key(request),
         )  # fmt: skip
         return JSONResponse(page.document())
 
     @describes(response=schemas.File, errors=(404, 503))
     async def file(self, request: Request) -> Response:
         """GET /v1/files/{id}."""
-        return JSONResponse((await self._call(self._files.get, request.path_params["id"])).document())
+        file = await self._call(self._files.get, request.path_params["id"], key=_key(request))
+        return JSONResponse(file.document())
 
     @describes(response=schemas.Deleted, errors=(400, 404, 503, 507))
     async def delete_file(self, request: Request) -> Response:
         """DELETE /v1/files/{id}."""
         file_id = request.path_params["id"]
-        await self._call(self._files.delete, file_id)
+        await self._call(self._files.delete, file_id, key=_key(request))
         return JSONResponse({"id": file_id, "object": "file", "deleted": True})
 
     @describes(response=schemas.Bytes, response_type="application/octet-stream", errors=(404, 503))
     async def content(self, request: Request) -> Response:
         """GET /v1/files/{id}/content."""
-        file = await self._call(self._files.get, request.path_params["id"])
+        file = await self._call(self._files.get, request.path_params["id"], key=_key(request))
         content = await self._call(self._files.read, file.id)
         return StreamingResponse(
             _chunks(content), media_type="application/octet-stream", headers={"content-length": str(file.bytes)}
@@ -148,30 +150,28 @@ class BatchRoutes:
             body.metadata,
             body.output_expires_after.seconds if body.output_expires_after else None,
         )
-        return JSONResponse(await self._call(self._batches.create, params))
+        return JSONResponse(await self._call(self._batches.create, params, key=_key(request)))
 
     @describes(query=_BatchQuery, response=schemas.BatchPage, errors=(400, 503))
     async def list_batches(self, request: Request) -> Response:
         """GET /v1/batches."""
         query = _parse(_BatchQuery, dict(request.query_params))
-        page = await self._call(self._batches.list, after=query.after, limit=query.limit)
+        page = await self._call(self._batches.list, after=query.after, limit=query.limit, key=_key(request))
         return JSONResponse(page.document())
 
     @describes(response=schemas.Batch, errors=(404, 503))
     async def batch(self, request: Request) -> Response:
         """GET /v1/batches/{id}."""
-        return JSONResponse(await self._call(self._batches.get, request.path_params["id"]))
+        return JSONResponse(await self._call(self._batches.get, request.path_params["id"], key=_key(request)))
 
     @describes(response=schemas.Batch, errors=(400, 404, 503, 507))
     async def cancel(self, request: Request) -> Response:
         """POST /v1/batches/{id}/cancel."""
-        return JSONResponse(await self._call(self._batches.cancel, request.path_params["id"]))
+        return JSONResponse(await self._call(self._batches.cancel, request.path_params["id"], key=_key(request)))
 
 
 def _key(request: Request) -> str:
-    """Return what names the client in the database: a digest, because the database holds no secrets."""
-    header = request.headers.get("authorization", "")
-    return hashlib.sha256(header.encode()).hexdigest() if header else ""
+    return Client.of(request.scope).key
 
 
 def _parse(model: type[M], source: bytes | dict[str, Any]) -> M:

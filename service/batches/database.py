@@ -15,8 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
-from sqlalchemy import Connection, Engine, create_engine, event
-from sqlalchemy import inspect as describe
+from sqlalchemy import Connection, Engine, create_engine, event, inspect
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as NoConnection
 from sqlalchemy.schema import CreateColumn
@@ -202,18 +201,17 @@ def _begin_transaction(connection: Connection) -> None:
 
 
 def _migrate(connection: Connection) -> None:
-    """Create missing tables and columns. A newer schema is used unchanged, since later versions only add to it."""
+    """Create missing tables, columns and indexes. A newer schema is used unchanged: later versions only add to it."""
     version = connection.exec_driver_sql("PRAGMA user_version").scalar_one()
-    if version < SCHEMA:
-        tables.create_all(connection)
-        _add_columns(connection)
-        connection.exec_driver_sql(f"PRAGMA user_version={SCHEMA}")
-
-
-def _add_columns(connection: Connection) -> None:
+    if version >= SCHEMA:
+        return
+    tables.create_all(connection)
     for table in tables.sorted_tables:
-        present = {column["name"] for column in describe(connection).get_columns(table.name)}
+        existing = {column["name"] for column in inspect(connection).get_columns(table.name)}
         for column in table.columns:
-            if column.name not in present:
-                definition = CreateColumn(column).compile(dialect=connection.dialect)
+            if column.name not in existing:
+                definition = CreateColumn(column).compile(connection)
                 connection.exec_driver_sql(f"ALTER TABLE {table.name} ADD COLUMN {definition}")
+        for index in table.indexes:
+            index.create(connection, checkfirst=True)
+    connection.exec_driver_sql(f"PRAGMA user_version={SCHEMA}")

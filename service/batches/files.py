@@ -19,8 +19,9 @@ from sqlalchemy import Connection, delete, func, or_, select
 
 from service.batches.database import Database, storage_errors
 from service.batches.room import BLOCK, Stored, charged, require_quota
-from service.batches.tables import ENDED, batches, files
+from service.batches.tables import ENDED, batches, files, visible
 from service.chat.errors import ApiError, invalid
+from service.fairness.client import NOBODY
 from service.settings import Settings
 
 __all__ = ["Draft", "File", "Files", "Page"]
@@ -76,10 +77,11 @@ class Draft:
     """A file being written, visible after `publish` only; `close` deletes it unless `keep` was called.
 
     The writer holds a lock (flock), so that a sweep does not delete it. `require` is called with the draft and the
-    number of bytes before they are written, and raises ApiError if there is no room for them.
+    number of bytes before they are written, and raises ApiError if there is no room for them. `key` is that of its
+    owner, None if that is unknown.
     """
 
-    def __init__(self, directory: Path, key: str, require: Callable[[Draft, int], None]) -> None:
+    def __init__(self, directory: Path, key: str | None, require: Callable[[Draft, int], None]) -> None:
         self.id = f"file-{uuid.uuid4().hex}"
         self.key = key
         self.size = 0
@@ -133,7 +135,7 @@ class Draft:
             finally:
                 os.close(directory)
         file = File(self.id, self.size, int(time.time()), expires_at, filename, purpose)
-        connection.execute(files.insert().values(file.__dict__ | {"api_key": self.key}))
+        connection.execute(files.insert().values(file.__dict__ | {"key_hash": self.key}))
         return file
 
     def keep(self) -> None:
@@ -144,7 +146,7 @@ class Draft:
 class Files:
     """The stored files. Every method blocks and raises Unavailable; unknown ids raise ApiError 404.
 
-    `key` names a client, by a digest of its API key; empty: all without one.
+    `key` is `Client.key` of the request's client; a file of another key is unknown to it.
     """
 
     def __init__(self, database: Database, settings: Settings) -> None:
@@ -153,7 +155,7 @@ class Files:
         self._uploads: list[Draft] = []  # of this process
         self._lock = threading.Lock()  # of the list
 
-    def draft(self, key: str = "") -> Draft:
+    def draft(self, key: str = NOBODY.key) -> Draft:
         """Create a draft of an upload, which the quotas limit; raises ApiError 413."""
         with self.database.reading() as connection:
             stored = _stored(connection, key)
@@ -162,7 +164,7 @@ class Files:
             self._uploads = [draft, *(one for one in self._uploads if one.is_open)]
         return draft
 
-    def output(self, key: str) -> Draft:
+    def output(self, key: str | None) -> Draft:
         """Create a draft of a batch's results: the quotas of its key count it, and do not refuse it."""
         return Draft(self.database.directory, key, lambda *_: self.database.require_room(self._settings.state_reserve))
 
@@ -175,7 +177,7 @@ class Files:
         of_key = sum(charged(one.size) for one in uploads if one.key == draft.key)
         require_quota(Stored(stored.all + pending, stored.of_key + of_key), more, self._settings)
 
-    def require_quota(self, connection: Connection, key: str, more: int = 0) -> None:
+    def require_quota(self, connection: Connection, key: str | None, more: int = 0) -> None:
         """Raise ApiError 413 if a key may not store `more` bytes, by what is stored now."""
         require_quota(_stored(connection, key), more, self._settings)
 
@@ -187,19 +189,23 @@ class Files:
         draft.keep()
         return file
 
-    def get(self, file_id: str) -> File:
+    def get(self, file_id: str, *, key: str = NOBODY.key) -> File:
         """Return the metadata of a file."""
         with self.database.reading() as connection:
-            return find(connection, file_id)
+            return find(connection, file_id, key)
 
-    def list(self, *, after: str | None, limit: int, newest_first: bool, purpose: str | None) -> Page:
+    def list(
+        self, *, after: str | None, limit: int, newest_first: bool, purpose: str | None, key: str = NOBODY.key
+    ) -> Page:
         """List files by creation time; `after` is the id of the last file of the page before."""
         with self.database.reading() as connection:
-            query = select(files).where(_not_expired())
+            query = select(files).where(files.c.key_hash == key, _not_expired())
             if purpose is not None:
                 query = query.where(files.c.purpose == purpose)
             if after is not None:
-                last = connection.execute(select(files.c.number).where(files.c.id == after)).scalar()
+                last = connection.execute(
+                    select(files.c.number).where(files.c.id == after, visible(files, key))
+                ).scalar()
                 if last is None:
                     raise invalid(f"no such file: {after[:100]}", param="after")
                 query = query.where(files.c.number < last if newest_first else files.c.number > last)
@@ -221,13 +227,13 @@ class Files:
         """Return the path of the content of a file whose id is in the database."""
         return self.database.directory / "files" / file_id
 
-    def delete(self, file_id: str) -> None:
+    def delete(self, file_id: str, *, key: str = NOBODY.key) -> None:
         """Delete a file, also on a full disk; raises ApiError 400 if an unfinished batch reads it."""
-        self.database.freeing(self._delete, file_id)
+        self.database.freeing(self._delete, file_id, key)
 
-    def _delete(self, file_id: str) -> None:
+    def _delete(self, file_id: str, key: str) -> None:
         with self.database.writing() as connection:
-            find(connection, file_id)
+            find(connection, file_id, key)
             reader = connection.execute(
                 select(batches.c.id).where(batches.c.input_file_id == file_id, batches.c.status.not_in(ENDED))
             ).scalar()
@@ -256,23 +262,18 @@ class Files:
                     path.unlink()
 
 
-def find(connection: Connection, file_id: str) -> File:
-    """Return the metadata of a file, within a transaction; raises ApiError 404."""
-    row = connection.execute(select(files).where(files.c.id == file_id, _not_expired())).first()
+def find(connection: Connection, file_id: str, key: str) -> File:
+    """Return the metadata of a file of that key, within a transaction; raises ApiError 404."""
+    row = connection.execute(select(files).where(files.c.id == file_id, visible(files, key), _not_expired())).first()
     if row is None:
         raise ApiError(404, f"no such file: {file_id[:100]}", param="file_id", code="not_found")
     return _file(row)
 
 
-def key_of(connection: Connection, file_id: str) -> str:
-    """Return the key of the client that stored a file, within a transaction; empty for an unknown file."""
-    return str(connection.execute(select(files.c.api_key).where(files.c.id == file_id)).scalar() or "")
-
-
-def _stored(connection: Connection, key: str) -> Stored:
+def _stored(connection: Connection, key: str | None) -> Stored:
     blocks = func.coalesce(func.sum(files.c.bytes // BLOCK + 1), 0)
     everything = connection.execute(select(blocks)).scalar_one()
-    of_key = connection.execute(select(blocks).where(files.c.api_key == key)).scalar_one()
+    of_key = connection.execute(select(blocks).where(files.c.key_hash == key)).scalar_one()
     return Stored(everything * BLOCK, of_key * BLOCK)
 
 

@@ -13,9 +13,10 @@ from sqlalchemy import Connection, delete, select, update
 
 from service.batches import lines
 from service.batches.database import Database, Unavailable
-from service.batches.files import Draft, File, Files, Page, find, key_of
-from service.batches.tables import ENDED, batches, items
+from service.batches.files import Draft, File, Files, Page, find
+from service.batches.tables import ENDED, batches, items, visible
 from service.chat.errors import ApiError, invalid
+from service.fairness.client import NOBODY
 from service.settings import Settings
 
 __all__ = ["BatchParams", "Batches"]
@@ -39,23 +40,26 @@ class BatchParams:
 
 
 class Batches:
-    """The stored batches. Every method blocks and raises Unavailable; unknown ids raise ApiError 404."""
+    """The stored batches. Every method blocks and raises Unavailable; unknown ids raise ApiError 404.
+
+    `key` is `Client.key` of the request's client; a batch or file of another key is unknown to it.
+    """
 
     def __init__(self, database: Database, files: Files, settings: Settings) -> None:
         self.database = database
         self.files = files
         self.settings = settings
 
-    def create(self, params: BatchParams) -> dict[str, Any]:
+    def create(self, params: BatchParams, *, key: str = NOBODY.key) -> dict[str, Any]:
         """Create a batch, which is validated and processed later; raises ApiError 400."""
         now = int(time.time())
         self.require_room()
         with self.database.writing() as connection:
-            if find(connection, params.input_file_id).purpose != "batch":
+            if find(connection, params.input_file_id, key).purpose != "batch":
                 raise invalid("the file's purpose is not batch", param="input_file_id")
-            self.files.require_quota(connection, key_of(connection, params.input_file_id))
+            self.files.require_quota(connection, key)
             batch_id = f"batch_{uuid.uuid4().hex}"
-            row = params.__dict__ | {"id": batch_id, "status": "validating", "created_at": now}
+            row = params.__dict__ | {"id": batch_id, "status": "validating", "created_at": now, "key_hash": key}
             connection.execute(batches.insert().values(row | {"expires_at": now + COMPLETION_WINDOW}))
             return _document(_find(connection, batch_id))
 
@@ -71,30 +75,31 @@ class Batches:
         """Raise Unavailable (507) if the file system has less room than is kept back."""
         self.database.require_room(self.settings.state_reserve)
 
-    def get(self, batch_id: str) -> dict[str, Any]:
+    def get(self, batch_id: str, *, key: str = NOBODY.key) -> dict[str, Any]:
         """Return a batch as OpenAI's JSON object."""
         with self.database.reading() as connection:
-            return _document(_find(connection, batch_id))
+            return _document(_find(connection, batch_id, key))
 
-    def list(self, *, after: str | None, limit: int) -> Page:
+    def list(self, *, after: str | None, limit: int, key: str = NOBODY.key) -> Page:
         """List batches, newest first; `after` is the id of the last batch of the page before."""
         with self.database.reading() as connection:
-            query = select(batches).order_by(batches.c.number.desc())
+            query = select(batches).where(batches.c.key_hash == key).order_by(batches.c.number.desc())
             if after is not None:
-                last = connection.execute(select(batches.c.number).where(batches.c.id == after)).scalar()
+                same = batches.c.id == after, visible(batches, key)
+                last = connection.execute(select(batches.c.number).where(*same)).scalar()
                 if last is None:
                     raise invalid(f"no such batch: {after[:100]}", param="after")
                 query = query.where(batches.c.number < last)
             rows = connection.execute(query.limit(limit + 1)).all()
         return Page([_document(row) for row in rows[:limit]], len(rows) > limit)
 
-    def cancel(self, batch_id: str) -> dict[str, Any]:
+    def cancel(self, batch_id: str, *, key: str = NOBODY.key) -> dict[str, Any]:
         """Cancel a batch; results so far are kept. Raises ApiError 400 if the batch is finalizing or has ended."""
-        return self.database.freeing(self._cancel, batch_id)
+        return self.database.freeing(self._cancel, batch_id, key)
 
-    def _cancel(self, batch_id: str) -> dict[str, Any]:
+    def _cancel(self, batch_id: str, key: str) -> dict[str, Any]:
         with self.database.writing() as connection:
-            status = _find(connection, batch_id).status
+            status = _find(connection, batch_id, key).status
             if status in ("finalizing", *ENDED):
                 raise invalid(f"a batch that is {status} cannot be cancelled", code="not_cancellable")
             if status != "cancelling":
@@ -141,12 +146,11 @@ class Batches:
         """
         with self.database.reading() as connection:
             batch = _find(connection, batch_id)
-            key = key_of(connection, batch.input_file_id)
         final_status = "completed"
         if batch.completed + batch.failed < batch.total or batch.status == "cancelling":
             final_status = "expired" if batch.status == "finalizing" else "cancelled"
         with ExitStack() as drafts:
-            output, errors = (drafts.enter_context(self.files.output(key)) for _ in range(2))
+            output, errors = (drafts.enter_context(self.files.output(batch.key_hash)) for _ in range(2))
             for state, line in self._results(batch.number, final_status):
                 (output if state == "completed" else errors).write(line.encode() + b"\n")
             now = int(time.time())
@@ -158,7 +162,10 @@ class Batches:
                 for kind, draft in (("output", output), ("error", errors)):
                     if draft.size:
                         name = f"{batch_id}_{kind}.jsonl"
-                        kept[f"{kind}_file_id"] = draft, draft.publish(connection, name, "batch_output", expires_at)
+                        kept[f"{kind}_file_id"] = (
+                            draft,
+                            draft.publish(connection, name, "batch_output", expires_at),
+                        )
                 changes = {column: file.id for column, (_, file) in kept.items()} | {f"{final_status}_at": now}
                 _set(connection, batch_id, status=final_status, owner=None, **changes)
                 connection.execute(delete(items).where(items.c.batch == batch.number))
@@ -183,8 +190,10 @@ class Batches:
             last = rows[-1].line
 
 
-def _find(connection: Connection, batch_id: str) -> Any:
-    row = connection.execute(select(batches).where(batches.c.id == batch_id)).first()
+def _find(connection: Connection, batch_id: str, key: str | None = None) -> Any:
+    """Return a batch's row, with `key` only if it is visible to that; raises ApiError 404."""
+    query = select(batches).where(batches.c.id == batch_id)
+    row = connection.execute(query if key is None else query.where(visible(batches, key))).first()
     if row is None:
         raise ApiError(404, f"no such batch: {batch_id[:100]}", param="batch_id", code="not_found")
     return row

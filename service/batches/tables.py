@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from sqlalchemy import JSON, Column, ForeignKey, Index, Integer, MetaData, String, Table
+from sqlalchemy import JSON, Column, ColumnElement, ForeignKey, Index, Integer, MetaData, String, Table, or_
 
-__all__ = ["ENDED", "SCHEMA", "batches", "files", "items", "tables"]
+__all__ = ["ENDED", "SCHEMA", "batches", "files", "items", "tables", "visible"]
 
 SCHEMA = 2
 """`PRAGMA user_version`. Two versions of the service share the database during a rollout and after a rollback, so a
@@ -25,7 +25,7 @@ files = Table(
     Column("expires_at", Integer),
     Column("filename", String, nullable=False),
     Column("purpose", String, nullable=False),
-    Column("api_key", String, nullable=False, server_default=""),  # SHA-256 of the Authorization header; empty: none
+    Column("key_hash", String),  # see below
     sqlite_autoincrement=True,
 )
 
@@ -56,8 +56,20 @@ batches = Table(
     Column("expired_at", Integer),
     Column("cancelling_at", Integer),
     Column("cancelled_at", Integer),
+    Column("key_hash", String),  # see below
     sqlite_autoincrement=True,
 )
+
+# key_hash: the Client.key of the request that made the file or batch. Null: made by a version that did not record it,
+# which may still run beside this one during a rollout.
+Index("files_key_hash", files.c.key_hash, files.c.number)
+Index("batches_key_hash", batches.c.key_hash, batches.c.number)
+
+
+def visible(table: Table, key: str) -> ColumnElement[bool]:
+    """Whether a client with that key hash may use the row, if it knows its id; one without a hash is in no list."""
+    return or_(table.c.key_hash == key, table.c.key_hash.is_(None))
+
 
 items = Table(
     "items",  # the requests of a batch, from its validation until its output file is written

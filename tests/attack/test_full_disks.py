@@ -168,7 +168,8 @@ def test_quotas(actions: list[tuple[str, str, int]]) -> None:
         kept: dict[str, tuple[str, int]] = {}
         for what, key, number in actions:
             if what == "delete" and kept:
-                store.files.delete(file_id := sorted(kept)[number % len(kept)])
+                file_id = sorted(kept)[number % len(kept)]
+                store.files.delete(file_id, key=kept[file_id][0])
                 del kept[file_id]
             elif what == "put":
                 blocks = (number // 4096 + 1) * 4096
@@ -260,15 +261,16 @@ def test_deletion_on_a_full_disk(tmp_path: Path, size: int, opened: bool) -> Non
 
 
 def test_an_older_database_gets_the_new_columns(tmp_path: Path) -> None:
-    """The files of an earlier version belong to no key, and the earlier version can go on storing files."""
+    """The files of an earlier version belong to no key and count in all, and it can go on storing files."""
     store = BatchStore(tmp_path)
     kept = put(store, 10)
     store.database.close()
     with closing(sqlite3.connect(tmp_path / "batches.db")) as database:
-        database.execute("ALTER TABLE files DROP COLUMN api_key")
+        database.execute("DROP INDEX files_key_hash")
+        database.execute("ALTER TABLE files DROP COLUMN key_hash")
         database.execute("PRAGMA user_version=1")
         database.commit()
-    store = BatchStore(tmp_path, max_stored_per_key=4 * 4096)
+    store = BatchStore(tmp_path, max_stored=4 * 4096)
     assert store.files.get(kept).bytes == 10
     assert put(store, 10, "")
     with closing(sqlite3.connect(tmp_path / "batches.db")) as database:

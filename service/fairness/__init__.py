@@ -1,0 +1,1 @@
+"""Division of what is scarce among clients. Begin with `client.py`."""
