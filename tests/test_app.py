@@ -21,6 +21,7 @@ from starlette.types import Message
 
 from service.app import create_app
 from service.engine import Delta, Finish, Priority, PromptTooLong, Sampling, TokenLogprob, Usage
+from service.fairness.client import NOBODY, Client
 from service.identity import Identity
 from service.settings import Settings
 
@@ -44,6 +45,7 @@ class FakeEngine:
     seen: list[tuple[list[dict[str, Any]], Sampling, bool | None]] = field(default_factory=list)
     tools: list[Sequence[dict[str, Any]]] = field(default_factory=list)
     priorities: list[Priority] = field(default_factory=list)
+    clients: list[Client] = field(default_factory=list)
     cancelled: int = 0
     started: asyncio.Queue[None] = field(default_factory=asyncio.Queue)
 
@@ -55,10 +57,12 @@ class FakeEngine:
         thinking: bool | None = None,
         tools: Sequence[dict[str, Any]] = (),
         priority: Priority = "interactive",
+        client: Client = NOBODY,
     ) -> AsyncIterator[Delta | Finish]:
         self.seen.append((messages, sampling, thinking))
         self.tools.append(tools)
         self.priorities.append(priority)
+        self.clients.append(client)
         self.started.put_nowait(None)
         finished = False
         try:

@@ -21,6 +21,7 @@ from service.chat.request import ChatRequest, parse_request
 from service.chat.response import Completion
 from service.chat.service import ChatService
 from service.engine import Engine
+from service.fairness.client import Client
 from service.identity import Identity
 from service.settings import Settings
 
@@ -82,16 +83,17 @@ class Handlers:
         # A large body is parsed in a thread, because it would block the event loop.
         inline = len(body) <= INLINE_BODY
         chat_request = parse_request(body) if inline else await asyncio.to_thread(parse_request, body)
+        client = Client.of(request.scope)
         request.state.greedy = chat_request.temperature == 0  # read by the mirror: only greedy texts are comparable
 
         def set_version(version: str) -> None:
             request.state.version = version
 
         if not chat_request.stream:
-            completion = self._chat.create_completion(chat_request, on_version=set_version)
+            completion = self._chat.create_completion(chat_request, on_version=set_version, client=client)
             return JSONResponse(await cancel_on_disconnect(request.receive, completion))
         # The first event is awaited before the status is sent, so that errors before it get their status.
-        events = self._chat.stream_events(chat_request, request.state.request_id, set_version)
+        events = self._chat.stream_events(chat_request, request.state.request_id, set_version, client)
         return EventStream(await cancel_on_disconnect(request.receive, anext(events)), events)
 
     @describes(response=Models)

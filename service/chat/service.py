@@ -18,6 +18,7 @@ from service.chat.request import ChatRequest, parse_document
 from service.chat.response import Completion, Item, ResponseHead, collect_completion, encode_events
 from service.chat.stream_merge import merge_streams
 from service.engine import Engine, Finish, Priority, PromptTooLong, QueueTimeout, Refused, Sampling
+from service.fairness.client import BATCHES, NOBODY, Client
 from service.identity import Identity
 from service.metrics import Metrics
 from service.settings import Settings
@@ -54,30 +55,36 @@ class ChatService:
         request = await asyncio.to_thread(parse_document, document)
         if request.stream:
             raise invalid("stream must be false: streaming is not supported in a batch", param="stream")
-        return dict(await self.create_completion(request, priority))
+        return dict(await self.create_completion(request, priority, client=BATCHES))
 
     async def create_completion(
         self,
         request: ChatRequest,
         priority: Priority = "interactive",
         on_version: Callable[[str], None] = _ignore_version,
+        client: Client = NOBODY,
     ) -> Completion:
         """Answer with a `chat.completion`; `on_version` receives the version of the weights before they are used."""
         messages = await self._build_messages(request, priority)
         async with self._admission.admit(request.n or 1) as ticket:
             on_version(ticket.version)
-            items = merge_streams(self._streams(request, messages, priority, ticket))
+            items = merge_streams(self._streams(request, messages, priority, ticket, client))
             return await collect_completion(items, self._parsers(request), self._head(ticket.version))
 
     async def stream_events(
-        self, request: ChatRequest, request_id: str, on_version: Callable[[str], None] = _ignore_version
+        self,
+        request: ChatRequest,
+        request_id: str,
+        on_version: Callable[[str], None] = _ignore_version,
+        client: Client = NOBODY,
     ) -> AsyncGenerator[bytes, None]:
         """Answer with server-sent events. ApiError is raised before the first event only; later errors are events."""
         include_usage = bool(request.stream_options and request.stream_options.include_usage)
         messages = await self._build_messages(request, "interactive")
         async with self._admission.admit(request.n or 1) as ticket:
             on_version(ticket.version)
-            async with aclosing(merge_streams(self._streams(request, messages, "interactive", ticket))) as items:
+            streams = self._streams(request, messages, "interactive", ticket, client)
+            async with aclosing(merge_streams(streams)) as items:
                 first = await anext(items)
                 head = self._head(ticket.version)
                 encoded = encode_events(first, items, self._parsers(request), head, request_id, usage=include_usage)
@@ -119,11 +126,16 @@ class ChatService:
             )
 
     def _streams(
-        self, request: ChatRequest, messages: list[dict[str, Any]], priority: Priority, ticket: Ticket
+        self,
+        request: ChatRequest,
+        messages: list[dict[str, Any]],
+        priority: Priority,
+        ticket: Ticket,
+        client: Client,
     ) -> list[AsyncGenerator[Item, None]]:
         """Return one stream for each of the `n` choices; none has started."""
         return [
-            self._stream(request, messages, _sampling(request, index), priority, ticket)
+            self._stream(request, messages, _sampling(request, index), priority, ticket, client)
             for index in range(request.n or 1)
         ]
 
@@ -134,6 +146,7 @@ class ChatService:
         sampling: Sampling,
         priority: Priority,
         ticket: Ticket,
+        client: Client,
     ) -> AsyncGenerator[Item, None]:
         """Stream one choice from the engine, maintaining the queue's length, the ticket and the metrics."""
         interactive = priority == "interactive"
@@ -145,7 +158,12 @@ class ChatService:
             stream = cast(
                 "AsyncGenerator[Item, None]",
                 self._engine.stream(
-                    messages, sampling, thinking=request.thinking, tools=request.enabled_tools, priority=priority
+                    messages,
+                    sampling,
+                    thinking=request.thinking,
+                    tools=request.enabled_tools,
+                    priority=priority,
+                    client=client,
                 ),
             )
             async with aclosing(stream):

@@ -21,13 +21,16 @@ log = logging.getLogger("service")
 class Core:
     """One model and its cache. All calls must come from the same thread.
 
-    `token_bytes` maps a token id to its bytes; `chunk` is the number of prompt tokens per step.
+    `token_bytes` maps a token id to its bytes; `chunk` is the number of prompt tokens per step,
+    `client_rows` the part of the rows that one address may hold.
     """
 
-    def __init__(self, runner: Runner, token_bytes: Callable[[int], bytes], *, chunk: int) -> None:
+    def __init__(
+        self, runner: Runner, token_bytes: Callable[[int], bytes], *, chunk: int, client_rows: float = 1.0
+    ) -> None:
         self._runner = runner
         self._sampler = Sampler(token_bytes)
-        self.scheduler = Scheduler(runner.cache, chunk)
+        self.scheduler = Scheduler(runner.cache, chunk, client_rows)
 
     def step(self) -> bool:
         """Schedule, run, sample, emit; return False if there was nothing to run."""

@@ -11,6 +11,7 @@ import random
 import time
 import zlib
 from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ from service.engine.protocol import (
     TokenLogprob,
     Usage,
 )
+from service.fairness.client import NOBODY, Client
+from service.fairness.shares import Shares
 from service.model import checkpoint_files
 from service.model.release import Progress, Release, ReleaseError
 
@@ -37,6 +40,14 @@ ROW_TOKENS = 4096  # of cache, reported for each row
 WORDS = ("amber", "birch", "cedar", "delta", "ember", "fjord", "grove", "heath", "inlet", "jetty", "knoll", "larch")
 
 
+@dataclass(eq=False)
+class _Turn:
+    """A request that waits for a row, or has one."""
+
+    client: Client
+    came: asyncio.Event = field(default_factory=asyncio.Event)
+
+
 class DummyEngine:
     """Engine whose words come from a checksum. Of a Sampling it uses max_tokens, seed and logprobs, which are 0."""
 
@@ -44,9 +55,11 @@ class DummyEngine:
         self._checksum = checksum
         self._max_new_tokens = release.engine.max_new_tokens
         self._capacity = release.engine.rows * ROW_TOKENS
-        self._rows = asyncio.Semaphore(release.engine.rows)
+        self._rows = release.engine.rows
         self._limits = limits
-        self._running = self._waiting = self._promised = 0
+        self._running: list[_Turn] = []
+        self._waiting: list[_Turn] = []
+        self._promised = 0
         self._closed = False
 
     @classmethod
@@ -66,17 +79,17 @@ class DummyEngine:
         thinking: bool | None = None,  # noqa: ARG002
         tools: Sequence[dict[str, Any]] = (),  # noqa: ARG002
         priority: Priority = "interactive",
+        client: Client = NOBODY,
     ) -> AsyncIterator[Delta | Finish]:
-        """See Engine. Rows are given in order of arrival, whatever the priority."""
+        """See Engine. Rows are given to clients in turn, whatever the priority."""
         prompt, prompt_tokens = _read(messages)
         if sampling.json_schema:
             raise Refused("the dummy engine supports no schemas")
         if prompt_tokens > self._limits.max_prompt_tokens:
             raise PromptTooLong(f"{prompt_tokens} tokens are more than the {self._limits.max_prompt_tokens} it takes")
-        await self._await_row(self._limits.max_wait if priority == "interactive" else None)
+        turn = await self._await_row(client, self._limits.max_wait if priority == "interactive" else None)
         tokens = min(sampling.max_tokens or self._max_new_tokens, 1 << 20)
         promised = prompt_tokens + tokens
-        self._running += 1
         self._promised += promised
         try:
             words = random.Random(f"{self._checksum} {sampling.seed} {prompt}")  # noqa: S311
@@ -91,9 +104,9 @@ class DummyEngine:
                 count += 1
             yield Finish("length", prompt_tokens, count)
         finally:
-            self._running -= 1
             self._promised -= promised
-            self._rows.release()
+            self._running.remove(turn)
+            self._give_rows()
 
     def read_weights(self, release: Release, progress: Progress) -> Mapping[str, Any]:
         """See WorkerEngine."""
@@ -107,7 +120,7 @@ class DummyEngine:
 
     def usage(self) -> Usage:
         """See Engine."""
-        return Usage(self._running, self._waiting, self._promised, self._capacity)
+        return Usage(len(self._running), len(self._waiting), self._promised, self._capacity)
 
     def answering(self) -> bool:
         """See Engine."""
@@ -122,16 +135,32 @@ class DummyEngine:
         """See Engine."""
         self._closed = True
 
-    async def _await_row(self, seconds: float | None) -> None:
+    async def _await_row(self, client: Client, seconds: float | None) -> _Turn:
         if self._closed:
             raise RuntimeError("the engine is closed")
-        self._waiting += 1
+        turn = _Turn(client)
+        self._waiting.append(turn)
+        self._give_rows()
         try:
-            await asyncio.wait_for(self._rows.acquire(), seconds)
-        except TimeoutError:
-            raise QueueTimeout(f"no row became free within {seconds:.0f} s") from None
-        finally:
-            self._waiting -= 1
+            async with asyncio.timeout(seconds):
+                await turn.came.wait()
+        except BaseException as error:
+            (self._running if turn.came.is_set() else self._waiting).remove(turn)
+            self._give_rows()
+            if isinstance(error, TimeoutError):
+                raise QueueTimeout(f"no row became free within {seconds:.0f} s") from None
+            raise
+        return turn
+
+    def _give_rows(self) -> None:
+        while self._waiting and len(self._running) < self._rows:
+            shares = Shares(running.client for running in self._running)
+            turn = min(self._waiting, key=lambda waiting: shares.of(waiting.client))
+            if shares.of(turn.client)[0] >= self._limits.client_rows * self._rows:
+                return
+            self._waiting.remove(turn)
+            self._running.append(turn)
+            turn.came.set()
 
 
 def _read(messages: list[dict[str, Any]]) -> tuple[str, int]:

@@ -35,7 +35,9 @@ def preload(settings: Settings) -> float:
 
 def load(release: Release, settings: Settings, progress: Progress) -> WorkerEngine:
     """Load a release and block until it is in memory, not warmed up yet; raises ReleaseError."""
-    limits = Limits(settings.max_prompt_tokens, settings.max_wait, settings.max_seconds, settings.stall)
+    limits = Limits(
+        settings.max_prompt_tokens, settings.max_wait, settings.max_seconds, settings.stall, settings.client_rows
+    )
     if settings.engine == "dummy":
         from service.engine.dummy import DummyEngine
 

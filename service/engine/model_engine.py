@@ -34,6 +34,7 @@ from service.engine.sampling_params import SamplingParams
 from service.engine.sequence import Event, Sequence
 from service.engine.tensors import Weights
 from service.engine.vision import VisionEncoder
+from service.fairness.client import NOBODY, Client
 from service.model import checkpoint as checkpoints
 from service.model.checkpoint import Checkpoint
 from service.model.release import Progress, Release, ReleaseError
@@ -57,7 +58,12 @@ class ModelEngine:
         except ValueError as error:
             raise ReleaseError(str(error)) from error
         self.columns = budget.columns
-        self._core = Core(Runner(model, SlotCache(model, budget)), processor.token_bytes, chunk=settings.prefill_chunk)
+        self._core = Core(
+            Runner(model, SlotCache(model, budget)),
+            processor.token_bytes,
+            chunk=settings.prefill_chunk,
+            client_rows=limits.client_rows,
+        )
         self._prompt_builder = PromptBuilder(processor, model, min(limits.max_prompt_tokens, budget.columns - 1))
         self._vision = VisionEncoder(model, cache_bytes=settings.image_cache_mib << 20)
         self._grammars = GrammarCompiler(
@@ -120,13 +126,14 @@ class ModelEngine:
         thinking: bool | None = None,
         tools: abc.Sequence[dict[str, Any]] = (),
         priority: Priority = "interactive",
+        client: Client = NOBODY,
     ) -> AsyncIterator[Delta | Finish]:
         """See Engine."""
         if self._closed:
             raise RuntimeError("the engine is closed")  # the pool would raise a less clear error
         loop = asyncio.get_running_loop()
         sequence = await loop.run_in_executor(
-            self._prepare_pool, self._prepare, messages, sampling, thinking, tools, priority
+            self._prepare_pool, self._prepare, messages, sampling, thinking, tools, priority, client
         )
         events: asyncio.Queue[Event] = asyncio.Queue()
         self._submit(sequence, self._dispatcher.sender(loop, events))
@@ -193,6 +200,7 @@ class ModelEngine:
         thinking: bool | None,
         tools: abc.Sequence[dict[str, Any]],
         priority: Priority,
+        client: Client = NOBODY,
     ) -> Sequence:
         """Build the sequence of a request; may be called in any thread."""
         prompt = self._prompt_builder.build(messages, thinking, tools)
@@ -210,6 +218,7 @@ class ModelEngine:
             features=self._vision.features(prompt.images),
             constraint=constraint,
             priority=priority,
+            client=client,
             max_seconds=self._limits.max_seconds,
             queue_deadline=time.monotonic() + self._limits.max_wait if priority == "interactive" else float("inf"),
         )

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
+from service.fairness.client import NOBODY, Client
 from service.model.release import Progress, Release
 
 __all__ = [
@@ -99,12 +100,17 @@ class Usage:
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits of a request, in tokens and seconds. `stall`: seconds without a step after which a busy engine is hung."""
+    """Limits of a request, in tokens and seconds.
+
+    `stall`: seconds without a step after which a busy engine is hung. `client_rows`: part of the rows that one address
+    may hold even if no other waits.
+    """
 
     max_prompt_tokens: int = 32_768
     max_wait: float = 60.0
     max_seconds: float = 600.0
     stall: float = 120.0
+    client_rows: float = 1.0
 
 
 class Engine(Protocol):
@@ -118,6 +124,7 @@ class Engine(Protocol):
         thinking: bool | None = None,
         tools: Sequence[dict[str, Any]] = (),
         priority: Priority = "interactive",
+        client: Client = NOBODY,
     ) -> AsyncIterator[Delta | Finish]:
         """Generate a reply: Deltas, then one Finish; raises Refused and QueueTimeout.
 
@@ -127,8 +134,9 @@ class Engine(Protocol):
         A message is `{"role", "content"}` plus other fields of the chat template (`tool_calls`, `reasoning_content`,
         …); its content is a string or a list of `{"type": "text", "text"}` and
         `{"type": "image", "image": PIL.Image}`. `tools` are OpenAI's definitions, rendered by the template. A request
-        of priority `batch` runs only in rows that no interactive request needs. Closing the iterator, or cancelling the
-        task that awaits it, frees the row within two steps.
+        of priority `batch` runs only in rows that no interactive request needs. While clients wait, the next row is
+        given to the one that holds the fewest. Closing the iterator, or cancelling the task that awaits it, frees the
+        row within two steps.
         """
         ...
 

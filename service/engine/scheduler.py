@@ -3,7 +3,8 @@
 The list of running sequences is in the order of their rows: first those that decode, then at most one whose prefill
 spans several steps. There is never a second one, because a step gives its prefill tokens to the first in the list and
 only the remainder to the next. Interactive requests are admitted first; a batch request is preempted if an interactive
-one waits, and recomputes its tokens later.
+one waits, and recomputes its tokens later. Of requests of equal priority that wait, the next row is given to one of the
+client that holds the fewest rows with that priority. Rows are not taken back for fairness.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from dataclasses import dataclass, field
 from service.engine.cache import SlotCache
 from service.engine.protocol import QueueTimeout, Usage
 from service.engine.sequence import Sequence
+from service.fairness.shares import Shares
 
 __all__ = ["Scheduler", "Step"]
 
@@ -44,10 +46,15 @@ class Step:
 
 @dataclass
 class Scheduler:
-    """Assigns cache rows to sequences. `chunk` is the maximum number of prompt tokens in a step."""
+    """Assigns cache rows to sequences.
+
+    `chunk` is the maximum number of prompt tokens in a step, `client_rows` the part of the rows, from 0 to 1, that one
+    address may hold even if no other waits.
+    """
 
     cache: SlotCache
     chunk: int
+    client_rows: float = 1.0
     rows: list[Sequence] = field(default_factory=list)
     decoding: int = 0
     interactive: deque[Sequence] = field(default_factory=deque)
@@ -129,11 +136,15 @@ class Scheduler:
                     sequence.fail(QueueTimeout(f"no cache row became free within {waited:.0f} s; try again later"))
 
     def _admit(self) -> bool:
-        """Give the next waiting sequence the next row; return False if there is no sequence or no row."""
+        """Give the next waiting sequence the next row; return False if there is no sequence or no row for it."""
         queue = self.interactive or self.batch
         if not queue or len(self.rows) >= self.cache.budget.rows:
             return False
-        sequence = queue.popleft()
+        shares = Shares(running.client for running in self.rows if running.priority == queue[0].priority)
+        sequence = min(queue, key=lambda waiting: shares.of(waiting.client))
+        if shares.of(sequence.client)[0] >= self.client_rows * self.cache.budget.rows:
+            return False
+        queue.remove(sequence)
         sequence.row = len(self.rows)
         if sequence.deadline == float("inf"):
             sequence.deadline = time.monotonic() + sequence.max_seconds

@@ -15,6 +15,7 @@ from service.engine.grammar import Constraint
 from service.engine.prompt import Prompt
 from service.engine.protocol import Delta, Finish, Priority, TokenLogprob
 from service.engine.sampling_params import SamplingParams
+from service.fairness.client import NOBODY, Client
 
 __all__ = ["Event", "Sequence"]
 
@@ -37,6 +38,7 @@ class Sequence:
     max_new_tokens: int
     emit: Callable[[Event], None] = lambda _: None
     priority: Priority = "interactive"
+    client: Client = NOBODY
     constraint: Constraint | None = None
     max_seconds: float = float("inf")  # from the first time it has a row
     queue_deadline: float = float("inf")  # monotonic seconds; it fails if it has no row by then
