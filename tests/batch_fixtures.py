@@ -102,13 +102,13 @@ class BatchStore:
         self.files = Files(self.database, self.settings)
         self.batches = Batches(self.database, self.files, self.settings)
 
-    def create(self, content: bytes) -> str:
+    def create(self, content: bytes, key: str = "") -> str:
         """Upload a file and create its batch; returns the batch's id."""
-        draft = self.files.draft()
+        draft = self.files.draft(key)
         draft.write(content)
         file = self.files.add(draft, "in.jsonl", "batch")
         draft.close()
-        batch_id: str = self.batches.create(BatchParams(file.id, ENDPOINT, "24h"))["id"]
+        batch_id: str = self.batches.create(BatchParams(file.id, ENDPOINT, "24h"), key=key)["id"]
         return batch_id
 
     def claims(self, owner: str) -> Claims:
@@ -154,13 +154,13 @@ class Gate:
         return self.is_open
 
 
-def validated_batch(store: BatchStore, content: bytes) -> str:
+def validated_batch(store: BatchStore, content: bytes, key: str = "") -> str:
     """Create and validate a batch; returns its id."""
-    batch_id = store.create(content)
+    batch_id = store.create(content, key)
     me = current_owner()
     assert store.claims(me).poll((), (), capacity=0, transition=None).transition
     store.batches.validate(batch_id, me, lambda: False)
-    assert store.batches.get(batch_id)["status"] == "in_progress"
+    assert store.batches.get(batch_id, key=key)["status"] == "in_progress"
     return batch_id
 
 

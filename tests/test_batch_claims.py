@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -128,3 +129,26 @@ def test_owner_identity() -> None:
         assert owner_alive(other)
         kill()
         assert not owner_alive(other)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "expected"),
+    [
+        ([("a", 20), ("b", 20)], {"a": 4, "b": 4}),
+        ([("a", 20), ("a", 20), ("b", 2)], {"a": 6, "b": 2}),
+        ([("a", 20), ("b", 20), ("", 20), ("b", 20)], {"a": 3, "b": 3, "": 2}),
+        ([("a", 20)], {"a": 8}),
+    ],
+)
+def test_keys_in_turn(store: BatchStore, sizes: list[tuple[str, int]], expected: dict[str, int]) -> None:
+    """Whatever was created first, each API key has its share of what is claimed, counted over all workers."""
+    keys: dict[int, str] = {}
+    for key, size in sizes:
+        validated_batch(store, request_lines(size), key)
+        keys[len(keys) + 1] = key
+    with sleeping_process() as (first, _), sleeping_process() as (second, _):
+        claims = [*claim(store, first, 3), *claim(store, second, 5)]
+    assert Counter(keys[one.key.batch] for one in claims) == expected
+    assert len({one.key for one in claims}) == 8
+    ordered = [one.key for one in claims if keys[one.key.batch] == "a"]
+    assert ordered == sorted(ordered)

@@ -7,11 +7,12 @@ longer lists it as running. Only the current holder can settle a claim, so no re
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
-from sqlalchemy import Connection, and_, exists, or_, select, update
+from sqlalchemy import Connection, and_, exists, func, or_, select, update
 
 from service.batches import lines
 from service.batches.database import Database
@@ -89,7 +90,8 @@ class Claims:
         """Store outcomes and return the next work.
 
         `running` are the claims in progress and `transition` the id of the batch in transition; all other claims of
-        this owner are released. At most `capacity` requests are claimed, from the oldest batch first.
+        this owner are released. At most `capacity` requests are claimed, of API keys in turn, from the oldest batch of
+        each first.
         """
         if not outcomes and not running:
             with self.database.reading() as connection:
@@ -182,32 +184,41 @@ class Claims:
         return Transition(row.id, "validate" if row.status == "validating" else "finalise")
 
     def _claim(self, connection: Connection, capacity: int) -> list[Claim]:
-        claims: list[Claim] = []
-        open_batches = (
-            select(batches.c.number, batches.c.input_file_id)
-            .where(batches.c.status == "in_progress", batches.c.expires_at > int(time.time()))
-            .order_by(batches.c.number)
+        """Claim requests, each of the oldest batch of the API key that has the fewest claimed, by any worker."""
+        claimed = (
+            select(batches.c.key_hash, func.count())
+            .join(items, items.c.batch == batches.c.number)
+            .where(items.c.state == "claimed")
+            .group_by(batches.c.key_hash)
         )
-        for batch in connection.execute(open_batches).all():
+        of_keys: Counter[str | None] = Counter()
+        for key, count in connection.execute(claimed):
+            of_keys[key] = count
+        open_batches = list(
+            connection.execute(
+                select(batches.c.number, batches.c.input_file_id, batches.c.key_hash)
+                .where(batches.c.status == "in_progress", batches.c.expires_at > int(time.time()))
+                .order_by(batches.c.number)
+            )
+        )
+        claims: list[Claim] = []
+        while open_batches and len(claims) < capacity:
+            batch = min(open_batches, key=lambda one: of_keys[one.key_hash])
             # requests that failed before come last, so that they do not delay the others
-            rows = connection.execute(
+            row = connection.execute(
                 select(items)
                 .where(items.c.batch == batch.number, items.c.state == "pending")
                 .order_by(items.c.tries, items.c.line)
-                .limit(capacity - len(claims))
-            ).all()
-            claims += [
-                Claim(Key(row.batch, row.line), row.custom_id, batch.input_file_id, row.offset, row.length, row.tries)
-                for row in rows
-            ]
-            if len(claims) == capacity:
-                break
-        for claim in claims:
-            connection.execute(
-                update(items)
-                .where(items.c.batch == claim.key.batch, items.c.line == claim.key.line, items.c.state == "pending")
-                .values(state="claimed", owner=self.owner)
-            )
+                .limit(1)
+            ).first()
+            if row is None:
+                open_batches.remove(batch)
+                continue
+            this = items.c.batch == row.batch, items.c.line == row.line
+            connection.execute(update(items).where(*this).values(state="claimed", owner=self.owner))
+            of_keys[batch.key_hash] += 1
+            key = Key(row.batch, row.line)
+            claims.append(Claim(key, row.custom_id, batch.input_file_id, row.offset, row.length, row.tries))
         return claims
 
 
