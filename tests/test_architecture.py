@@ -27,9 +27,9 @@ CHAINS = {
     ),
     "service": (
         ("contract", "settings", "identity", "fairness", "model", "engine", "metric_files", "metrics", "timing", "chat",
-         "api", "batches", "app", "process", "gunicorn.conf", "__main__"),
+         "refusals", "api", "batches", "app", "process", "gunicorn.conf", "__main__"),
         ("contract", "timing", "routing", "handover", "process"),
-        ("settings", "metrics", "handover"),
+        ("settings", "metrics", "refusals", "handover"),
         ("contract", "model", "demo_models"),
     ),
 }  # fmt: skip

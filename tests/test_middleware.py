@@ -128,12 +128,14 @@ def test_requests_without_a_valid_id_get_different_ones(identity: Identity, give
 def test_expected_errors_are_error_objects(
     identity: Identity, raised: Exception, status: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Errors that a request causes are answered with an error object and the labels, and are not logged."""
+    """Errors that a request causes are answered with an error object and the labels, and logged in one line."""
 
     async def app(_scope: Scope, _receive: Receive, _send: Send) -> None:
         raise raised
 
     sent, error = serve(identity, app)
-    assert (error, sent[0]["status"], caplog.records) == (None, status, [])
+    assert (error, sent[0]["status"]) == (None, status)
+    (line,) = (record.getMessage() for record in caplog.records)
+    assert line.startswith(f"refused with {status}: local GET /x: ")
     assert json.loads(sent[1]["body"])["error"]["message"]
     assert dict(sent[0]["headers"])[b"x-request-id"] == b"r7"

@@ -1,4 +1,4 @@
-"""The ASGI middleware around the whole application: response headers, and the response to unhandled errors."""
+"""The ASGI middleware around the whole application: response headers, unhandled errors, the log of refusals."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from service.api.error_responses import error_response
 from service.chat.errors import unexpected
 from service.identity import Identity
+from service.refusals import RefusalLog
 from service.timing import Headers, ResponseTimer
 
 __all__ = ["RequestMiddleware"]
@@ -34,12 +35,15 @@ class RequestMiddleware:
 
     Unhandled exceptions are caught here because Starlette's own handler runs outside all middleware: its response would
     lack the headers, and it raises the exception again, so that the server logs it a second time.
+
+    Requests that are answered with 400 to 499 are logged with their reason; see RefusalLog.
     """
 
     def __init__(self, app: ASGIApp, identity: Identity) -> None:
         self.app = app
         self.identity = identity
         self._ids = _request_ids()
+        self._refusals = RefusalLog()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: D102
         if scope["type"] != "http":
@@ -63,7 +67,16 @@ class RequestMiddleware:
             if response is None:
                 log.exception("request %s failed", request_id)
                 response = JSONResponse(unexpected(request_id), 500)
+            elif response.status_code < 500:
+                self._log_refusal(scope, response.status_code, error)
             await response(scope, receive, send)
+
+    def _log_refusal(self, scope: Scope, status: int, error: Exception) -> None:
+        address = scope["client"][0] if scope.get("client") else ""
+        path = scope.get("raw_path") or scope["path"].encode()
+        self._refusals.add(
+            address, scope["method"], path.decode("latin-1"), status, str(getattr(error, "detail", error))
+        )
 
     def _labels(self, state: dict[str, str]) -> Headers:
         version = state.get("version", self.identity.version)
