@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from typing import NoReturn
 
 import httptools
@@ -83,7 +84,8 @@ class RequestReader(HttpToolsProtocol):
             self.cycle.disconnected = True
             self.cycle.message_event.set()
         self.transport.write(answer)
-        self.transport.write_eof()
+        with suppress(OSError):  # the client has reset the connection, which the transport reports later
+            self.transport.write_eof()
         self.loop.call_later(LINGER, self.transport.close)
 
     # called by the transport
