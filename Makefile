@@ -9,7 +9,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 # Hundreds of processes start here; with the variable set, each would compile again what it imports.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help setup demo test test-all lint unit bench soak clean
+.PHONY: help setup demo test test-all lint unit bench soak fuzz clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -52,6 +52,9 @@ bench: $(VENV)/.ready  ## the engine beside transformers, then what a handover a
 
 soak: $(VENV)/.ready  ## a thousand cutovers under load: nothing lost, nothing left behind; for the night; ARGS=--cutovers=200
 	python -m tests.bench.soak $(ARGS)
+
+fuzz: $(VENV)/.ready  ## random heads, schemas, images and state files; for the night: ARGS='--hours 8'; findings in fuzz-findings/
+	python -m tests.fuzz $(ARGS)
 
 clean:  ## take away what was made
 	rm -rf $(VENV) .wheelhouse .mypy_cache .pytest_cache .ruff_cache *.egg-info
