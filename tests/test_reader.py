@@ -7,7 +7,7 @@ import itertools
 import json
 import signal
 import tempfile
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.contract.worker_state import Ledger
-from service.handover import reader
+from service.handover import reader, turns
 from service.handover.inbox import Inbox
 from tests.server_fixtures import GET, PINNED, SLOW, STREAM, App, Host, Message, Receive, Send, running_host, until
 
-MOST_READ = reader._READ_AHEAD + (256 << 10)  # bytes: what waits before a read, and asyncio's largest read
+MOST_READ = reader._READ_AHEAD + reader._READ_SIZE  # bytes
 
 
 class Echo(App):
@@ -152,39 +152,50 @@ async def test_a_pipeline_is_read_as_it_is_answered(host: Host, earlier: bytes) 
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("flood", [b"1\r\nx\r\n", b"1;" + b"a" * 500 + b"\r\nx\r\n"], ids=["chunks", "extensions"])
-async def test_chunks_leave_turns_to_other_connections(host: Host, flood: bytes) -> None:
-    """However small its chunks are, an upload is parsed in slices, between which others are answered."""
-    other = await host.client()
-    await other.ask()
-    uploads = [await host.client() for _ in range(3)]
+async def test_chunks_are_parsed_in_turns(host: Host, flood: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However small its chunks are, an upload is parsed in slices, one after the other with those of other uploads."""
+    monkeypatch.setattr(turns, "_SHARE", 0)
+    taken: list[tuple[int, int]] = []
+    take_chunks = Inbox.take_chunks
+
+    def take(inbox: Inbox, limit: int) -> bytes:
+        piece = take_chunks(inbox, limit)
+        taken.append((id(inbox), len(piece)))
+        return piece
+
+    monkeypatch.setattr(Inbox, "take_chunks", take)
+    other, *uploads = [await host.client() for _ in range(4)]
     for upload in uploads:
-        upload.send(b"POST /slow HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n" + flood * (3_000_000 // len(flood)))
-    longest = 0
-    for connection in host.blue.connections:
-        taken, inbox = [0], connection._inbox
-        take: Callable[[int], bytes] = inbox.take_chunks
-
-        def take_chunks(limit: int, take: Callable[[int], bytes] = take, taken: list[int] = taken) -> bytes:
-            piece = take(limit)
-            taken[0] += len(piece)
-            return piece
-
-        inbox.take_chunks = take_chunks  # type: ignore[method-assign]
-        proceed = connection.proceed
-
-        def counted(proceed: Any = proceed, taken: list[int] = taken) -> None:
-            nonlocal longest
-            taken[0] = 0
-            proceed()
-            longest = max(longest, taken[0])
-
-        connection.proceed = counted  # type: ignore[method-assign]
-    for _ in range(20):
-        assert (await other.ask()).status == 200
-    assert 0 < longest <= 32 << 10
+        upload.send(b"POST /slow HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n" + flood * (60_000 // len(flood)))
+    while len(taken) < 20:
+        seen = len(taken)
+        await asyncio.sleep(0)
+        assert len(taken) - seen <= 2  # the loop's iteration in which this task runs, and the next
+    assert max(size for _, size in taken) <= 4096
+    rounds = [inbox for inbox, _ in taken[6:18]]
+    assert all(len(set(rounds[begin : begin + 3])) == 3 for begin in range(0, 12, 3))
+    assert (await other.ask()).status == 200
     for upload in uploads:
         upload.abort()
     host.blue.app.proceed.set()
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(("size", "status"), [(1, 400), (200, 200)])
+async def test_chunks_are_not_too_small_on_average(host: Host, size: int, status: int) -> None:
+    """Each takes as long to parse as many bytes; a few thousand may be of any size."""
+    client = await host.client()
+    chunk = b"%x\r\n%b\r\n" % (size, b"x" * size)
+    client.send(b"POST /x HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n" + chunk * 5000 + b"0\r\n\r\n")
+    assert (await client.reply()).status == status
+
+
+@pytest.mark.anyio
+async def test_empty_lines_do_not_go_on_for_ever(host: Host) -> None:
+    """A few before a request are ignored, as the parser does."""
+    client = await host.client()
+    client.send(b"\r\n" * 5000)
+    assert (await client.reply()).status == 400
 
 
 @given(size=st.integers(1, 40), trailers=st.booleans(), data=st.data())

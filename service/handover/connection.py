@@ -68,7 +68,6 @@ class Connection(RequestProtocol):
         unread: bytes = b"",
     ) -> None:
         super().__init__(config, server_state, slot_server, public=public)
-        self.address = ""
         self.adopted = adopted
         self.side: Side = "live"
         """The side that answers the next request, picked once for each: a receiver keeps the sender's choice."""
@@ -116,7 +115,6 @@ class Connection(RequestProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Register the connection, and pick its side."""
         super().connection_made(transport)
-        self.address = self.client[0] if self.client else ""
         if self.public:
             self.slot_server.clients.add(self)
         if self.adopted:
@@ -154,7 +152,7 @@ class Connection(RequestProtocol):
         super().on_response_complete()
         if not self.transport.is_closing():
             self._pick_side()
-            self.proceed()
+            self.proceed_in_turn()
 
     # the next request
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
 from typing import Literal
 
 from uvicorn.protocols.http.flow_control import FlowControl
@@ -11,9 +10,8 @@ from uvicorn.protocols.http.flow_control import FlowControl
 __all__ = ["Inbox", "ReadFlow", "Reason"]
 
 _END = b"\r\n\r\n"  # of a head, and of a chunked body
-_IN_NO_HEAD = re.compile(rb"(?<!\r)\n|\0")
 
-Reason = Literal["body", "inbox", "move"]
+Reason = Literal["body", "inbox", "lingering", "move"]
 
 
 class Inbox:
@@ -39,21 +37,27 @@ class Inbox:
         self._data.clear()
         self._searched = 0
 
-    def skip_empty_lines(self) -> None:
-        """Remove line ends at the beginning, as the parser does: they are no part of a request."""
-        if self._data and self._data[0] in b"\r\n":
-            self._data = self._data.lstrip(b"\r\n")
-            self._searched = 0
+    def skip_empty_lines(self) -> int:
+        """Remove line ends at the beginning, as the parser does, since they are no part of a request; returns bytes."""
+        if not self._data or self._data[0] not in b"\r\n":
+            return 0
+        before = len(self._data)
+        self._data = self._data.lstrip(b"\r\n")
+        self._searched = 0
+        return before - len(self._data)
 
     @property
     def head_size(self) -> int | None:
         """Size of the head in bytes; None until it is whole. What can become no head has the size of the buffer."""
-        end = self._data.find(_END, self._searched)
+        data, start = self._data, self._searched
+        end = data.find(_END, start)
         if end >= 0:
             return end + len(_END)
-        if not self._data[:1].isupper() or _IN_NO_HEAD.search(self._data, self._searched):
-            return len(self._data)
-        self._searched = max(0, len(self._data) - len(_END) + 1)
+        if not data[:1].isupper() or data.count(b"\n", start) > data.count(b"\r\n", start) or data.find(0, start) >= 0:
+            return len(data)
+        self._searched = max(0, len(data) - len(_END))
+        if data[self._searched - 1 : self._searched + 1] == b"\r\n":  # a line end is not split
+            self._searched += 1
         return None
 
     @property

@@ -13,6 +13,7 @@ from service.handover.plain_errors import plain_error
 from service.handover.reader import RequestReader
 from service.handover.recorder import Recorder
 from service.handover.slow_clients import SlowClients
+from service.handover.turns import Turns
 from service.routing.mirror import Mirror
 from service.settings import Settings
 from service.timing import MIRRORED_HEADER, Message, Receive, ResponseTimer, Send
@@ -33,6 +34,7 @@ class RequestServer(Protocol):
     busy: set[RequestProtocol]
     """The client connections with a request in flight."""
     slow_clients: SlowClients
+    turns: Turns
 
     @property
     def ledger(self) -> Ledger:
@@ -55,7 +57,7 @@ class RequestProtocol(RequestReader):
     """
 
     def __init__(self, config: Config, server_state: ServerState, slot_server: RequestServer, *, public: bool) -> None:
-        super().__init__(config, server_state, slot_server.settings)
+        super().__init__(config, server_state, slot_server.settings, slot_server.turns)
         self.slot_server = slot_server
         self.public = public
         self._to_drain = 0
@@ -168,10 +170,10 @@ class RequestProtocol(RequestReader):
         self._seconds_to_send = BODY_PAUSE
         super().on_headers_complete()
 
-    def on_body(self, body: bytes) -> None:
+    def _end_part(self) -> None:
         """Give back the time that the bytes may take."""
-        self._seconds_to_send = min(BODY_PAUSE, self._seconds_to_send + len(body) / self.settings.body_rate)
-        super().on_body(body)
+        self._seconds_to_send = min(BODY_PAUSE, self._seconds_to_send + self._part / self.settings.body_rate)
+        super()._end_part()
 
     def on_message_complete(self) -> None:
         """Stop the client's time to send."""

@@ -8,17 +8,24 @@ from typing import NoReturn
 
 import httptools
 from uvicorn.config import Config
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from service.handover.half_close import BegunAnswer, is_reset
 from service.handover.inbox import Inbox, ReadFlow
+from service.handover.turns import Turns
 from service.settings import Settings
 
 __all__ = ["RequestReader"]
 
+_READ_SIZE = 1 << 16  # bytes that are read at once
 _READ_AHEAD = 1 << 16  # bytes that wait for the parser while more is read, since only reading shows a disconnect
-_TURN = 1 << 14  # bytes of chunks that are parsed before other connections get their turn
+_SLICE = 1 << 12  # bytes of chunks that are parsed at once
+_MAX_EMPTY = 1 << 10  # bytes of empty lines before a request
+_MIN_CHUNK = 64  # bytes, on average, of a body with more than _FREE_CHUNKS chunks: each takes as long to parse as these
+_FREE_CHUNKS = 4096
+_MAX_LINGERING = 1 << 18  # bytes that are read and dropped behind an error
 LINGER = 1.0  # seconds
 _RESET_PERIOD = 0.05  # seconds
 _UPGRADE = 0  # the status of a head that is parsed again
@@ -36,17 +43,23 @@ class RequestReader(HttpToolsProtocol):
 
     flow: ReadFlow
 
-    def __init__(self, config: Config, server_state: ServerState, settings: Settings) -> None:
+    def __init__(self, config: Config, server_state: ServerState, settings: Settings, turns: Turns) -> None:
         super().__init__(config, server_state, {})
         self.settings = settings
+        self.address = ""  # of the client, without its port
+        self._turns = turns
         self.begun = self.received = self.answered = 0
         self._inbox = Inbox()
         self._has_partial_head = False  # the next request has begun, and its head is not whole
-        self._is_scheduled = False  # the rest of the inbox is parsed in the next iteration of the event loop
+        self._is_queued = False  # for the next slice of a chunked body
         self._is_half_closed = False
         self._is_lingering = False  # an error was sent, and what still comes is not looked at
         self._body_left: int | None = None  # bytes; -1: chunked; None: not known yet
+        self._part = 0  # bytes of the body in the piece that is being parsed
+        self._chunks = self._chunked = 0  # number and bytes of a body's chunks
         self._unreported = 0  # bytes of a chunked body that were parsed since the last report of a part of it
+        self._empty = 0  # bytes of empty lines since the last request
+        self._lingered = 0  # bytes
         self._error = 400
 
     @property
@@ -93,13 +106,19 @@ class RequestReader(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Take the connection."""
         super().connection_made(transport)
+        self.address = self.client[0] if self.client else ""
+        transport.max_size = _READ_SIZE  # type: ignore[attr-defined]  # asyncio's own is 256 KiB
         self.flow = ReadFlow(transport)
 
     def data_received(self, data: bytes) -> None:
         """Parse the data, as far as its turn has come."""
-        if not self._is_lingering:
-            self._inbox.add(data)
-            self.proceed()
+        if self._is_lingering:
+            self._lingered += len(data)
+            if self._lingered > _MAX_LINGERING:
+                self.flow.pause_reading("lingering")
+            return
+        self._inbox.add(data)
+        self.proceed()
 
     def eof_received(self) -> bool:  # type: ignore[override]
         """Answer what was requested; return True, because `_close_if_done` closes the connection."""
@@ -113,18 +132,23 @@ class RequestReader(HttpToolsProtocol):
 
     # one request after another
 
+    def proceed_in_turn(self) -> None:
+        """Proceed when it is this connection's turn: a client that pipelines sends without waiting for answers."""
+        if self._inbox:
+            self._queue()
+        else:
+            self._close_if_done()
+
+    @property
+    def _is_in_body(self) -> bool:
+        return self.begun > self.received and not self._has_partial_head
+
     def proceed(self) -> None:
-        """Parse what was read: no further than one request behind the last answered one, and no more than a turn."""
-        left = _TURN
+        """Parse what was read: no further than one request behind the last answered one, and no more than a slice."""
         while self._inbox and self.answered >= self.received and not self.transport.is_closing():
-            if left <= 0:
-                self._schedule()
-                break
-            if self.begun > self.received and not self._has_partial_head:
-                if not (piece := self._take_of_body(left)):
+            if self._is_in_body:
+                if not self._parse_body():
                     break
-                left -= len(piece)
-                self._parse(piece)
             elif not self._begin_next():
                 break
         if len(self._inbox) > _READ_AHEAD:
@@ -133,19 +157,12 @@ class RequestReader(HttpToolsProtocol):
             self.flow.resume_reading("inbox")
         self._close_if_done()
 
-    def _schedule(self) -> None:
-        if not self._is_scheduled:
-            self._is_scheduled = True
-            self.loop.call_soon(self._proceed_in_turn)
-
-    def _proceed_in_turn(self) -> None:
-        self._is_scheduled = False
-        self.proceed()
-
     def _begin_next(self) -> bool:
         """Parse the head of the next request. Returns False if it is not whole, or not answered here."""
         inbox, settings = self._inbox, self.settings
-        inbox.skip_empty_lines()
+        self._empty += inbox.skip_empty_lines()
+        if self._empty > _MAX_EMPTY:
+            self.refuse(400)
         if not inbox:
             return False
         size = inbox.head_size
@@ -159,18 +176,35 @@ class RequestReader(HttpToolsProtocol):
             return True
         return False
 
-    def _take_of_body(self, limit: int) -> bytes:
+    def _parse_body(self) -> bool:
+        """Parse the next part of a body. Returns False if its rest has to wait for its turn."""
         if self._body_left is None:
             self._body_left = next((int(value) for name, value in self.headers if name == b"content-length"), -1)
+            self.headers = []  # of trailers, which the application does not get
         if self._body_left < 0:
-            return self._inbox.take_chunks(limit)
+            self._queue()
+            return False
         piece = self._inbox.take(self._body_left)
         self._body_left -= len(piece)
-        return piece
+        self._parse(piece)
+        return bool(piece)
+
+    def _queue(self) -> None:
+        if not self._is_queued:
+            self._is_queued = True
+            self._turns.add(self.address, self._take_turn)
+
+    def _take_turn(self) -> None:
+        self._is_queued = False
+        if self._inbox and self._is_in_body and not self.transport.is_closing() and not self._is_lingering:
+            self._parse(self._inbox.take_chunks(_SLICE))
+            self.headers.clear()
+        self.proceed()
 
     def _parse(self, piece: bytes) -> None:
         """Parse a whole head, or a part of a body."""
         self._unreported += len(piece)
+        self._part = 0
         try:
             self.parser.feed_data(piece)
         except httptools.HttpParserError:
@@ -180,8 +214,13 @@ class RequestReader(HttpToolsProtocol):
             else:
                 self.refuse(self._error)
             return
-        if self._unreported > self.settings.max_head and self.begun > self.received:  # trailers, or a chunk's extension
-            self.refuse(431)
+        if self._part:
+            self._end_part()
+        if self.begun > self.received:
+            if self._unreported > self.settings.max_head:  # trailers, or a chunk's extension
+                self.refuse(431)
+            elif self._chunks > _FREE_CHUNKS and self._chunked < _MIN_CHUNK * self._chunks:
+                self.refuse(400)
 
     def _parse_without_upgrade(self, head: bytes) -> None:
         """Parse a head again without its Upgrade header. The parser would take the body for another protocol's data."""
@@ -192,7 +231,7 @@ class RequestReader(HttpToolsProtocol):
 
     def _close_if_done(self) -> None:
         """Close a half-closed connection when all that was requested is answered."""
-        if self._is_half_closed and (self._is_lingering or (self.answered >= self.received and not self._is_scheduled)):
+        if self._is_half_closed and (self._is_lingering or (self.answered >= self.received and not self._is_queued)):
             self.transport.close()
 
     def _look_for_reset(self) -> None:
@@ -221,13 +260,25 @@ class RequestReader(HttpToolsProtocol):
         if len(self.headers) > self.settings.max_headers:
             self._reject(431)
         self._body_left = None
-        self._unreported = 0
+        self._unreported = self._empty = self._chunks = self._chunked = 0
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
-        """Add to the request's body."""
+        """Add to the request's body, of which there may be thousands of parts: `_end_part` does the rest for many."""
+        self._part += len(body)
+        self._chunks += 1
+        if not self.cycle.response_complete:
+            self.cycle.body += body
+
+    def _end_part(self) -> None:
+        """Let the application receive what was added to the body."""
         self._unreported = 0
-        super().on_body(body)
+        self._chunked += self._part
+        if self.cycle.response_complete:
+            return
+        if len(self.cycle.body) > HIGH_WATER_LIMIT:
+            self.flow.pause_reading()
+        self.cycle.message_event.set()
 
     def on_message_complete(self) -> None:
         """Count a request that was received completely."""

@@ -25,6 +25,7 @@ from service.handover.plain_errors import plain_error
 from service.handover.protocol import RequestProtocol
 from service.handover.recorder import Recorder
 from service.handover.slow_clients import SlowClients
+from service.handover.turns import Turns
 from service.metrics import Metrics
 from service.routing.canary import Side
 from service.routing.mirror import Mirror, MirrorOutcome
@@ -82,6 +83,7 @@ class SlotServer(Server):
         self.clients: Clients[Connection] = Clients(settings)
         self.busy: set[RequestProtocol] = set()
         self.slow_clients = SlowClients()
+        self.turns = Turns()
         self._state_file = state_file
         self._public = Acceptor(public, self._admit_client)
         self._internal = Acceptor([internal], lambda client: self._admit(client, public=False))

@@ -1,0 +1,139 @@
+"""Well-behaved clients beside an attack, in a process of their own: what they notice of it.
+
+`python -m tests.attack.bystanders PORT PID` asks until its standard input ends, then prints a Report as JSON.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+
+import httpx
+import psutil
+
+from tests.box import CODE, Box
+
+PATIENCE = 10.0  # seconds that a client waits for an answer
+HEALTHZ_PAUSE = 0.01  # seconds between two questions of a client
+CHAT_PAUSE = 0.02
+CLIENTS = 2  # of each kind
+TOKENS = 20
+FLOOR = 0.05  # seconds that an answer may always take
+ATTEMPTS = 3  # an attack that harms does so every time; a busy machine does not
+
+
+@dataclass
+class Report:
+    """What the clients noticed: seconds of each answer, failures, and the worker's memory in bytes."""
+
+    healthz: list[float] = field(default_factory=list)
+    chat: list[float] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+    rss_before: int = 0
+    rss_most: int = 0
+
+    @property
+    def growth(self) -> int:
+        """Bytes of memory that the worker had more at some moment than before."""
+        return self.rss_most - self.rss_before
+
+    def p99(self, kind: str) -> float:
+        """Seconds within which 99 of 100 answers came."""
+        times = sorted(getattr(self, kind))
+        return float(times[int(len(times) * 0.99)]) if times else float("inf")
+
+    def __str__(self) -> str:
+        return (
+            f"healthz p99 {self.p99('healthz') * 1000:.0f} ms of {len(self.healthz)}, "
+            f"chat p99 {self.p99('chat') * 1000:.0f} ms of {len(self.chat)}, "
+            f"{len(self.failures)} failures {self.failures[:2]}, {self.growth >> 20} MiB more"
+        )
+
+
+@contextmanager
+def bystanders(box: Box, slot: str = "blue") -> Iterator[Report]:
+    """Run the clients beside the block; the report is complete after it."""
+    [worker] = box.generation(slot).alive_workers
+    port = box.listen.split(":")[1]
+    command = [sys.executable, "-m", "tests.attack.bystanders", port, str(worker.pid)]
+    clients = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=CODE, text=True)
+    assert clients.stdout
+    clients.stdout.readline()  # they have begun
+    report = Report()
+    try:
+        yield report
+    finally:
+        out, _ = clients.communicate(timeout=2 * PATIENCE)
+        vars(report).update(json.loads(out))
+
+
+def harm(idle: Report, report: Report, *, growth: int) -> str:
+    """Return what an attack did to the clients; empty if they noticed nothing. `growth`: bytes that it may cost."""
+    found = []
+    if report.failures:
+        found.append("failures")
+    if report.p99("healthz") > max(FLOOR, 5 * idle.p99("healthz")):
+        found.append("slow healthz")
+    if report.p99("chat") > max(FLOOR, 3 * idle.p99("chat")):
+        found.append("slow chat")
+    if report.growth > growth:
+        found.append("memory")
+    return f"{', '.join(found)}: {report}; without the attack {idle}" if found else ""
+
+
+async def _ask(port: int, pid: int) -> Report:
+    worker = psutil.Process(pid)
+    report = Report(rss_before=worker.memory_info().rss)
+    stop = asyncio.Event()
+    limits = httpx.Limits(max_connections=2 * CLIENTS)
+
+    async def ask(client: httpx.AsyncClient, kind: str, pause: float) -> None:
+        body = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": TOKENS}
+        while not stop.is_set():
+            began = time.monotonic()
+            try:
+                if kind == "healthz":
+                    reply = await client.get("/healthz")
+                else:
+                    reply = await client.post("/v1/chat/completions", json=body)
+                if reply.status_code != 200:
+                    report.failures.append(f"{kind}: {reply.status_code} {reply.text[:80]}")
+            except httpx.HTTPError as error:
+                report.failures.append(f"{kind}: {error!r}")
+            getattr(report, kind).append(time.monotonic() - began)
+            await asyncio.sleep(pause)
+
+    async def watch() -> None:
+        while not stop.is_set():
+            try:
+                report.rss_most = max(report.rss_most, worker.memory_info().rss)
+            except psutil.NoSuchProcess:
+                report.failures.append("the worker has ended")
+                return
+            await asyncio.sleep(0.02)
+
+    async def wait_for_end() -> None:
+        await asyncio.to_thread(sys.stdin.read)
+        stop.set()
+
+    base = f"http://127.0.0.1:{port}"
+    async with httpx.AsyncClient(base_url=base, limits=limits, timeout=PATIENCE, trust_env=False) as client:
+        await client.get("/healthz")
+        print(flush=True)
+        async with asyncio.TaskGroup() as group:
+            for _ in range(CLIENTS):
+                group.create_task(ask(client, "healthz", HEALTHZ_PAUSE))
+                group.create_task(ask(client, "chat", CHAT_PAUSE))
+            group.create_task(watch())
+            group.create_task(wait_for_end())
+    return report
+
+
+if __name__ == "__main__":
+    print(json.dumps(asdict(asyncio.run(_ask(int(sys.argv[1]), int(sys.argv[2]))))))
