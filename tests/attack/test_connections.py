@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 import random
 import socket
 import threading
@@ -24,6 +26,14 @@ GROWTH = 96 << 20  # bytes: of 64 attacking connections each may make the worker
 SMALL = b"GET /healthz HTTP/1.1\r\n\r\n"
 CHUNKED = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
 UPLOAD = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n"
+
+
+CHANCE = random.Random(7)
+GARBAGE = [
+    CHANCE.choice([b"GET / HTTP/1.1\r\n", CHUNKED, b"", b"PUT ", b"\r\n" * 9])
+    + CHANCE.randbytes(CHANCE.randrange(2000))
+    for _ in range(500)
+]
 
 
 def pieces(head: bytes, piece: bytes) -> Callable[[], Iterator[bytes]]:
@@ -51,10 +61,7 @@ def slowly(head: bytes, pause: float) -> Callable[[], Iterator[bytes]]:
 
 def garbage() -> Iterator[bytes]:
     """Bytes that begin like HTTP, and go on at random."""
-    chance = random.Random(7)
-    while True:
-        start = chance.choice([b"GET / HTTP/1.1\r\n", CHUNKED, b"", b"PUT ", b"\r\n" * 9])
-        yield start + chance.randbytes(chance.randrange(2000))
+    return itertools.cycle(random.sample(GARBAGE, len(GARBAGE)))
 
 
 ATTACKS: dict[str, tuple[int, Callable[[], Iterator[bytes]]]] = {
@@ -97,6 +104,7 @@ def assault(box: Box, connections: int, attack: Callable[[], Iterator[bytes]], s
     deadline = time.monotonic() + seconds
 
     def run() -> None:
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 15)  # an attacker has a machine of his own
         while time.monotonic() < deadline:
             with suppress(OSError), socket.socket() as client:
                 client.bind((ATTACKER, 0))
