@@ -227,16 +227,12 @@ def test_a_worker_that_drains_for_long_is_not_killed(stocked_box: Box) -> None:
         settings.write("GUNICORN_CMD_ARGS=--timeout 3\n")
     stocked_box.glmctl("deploy", "1.0.0")
     host, port = stocked_box.listen.split(":")
-    body = json.dumps(SHORT).encode()
+    body = json.dumps(SHORT | {"max_tokens": 4000}).encode()  # 8 s of the dummy engine
     with socket.create_connection((host, int(port)), timeout=120) as slow:
         slow.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\n")
-        slow.sendall(b"content-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(body))
+        slow.sendall(b"content-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(body) + body)
         swap = stocked_box.begin("deploy", "1.1.0", "--strategy", "swap", "--bake", "0")
         stocked_box.await_phase(swap, "vacate")
-        for byte in body[:-1]:
-            slow.sendall(bytes([byte]))
-            time.sleep(8 / len(body))
-        slow.sendall(body[-1:])
         assert slow.recv(12) == b"HTTP/1.1 200"
     output, _ = swap.communicate(timeout=60)
     assert swap.returncode == 0, output
