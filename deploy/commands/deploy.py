@@ -16,6 +16,7 @@ from deploy.policy import Policy
 from deploy.reports import report
 from deploy.rollout import preflight, rollout, weights
 from deploy.rollout.plan import Context, Plan
+from service.contract.canary_file import HEADER
 
 _LIMITS = ("max_error_rate", "max_p95", "max_ttft_p95")
 _STRATEGIES = {
@@ -25,6 +26,13 @@ _STRATEGIES = {
     **{limit: {"overlap", "swap"} for limit in _LIMITS},
 }
 """Strategies in which an option has an effect; all, where it is not listed."""
+
+
+def _header(_: click.Context, __: click.Parameter, value: str | None) -> str | None:
+    """Refuse what the canary file may not hold."""
+    if value is not None and not HEADER.fullmatch(value):
+        raise click.BadParameter(f"{value!r} is not the name of a header")
+    return value
 
 
 @click.command()
@@ -53,6 +61,7 @@ _STRATEGIES = {
 )
 @click.option(
     "--sticky",
+    callback=_header,
     is_flag=False,
     flag_value="authorization",
     metavar="[HEADER]",

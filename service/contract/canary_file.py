@@ -12,12 +12,13 @@ from service.contract import atomic, fields
 from service.contract.cached_file import CachedFile
 from service.contract.slots import SLOTS
 
-__all__ = ["Canary", "CanaryFile"]
+__all__ = ["HEADER", "Canary", "CanaryFile"]
 
 logger = logging.getLogger("gunicorn.error")
 
 _WHOLE = 100  # percent
-_HEADER = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,256}")  # RFC 9110, token
+HEADER = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,256}")
+"""The name of a header: a token of RFC 9110."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ class CanaryFile:
         for name in ("weight", "mirror"):
             if not 0 <= getattr(canary, name) <= _WHOLE:
                 raise ValueError(f"{name} is {getattr(canary, name):g}, not a share in percent")
-        if canary.sticky is not None and not _HEADER.fullmatch(canary.sticky):
+        if canary.sticky is not None and not HEADER.fullmatch(canary.sticky):
             raise ValueError(f"sticky is {canary.sticky[:100]!r}, not the name of a header")
         return replace(canary, sticky=canary.sticky.lower() if canary.sticky else None)
 

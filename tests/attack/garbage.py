@@ -11,7 +11,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-__all__ = ["CONTENTS", "KINDS", "contents", "plant"]
+__all__ = ["BAD_VALUES", "CONTENTS", "KINDS", "contents", "plant"]
 
 CONTENTS: dict[str, bytes] = {
     "empty": b"",
@@ -27,6 +27,10 @@ CONTENTS: dict[str, bytes] = {
     "infinite": b'{"slot": "green", "weight": 1e999}',
     "surrogate": b'{"slot": "green", "weight": 1, "sticky": "\\ud800"}',
 }
+BAD_VALUES: list[Any] = [
+    None, True, -1, 2**63, 10**400, 1.5, float("nan"), float("inf"), 1e308, "", "x\x1b[2Jx", "\ud800", "a\0b", "../..",
+    "x" * 5000, [], [None], {}, {"": None},
+]  # fmt: skip
 KINDS = ("directory", "FIFO", "device", "socket", "loop", "dangling link", "link to a device", "huge file")
 
 _numbers = st.one_of(st.integers(), st.floats(), st.sampled_from([10**400, -(10**18), 2**63, 2**64, -1, 0, 1e308]))

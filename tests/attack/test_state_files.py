@@ -41,7 +41,8 @@ from service.contract.successor import Successor
 from service.contract.weights_order import WeightsOrderFile, own_order
 from service.contract.worker_state import WorkerState, WorkerStateFile
 from service.routing.ownership import Gate
-from tests.attack.garbage import CONTENTS, KINDS, contents, plant
+from tests.attack.garbage import BAD_VALUES, CONTENTS, KINDS, contents, plant
+from tests.box import Box, wait_for
 
 PROFILE = settings(deadline=None, derandomize=True, max_examples=60)
 TIME = "2026-01-01T00:00:00.000+00:00"
@@ -203,6 +204,19 @@ def test_any_content(name: str) -> None:
     check()
 
 
+@pytest.mark.parametrize("name", [name for name, (path, *_) in PLACES.items() if path.endswith(("json", "canary"))])
+def test_any_value_of_any_field(name: str) -> None:
+    """Each field with each bad value, one at a time: the rest of the document is good."""
+    relative, good, use = PLACES[name]
+    with new_host() as host:
+        path = host.root.parent / relative
+        prepare(host, path)
+        for field in good:
+            for value in BAD_VALUES:
+                path.write_text(json.dumps(good | {field: value}))
+                use(host)
+
+
 @pytest.mark.parametrize("what", [*KINDS, *CONTENTS])
 @pytest.mark.parametrize("name", USES)
 def test_anything_in_place_of_a_file(name: str, what: str) -> None:
@@ -318,3 +332,27 @@ def test_the_bounded_reader(tmp_path: Path, what: str) -> None:
     if what in {"FIFO", "directory", "loop"}:
         with pytest.raises(OSError):
             locks.check(tmp_path / "x")
+
+
+def test_a_live_host_beside_garbage(stocked_live: Box) -> None:
+    """Workers go on whatever lies in place of the canary, doctor names it, and a damaged record is written again."""
+    box = stocked_live
+    before = [worker.pid for worker in box.generation("blue").alive_workers]
+    canary = box.host.runtime / "canary"
+    for what in (*KINDS, "list", "null", "half", "NaN", "nested"):
+        plant(canary, what)
+        for _ in range(5):
+            answer = box.get("/version")
+            assert (answer.status_code, answer.headers["x-slot"]) == (200, "blue")
+        box.glmctl("status")
+        if what != "dangling link":
+            finding = next(one for one in box.json("doctor", expect=1)["findings"] if not one["good"])
+            assert finding["what"].startswith(f"{canary} is ignored: ")
+        subprocess.run(["rm", "-rf", canary], check=True)
+    record = box.host.runtime / "blue/1/generation.json"
+    for what in ("list", "FIFO", "loop"):
+        record.unlink()
+        plant(record, what)
+        wait_for(lambda: generations.current(box.host.runtime, "blue"), 10)
+    assert [worker.pid for worker in box.generation("blue").alive_workers] == before
+    assert all(one["good"] for one in box.json("doctor")["findings"] if str(box.host.runtime) in one["what"])
