@@ -42,7 +42,7 @@ class Settings(BaseSettings):
     max_pixels: int = Field(default=50_000_000, ge=1, description="pixels of one image, checked before it is decoded")
     max_queue: int = Field(default=256, ge=1, description="interactive requests that may wait for a row; more get 429")
     client_rows: float = Field(
-        default=1, gt=0, le=1, description="part of the rows that one address may hold even if no other waits"
+        default=0.9, gt=0, le=1, description="part of the rows that one address may hold even if no other waits"
     )
     max_wait: float = Field(default=60, gt=0, description="time a request may wait for a row before it gets 429")
     max_seconds: float = Field(default=600, gt=0, description="longer answers end with finish_reason length")

@@ -333,3 +333,22 @@ def test_client_of_one_byte_does_not_hold_a_rollout(box: Box) -> None:
         assert client.recv(100).startswith(b"HTTP/1.1 408 ")
     receipt = record["receipt"]
     assert (receipt["client_aborted"], receipt["cut"], receipt["lost"], receipt["adds_up"]) == (1, 0, 0, True)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("sent", "line"),
+    [
+        (b"\x16\x03\x01", "refused with 400: 127.0.0.1 - -: The request is no valid HTTP."),
+        (b"GET /he", "refused with 408: 127.0.0.1 - -: The request took too long to arrive."),
+        (UPLOAD, "refused with 408: 127.0.0.1 POST /upload: The request took too long to arrive."),
+    ],
+)
+async def test_what_no_application_sees_is_logged(
+    host: Host, sent: bytes, line: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With address and reason, at the rate of other refusals."""
+    client = await host.client()
+    client.send(sent)
+    await client.reply()
+    assert line in caplog.text

@@ -6,9 +6,9 @@ from collections.abc import Iterable
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
-__all__ = ["plain_error"]
+__all__ = ["TEXTS", "plain_error"]
 
-_TEXTS = {
+TEXTS = {
     400: "The request is no valid HTTP.",
     408: "The request took too long to arrive.",
     414: "The URL is too long.",
@@ -19,7 +19,7 @@ _TEXTS = {
 
 def plain_error(status: int, headers: Iterable[tuple[bytes, bytes]]) -> bytes:
     """Return a whole response of 400, 408, 414, 431 or 503, after which the connection is closed."""
-    text = _TEXTS[status].encode()
+    text = TEXTS[status].encode()
     lines = [b"%b: %b\r\n" % header for header in headers]
     length = b"content-length: %d\r\n" % len(text)
     lines += [b"content-type: text/plain; charset=utf-8\r\n", length, b"connection: close\r\n\r\n"]

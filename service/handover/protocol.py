@@ -9,11 +9,12 @@ from uvicorn.config import Config
 from uvicorn.server import ServerState
 
 from service.contract.worker_state import Ledger
-from service.handover.plain_errors import plain_error
+from service.handover.plain_errors import TEXTS, plain_error
 from service.handover.reader import RequestReader
 from service.handover.recorder import Recorder
 from service.handover.slow_clients import SlowClients
 from service.handover.turns import Turns
+from service.refusals import RefusalLog
 from service.routing.mirror import Mirror
 from service.settings import Settings
 from service.timing import MIRRORED_HEADER, Message, Receive, ResponseTimer, Send
@@ -35,6 +36,7 @@ class RequestServer(Protocol):
     """The client connections with a request in flight."""
     slow_clients: SlowClients
     turns: Turns
+    refusals: RefusalLog
 
     @property
     def ledger(self) -> Ledger:
@@ -211,6 +213,9 @@ class RequestProtocol(RequestReader):
 
     def _respond(self, status: int) -> None:
         self.slot_server.slow_clients.receiving.discard(self)
+        is_known = self.scope is not None and not self._has_partial_head
+        method, path = (self.scope.get("method", ""), self.url.partition(b"?")[0]) if is_known else ("", b"")
+        self.slot_server.refusals.add(self.address, method or "-", path.decode("latin-1") or "-", status, TEXTS[status])
         self.close_after(plain_error(status, self.server_state.default_headers))
 
     def _time_out(self) -> None:

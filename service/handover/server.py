@@ -21,12 +21,13 @@ from service.handover.acceptor import Acceptor
 from service.handover.clients import Clients, address_of
 from service.handover.connection import Connection
 from service.handover.fd_passing import FdReceiver, Outcome, send_fd
-from service.handover.plain_errors import plain_error
+from service.handover.plain_errors import TEXTS, plain_error
 from service.handover.protocol import RequestProtocol
 from service.handover.recorder import Recorder
 from service.handover.slow_clients import SlowClients
 from service.handover.turns import Turns
 from service.metrics import Metrics
+from service.refusals import RefusalLog
 from service.routing.canary import Side
 from service.routing.mirror import Mirror, MirrorOutcome
 from service.routing.ownership import Gate
@@ -84,6 +85,7 @@ class SlotServer(Server):
         self.busy: set[RequestProtocol] = set()
         self.slow_clients = SlowClients()
         self.turns = Turns()
+        self.refusals = RefusalLog()
         self._state_file = state_file
         self._public = Acceptor(public, self._admit_client)
         self._internal = Acceptor([internal], lambda client: self._admit(client, public=False))
@@ -257,6 +259,7 @@ class SlotServer(Server):
         if self.clients.admits(address_of(client)):
             self._admit(client, public=True)
             return
+        self.refusals.add(address_of(client), "-", "-", 503, TEXTS[503])
         with client, suppress(OSError):
             client.send(plain_error(503, self.server_state.default_headers))
             client.shutdown(socket.SHUT_WR)
