@@ -45,6 +45,12 @@ class DrainCut(GlmError):
             hint="--drain sets a longer deadline",
         )
 
+    @classmethod
+    def of_frozen(cls, lost: int, slot: str) -> DrainCut:
+        """Return the error for requests of `slot` that were lost with frozen workers, which were killed."""
+        were = "request was" if lost == 1 else "requests were"
+        return cls(f"{lost} {were} lost with frozen workers of {slot}, which were killed")
+
 
 class Locked(GlmError):
     """Another rollout is in progress."""

@@ -60,7 +60,7 @@ class Moments:
 class _ScriptedSystemd(Systemd):
     context: ScriptedContext | None = None
 
-    def stop(self, unit: str) -> None:
+    def stop(self, unit: str, watch: Callable[[], object] = lambda: None) -> None:
         self._end(unit, "stop")
 
     def kill_main(self, unit: str, signal: str) -> None:

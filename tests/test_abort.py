@@ -48,9 +48,10 @@ class Judge:
     def update(self) -> None:
         self.moments.tick()
 
-    def conclude(self) -> None:
+    def conclude(self) -> bool:
         self.moments.tick()
         self.moments.tick()
+        return True
 
 
 class Play:
@@ -99,7 +100,7 @@ class Play:
             enter(entry, phase)  # type: ignore[arg-type]
             moments.tick()
 
-        def rename(_: Rollout, slot: str) -> None:
+        def rename(_: Rollout, slot: str, __: object) -> None:
             moments.tick()
             slots.go_live(slot)
             self.written.append("live")
@@ -109,9 +110,12 @@ class Play:
         monkeypatch.setattr(stepping, "time", Clock(moments))
         monkeypatch.setattr(stepping, "Judge", Judge)
         monkeypatch.setattr(stepping, "require_healthy", moments.tick)
+        monkeypatch.setattr(stepping, "require_alive", lambda _: None)
+        monkeypatch.setattr(cutting, "require_alive", lambda _: None)
         monkeypatch.setattr(stepping, "in_flight", lambda _: 0)
         monkeypatch.setattr(cutting, "rename", rename)
         monkeypatch.setattr(hooks, "run", moments.tick)
+        monkeypatch.setattr(hooks, "begin", moments.tick)
         monkeypatch.setattr(CanaryFile, "write", write_step)
         monkeypatch.setattr(CanaryFile, "remove", remove)
         monkeypatch.setattr(Entry, "enter", enter_phase)

@@ -62,6 +62,8 @@ class Receipt(Sums):
 
     probes: int = 0
     """Of the accepted: requests of this controller to the public socket."""
+    unread: int = 0
+    """Requests, at least, that frozen workers had not read when the controller killed them. They are in no line."""
     killed: int = 0
     """Workers that were killed, or whose master was: nobody knows which connections they had received."""
     lines: list[Line] = Field(default_factory=list)
@@ -71,6 +73,12 @@ class Receipt(Sums):
     def adds_up(self) -> bool:
         """Whether every line adds up, and every connection that was handed over was received."""
         return all(line.adds_up for line in self.lines) and self.unadopted == 0
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def lost(self) -> int:
+        """Requests that failed, and those that no worker had read."""
+        return self.failed + self.unread
 
     @computed_field  # type: ignore[prop-decorator]
     @property
@@ -147,11 +155,12 @@ def _moved(counts: Snapshot) -> list[tuple[int, int]]:
     return [(count.numbers["handed_out"], count.numbers["adopted"]) for count in counts.values()]
 
 
-def settled(host: Host, before: Snapshot, *, probes: int = 0) -> Receipt:
+def settled(host: Host, before: Snapshot, *, probes: int = 0, unread: int = 0) -> Receipt:
     """Return the receipt of what has happened since a snapshot; waits _GRACE for connections that are on their way."""
     deadline = time.monotonic() + _GRACE
     while (receipt := compute(before, snapshot(host), probes=probes)).unadopted and time.monotonic() < deadline:
         time.sleep(_POLL)
+    receipt.unread = unread
     return receipt
 
 

@@ -119,6 +119,10 @@ def receipt_sentence(receipt: Receipt) -> str:
         return "The counts do not add up: a worker was killed before it wrote its last counts."
     if receipt.lost:
         cut = f", {receipt.cut} of them cut by the drain deadline" if receipt.cut else ""
+        if receipt.unread:
+            sent = receipt.accepted + receipt.unread
+            unread = f", {receipt.unread} of them unread by frozen workers"
+            return f"At least {receipt.lost} of {sent} requests failed{cut}{unread}."
         return f"{receipt.lost} of {count(receipt.accepted, 'request')} failed{cut}. All are accounted for."
     match receipt.accepted:
         case 0:

@@ -7,10 +7,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from deploy.errors import Degraded
+from deploy.rollout import hooks
 from deploy.rollout.judge import Judge
 from deploy.rollout.plan import Rollout
 from deploy.rollout.rollback_request import RollbackRequest
-from deploy.rollout.waiting import POLL, UNIT_POLL, in_flight, require_healthy
+from deploy.rollout.waiting import POLL, UNIT_POLL, in_flight, require_alive, require_healthy
 
 __all__ = ["bake", "watch"]
 
@@ -34,19 +35,25 @@ def watch(rollout: Rollout, seconds: float) -> None:
         now = time.monotonic()
         if now >= next_update:
             judge.update()
-        if now >= deadline:
-            judge.conclude()
+        have_hooks_ended = hooks.advance(rollout)
+        is_over = now >= deadline and have_hooks_ended and judge.conclude()
         with _while_live(rollout):
             if request.is_made:
                 raise Degraded("the operator rolled it back", by_operator=True)
-            if now >= next_update:
+            require_alive(rollout)
+            if now >= next_update or is_over:
                 next_update = now + UNIT_POLL
                 require_healthy(rollout)
-            if now >= deadline:
+            if is_over:
                 rollout.enter("retire", f"{rollout.old} finishes its requests")
                 return
-        rollout.context.display.progress(f"{deadline - now:.0f} s left, {in_flight(rollout)} in flight, {judge}")
-        time.sleep(min(POLL, max(0.0, deadline - now)))
+        rollout.context.display.progress(_progress(rollout, judge, deadline - now))
+        time.sleep(POLL if now >= deadline else min(POLL, deadline - now))
+
+
+def _progress(rollout: Rollout, judge: Judge, left: float) -> str:
+    what = f"{left:.0f} s left" if left > 0 else "the last checks"
+    return f"{what}, {in_flight(rollout)} in flight, {judge}"
 
 
 @contextmanager

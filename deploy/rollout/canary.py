@@ -8,7 +8,7 @@ from deploy.errors import Degraded, Refused
 from deploy.journal.journal import Journal
 from deploy.rollout.judge import Judge
 from deploy.rollout.plan import Context, Rollout
-from deploy.rollout.waiting import UNIT_POLL, in_flight, require_healthy
+from deploy.rollout.waiting import POLL, UNIT_POLL, in_flight, require_alive, require_healthy
 from service.contract.canary_file import Canary, CanaryFile
 
 __all__ = ["abort", "canary", "require_not_aborted"]
@@ -66,11 +66,17 @@ def _enter_step(rollout: Rollout, step: int, weight: float) -> None:
 def _watch(rollout: Rollout, judge: Judge) -> None:
     """Wait until the step has ended or was promoted."""
     length = rollout.plan.step
-    deadline = None if length is None else time.monotonic() + length
-    while not require_not_aborted(rollout).promoted and (deadline is None or time.monotonic() < deadline):
-        require_healthy(rollout)
-        judge.update()
-        left = "`glmctl promote` or `abort`" if deadline is None else f"{deadline - time.monotonic():.0f} s left"
+    next_update = time.monotonic()
+    deadline = None if length is None else next_update + length
+    is_over = False
+    while not (is_over and judge.conclude()):
+        now = time.monotonic()
+        is_over = require_not_aborted(rollout).promoted or (deadline is not None and now >= deadline)
+        require_alive(rollout)
+        if now >= next_update:
+            next_update = now + UNIT_POLL
+            require_healthy(rollout)
+            judge.update()
+        left = "`glmctl promote` or `abort`" if deadline is None else f"{max(0.0, deadline - now):.0f} s left"
         rollout.context.display.progress(f"{left}, {in_flight(rollout)} in flight in the candidate, {judge}")
-        time.sleep(UNIT_POLL)
-    judge.conclude()
+        time.sleep(POLL)

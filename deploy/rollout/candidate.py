@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from deploy.display import count
-from deploy.errors import NotReady
+from deploy.errors import DrainCut, NotReady
 from deploy.rollout.checks import checks_of, run_checks
+from deploy.rollout.liveness import answer_of
 from deploy.rollout.new_generation import NewGeneration
 from deploy.rollout.plan import Rollout
-from deploy.rollout.retire import stop_idle
+from deploy.rollout.retire import retire_slot, stop_idle
 from deploy.rollout.slot_client import SlotClient
 from deploy.rollout.swap import revive
 from deploy.rollout.waiting import is_warm
@@ -54,9 +57,10 @@ def verify(rollout: Rollout) -> None:
     version = rollout.plan.version
     release = rollout.context.releases.get(version)
     rollout.enter("verify", f"{count(len(checks_of(release)), 'check')} on {rollout.candidate}")
-    if (served := SlotClient(rollout.context.host, rollout.candidate).version()) != version:
-        raise NotReady(f"{rollout.candidate} serves {served} instead of {version}")
-    run_checks(rollout.context, release, rollout.candidate)
+    host, slot, watch = rollout.context.host, rollout.candidate, rollout.liveness.require
+    if (served := answer_of(SlotClient(host, slot).version, watch)) != version:
+        raise NotReady(f"{slot} serves {served} instead of {version}")
+    answer_of(lambda: run_checks(host, release, slot), watch)
 
 
 def remove(rollout: Rollout) -> None:
@@ -68,9 +72,19 @@ def remove(rollout: Rollout) -> None:
     if rollout.old is None:  # the first version of the host may be live, and there is no other one
         if context.slots.live == rollout.candidate:
             context.slots.go_live(None)
-        context.systemd.stop(rollout.unit)
+        context.systemd.stop(rollout.unit, rollout.frozen_in(rollout.candidate).look)
     else:
-        stop_idle(context, rollout.candidate)
+        _stop(rollout)
     context.slots.point(rollout.candidate, rollout.record.slot_held)
     if rollout.is_swap and rollout.old:
         revive(rollout, rollout.old)
+
+
+def _stop(rollout: Rollout) -> None:
+    """Stop the candidate. Its workers finish the requests of a canary; not if they answer nothing."""
+    frozen = rollout.frozen_in(rollout.candidate)
+    if rollout.liveness.is_frozen:
+        with suppress(DrainCut):
+            retire_slot(rollout.context, rollout.candidate, rollout.drain, frozen)
+    else:
+        stop_idle(rollout.context, rollout.candidate, frozen)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from deploy.errors import NotReady
+from deploy.host import Host
 from deploy.releases.store import Release
-from deploy.rollout.plan import Context
 from deploy.rollout.slot_client import SlotClient, data_url
 from service.contract import checks
 from service.contract.checks import DEFAULT_CHECKS, Check
@@ -17,12 +17,10 @@ def checks_of(release: Release) -> tuple[Check, ...]:
     return checks.parse(release.manifest.checks) or DEFAULT_CHECKS
 
 
-def run_checks(context: Context, release: Release, slot: str) -> None:
+def run_checks(host: Host, release: Release, slot: str) -> None:
     """Send the checks through the internal socket of `slot`; raises NotReady with the first failure."""
-    found = checks_of(release)
-    client = SlotClient(context.host, slot)
-    for number, check in enumerate(found, start=1):
-        context.display.progress(f"check {number} of {len(found)}")
+    client = SlotClient(host, slot)
+    for check in checks_of(release):
         image = check.image
         if image and not image.startswith("data:"):
             image = data_url(release.path / image)

@@ -41,9 +41,11 @@ def recorded(rollout: Rollout, undo: Undo) -> Iterator[None]:
                 rollout.end("done", reason=f"{degraded}; {rollout.kept}")
                 raise GlmError(f"{rollout.plan.version} is to be rolled back: {degraded}; {rollout.kept}") from degraded
             hooks.run(rollout, "on_rollback")
+        hooks.finish(rollout)
         rollout.end("rolled back", reason=str(degraded))
         raise RolledBack(f"{rollout.plan.version} was rolled back: {degraded}") from degraded
     except BaseException as error:
+        hooks.stop(rollout)
         phase = rollout.record.phase
         outcome = _outcome(error) if _undo(rollout, undo, error) else "done"
         rollout.end(outcome, reason="; ".join(filter(None, (_reason(error), rollout.kept))))

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Callable, Generator
 from contextlib import suppress
 from typing import Literal
 
@@ -17,11 +18,12 @@ from deploy.journal.record import HookRun
 from deploy.policy import Policy
 from deploy.rollout.plan import Context, Rollout
 
-__all__ = ["When", "require", "run"]
+__all__ = ["When", "advance", "begin", "finish", "require", "run", "stop"]
 
 When = Literal["pre_cutover", "post_cutover", "on_rollback"]
 
 _KEPT = 300  # characters of a command's output in the record
+_POLL = 0.02  # seconds
 _NOT_FOUND = 127  # the exit code of a shell for a command that cannot be run
 
 
@@ -39,12 +41,42 @@ def require(context: Context) -> None:
             )
 
 
-def run(rollout: Rollout, when: When) -> None:
-    """Run the commands of `when` in order and add them to the record.
+def run(rollout: Rollout, when: When, watch: Callable[[], None] = lambda: None) -> None:
+    """Run the commands of `when` in order and add them to the record; those that were begun before are finished first.
 
-    Raises NotReady if one of `pre_cutover` fails, and Refused if glm.toml is invalid then; later failures are displayed
-    and change nothing.
+    `watch` is called several times a second meanwhile; if it raises, the command is killed. Raises NotReady if one of
+    `pre_cutover` fails, and Refused if glm.toml is invalid then; later failures are displayed and change nothing.
     """
+    finish(rollout)
+    for _ in _run(rollout, when):
+        watch()
+
+
+def begin(rollout: Rollout, when: When) -> None:
+    """Run the commands of `when` beside what follows, in which `advance` is to be called again and again."""
+    rollout.hooks = _run(rollout, when)
+    advance(rollout)
+
+
+def advance(rollout: Rollout) -> bool:
+    """Go on with the commands that were begun; returns whether they have ended."""
+    return rollout.hooks is None or next(rollout.hooks, True) is True
+
+
+def finish(rollout: Rollout) -> None:
+    """Wait for the commands that were begun."""
+    while not advance(rollout):
+        pass
+
+
+def stop(rollout: Rollout) -> None:
+    """Kill the command that was begun, and run no further one."""
+    if rollout.hooks is not None:
+        rollout.hooks.close()
+
+
+def _run(rollout: Rollout, when: When) -> Generator[None]:
+    """Run the commands in order; yields several times a second while one runs, and kills it when it is closed."""
     try:
         hooks = Policy.of(rollout.context.host).hooks
     except Refused as error:
@@ -54,7 +86,7 @@ def run(rollout: Rollout, when: When) -> None:
         return
     for command in getattr(hooks, when):
         rollout.context.display.progress(f"{when}: {command}")
-        done = _run(command, when, rollout, hooks.timeout)
+        done = yield from _run_command(command, when, rollout, hooks.timeout)
         rollout.record.hooks.append(done)
         if done.code == 0:
             continue
@@ -64,7 +96,7 @@ def run(rollout: Rollout, when: When) -> None:
         rollout.context.display.line(f"[yellow]note[/] {failure}")
 
 
-def _run(command: str, when: When, rollout: Rollout, timeout: float) -> HookRun:
+def _run_command(command: str, when: When, rollout: Rollout, timeout: float) -> Generator[None, None, HookRun]:
     began = time.monotonic()
     document = json.dumps({"event": when} | rollout.record.model_dump())
     code, output = None, ""
@@ -84,10 +116,16 @@ def _run(command: str, when: When, rollout: Rollout, timeout: float) -> HookRun:
     else:
         with process:
             try:
-                output, _ = process.communicate(document, timeout=timeout)
-                code = process.returncode
-            except subprocess.TimeoutExpired:
-                _kill(process)
+                stdin: str | None = document
+                while time.monotonic() < began + timeout:
+                    with suppress(subprocess.TimeoutExpired):
+                        output, _ = process.communicate(stdin, timeout=_POLL)
+                        code = process.returncode
+                        break
+                    stdin = None  # later calls go on with the first one's
+                    yield
+                else:
+                    _kill(process)
             except BaseException:
                 _kill(process)
                 raise

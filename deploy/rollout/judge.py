@@ -16,6 +16,7 @@ from deploy.journal.record import Strategy, now, seconds_between
 from deploy.policy import Limits
 from deploy.rollout.checks import run_checks
 from deploy.rollout.plan import Rollout
+from deploy.rollout.question import Question
 
 __all__ = ["MIN_SPAN", "WARM_UP", "Judge"]
 
@@ -49,6 +50,7 @@ class Judge:
         limits = rollout.plan.analysis or Limits(enabled=False)
         self._rollout, self._limits = rollout, limits
         self._began = self._checked = time.monotonic() if began is None else began
+        self._checks: Question[None] | None = None
         self._is_bake = window == "bake"
         self._times_from = self._began + WARM_UP[rollout.plan.strategy]
         self._counts_from = self._times_from if self._is_bake else self._began
@@ -68,21 +70,27 @@ class Judge:
         self._add_live(rollout.reference)
 
     def update(self) -> None:
-        """Compare the responses so far, and repeat the checks when they are due; raises Degraded."""
+        """Compare the responses so far, and repeat the checks when they are due; raises Degraded.
+
+        The checks run in a thread, and their result is found at a later call.
+        """
         if not self._limits.enabled:
             return
         self._compare()
-        if time.monotonic() - self._checked >= self._limits.checks_every:
-            self._run_checks()
+        self._have_passed(self._limits.checks_every)
 
-    def conclude(self) -> None:
-        """Compare and check a last time, and record the verdict; raises Degraded."""
+    def conclude(self) -> bool:
+        """Repeat the checks a last time, then compare, and record the verdict; raises Degraded.
+
+        Returns False while the checks run: it is to be called again.
+        """
         if not self._limits.enabled:
-            return
+            return True
+        if not self._have_passed(_CHECKED):
+            return False
         self._compare(last=True)
-        if time.monotonic() - self._checked >= _CHECKED:
-            self._run_checks()
         self._record("not worse" if self._comparison.has_enough_requests else "too few requests")
+        return True
 
     def __str__(self) -> str:
         return str(self._comparison) if self._limits.enabled else "no analysis"
@@ -114,15 +122,22 @@ class Judge:
         self._comparison.before.add(before)
         self._comparison.live.add(beside)
 
-    def _run_checks(self) -> None:
-        context = self._rollout.context
-        try:
-            run_checks(context, context.releases.get(self._rollout.plan.version), self._rollout.candidate)
-        except NotReady as error:
-            reason = f"when its checks were repeated: {error}"
-            self._record("worse", reason)
-            raise Degraded(reason) from error
-        self._checked = time.monotonic()
+    def _have_passed(self, age: float) -> bool:
+        """Return whether the checks have passed in the last `age` seconds; if not, run them. Raises Degraded."""
+        if self._checks is None and time.monotonic() - self._checked >= age:
+            context, slot = self._rollout.context, self._rollout.candidate
+            release = context.releases.get(self._rollout.plan.version)
+            self._checks = Question(lambda: run_checks(context.host, release, slot))
+        elif self._checks is not None and self._checks.is_answered:
+            checks, self._checks = self._checks, None
+            try:
+                checks.answer  # noqa: B018
+            except NotReady as error:
+                reason = f"when its checks were repeated: {error}"
+                self._record("worse", reason)
+                raise Degraded(reason) from error
+            self._checked = time.monotonic()
+        return self._checks is None
 
     def _record(self, outcome: Literal["not worse", "worse", "too few requests"], reason: str | None = None) -> None:
         verdict = self._verdict

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from collections.abc import Generator
+from dataclasses import dataclass, field
 
 from rich.markup import escape
 
@@ -16,6 +17,8 @@ from deploy.journal.journal import Entry
 from deploy.journal.record import Kind, Phase, Record, RecordedLimits, Strategy
 from deploy.policy import Limits
 from deploy.releases.store import Releases
+from deploy.rollout.frozen import FrozenWorkers
+from deploy.rollout.liveness import Liveness
 from deploy.rollout.probe import Probe
 from deploy.systemd.systemctl import Systemd
 from deploy.systemd.timers import Timers
@@ -23,6 +26,7 @@ from service.contract.slots import Slots
 
 __all__ = ["Context", "Plan", "Rollout"]
 
+_FROZEN_DRAIN = 3.0  # seconds for requests of a slot that answers nothing, although its workers run
 _WORKER_PUBLISH = 0.1  # seconds within which workers write their last counts
 
 
@@ -116,11 +120,16 @@ class Rollout:
     """In which phase the controller that began it died; None while it is the one that runs."""
     kept: str | None = None
     """Why the candidate stays live although it should be undone; None if that is not so."""
+    frozen: dict[str, FrozenWorkers] = field(default_factory=dict)
+    """By slot."""
+    hooks: Generator[None] | None = None
+    """The operator's commands that run beside the bake."""
     is_guarded: bool = False
     """Whether the timer runs that resumes the rollout if this process dies."""
 
     def __post_init__(self) -> None:
         self.probe = Probe(self.context.systemd.listen)
+        self.liveness = Liveness(self.context.host, self.candidate, self.frozen_in(self.candidate).heartbeats)
         self.reference = Reference(self.context.host, self.old or "", self.entry.record.previous or "")
 
     @classmethod
@@ -152,6 +161,12 @@ class Rollout:
         plan = Plan.of(record)
         return cls(context, plan, entry, record.slot, record.previous_slot, before, interruption=interruption)
 
+    def frozen_in(self, slot: str) -> FrozenWorkers:
+        """Return the frozen workers of `slot`: those that were silent in an earlier phase are known in a later one."""
+        if slot not in self.frozen:
+            self.frozen[slot] = FrozenWorkers(self.context.host, self.context.systemd, slot)
+        return self.frozen[slot]
+
     @property
     def record(self) -> Record:
         """The record in the journal."""
@@ -166,6 +181,11 @@ class Rollout:
     def unit(self) -> str:
         """The candidate's unit."""
         return self.context.host.unit(self.candidate)
+
+    @property
+    def drain(self) -> float:
+        """How many seconds the candidate has for the requests in flight once the old slot is live again."""
+        return min(self.plan.drain, _FROZEN_DRAIN) if self.liveness.is_frozen else self.plan.drain
 
     def enter(self, phase: Phase, text: str) -> None:
         """Write to the journal that `phase` begins, then display it.
@@ -192,7 +212,8 @@ class Rollout:
             self.record.pause_ms = self.probe.longest_ms
         time.sleep(_WORKER_PUBLISH)
         probes = self.probes + self.probe.answered
-        receipt = receipts.settled(self.context.host, self.before, probes=probes)
+        unread = sum(one.unread for one in self.frozen.values())
+        receipt = receipts.settled(self.context.host, self.before, probes=probes, unread=unread)
         reason = ": ".join(filter(None, (self.interruption, reason))) or None
         self.entry.end(outcome, reason=reason, receipt=receipt)
         if self.is_guarded and not self.entry.unrecorded:  # else it ends the record once there is room

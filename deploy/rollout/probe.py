@@ -11,7 +11,7 @@ import httpx
 _PAUSE = 0.01  # seconds between a response and the next request
 _TIMEOUT = 3600.0  # seconds; during a swap a request waits for as long as a model loads
 _FIRST = 2.0  # seconds for the first responses
-_JOIN = 5.0  # seconds for a thread to end
+_JOIN = 0.5  # seconds for both threads to end
 
 
 class Probe:
@@ -57,8 +57,9 @@ class Probe:
     def end(self) -> None:
         """Stop both clients."""
         self._ended.set()
+        deadline = time.monotonic() + _JOIN
         for thread in self._threads:
-            thread.join(_JOIN)
+            thread.join(max(0.0, deadline - time.monotonic()))
         self._counted_to = time.monotonic()
 
     def _run(self, address: str, keep_alive: bool, connected: threading.Event) -> None:

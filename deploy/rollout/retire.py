@@ -8,6 +8,7 @@ from contextlib import contextmanager, suppress
 
 from deploy.errors import Degraded, DrainCut, Refused
 from deploy.journal.journal import Journal
+from deploy.rollout.frozen import FrozenWorkers
 from deploy.rollout.plan import Context, Rollout
 from deploy.rollout.waiting import POLL, undrained, wait_for
 from service.contract.generations import current
@@ -34,7 +35,7 @@ def retire(rollout: Rollout) -> None:
         context.display.line(f"{'':10}{rollout.old} stays warm for {plan.keep_warm:g} s; `glmctl retire` ends that")
         return
     try:
-        retire_slot(context, rollout.old, plan.drain)
+        retire_slot(context, rollout.old, plan.drain, rollout.frozen_in(rollout.old))
     except SlotIsLive as error:
         raise Degraded(str(error), is_undone=True) from error
     if rollout.drain_cut:
@@ -45,7 +46,7 @@ def complete(rollout: Rollout) -> None:
     """Complete a `retire` that was interrupted: stop the old slot's unit, unless it stays warm or is live again."""
     if rollout.old and not _stays_warm(rollout):
         with suppress(SlotIsLive):
-            stop_idle(rollout.context, rollout.old)
+            stop_idle(rollout.context, rollout.old, rollout.frozen_in(rollout.old))
 
 
 def retire_idle_slot(context: Context, slot: str, version: str | None, drain: float) -> str | None:
@@ -63,30 +64,39 @@ def retire_idle_slot(context: Context, slot: str, version: str | None, drain: fl
         return found.version
 
 
-def retire_slot(context: Context, slot: str, drain: float) -> None:
+def retire_slot(context: Context, slot: str, drain: float, frozen: FrozenWorkers | None = None) -> None:
     """Wait at most `drain` seconds for the slot's requests and connections, then stop its unit.
 
-    Raises DrainCut, and SlotIsLive if it becomes live meanwhile: then it is left as it is.
+    Frozen workers are not waited for. Raises DrainCut, and SlotIsLive if it becomes live meanwhile: then it is left as
+    it is.
     """
+    frozen = frozen or FrozenWorkers(context.host, context.systemd, slot)
     try:
-        _drain(context, slot, drain)
+        _drain(context, slot, drain, frozen)
     finally:
-        stop_idle(context, slot)
+        stop_idle(context, slot, frozen)
+    if frozen.lost:
+        raise DrainCut.of_frozen(frozen.lost, slot)
 
 
-def stop_idle(context: Context, slot: str) -> None:
-    """Stop the unit of `slot`; raises SlotIsLive if it is live."""
+def stop_idle(context: Context, slot: str, frozen: FrozenWorkers | None = None) -> None:
+    """Stop the unit of `slot`, whose frozen workers are not waited for; raises SlotIsLive if it is live."""
+    frozen = frozen or FrozenWorkers(context.host, context.systemd, slot)
     with _while_idle(context, slot):
-        context.systemd.stop(context.host.unit(slot))
+        frozen.end()
+        context.systemd.stop(context.host.unit(slot), frozen.look)
 
 
 def _stays_warm(rollout: Rollout) -> bool:
     return rollout.plan.keep_warm > 0 and not rollout.is_swap
 
 
-def _drain(context: Context, slot: str, seconds: float) -> None:
+def _drain(context: Context, slot: str, seconds: float, frozen: FrozenWorkers) -> None:
     deadline = time.monotonic() + seconds
     while (left := undrained(context.host, slot)) and context.slots.live != slot:
+        if frozen.look():
+            time.sleep(POLL)
+            continue
         in_flight = sum(one.in_flight for one in left)
         if time.monotonic() >= deadline:
             with _while_idle(context, slot):

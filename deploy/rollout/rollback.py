@@ -15,9 +15,11 @@ from deploy.rollout.plan import Context, Plan, Rollout
 from deploy.rollout.recovery import recover, resume
 from deploy.rollout.rollback_request import RollbackRequest
 from deploy.rollout.rollout import deploy
-from deploy.rollout.waiting import is_warm
+from deploy.rollout.waiting import is_open, is_warm, wait_for
 
 __all__ = ["is_at_hand", "rollback", "target"]
+
+_CLOSE = 5.0  # seconds for the slot that was live to close its gate, which takes 20 ms, or to be found frozen
 
 
 def target(context: Context, version: str | None, *, force: bool) -> str:
@@ -108,8 +110,20 @@ def _rename(context: Context, plan: Plan) -> Record:
     rollout = Rollout.begin(context, plan, entry)
     with recorded(rollout, _is_not_live):
         switch_to_warm(rollout)
+        if rollout.old:
+            _end_frozen(rollout, rollout.old)
         hooks.run(rollout, "on_rollback")
     return rollout.record
+
+
+def _end_frozen(rollout: Rollout, slot: str) -> None:
+    """Wait until the workers of `slot` have closed their gates; if they are frozen, stop the slot instead."""
+    host, systemd, frozen = rollout.context.host, rollout.context.systemd, rollout.frozen_in(slot)
+    wait_for(lambda: frozen.look() or not is_open(host, slot), _CLOSE)
+    frozen.end()
+    if frozen.has_killed:
+        rollout.context.display.line(f"{slot} was frozen, and is stopped")
+        systemd.stop(host.unit(slot), frozen.look)
 
 
 def _is_not_live(rollout: Rollout) -> bool:

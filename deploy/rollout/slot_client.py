@@ -22,10 +22,11 @@ _OK = 200
 class SlotClient:
     """Plain HTTP to one slot, whether its gate is open or closed."""
 
-    def __init__(self, host: Host, slot: str) -> None:
+    def __init__(self, host: Host, slot: str, *, timeout: float = _TIMEOUT) -> None:
+        """`timeout` is in seconds, for each response."""
         self._slot = slot
-        transport = httpx.HTTPTransport(uds=str(http_socket(host.runtime, slot)))
-        self._client = httpx.Client(transport=transport, base_url="http://slot", timeout=_TIMEOUT)
+        transport = httpx.HTTPTransport(uds=str(http_socket(host.runtime, slot)), verify=False)
+        self._client = httpx.Client(transport=transport, base_url="http://slot", timeout=timeout)
 
     def version(self) -> str:
         """Return the version that the slot serves; raises NotReady without a response."""

@@ -38,13 +38,15 @@ def stop_workers(rollout: Rollout, slot: str) -> None:
     """Stop the workers of `slot` (SIGWINCH) and wait until they have ended; the drain deadline cuts their requests."""
     context = rollout.context
     context.systemd.kill_main(context.host.unit(slot), "WINCH")
+    frozen = rollout.frozen_in(slot)
     deadline = time.monotonic() + rollout.plan.drain
     while workers := _workers(rollout, slot):
+        frozen.look()
         in_flight = sum(worker.in_flight for worker in workers)
         if time.monotonic() >= deadline:
             for worker in workers:
                 context.systemd.kill_process(context.host.unit(slot), worker.pid, signal.SIGQUIT)
-            wait_for(lambda: not _workers(rollout, slot), _QUIT)
+            wait_for(lambda: not frozen.look() and not _workers(rollout, slot), _QUIT)
             rollout.drain_cut = DrainCut.of(in_flight, slot, rollout.plan.drain)
             return
         context.display.progress(f"{in_flight} in flight, {sum(worker.connections for worker in workers)} connections")

@@ -7,6 +7,7 @@ from contextlib import suppress
 from deploy.errors import DrainCut, GlmError, NotReady
 from deploy.rollout.candidate import remove
 from deploy.rollout.cutover import rename
+from deploy.rollout.liveness import Liveness, require_answer
 from deploy.rollout.plan import Rollout
 from deploy.rollout.retire import SlotIsLive, complete, retire_slot, stop_idle
 from deploy.rollout.swap import revive, stop_workers
@@ -58,13 +59,13 @@ def _go_back(rollout: Rollout, old: str) -> bool:
         if context.slots.live == rollout.candidate:
             _rename_back(rollout, old)
     with suppress(DrainCut, SlotIsLive):
-        retire_slot(context, rollout.candidate, rollout.plan.drain)
+        retire_slot(context, rollout.candidate, rollout.drain, rollout.frozen_in(rollout.candidate))
     return True
 
 
 def _rename_back(rollout: Rollout, old: str) -> None:
     try:
-        rename(rollout, old)
+        rename(rollout, old, Liveness(rollout.context.host, old))
     except NotReady:
         fault = listener.fault_of(rollout.context.host)
         if fault is None or not fault.is_public:  # else no slot can respond, and `live` leads to the old one
@@ -75,12 +76,13 @@ def _load_again(rollout: Rollout, old: str) -> None:
     if rollout.is_swap:
         stop_workers(rollout, rollout.candidate)
     revive(rollout, old)
+    require_answer(rollout.context.host, old)
 
 
 def _keep(rollout: Rollout, old: str, reason: str) -> None:
     """Leave the candidate live, because the old slot does not serve."""
     rollout.kept = f"it stays live, because {reason}"
     with suppress(SlotIsLive):
-        stop_idle(rollout.context, old)  # which may crash again and again, and hold memory
+        stop_idle(rollout.context, old, rollout.frozen_in(old))  # which may crash again and again, and hold memory
     if rollout.is_swap:
         revive(rollout, rollout.candidate)

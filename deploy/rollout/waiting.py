@@ -7,10 +7,21 @@ from collections.abc import Callable
 
 from deploy.errors import Degraded
 from deploy.host import Host
+from deploy.rollout.liveness import Frozen
 from deploy.rollout.plan import Context, Rollout
 from service.contract.generations import Generation, current, generations
 
-__all__ = ["POLL", "UNIT_POLL", "in_flight", "is_open", "is_warm", "require_healthy", "undrained", "wait_for"]
+__all__ = [
+    "POLL",
+    "UNIT_POLL",
+    "in_flight",
+    "is_open",
+    "is_warm",
+    "require_alive",
+    "require_healthy",
+    "undrained",
+    "wait_for",
+]
 
 POLL = 0.05  # seconds between two reads of the state files
 UNIT_POLL = 0.5  # seconds between two calls of systemctl, each of which is a process
@@ -52,6 +63,14 @@ def in_flight(rollout: Rollout) -> int:
 def undrained(host: Host, slot: str) -> list[Generation]:
     """Return the generations of `slot` that have a connection or a request."""
     return [one for one in generations(host.runtime, slot) if one.connections or one.in_flight]
+
+
+def require_alive(rollout: Rollout) -> None:
+    """Raise Degraded if the candidate is frozen. Is to be called several times a second."""
+    try:
+        rollout.liveness.require()
+    except Frozen as frozen:
+        raise Degraded(str(frozen)) from frozen
 
 
 def require_healthy(rollout: Rollout) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Self
@@ -11,6 +13,8 @@ from typing import Self
 from deploy import interrupts
 from deploy.systemd.process import run, start
 from service.contract.processes import control_groups
+
+_POLL = 0.02  # seconds between two looks at a job
 
 
 @dataclass(frozen=True)
@@ -52,9 +56,15 @@ class Systemd:
         """Return the job that reloads `unit`."""
         return Job(self.argv("reload", unit))
 
-    def stop(self, unit: str) -> None:
-        """Stop `unit`, wait until it is inactive, and reset its failed state; failures are ignored."""
-        run(self.argv("stop", unit), check=False)
+    def stop(self, unit: str, watch: Callable[[], object] = lambda: None) -> None:
+        """Stop `unit`, wait until it is inactive, and reset its failed state; failures are ignored.
+
+        `watch` is called several times a second meanwhile.
+        """
+        with Job(self.argv("stop", unit)) as job:
+            while not job.done:
+                watch()
+                time.sleep(_POLL)
         run(self.argv("reset-failed", unit), check=False)
 
     def kill_main(self, unit: str, name: str) -> None:

@@ -9,13 +9,18 @@ import json
 import logging
 import os
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from service.contract import atomic, fields, processes
 
-__all__ = ["Ledger", "PastVersion", "Phase", "SwapReport", "WorkerState", "WorkerStateFile"]
+__all__ = ["HEARTBEAT", "Ledger", "PastVersion", "Phase", "SwapReport", "WorkerState", "WorkerStateFile"]
+
+HEARTBEAT = 0.2
+"""Seconds after which a worker that runs writes its state file again, though nothing has changed. Each write changes
+the modification time of the file: a controller takes a worker for frozen in which that stays the same."""
 
 logger = logging.getLogger("gunicorn.error")
 
@@ -157,10 +162,11 @@ class WorkerStateFile:
         self._written_at = 0.0
         self._failed = False
 
-    def publish(self, *, at_least_every: float = 1.0) -> None:
+    def publish(self, *, at_least_every: float = HEARTBEAT) -> None:
         """Replace the file if anything changed, or if it is older than `at_least_every` seconds.
 
-        A full disk must not stop the service: an error is logged once, and the next call tries again.
+        A full disk must not stop the service: an error is logged once, and the next call tries again. The modification
+        time of the old file, which takes no space, shows meanwhile that the worker runs.
         """
         document = self.state.document()
         now = time.monotonic()
@@ -172,5 +178,7 @@ class WorkerStateFile:
             if not self._failed:
                 logger.error("cannot write the state file %s: %s", self.path, error)  # noqa: TRY400
             self._failed = True
+            with suppress(OSError):
+                os.utime(self.path)
             return
         self._written, self._written_at, self._failed = document, now, False
