@@ -232,7 +232,8 @@ def scripted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Script
         monkeypatch.setattr(f"deploy.rollout.{'retire' if name == 'undrained' else 'swap'}.{name}", lambda *_: [])
     for module in (undoing, removing):
         monkeypatch.setattr(module, "revive", lambda *_: None)
-    monkeypatch.setattr(undoing, "rename", lambda rollout, slot: rollout.context.slots.go_live(slot))
+    monkeypatch.setattr(undoing, "require_answer", lambda *_: None)
+    monkeypatch.setattr(undoing, "rename", lambda rollout, slot, _: rollout.context.slots.go_live(slot))
     monkeypatch.setattr("deploy.rollout.plan._WORKER_PUBLISH", 0.0)
     (tmp_path / "scripted").mkdir()
     with directories(tmp_path / "scripted") as host:

@@ -14,6 +14,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from deploy.rollout.liveness import SILENCE
 from tests.box import Box, wait_for
 
 SPIN = """
@@ -160,6 +161,46 @@ def test_clients_of_a_frozen_version_go_back(box: Box, tmp_path: Path, fault: st
     assert box.get("/version").json()["version"] == "1.0.0"
     assert box.show("glm@green.service", "ActiveState") == "inactive"
     assert found.answers[-1][1] == "blue"
+
+
+def test_one_frozen_worker_of_two_is_enough(box: Box) -> None:
+    """The other one answers the controller's question; the clients of the frozen one wait all the same."""
+    box.configure(workers=2)
+    with clients(box) as found:
+        deploy = box.begin("deploy", "1.1.0", "--bake", "60s")
+        box.await_phase(deploy, "bake")
+        time.sleep(0.3)
+        os.kill(box.generation("green").alive_workers[0].pid, signal.SIGSTOP)
+        out, _ = deploy.communicate(timeout=60)
+        time.sleep(0.2)
+    assert deploy.returncode == 5, out
+    assert max(found.waits) < SECONDS
+    assert found.lost == []
+
+
+@pytest.mark.model
+def test_a_busy_version_is_not_frozen(box: Box) -> None:
+    """Long prompts and many tokens keep the engine busy for longer than a frozen version may be silent."""
+    over, waits = threading.Event(), []
+    body = {"messages": [{"role": "user", "content": "lorem ipsum " * 2000}], "max_tokens": 64}
+
+    def ask() -> None:
+        with httpx.Client(base_url=f"http://{box.listen}", timeout=120, trust_env=False) as client:
+            while not over.is_set():
+                began = time.monotonic()
+                assert client.post("/v1/chat/completions", json=body).status_code == 200
+                waits.append(time.monotonic() - began)
+
+    threads = [threading.Thread(target=ask) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    try:
+        box.glmctl("deploy", "1.1.0", "--canary", "50", "--step", "6s", "--bake", "6s", "--no-analysis", timeout=300)
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join(120)
+    assert max(waits) > SILENCE
 
 
 def test_a_version_that_freezes_right_before_the_cutover(box: Box, tmp_path: Path) -> None:

@@ -87,6 +87,7 @@ def busy(monkeypatch: pytest.MonkeyPatch) -> list[Moments]:
     monkeypatch.setattr(undoing, "revive", lambda *_: moments[-1].tick())
     monkeypatch.setattr(undoing, "require_answer", lambda *_: None)
     monkeypatch.setattr(undoing, "rename", lambda rollout, slot, _: rollout.context.slots.go_live(slot))
+    monkeypatch.setattr("deploy.rollout.bake.require_alive", lambda _: None)
     monkeypatch.setattr("deploy.rollout.bake.require_healthy", lambda _: moments[-1].tick())
     monkeypatch.setattr("deploy.rollout.plan._WORKER_PUBLISH", 0.0)
     return moments
