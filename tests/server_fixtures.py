@@ -269,7 +269,7 @@ class Host:
 
     async def assert_ledgers_add_up(self) -> None:
         """Assert that each request is counted in one field of a ledger, and that each sent connection was adopted."""
-        await until(lambda: not any(slot.server._arriving for slot in self.slots), "the arrivals")
+        await until(lambda: not any(slot.server._arrivals for slot in self.slots), "the arrivals")
         await until(lambda: self._sum("handed_out") == self._sum("adopted"), "the adoption of what was handed out")
         for slot in self.slots:
             slot.server.publish_state()

@@ -6,10 +6,11 @@ import asyncio
 import logging
 import os
 import socket
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Coroutine, Sequence
+from contextlib import ExitStack, suppress
+from typing import Any
 
-__all__ = ["Acceptor"]
+__all__ = ["Acceptor", "Arrivals"]
 
 _BURST = 64  # connections accepted in one go, so that the other workers get their share
 _PAUSE = 1.0  # seconds without accepting after the process ran out of descriptors
@@ -74,6 +75,36 @@ class Acceptor:
             else:
                 loop.remove_reader(listener.fileno())
         self._is_watching = watch
+
+
+class Arrivals:
+    """Accepted connections whose transports are being set up. It is true while there are any."""
+
+    def __init__(self) -> None:
+        self._pending: set[Coroutine[Any, Any, object]] = set()
+
+    def __bool__(self) -> bool:
+        return bool(self._pending)
+
+    def add(self, client: socket.socket, protocol: Callable[[], asyncio.Protocol]) -> bool:
+        """Set up the transport of a connection; returns False, and closes it, if its client has disconnected."""
+        arrival = asyncio.get_running_loop().connect_accepted_socket(protocol, client)
+        try:
+            # The first step of the coroutine creates the transport. A task would run it in the event loop's next
+            # iteration, which may be milliseconds later.
+            arrived: asyncio.Future[None] = arrival.send(None)
+        except OSError as error:
+            logger.info("a client disconnected before its connection was set up: %s", error)
+            client.close()
+            return False
+        self._pending.add(arrival)
+        arrived.add_done_callback(lambda _: self._end(arrival))
+        return True
+
+    def _end(self, arrival: Coroutine[Any, Any, object]) -> None:
+        self._pending.discard(arrival)  # before the last step, which may raise: a server that ends waits for the others
+        with suppress(StopIteration):
+            arrival.send(None)
 
 
 def _require(count: int, listener: socket.socket) -> None:

@@ -58,10 +58,13 @@ class Clients(Generic[C]):
     def __len__(self) -> int:
         return len(self._all)
 
+    def expect(self, address: str) -> None:
+        """Count a connection that was accepted; it is added, and removed, in later iterations of the event loop."""
+        self._counts[address] += 1
+
     def add(self, connection: C) -> None:
         """Add a connection."""
         self._all.add(connection)
-        self._counts[connection.address] += 1
 
     def remove(self, connection: C) -> None:
         """Remove a connection that has ended."""
@@ -74,7 +77,7 @@ class Clients(Generic[C]):
         """Return whether another connection from the address is admitted."""
         if self._counts[address] >= self._most_of_one:
             return False
-        return len(self) < self._most or self._makes_room(address)
+        return self._counts.total() < self._most or self._makes_room(address)
 
     def _makes_room(self, address: str) -> bool:
         greediest, count = self._counts.most_common(1)[0]

@@ -64,10 +64,11 @@ class Connection(RequestProtocol):
         slot_server: ConnectionServer,
         *,
         public: bool,
+        address: str = "",
         adopted: bool = False,
         unread: bytes = b"",
     ) -> None:
-        super().__init__(config, server_state, slot_server, public=public)
+        super().__init__(config, server_state, slot_server, public=public, address=address)
         self.adopted = adopted
         self.side: Side = "live"
         """The side that answers the next request, picked once for each: a receiver keeps the sender's choice."""

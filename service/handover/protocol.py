@@ -58,8 +58,10 @@ class RequestProtocol(RequestReader):
     fast, and a request has to arrive within a few seconds.
     """
 
-    def __init__(self, config: Config, server_state: ServerState, slot_server: RequestServer, *, public: bool) -> None:
-        super().__init__(config, server_state, slot_server.settings, slot_server.turns)
+    def __init__(
+        self, config: Config, server_state: ServerState, slot_server: RequestServer, *, public: bool, address: str
+    ) -> None:
+        super().__init__(config, server_state, slot_server.settings, slot_server.turns, address)
         self.slot_server = slot_server
         self.public = public
         self._to_drain = 0

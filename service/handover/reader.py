@@ -43,10 +43,12 @@ class RequestReader(HttpToolsProtocol):
 
     flow: ReadFlow
 
-    def __init__(self, config: Config, server_state: ServerState, settings: Settings, turns: Turns) -> None:
+    def __init__(
+        self, config: Config, server_state: ServerState, settings: Settings, turns: Turns, address: str
+    ) -> None:
         super().__init__(config, server_state, {})
         self.settings = settings
-        self.address = ""  # of the client, without its port
+        self.address = address  # of the client, without its port
         self._turns = turns
         self.begun = self.received = self.answered = 0
         self._inbox = Inbox()
@@ -106,7 +108,6 @@ class RequestReader(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Take the connection."""
         super().connection_made(transport)
-        self.address = self.client[0] if self.client else ""
         transport.max_size = _READ_SIZE  # type: ignore[attr-defined]  # asyncio's own is 256 KiB
         self.flow = ReadFlow(transport)
 

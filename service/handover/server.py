@@ -7,7 +7,6 @@ import logging
 import signal
 import socket
 import time
-from collections.abc import Coroutine
 from contextlib import suppress
 from types import FrameType
 from typing import Any, Protocol
@@ -17,7 +16,7 @@ from uvicorn.server import Server
 
 from service.contract.samples import SampleRing
 from service.contract.worker_state import Ledger, WorkerStateFile
-from service.handover.acceptor import Acceptor
+from service.handover.acceptor import Acceptor, Arrivals
 from service.handover.clients import Clients, address_of
 from service.handover.connection import Connection
 from service.handover.fd_passing import FdReceiver, Outcome, send_fd
@@ -95,7 +94,7 @@ class SlotServer(Server):
         self._leaving = False
         self._orphaned_at: float | None = None
         self._cut_now = False
-        self._arriving: set[Coroutine[Any, Any, object]] = set()
+        self._arrivals = Arrivals()
 
     def _count_mirrored(self, outcome: MirrorOutcome) -> None:
         Metrics(self.state.version, self.state.slot).count_mirrored(outcome)  # a weight swap changes the version
@@ -212,7 +211,7 @@ class SlotServer(Server):
         self.follow()
         self._internal.stop()
         deadline = time.monotonic() + self.settings.drain
-        while self._receiver.is_expecting or self._arriving or self.server_state.connections:
+        while self._receiver.is_expecting or self._arrivals or self.server_state.connections:
             if not self._supervisor.is_running:
                 deadline = min(deadline, self._orphan_deadline())
             if self._cut_now or time.monotonic() >= deadline:
@@ -253,37 +252,24 @@ class SlotServer(Server):
     def _adopt(self, client: socket.socket, unread: bytes) -> None:
         """Admit a connection that was handed over; it counts although its client may have disconnected meanwhile."""
         self.ledger.adopted += 1
-        self._admit(client, public=True, adopted=True, unread=unread)
+        self._admit(client, public=True, address=address_of(client), adopted=True, unread=unread)
 
     def _admit_client(self, client: socket.socket) -> None:
-        if self.clients.admits(address_of(client)):
-            self._admit(client, public=True)
+        address = address_of(client)
+        if self.clients.admits(address):
+            self._admit(client, public=True, address=address)
             return
-        self.refusals.add(address_of(client), "-", "-", 503, TEXTS[503])
+        self.refusals.add(address, "-", "-", 503, TEXTS[503])
         with client, suppress(OSError):
             client.send(plain_error(503, self.server_state.default_headers))
             client.shutdown(socket.SHUT_WR)
 
-    def _admit(self, client: socket.socket, *, public: bool, adopted: bool = False, unread: bytes = b"") -> None:
+    def _admit(self, client: socket.socket, *, public: bool, address: str = "", **options: Any) -> None:
         def connection() -> Connection:
-            return Connection(self.config, self.server_state, self, public=public, adopted=adopted, unread=unread)
+            return Connection(self.config, self.server_state, self, public=public, address=address, **options)
 
-        arrival = asyncio.get_running_loop().connect_accepted_socket(connection, client)
-        try:
-            # The first step of the coroutine creates the transport. A task would run it in the event loop's next
-            # iteration, which may be milliseconds later.
-            arrived: asyncio.Future[None] = arrival.send(None)
-        except OSError as error:
-            logger.info("a client disconnected before its connection was set up: %s", error)
-            client.close()
-            return
-        self._arriving.add(arrival)
-        arrived.add_done_callback(lambda _: self._end_arrival(arrival))
-
-    def _end_arrival(self, arrival: Coroutine[Any, Any, object]) -> None:
-        self._arriving.discard(arrival)  # before the last step, which may raise: shutdown waits until the set is empty
-        with suppress(StopIteration):
-            arrival.send(None)
+        if self._arrivals.add(client, connection) and public:
+            self.clients.expect(address)
 
     # the connections
 

@@ -1,6 +1,6 @@
 """Well-behaved clients beside an attack, in a process of their own: what they notice of it.
 
-`python -m tests.attack.bystanders PORT PID` asks until its standard input ends, then prints a Report as JSON.
+`python -m tests.attack.bystanders PORT [PID]` asks until its standard input ends, then prints a Report as JSON.
 """
 
 from __future__ import annotations
@@ -57,11 +57,12 @@ class Report:
 
 
 @contextmanager
-def bystanders(box: Box, slot: str = "blue") -> Iterator[Report]:
-    """Run the clients beside the block; the report is complete after it."""
-    [worker] = box.generation(slot).alive_workers
+def bystanders(box: Box, slot: str | None = "blue") -> Iterator[Report]:
+    """Run the clients beside the block, and watch the worker of `slot`; the report is complete after it."""
     port = box.listen.split(":")[1]
-    command = [sys.executable, "-m", "tests.attack.bystanders", port, str(worker.pid)]
+    command = [sys.executable, "-m", "tests.attack.bystanders", port]
+    if slot:
+        command += [str(worker.pid) for worker in box.generation(slot).alive_workers]
     clients = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=CODE, text=True)
     assert clients.stdout
     clients.stdout.readline()  # they have begun
@@ -87,9 +88,9 @@ def harm(idle: Report, report: Report, *, growth: int) -> str:
     return f"{', '.join(found)}: {report}; without the attack {idle}" if found else ""
 
 
-async def _ask(port: int, pid: int) -> Report:
-    worker = psutil.Process(pid)
-    report = Report(rss_before=worker.memory_info().rss)
+async def _ask(port: int, pid: int | None = None) -> Report:
+    worker = psutil.Process(pid) if pid else None
+    report = Report(rss_before=worker.memory_info().rss if worker else 0)
     stop = asyncio.Event()
     limits = httpx.Limits(max_connections=2 * CLIENTS)
 
@@ -110,7 +111,7 @@ async def _ask(port: int, pid: int) -> Report:
             await asyncio.sleep(pause)
 
     async def watch() -> None:
-        while not stop.is_set():
+        while worker and not stop.is_set():
             try:
                 report.rss_most = max(report.rss_most, worker.memory_info().rss)
             except psutil.NoSuchProcess:
@@ -136,4 +137,4 @@ async def _ask(port: int, pid: int) -> Report:
 
 
 if __name__ == "__main__":
-    print(json.dumps(asdict(asyncio.run(_ask(int(sys.argv[1]), int(sys.argv[2]))))))
+    print(json.dumps(asdict(asyncio.run(_ask(*map(int, sys.argv[1:]))))))

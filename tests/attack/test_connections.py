@@ -5,11 +5,12 @@ from __future__ import annotations
 import itertools
 import os
 import random
+import re
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 
 import pytest
 
@@ -98,21 +99,30 @@ def idle(attacked: Box) -> Report:
     return report
 
 
-def assault(box: Box, connections: int, attack: Callable[[], Iterator[bytes]], seconds: float = SECONDS) -> None:
+def assault(
+    box: Box,
+    connections: int,
+    attack: Callable[[], Iterator[bytes]],
+    seconds: float = SECONDS,
+    stop: threading.Event | None = None,
+) -> None:
     """Attack by that many connections at once; one that is closed is made again."""
     port = int(box.listen.split(":")[1])
     deadline = time.monotonic() + seconds
 
+    def is_over() -> bool:
+        return time.monotonic() > deadline or (stop is not None and stop.is_set())
+
     def run() -> None:
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 15)  # an attacker has a machine of his own
-        while time.monotonic() < deadline:
+        while not is_over():
             with suppress(OSError), socket.socket() as client:
                 client.bind((ATTACKER, 0))
                 client.settimeout(0.5)
                 client.connect(("127.0.0.1", port))
                 for piece in attack():
                     client.sendall(piece)
-                    if time.monotonic() > deadline:
+                    if is_over():
                         break
             time.sleep(0.02)
 
@@ -138,3 +148,56 @@ def test_others_notice_nothing(attacked: Box, idle: Report, name: str) -> None:
     assert not found
     [after] = attacked.generation("blue").alive_workers
     assert after.pid == before.pid
+
+
+def ask(client: socket.socket) -> str:
+    """Ask on a kept connection; returns the status line, and the slot that answered."""
+    client.sendall(b"GET /version HTTP/1.1\r\nHost: x\r\n\r\n")
+    answer = ""
+    while not answer.endswith(("}", "later.")) and (piece := client.recv(65536)):
+        answer += piece.decode()
+    found = re.search(r"x-slot: (\w+)", answer)
+    return f"{answer.partition(chr(13))[0]} {found[1] if found else ''}"
+
+
+def test_a_cutover_at_the_limit_of_descriptors(box: Box) -> None:
+    """Clients cannot take the last descriptors of a worker: all that it has are passed on, and are answered after."""
+    box.drop_in("[Service]\nLimitNOFILE=400\n")  # 200 of them are for clients
+    box.configure(threads=1, max_connections_per_address=190)  # the rest is for the controller
+    box.glmctl("deploy", "1.1.0", "--bake", "0")
+    port = int(box.listen.split(":")[1])
+    with ExitStack() as stack:
+        ends = [socket.create_connection(("127.0.0.1", port), 10, (ATTACKER, 0)) for _ in range(300)]
+        clients = [stack.enter_context(end) for end in ends]
+        answers = [ask(client) for client in clients]
+        kept = [client for client, answer in zip(clients, answers, strict=True) if " 200 " in answer]
+        assert {answer for answer in answers if " 200 " not in answer} == {"HTTP/1.1 503 Service Unavailable "}
+        assert len(kept) == 190
+        record = box.json("deploy", "1.0.0", "--bake", "0")
+        assert {ask(client) for client in kept} == {"HTTP/1.1 200 OK blue"}
+    assert record["receipt"]["lost"] == record["receipt"]["unadopted"] == 0
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("how", ["canary", "cutovers", "swap"])
+@pytest.mark.parametrize("name", ATTACKS)
+def test_others_lose_nothing_during_a_rollout(attacked: Box, name: str, how: str) -> None:
+    """Nor do the attacking connections move a rollout: it ends as without them, and nobody else loses a request."""
+    connections, attack = ATTACKS[name]
+    stop = threading.Event()
+    attackers = threading.Thread(target=assault, args=(attacked, connections, attack, 120, stop))
+    words = {
+        "canary": [["1.1.0", "--canary", "50", "--step", "3s", "--bake", "2s"], ["1.0.0", "--bake", "0"]],
+        "cutovers": [["1.1.0", "--bake", "0"], ["1.0.0", "--bake", "0"]],
+        "swap": [["1.1.0", "--strategy", "swap", "--bake", "0"], ["1.0.0", "--bake", "0"]],
+    }
+    with bystanders(attacked, None) as report:
+        attackers.start()
+        try:
+            records = [attacked.json("deploy", *options, "--drain", "30s") for options in words[how]]
+        finally:
+            stop.set()
+            attackers.join()
+    assert not report.failures
+    assert [record["outcome"] for record in records] == ["done", "done"]
+    assert [record["receipt"]["lost"] for record in records] == [0, 0]
