@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from service.contract.worker_state import Ledger
 from service.handover import reader, turns
+from service.handover.connection import Connection
 from service.handover.inbox import Inbox
 from tests.server_fixtures import GET, PINNED, SLOW, STREAM, App, Host, Message, Receive, Send, running_host, until
 
@@ -188,6 +189,27 @@ async def test_chunks_are_not_too_small_on_average(host: Host, size: int, status
     chunk = b"%x\r\n%b\r\n" % (size, b"x" * size)
     client.send(b"POST /x HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n" + chunk * 5000 + b"0\r\n\r\n")
     assert (await client.reply()).status == status
+
+
+@pytest.mark.anyio
+async def test_pipelines_of_an_address_take_turns(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many connections it has, and however fast they send: one request of theirs is begun after the other."""
+    begun: list[int] = []
+    answers_next = Connection.answers_next
+    monkeypatch.setattr(Connection, "answers_next", lambda self: bool(begun.append(id(self))) or answers_next(self))
+    clients = [await host.client() for _ in range(3)]
+    for client in clients:
+        client.send(GET * 500)
+    while len(begun) < 3:  # noqa: ASYNC110  (one iteration of the event loop at a time)
+        await asyncio.sleep(0)
+    while len(begun) < 60:
+        seen = len(begun)
+        for client in clients:
+            client.send(GET)
+        await asyncio.sleep(0)
+        assert len(begun) - seen <= 2  # the loop's iteration in which this task runs, and the next
+    for client in clients:
+        client.abort()
 
 
 @pytest.mark.anyio

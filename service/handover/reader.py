@@ -53,7 +53,7 @@ class RequestReader(HttpToolsProtocol):
         self.begun = self.received = self.answered = 0
         self._inbox = Inbox()
         self._has_partial_head = False  # the next request has begun, and its head is not whole
-        self._is_queued = False  # for the next slice of a chunked body
+        self._is_queued = False  # for its turn
         self._is_half_closed = False
         self._is_lingering = False  # an error was sent, and what still comes is not looked at
         self._body_left: int | None = None  # bytes; -1: chunked; None: not known yet
@@ -146,7 +146,9 @@ class RequestReader(HttpToolsProtocol):
 
     def proceed(self) -> None:
         """Parse what was read: no further than one request behind the last answered one, and no more than a slice."""
-        while self._inbox and self.answered >= self.received and not self.transport.is_closing():
+        while self._inbox and self.answered >= self.received and not self._is_queued:
+            if self.transport.is_closing():
+                return
             if self._is_in_body:
                 if not self._parse_body():
                     break
