@@ -200,7 +200,13 @@ async def test_client_that_stalls_does_not_hold_a_leaving_worker(host: Host, sta
 
 
 @pytest.mark.anyio
-@pytest.mark.parametrize("garbage", [b"\x16\x03\x01\x02\x00", b"\x00", b"get / HTTP/1.1\r\n", b"\x80abc"])
+@pytest.mark.parametrize(
+    "garbage",
+    [
+        *(b"\x16\x03\x01\x02\x00", b"\x00", b"get / HTTP/1.1\r\n", b"\x80abc", b"SSH-2.0-OpenSSH_9.2\r\n", b"GET\r\n"),
+        *(b"GET / HTTP/9.7\r\n", b"GET /a b HTTP/1.1\r\nHost", b"GET / HTTP/1.1\nHost: x", b"A" * 50),
+    ],
+)
 @pytest.mark.usefixtures("canary")
 async def test_what_is_no_http_is_answered_at_once(host: Host, garbage: bytes) -> None:
     """Also during a canary, which holds heads: these bytes begin none."""

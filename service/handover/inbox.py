@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from typing import Literal
 
 from uvicorn.protocols.http.flow_control import FlowControl
@@ -10,6 +11,9 @@ from uvicorn.protocols.http.flow_control import FlowControl
 __all__ = ["Inbox", "ReadFlow", "Reason"]
 
 _END = b"\r\n\r\n"  # of a head, and of a chunked body
+
+_LINE = re.compile(rb"[A-Z-]{1,30} [^ ]+ HTTP/1\.[01]")
+_BEGINNING = re.compile(rb"[A-Z-]{1,30}(?: .*)?", re.DOTALL)
 
 Reason = Literal["body", "inbox", "lingering", "move"]
 
@@ -53,12 +57,21 @@ class Inbox:
         end = data.find(_END, start)
         if end >= 0:
             return end + len(_END)
-        if not data[:1].isupper() or data.count(b"\n", start) > data.count(b"\r\n", start) or data.find(0, start) >= 0:
+        if (
+            data.count(b"\n", start) > data.count(b"\r\n", start)
+            or data.find(0, start) >= 0
+            or not self._begins_request
+        ):
             return len(data)
         self._searched = max(0, len(data) - len(_END))
         if data[self._searched - 1 : self._searched + 1] == b"\r\n":  # a line end is not split
             self._searched += 1
         return None
+
+    @property
+    def _begins_request(self) -> bool:
+        line, end, _ = self._data.partition(b"\r\n")
+        return bool(_LINE.fullmatch(line) if end else _BEGINNING.fullmatch(line))
 
     @property
     def url_size(self) -> int:

@@ -184,6 +184,9 @@ class RequestReader(HttpToolsProtocol):
         if self._body_left is None:
             self._body_left = next((int(value) for name, value in self.headers if name == b"content-length"), -1)
             self.headers = []  # of trailers, which the application does not get
+            if self._body_left < 0:
+                self._parse_slice()
+                return True
         if self._body_left < 0:
             self._queue()
             return False
@@ -191,6 +194,10 @@ class RequestReader(HttpToolsProtocol):
         self._body_left -= len(piece)
         self._parse(piece)
         return bool(piece)
+
+    def _parse_slice(self) -> None:
+        self._parse(self._inbox.take_chunks(_SLICE))
+        self.headers.clear()
 
     def _queue(self) -> None:
         if not self._is_queued:
@@ -200,8 +207,7 @@ class RequestReader(HttpToolsProtocol):
     def _take_turn(self) -> None:
         self._is_queued = False
         if self._inbox and self._is_in_body and not self.transport.is_closing() and not self._is_lingering:
-            self._parse(self._inbox.take_chunks(_SLICE))
-            self.headers.clear()
+            self._parse_slice()
         self.proceed()
 
     def _parse(self, piece: bytes) -> None:

@@ -273,13 +273,13 @@ def test_a_pid_in_a_state_file_is_no_permission(monkeypatch: pytest.MonkeyPatch)
     with subprocess.Popen(["sleep", "60"]) as stranger:
         group = "/system.slice/glm@blue.service"
         monkeypatch.setattr(systemctl.Systemd, "_show", lambda *_: {"ControlGroup": group})
-        systemctl.Systemd(False).kill_process("glm@blue.service", stranger.pid, signal.SIGQUIT)
+        systemctl.Systemd(False).kill_process("glm@blue.service", stranger.pid, signal.SIGTERM)
         time.sleep(0.2)
         assert stranger.poll() is None
         group = next(iter(control_groups(stranger.pid)))
-        systemctl.Systemd(False).kill_process("glm@blue.service", stranger.pid, signal.SIGQUIT)
-        assert stranger.wait(10) == -signal.SIGQUIT
-        systemctl.Systemd(False).kill_process("glm@blue.service", stranger.pid, signal.SIGQUIT)
+        systemctl.Systemd(False).kill_process("glm@blue.service", stranger.pid, signal.SIGTERM)
+        assert stranger.wait(10) == -signal.SIGTERM
+        systemctl.Systemd(False).kill_process("glm@blue.service", stranger.pid, signal.SIGTERM)
 
 
 def test_the_journal_is_roots(attacked: Attacked) -> None:
