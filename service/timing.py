@@ -10,7 +10,7 @@ import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Protocol
 
-from service.contract.samples import ANSWERED, BROKEN_OFF, CLIENT_GONE, NOT_ANSWERED, SampleRing
+from service.contract.samples import ANSWERED, BROKEN_OFF, CLIENT_GONE, NOT_ANSWERED, Origin, SampleRing
 
 __all__ = [
     "CHAT_PATH",
@@ -120,12 +120,12 @@ class ResponseTimer:
         """From the head of the request to the end of the answer, once that has come."""
         return self._ended - self._began
 
-    def write(self, samples: SampleRing) -> None:
+    def write(self, samples: SampleRing, origin: Origin) -> None:
         """Write the sample of the answer, once it has ended."""
         ended, started = self._ended, self._started
         first = -1.0 if self._first is None else self._first - started
         kind = ANSWERED if self.scope["path"] == CHAT_PATH else NOT_ANSWERED
-        samples.write(ended, ended - started, first, self.status or 500, kind)
+        samples.write(ended, ended - started, first, self.status or 500, kind, 0.0, origin)
 
 
 def split_trailer(body: bytes | bytearray) -> tuple[bytes, tuple[float, float] | None]:

@@ -14,8 +14,9 @@ from deploy.analysis.comparison import Comparison
 from deploy.analysis.samples import Sample
 from deploy.policy import Limits
 from deploy.rollout.judge import MIN_SPAN, WARM_UP
+from service.contract.samples import Origin
 
-__all__ = ["Alarm", "Busy", "Fault", "Measured", "Source", "failing", "same", "simulate", "slower"]
+__all__ = ["Alarm", "Busy", "Fault", "FromClients", "Measured", "Source", "failing", "same", "simulate", "slower"]
 
 LIVE, CANDIDATE = 0, 1
 _LOOK = 2.0  # seconds between two looks
@@ -46,6 +47,19 @@ class Measured:
         while share and (at := at + self._dice.expovariate(self._rate * share)) < end:
             found.append(replace(self._dice.choice(self._samples), at=at))
         return found
+
+
+class FromClients:
+    """The responses of another source, whose requests came from clients with these shares, each at its own address."""
+
+    def __init__(self, source: Source, seed: int, shares: Sequence[float]) -> None:
+        self._source, self._shares, self._dice = source, shares, random.Random(seed)
+
+    def responses(self, side: int, share: float, begin: float, end: float) -> list[Sample]:
+        """See Source."""
+        found = self._source.responses(side, share, begin, end)
+        clients = self._dice.choices(range(1, len(self._shares) + 1), self._shares, k=len(found))
+        return [replace(one, origin=Origin(client)) for one, client in zip(found, clients, strict=True)]
 
 
 class Busy:
@@ -149,7 +163,10 @@ def simulate(
         is_bake, is_paired = share == 1.0, share <= 0.5
         margin = Limits().p95_margin if is_paired else Limits().bake_p95_margin
         comparison = Comparison(
-            Limits(p95_margin=margin), windows=len(shares) + 1, times_from=warm, is_paired=is_paired
+            Limits(p95_margin=margin),
+            windows=len(shares) + 1,
+            times_from=warm,
+            is_paired=is_paired,
         )
         comparison.before.add(alone)
         mine = sorted(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import struct
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 from hypothesis import example, given, settings
@@ -11,7 +13,7 @@ from hypothesis import strategies as st
 
 from deploy.analysis.samples import Samples
 from deploy.host import Host
-from service.contract.samples import Sample, SampleRing, new_samples
+from service.contract.samples import Origin, Sample, SampleRing, new_samples
 from service.contract.worker_state import WorkerState
 
 VERSIONS = ("1.0.0", "1.1.0", "1.1.0-rc.1")
@@ -59,6 +61,26 @@ def test_samples_are_those_of_their_version(events: list[int | str | None]) -> N
                     read += found
                 unread = []
     assert len(read) == len(set(read))
+
+
+@given(
+    at=st.floats(0, 1e9),
+    status=st.integers(100, 599),
+    kind=st.integers(0, 4),
+    origin=st.builds(Origin, st.integers(0, 2**32 - 1), st.integers(0, 2**32 - 1), st.booleans()),
+)
+def test_a_sample_is_read_as_it_was_written(at: float, status: int, kind: int, origin: Origin) -> None:
+    """Every field; those of the format before this one, which releases with an older environment write, too."""
+    with tempfile.TemporaryDirectory() as directory:
+        state = WorkerState.of_this_process(slot="blue", generation=1, version="1.0.0")
+        ring = SampleRing(Path(directory) / "1.samples", state)
+        sample = Sample(at, 0.5, 0.25, status, kind, 2.0, origin)
+        ring.add(sample)
+        assert new_samples(Path(directory) / "1.samples", "1.0.0") == ([sample], 1)
+        old = Path(directory) / "2.samples"
+        header = struct.pack("<8sQQ256s", b"glmring2", 1, 0, b"1.0.0")
+        old.write_bytes(header + struct.pack("<dffHHf", at, 0.5, 0.25, status, kind, 2.0) + bytes(24 * (CAPACITY - 1)))
+        assert new_samples(old, "1.0.0") == ([replace(sample, origin=Origin())], 1)
 
 
 def test_a_damaged_ring_has_no_samples(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import NamedTuple
@@ -106,15 +106,22 @@ class Group:
     """Responses of one side, which grow: counts of all, and the times of the model's successful ones.
 
     `times_from`, `times_until`: CLOCK_MONOTONIC seconds; times of responses that ended before or after do not count.
+    `disturbed`: responses whose times do not count either, nor that the server had too much to do.
     """
 
     def __init__(
-        self, samples: Iterable[Sample] = (), *, times_from: float = 0.0, times_until: float = float("inf")
+        self,
+        samples: Iterable[Sample] = (),
+        *,
+        times_from: float = 0.0,
+        times_until: float = float("inf"),
+        disturbed: Container[Sample] | None = None,
     ) -> None:
         self.all, self.of_model = Failures(), Failures()
         self.mirrored: list[Sample] = []
         """The responses to mirrored requests, which are included in the counts too."""
         self._times_from, self._times_until = times_from, times_until
+        self._disturbed = disturbed or ()
         self.times: dict[MetricName, Times] = {name: Times() for name in TIMES}
         self.add(samples)
 
@@ -122,13 +129,16 @@ class Group:
         """Add responses, in any order."""
         found: dict[MetricName, list[Timed]] = {name: [] for name in TIMES}
         for sample in samples:
+            is_disturbed = sample in self._disturbed
+            if is_disturbed and sample.status in _OVERLOADED:
+                continue
             self.all.add(sample)
             if not sample.is_answer:
                 continue
             self.of_model.add(sample)
             if sample.is_mirrored:
                 self.mirrored.append(sample)
-            if sample.status == _OK and self._times_from <= sample.at < self._times_until:
+            if sample.status == _OK and self._times_from <= sample.at < self._times_until and not is_disturbed:
                 total, first = _MIRRORED if sample.is_mirrored else _SERVED
                 found[total].append(Timed(sample.at, sample.seconds, sample.first is not None))
                 if sample.first is not None:

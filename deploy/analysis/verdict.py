@@ -30,12 +30,18 @@ class Metric(BaseModel):
     p_value: float | None = None
     """The probability of such a difference by chance; None if it is within the margin or the responses are too few."""
     worse: bool = False
+    one_client: bool = False
+    """Whether it would be worse, but for the one client that contributes most to the difference."""
     why: str | None = None
 
     def mark_worse(self, why: str) -> Metric:
         """Set the reason why the candidate is worse, and return the metric."""
         self.worse, self.why = True, why
         return self
+
+    def mark_of_one_client(self) -> None:
+        """Take the finding back: it does not hold without the client that contributes most to it."""
+        self.worse, self.one_client = False, True
 
 
 class Verdict(BaseModel):
@@ -45,6 +51,8 @@ class Verdict(BaseModel):
     at: str = ""
     seconds: float = 0.0
     metrics: list[Metric] = Field(default_factory=list)
+    pinned: int = 0
+    """Responses whose clients chose the side; they are not judged."""
     mirrored: int = 0
     """The candidate's responses to mirrored requests, which no client received."""
     length_ratio: float | None = None

@@ -9,6 +9,7 @@ from statistics import median
 from typing import Literal
 
 from deploy.analysis.comparison import Comparison
+from deploy.analysis.evidence import Disturbances
 from deploy.analysis.samples import Sample, Samples
 from deploy.analysis.verdict import Verdict
 from deploy.errors import Degraded, NotReady
@@ -17,6 +18,7 @@ from deploy.policy import Limits
 from deploy.rollout.checks import run_checks
 from deploy.rollout.plan import Rollout
 from deploy.rollout.question import Question
+from service.contract.generations import current
 
 __all__ = ["MIN_SPAN", "WARM_UP", "Judge"]
 
@@ -55,6 +57,7 @@ class Judge:
         self._times_from = self._began + WARM_UP[rollout.plan.strategy]
         self._counts_from = self._times_from if self._is_bake else self._began
         self._verdict = Verdict(window=window, at=now())
+        self._disturbances, self._read_at = Disturbances(), self._began
         is_paired = share <= _HALF
         if not is_paired:
             limits = limits.model_copy(update={"p95_margin": limits.bake_p95_margin})
@@ -64,6 +67,8 @@ class Judge:
             times_from=self._times_from,
             is_paired=is_paired,
             before_until=min(self._began, _alone_until(rollout)),
+            is_random=rollout.plan.sticky is None,
+            disturbances=None if self._is_bake else self._disturbances,
         )
         self._candidate = Samples(rollout.context.host, rollout.candidate, rollout.record.version)
         rollout.reference.update()
@@ -103,7 +108,11 @@ class Judge:
             raise Degraded(reason)
 
     def _read(self) -> None:
-        """Add new samples to their groups."""
+        """Add new samples to their sides, and the time since the last call if a pinned request was answered in it."""
+        now = time.monotonic()
+        if _has_pinned(self._rollout):
+            self._disturbances.add(self._read_at, now)
+        self._read_at = now
         self._add_live(self._rollout.reference.update())
         found = [sample for sample in self._candidate.new() if sample.at >= self._counts_from]
         self._comparison.candidate.add(found)
@@ -142,12 +151,19 @@ class Judge:
     def _record(self, outcome: Literal["not worse", "worse", "too few requests"], reason: str | None = None) -> None:
         verdict = self._verdict
         verdict.outcome, verdict.reason, verdict.metrics = outcome, reason, self._comparison.metrics
-        mirrored = self._comparison.candidate.mirrored
+        mirrored = self._comparison.mirrored
+        verdict.pinned = self._comparison.candidate.pinned + self._comparison.live.pinned
         ratios = [sample.ratio for sample in mirrored if sample.ratio is not None]
         verdict.mirrored = len(mirrored)
         verdict.length_ratio = round(median(ratios), 3) if ratios else None
         verdict.seconds = round(time.monotonic() - self._began, 3)
         self._rollout.record.analysis.append(verdict)
+
+
+def _has_pinned(rollout: Rollout) -> bool:
+    """Return whether a request is in flight whose client chose the side of the canary."""
+    found = (current(rollout.context.host.runtime, slot) for slot in (rollout.candidate, rollout.old) if slot)
+    return any(worker.pinned for one in found if one for worker in one.alive_workers)
 
 
 def _alone_until(rollout: Rollout) -> float:

@@ -1,8 +1,9 @@
 """Status and times of each answer of a worker: a ring buffer in `$RUNTIME/<slot>/<generation>/<pid>.samples`.
 
-The file is mapped and written in place: 8 bytes `glmring2`; the number of samples ever written, uint64, written after
+The file is mapped and written in place: 8 bytes `glmring3`; the number of samples ever written, uint64, written after
 each record; the number of those from before the present version, uint64; that version, 256 bytes padded with zeros;
-then 8192 records of 24 bytes, little-endian `<dffHHf`, with the fields of Sample.
+then 8192 records of 32 bytes, little-endian `<dffHBBfII`, with the fields of Sample. Earlier versions of the service
+write `glmring2`, whose records have 24 bytes and no origin.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import os
 import struct
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from service.contract import regular_file
 from service.contract.worker_state import WorkerState
@@ -24,6 +26,8 @@ __all__ = [
     "DIFFERENT",
     "EQUAL",
     "MIRRORED",
+    "UNKNOWN",
+    "Origin",
     "Sample",
     "SampleRing",
     "check",
@@ -41,17 +45,33 @@ of the candidate to mirrored requests. MIRRORED: not comparable with the live sl
 DIFFERENT: different, or a refusal where the live slot answered."""
 
 _HEADER = struct.Struct("<8sQQ256s")
-_RECORD = struct.Struct("<dffHHf")
-_MAGIC = b"glmring2"
+_RECORD = struct.Struct("<dffHBBfII")
+_MAGIC = b"glmring3"
+_RECORDS = {_MAGIC: _RECORD, b"glmring2": struct.Struct("<dffHBBf")}
+_PINNED = 1  # a flag
 _COUNT = slice(8, 16)
-_CAPACITY = 8192  # 192 KiB a worker
+_CAPACITY = 8192  # 256 KiB a worker
 _SIZE = _HEADER.size + _CAPACITY * _RECORD.size
 _MAX_COUNT = 1 << 53
 _MAX_NUMBER = 1e12  # of seconds, and of a ratio
 _OK, _QUEUE_FULL, _SERVER_ERROR = 200, 429, 500
 
 
-@dataclass(frozen=True)
+class Origin(NamedTuple):
+    """Where a request came from: hashes, which are equal for equal clients until the next boot; 0 where unknown."""
+
+    address: int = 0
+    """Of the client's address; of an IPv6 address the first 64 bits."""
+    key: int = 0
+    """Of the API key; 0 without one."""
+    is_pinned: bool = False
+    """Whether the client chose the side that answers, so that the answer tells nothing about the requests of others."""
+
+
+UNKNOWN = Origin()
+
+
+@dataclass(frozen=True, slots=True)
 class Sample:
     """One answer."""
 
@@ -65,6 +85,7 @@ class Sample:
     kind: int = ANSWERED
     ratio: float | None = None
     """The length of a mirrored answer divided by the live slot's."""
+    origin: Origin = UNKNOWN
 
     @property
     def is_answer(self) -> bool:
@@ -116,16 +137,27 @@ class SampleRing:
     def add(self, sample: Sample) -> None:
         """Write one sample."""
         first = -1.0 if sample.first is None else sample.first
-        self.write(sample.at, sample.seconds, first, sample.status, sample.kind, sample.ratio or 0.0)
+        self.write(sample.at, sample.seconds, first, sample.status, sample.kind, sample.ratio or 0.0, sample.origin)
 
-    def write(self, at: float, seconds: float, first: float, status: int, kind: int, ratio: float = 0.0) -> None:
+    def write(
+        self,
+        at: float,
+        seconds: float,
+        first: float,
+        status: int,
+        kind: int,
+        ratio: float = 0.0,
+        origin: Origin = UNKNOWN,
+    ) -> None:
         """Write the fields of a record, then the count, which never covers a record that is not complete."""
         if self._ring is None:
             return
         if self._version != self._state.version:
             self._begin()
         offset = _HEADER.size + self._count % _CAPACITY * _RECORD.size
-        _RECORD.pack_into(self._ring, offset, at, seconds, first, status, kind, ratio)
+        address, key, is_pinned = origin
+        flags = _PINNED if is_pinned else 0
+        _RECORD.pack_into(self._ring, offset, at, seconds, first, status, kind, flags, ratio, address, key)
         self._count += 1
         self._ring[_COUNT] = self._count.to_bytes(8, "little")
 
@@ -142,24 +174,24 @@ def new_samples(path: Path, version: str, seen: int = 0) -> tuple[list[Sample], 
     Returns them and the new count. A worker that holds another version has none, and neither has a damaged file.
     """
     try:
-        count, first, name, data = _parse(path)
+        count, first, name, record, data = _parse(path)
     except (OSError, ValueError):
         return [], seen
     if name != version.encode():
         return [], seen
-    found = (_read(data, number % _CAPACITY) for number in range(max(seen, first, count - _CAPACITY), count))
+    found = (_read(data, record, number % _CAPACITY) for number in range(max(seen, first, count - _CAPACITY), count))
     return [sample for sample in found if sample is not None], count
 
 
 def check(path: Path) -> None:
     """Raise OSError or ValueError if the file is no ring of samples; one of a worker that has just started is."""
-    count, first, _, data = _parse(path)
-    if any(_read(data, number % _CAPACITY) is None for number in range(max(first, count - _CAPACITY), count)):
+    count, first, _, record, data = _parse(path)
+    if any(_read(data, record, number % _CAPACITY) is None for number in range(max(first, count - _CAPACITY), count)):
         raise ValueError("it has samples that no worker writes")
 
 
-def _parse(path: Path) -> tuple[int, int, bytes, bytes]:
-    """Return the count, the count when the present version began, that version, and the records.
+def _parse(path: Path) -> tuple[int, int, bytes, struct.Struct, bytes]:
+    """Return the count, the count when the present version began, that version, the format, and the records.
 
     The count is read before the records: a record that it covers is complete, or was overwritten by a newer one.
     """
@@ -168,19 +200,32 @@ def _parse(path: Path) -> tuple[int, int, bytes, bytes]:
         size = os.fstat(descriptor).st_size
         header = file.read(_HEADER.size)
         data = file.read(_SIZE - _HEADER.size)
-    if len(header) < _HEADER.size or size != _SIZE or len(data) != _SIZE - _HEADER.size:
+    if len(header) < _HEADER.size:
         raise ValueError(f"it has {size} bytes, not {_SIZE}")
     magic, count, first, name = _HEADER.unpack(header)
-    if magic != _MAGIC and any(header):
+    record = _RECORDS.get(magic, _RECORD)
+    if magic not in _RECORDS and any(header):
         raise ValueError("it is no ring of samples")
+    expected = _HEADER.size + _CAPACITY * record.size
+    if size != expected or len(data) != expected - _HEADER.size:
+        raise ValueError(f"it has {size} bytes, not {expected}")
     if not first <= count < _MAX_COUNT:
         raise ValueError("its count is out of range")
-    return count, first, name.rstrip(b"\0"), data
+    return count, first, name.rstrip(b"\0"), record, data
 
 
-def _read(data: bytes, place: int) -> Sample | None:
+def _read(data: bytes, record: struct.Struct, place: int) -> Sample | None:
     """Return one sample; None for a record that no worker writes."""
-    at, seconds, first, status, kind, ratio = _RECORD.unpack_from(data, place * _RECORD.size)
+    at, seconds, first, status, kind, flags, ratio, *origin = record.unpack_from(data, place * record.size)
     if kind > DIFFERENT or not all(0 <= number < _MAX_NUMBER for number in (at, seconds, ratio, abs(first))):
         return None
-    return Sample(at, seconds, first if first >= 0 else None, status, kind, ratio or None)
+    address, key = origin or (0, 0)
+    return Sample(
+        at,
+        seconds,
+        first if first >= 0 else None,
+        status,
+        kind,
+        ratio or None,
+        Origin(address, key, bool(flags & _PINNED)),
+    )

@@ -97,6 +97,8 @@ class WorkerState:
     """False when the engine has work and has made no progress for too long."""
     connections: int = 0
     in_flight: int = 0
+    pinned: int = 0
+    """Of them: requests whose client chose the side of a canary."""
     ledger: Ledger = field(default_factory=Ledger)
     swap: SwapReport | None = None
     past: list[PastVersion] = field(default_factory=list)

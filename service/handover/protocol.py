@@ -240,7 +240,8 @@ class RequestProtocol(RequestReader):
         scope["state"]["internal"] = not self.public
         is_mirrored = not self.public and any(name == MIRRORED_HEADER for name, _ in scope["headers"])
         self._timer = scope["state"]["timer"] = timer = ResponseTimer(scope, receive, send, trailer=is_mirrored)
-        mirror = self.slot_server.mirror
+        mirror, recorder = self.slot_server.mirror, self.slot_server.recorder
+        origin = recorder.begin(timer) if self.public else None
         exchange = mirror.capture(scope, timer) if self.public and scope["method"] == "POST" else None
         try:
             await self._application(scope, timer.receive, timer.send)
@@ -248,7 +249,7 @@ class RequestProtocol(RequestReader):
             del scope["state"]["timer"]  # a cycle, which the garbage collector would have to find
             timer.end(client_gone=self._client_gone and not self._broken_off)
             self._broken_off = self._broken_off or not timer.complete
-            self.slot_server.recorder.add(timer, public=self.public)
+            recorder.add(timer, origin)
             if exchange:
                 mirror.replay(exchange)
 

@@ -78,7 +78,7 @@ class SlotServer(Server):
         self.gate = gate
         self.state = state_file.state
         self.samples = SampleRing(state_file.path.with_suffix(".samples"), self.state)
-        self.recorder = Recorder(self.state, self.samples)
+        self.recorder = Recorder(self.state, self.samples, gate)
         self.mirror = Mirror(gate, self.samples, self._count_mirrored)
         self.clients: Clients[Connection] = Clients(settings)
         self.busy: set[RequestProtocol] = set()

@@ -8,11 +8,12 @@ from typing import Literal
 
 from service.contract.canary_file import Canary
 
-__all__ = ["Side", "pick_mirrored", "pick_side", "side_by_head"]
+__all__ = ["PIN", "SIDES", "Side", "pick_mirrored", "pick_side", "side_by_head"]
 
 Side = Literal["live", "candidate"]
 
 PIN = "x-glm-slot"  # a client chooses the side with this header
+SIDES: tuple[Side, Side] = ("live", "candidate")
 
 
 def pick_side(canary: Canary) -> Side:
@@ -28,7 +29,7 @@ def pick_mirrored(canary: Canary) -> bool:
 def side_by_head(canary: Canary, head: bytes | bytearray) -> Side | None:
     """Return the side that a request's head decides for, pinned or sticky; None if the head does not decide."""
     pinned = _header(head, PIN)
-    if pinned in ("live", "candidate"):
+    if pinned in SIDES:
         return "live" if pinned == "live" else "candidate"
     if canary.sticky is None:
         return None

@@ -18,8 +18,9 @@ from typing import Literal
 
 import httpx
 
-from service.contract.samples import BROKEN_OFF, DIFFERENT, EQUAL, MIRRORED, Sample, SampleRing
+from service.contract.samples import BROKEN_OFF, DIFFERENT, EQUAL, MIRRORED, Origin, Sample, SampleRing
 from service.routing.compare import compare, is_failure
+from service.routing.origin import origin_of
 from service.routing.ownership import Gate
 from service.timing import CHAT_PATH, MIRRORED_HEADER, Message, ResponseTimer, split_trailer
 
@@ -108,6 +109,11 @@ class CapturedExchange:
         """The request's headers without those of its connection, and MIRRORED_HEADER."""
         headers = [(name, value) for name, value in self._scope["headers"] if name not in _CONNECTION_HEADERS]
         return [*headers, (MIRRORED_HEADER, b"1")]
+
+    @property
+    def origin(self) -> Origin:
+        """The client that sent the request."""
+        return origin_of(self._scope)
 
     @property
     def is_greedy(self) -> bool:
@@ -203,7 +209,15 @@ class Mirror:
         )
         seconds, first = times or (ended - started, -1.0)
         self._samples.add(
-            Sample(ended, seconds, first if first >= 0 else None, result.status, result.kind, result.ratio or None)
+            Sample(
+                ended,
+                seconds,
+                first if first >= 0 else None,
+                result.status,
+                result.kind,
+                result.ratio or None,
+                exchange.origin,
+            )
         )
         self.count("failed" if is_failure(result.status) else _OUTCOMES[result.kind])
 
