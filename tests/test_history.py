@@ -32,13 +32,13 @@ FIELDS = {
         "hooks", "receipt", "drain", "keep_warm", "limits", "by_operator",
     },
     "step": {"phase", "at"},
-    "verdict": {"window", "at", "seconds", "metrics", "mirrored", "length_ratio", "outcome", "reason"},
+    "verdict": {"window", "at", "seconds", "metrics", "mirrored", "length_ratio", "outcome", "reason", "pinned"},
     "metric": {
         "name", "candidate", "live", "candidate_requests", "live_requests", "blocks", "blocks_worse", "p_value",
-        "worse", "why",
+        "worse", "why", "one_client",
     },
     "hook": {"when", "command", "code", "seconds", "output"},
-    "receipt": SUMS | {"probes", "killed", "unadopted", "lines"},
+    "receipt": SUMS | {"probes", "killed", "unadopted", "unread", "lines"},
     "line": SUMS | {"slot", "generation", "version"},
 }  # fmt: skip
 
