@@ -198,7 +198,12 @@ async def test_pipelines_of_an_address_take_turns(host: Host, monkeypatch: pytes
     """However many connections it has, and however fast they send: one request of theirs is begun after the other."""
     begun: list[int] = []
     answers_next = Connection.answers_next
-    monkeypatch.setattr(Connection, "answers_next", lambda self: bool(begun.append(id(self))) or answers_next(self))
+
+    def begin(connection: Connection) -> bool:
+        begun.append(id(connection))
+        return answers_next(connection)
+
+    monkeypatch.setattr(Connection, "answers_next", begin)
     clients = [await host.client() for _ in range(3)]
     for client in clients:
         client.send(GET * 500)
