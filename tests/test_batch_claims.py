@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from service.batches.claims import MAX_TRIES, Outcome
+from service.batches.claims import MAX_DEATHS, MAX_TRIES, Outcome
 from service.batches.owner import current_owner, owner_alive
 from tests.batch_fixtures import (
     BatchStore,
@@ -54,14 +56,15 @@ def test_only_the_holder_settles_a_claim(store: BatchStore) -> None:
         late = claim(store, slow)
         kill()
         me = current_owner()
-        again = claim(store, me)
-        assert [entry.key for entry in again] == [entry.key for entry in late]
-        mine = [Outcome(entry.key, "completed", '{"by":"me"}') for entry in again]
-        store.claims(me).poll(mine[:1], {again[1].key}, capacity=0, transition=None)
-        for number, entry in enumerate(late):  # the first is settled, the second claimed by another
-            store.claims(slow).release([Outcome(entry.key, "completed", f'{{"by":"late {number}"}}')])
-        assert store.batches.get(batch_id)["request_counts"]["completed"] == 1
-        store.claims(me).poll([*mine, *mine], (), capacity=0, transition=None)
+        for number in range(2):  # one at a time, since the worker died
+            (again,) = claim(store, me)
+            assert again.key == late[number].key
+            if number:  # the first is settled, the second claimed by another
+                for entry in late:
+                    store.claims(slow).release([Outcome(entry.key, "completed", '{"by":"late"}')])
+            assert store.batches.get(batch_id)["request_counts"]["completed"] == number
+            mine = Outcome(again.key, "completed", '{"by":"me"}')
+            store.claims(me).poll([mine, mine], (), capacity=0, transition=None)
     assert store.batches.get(batch_id)["request_counts"] == {"total": 2, "completed": 2, "failed": 0}
     assignment = store.claims(me).poll((), (), capacity=0, transition=None)
     assert assignment.transition is None or assignment.transition.kind == "finalise"
@@ -71,14 +74,21 @@ def test_only_the_holder_settles_a_claim(store: BatchStore) -> None:
 
 
 def test_claim_order(store: BatchStore) -> None:
-    """Requests are claimed in the order of batches and lines; those that failed before come last in their batch."""
+    """Requests are claimed in the order of batches and lines; one that failed before comes last, and alone."""
     first, second = validated_batch(store, request_lines(3)), validated_batch(store, request_lines(2))
     assert first != second
     me = current_owner()
     entry = claim(store, me, 1)[0]
     store.claims(me).poll([Outcome(entry.key, "pending", counts_as_try=True)], (), capacity=0, transition=None)
-    got = claim(store, me)
-    assert [(key.batch, key.line) for key in (entry.key for entry in got)] == [(1, 2), (1, 3), (1, 1), (2, 1), (2, 2)]
+    claims = store.claims(me)
+    rounds, done = [], []
+    while got := claims.poll(done, (), capacity=8, transition="x").claims:
+        running = {entry.key for entry in got}
+        if any(entry.tries for entry in got):  # nothing beside it
+            assert not claims.poll((), running, capacity=8, transition="x").claims
+        rounds.append([tuple(entry.key) for entry in got])
+        done = [Outcome(key, "completed", "{}") for key in running]
+    assert rounds == [[(1, 2), (1, 3), (2, 1), (2, 2)], [(1, 1)]]
 
 
 def test_unlisted_claims_are_released(store: BatchStore) -> None:
@@ -104,9 +114,9 @@ def test_release_is_no_failed_try(store: BatchStore) -> None:
 
 
 def test_request_that_kills_its_workers(store: BatchStore) -> None:
-    """A request fails after five workers died while processing it, and the batch ends."""
+    """A request fails after three workers died while processing it, and the batch ends."""
     batch_id = validated_batch(store, request_lines(1))
-    for _ in range(MAX_TRIES):
+    for _ in range(MAX_DEATHS):
         with sleeping_process() as (owner, kill):
             assert len(claim(store, owner)) == 1
             kill()
@@ -117,6 +127,31 @@ def test_request_that_kills_its_workers(store: BatchStore) -> None:
     store.batches.finalise(batch_id, me)
     (error,) = store.content(store.batches.get(batch_id)["error_file_id"])
     assert error["response"]["body"]["error"]["code"] == "worker_died"
+
+
+@given(lines=st.lists(st.booleans(), min_size=1, max_size=12), capacity=st.integers(1, 8))
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_only_requests_that_kill_workers_fail(
+    tmp_path_factory: pytest.TempPathFactory, lines: list[bool], capacity: int
+) -> None:
+    """Whatever is processed beside a request that kills its worker is answered; the killers alone fail."""
+    store = BatchStore(tmp_path_factory.mktemp("state"))
+    batch_id = validated_batch(store, request_lines(len(lines)))
+    try:
+        for _ in range(len(lines) * (MAX_DEATHS + 1)):
+            with sleeping_process() as (owner, kill):
+                entries = claim(store, owner, capacity)
+                if not entries:
+                    break
+                if any(lines[entry.key.line - 1] for entry in entries):
+                    kill()
+                else:
+                    done = [Outcome(entry.key, "completed", "{}") for entry in entries]
+                    store.claims(owner).poll(done, (), capacity=0, transition="x")
+        counts = store.batches.get(batch_id)["request_counts"]
+        assert (counts["completed"], counts["failed"]) == (lines.count(False), lines.count(True))
+    finally:
+        store.database.close()
 
 
 def test_owner_identity() -> None:

@@ -19,11 +19,15 @@ from service.batches.database import Database
 from service.batches.owner import owner_alive
 from service.batches.tables import ENDED, batches, items
 
-__all__ = ["MAX_TRIES", "Assignment", "Claim", "Claims", "Key", "Outcome", "Transition"]
+__all__ = ["MAX_DEATHS", "MAX_TRIES", "Assignment", "Claim", "Claims", "Key", "Outcome", "Transition"]
 
 MAX_TRIES = 5
-"""Tries that may end with a server error or the death of the worker before a request is given up. A release by a worker
+"""Tries that may end with a server error before a request is given up. A release by a worker
 whose gate closes, or because the engine is busy, does not count: the completion window bounds those."""
+
+MAX_DEATHS = 3
+"""Tries, the last of which ended with the death of the worker, after which a request is given up. After the first it is
+processed alone, so that another that killed the worker cannot fail it."""
 
 
 class Key(NamedTuple):
@@ -91,7 +95,8 @@ class Claims:
 
         `running` are the claims in progress and `transition` the id of the batch in transition; all other claims of
         this owner are released. At most `capacity` requests are claimed, of API keys in turn, from the oldest batch of
-        each first.
+        each first. One that failed before is claimed last in its batch, and alone: it may have killed the worker, and
+        the others with it.
         """
         if not outcomes and not running:
             with self.database.reading() as connection:
@@ -105,7 +110,7 @@ class Claims:
             if transition is None:
                 assignment.transition = self._next_transition(connection)
             if capacity:
-                assignment.claims = self._claim(connection, capacity)
+                assignment.claims = self._claim(connection, running, capacity)
             return assignment
 
     def release(self, outcomes: Collection[Outcome]) -> None:
@@ -183,17 +188,11 @@ class Claims:
         connection.execute(update(batches).where(batches.c.number == row.number).values(values))
         return Transition(row.id, "validate" if row.status == "validating" else "finalise")
 
-    def _claim(self, connection: Connection, capacity: int) -> list[Claim]:
+    def _claim(self, connection: Connection, running: Collection[Key], capacity: int) -> list[Claim]:
         """Claim requests, each of the oldest batch of the API key that has the fewest claimed, by any worker."""
-        claimed = (
-            select(batches.c.key_hash, func.count())
-            .join(items, items.c.batch == batches.c.number)
-            .where(items.c.state == "claimed")
-            .group_by(batches.c.key_hash)
-        )
-        of_keys: Counter[str | None] = Counter()
-        for key, count in connection.execute(claimed):
-            of_keys[key] = count
+        if any(_tries(connection, key) for key in running):
+            return []
+        of_keys = _claimed(connection)
         open_batches = list(
             connection.execute(
                 select(batches.c.number, batches.c.input_file_id, batches.c.key_hash)
@@ -204,7 +203,6 @@ class Claims:
         claims: list[Claim] = []
         while open_batches and len(claims) < capacity:
             batch = min(open_batches, key=lambda one: of_keys[one.key_hash])
-            # requests that failed before come last, so that they do not delay the others
             row = connection.execute(
                 select(items)
                 .where(items.c.batch == batch.number, items.c.state == "pending")
@@ -214,25 +212,49 @@ class Claims:
             if row is None:
                 open_batches.remove(batch)
                 continue
+            if row.tries and (running or claims):
+                break  # what follows waits too, or this request would wait for ever
             this = items.c.batch == row.batch, items.c.line == row.line
             connection.execute(update(items).where(*this).values(state="claimed", owner=self.owner))
             of_keys[batch.key_hash] += 1
             key = Key(row.batch, row.line)
             claims.append(Claim(key, row.custom_id, batch.input_file_id, row.offset, row.length, row.tries))
+            if row.tries:
+                break
         return claims
 
 
 def _reclaim(connection: Connection, owner: str) -> None:
-    """Return the claims of a dead owner to the queue; a request at MAX_TRIES fails."""
+    """Return the claims of a dead owner to the queue; a request at MAX_DEATHS fails."""
     held = items.c.state == "claimed", items.c.owner == owner
-    for row in connection.execute(select(items).where(*held, items.c.tries + 1 >= MAX_TRIES)).all():
-        message = f"the worker died while processing this request, {MAX_TRIES} times"
+    for row in connection.execute(select(items).where(*held, items.c.tries + 1 >= MAX_DEATHS)).all():
+        message = f"the worker died while processing this request, which had failed {row.tries} times before"
         result = lines.error_line(row.custom_id, 500, message, "worker_died")
         this = items.c.batch == row.batch, items.c.line == row.line
         connection.execute(update(items).where(*this).values(state="failed", owner=None, result=result))
         connection.execute(update(batches).where(batches.c.number == row.batch).values(failed=batches.c.failed + 1))
     connection.execute(update(items).where(*held).values(state="pending", owner=None, tries=items.c.tries + 1))
     connection.execute(update(batches).where(batches.c.owner == owner).values(owner=None))
+
+
+def _claimed(connection: Connection) -> Counter[str | None]:
+    """Return the number of claimed requests of each API key."""
+    claimed = (
+        select(batches.c.key_hash, func.count())
+        .join(items, items.c.batch == batches.c.number)
+        .where(items.c.state == "claimed")
+        .group_by(batches.c.key_hash)
+    )
+    of_keys: Counter[str | None] = Counter()
+    for key, count in connection.execute(claimed):
+        of_keys[key] = count
+    return of_keys
+
+
+def _tries(connection: Connection, key: Key) -> int:
+    """Return how often a request failed before."""
+    found = select(items.c.tries).where(items.c.batch == key.batch, items.c.line == key.line)
+    return connection.execute(found).scalar() or 0
 
 
 def _to_cancel(connection: Connection, running: Collection[Key]) -> list[Key]:
