@@ -26,8 +26,8 @@ CHAINS = {
         ("loadtest",),
     ),
     "service": (
-        ("contract", "settings", "identity", "fairness", "model", "engine", "metric_files", "metrics", "timing", "chat",
-         "refusals", "api", "batches", "app", "process", "gunicorn.conf", "__main__"),
+        ("contract", "settings", "identity", "isolation", "fairness", "model", "engine", "metric_files", "metrics",
+         "timing", "chat", "refusals", "api", "batches", "app", "process", "gunicorn.conf", "__main__"),
         ("contract", "timing", "routing", "handover", "process"),
         ("settings", "metrics", "refusals", "handover"),
         ("contract", "model", "demo_models"),
