@@ -47,6 +47,7 @@ class Settings(BaseSettings):
     max_wait: float = Field(default=60, gt=0, description="time a request may wait for a row before it gets 429")
     max_seconds: float = Field(default=600, gt=0, description="longer answers end with finish_reason length")
     max_prompt_tokens: int = Field(default=32_768, ge=1, description="tokens of one prompt, images included")
+    max_schema: int = Field(default=1 << 16, ge=1, description="characters of a JSON schema for the answer")
     max_choices: int = Field(default=8, ge=1, description="largest `n` of a request")
     image_hosts: tuple[str, ...] = Field(default=(), description="hosts that images may be fetched from; a JSON list")
     image_timeout: float = Field(default=10, gt=0, description="time limit to fetch one image")

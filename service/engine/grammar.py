@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import json
-from typing import TYPE_CHECKING
+from copy import copy
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from service.engine.protocol import Refused
+from service.engine.schema_compiler import SchemaCompiler
+from service.engine.schema_probe import InvalidSchema, SchemaProbe
 
 if TYPE_CHECKING:
-    from llguidance import LLMatcher, LLTokenizer
+    from llguidance import LLMatcher
     from transformers import PreTrainedTokenizerFast
 
 __all__ = ["Constraint", "GrammarCompiler"]
-
-
-class InvalidSchema(Refused):
-    """The schema of response_format cannot be compiled."""
-
-    param = "response_format"
 
 
 class Constraint:
@@ -45,11 +40,9 @@ class Constraint:
 
     def allowed(self, vocabulary: int) -> Tensor:
         """Return the tokens that may come next: bool (vocabulary,), on the CPU."""
-        import llguidance.torch
-
-        bitmask = llguidance.torch.allocate_token_bitmask(1, vocabulary)
-        llguidance.torch.fill_next_token_bitmask(self._matcher, bitmask, 0)
-        bits: Tensor = (bitmask[0][:, None] >> torch.arange(32, dtype=torch.int32)) & 1
+        # Not by llguidance.torch: to import it takes seconds, in which this thread serves no request.
+        mask = torch.frombuffer(bytearray(self._matcher.compute_bitmask()), dtype=torch.uint8)
+        bits: Tensor = (mask[:, None] >> torch.arange(8, dtype=torch.uint8)) & 1
         return bits.reshape(-1)[:vocabulary].bool()
 
     def advance(self, token: int) -> None:
@@ -61,31 +54,43 @@ class Constraint:
 
 
 class GrammarCompiler:
-    """Compiles JSON schemas to constraints for one tokenizer. `end` holds the token ids that end an output."""
+    """Compiles JSON schemas to constraints for one tokenizer. `end` holds the token ids that end an output.
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, vocabulary: int, end: frozenset[int]) -> None:
+    `max_schema` is the limit of a schema, in characters.
+    """
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerFast, vocabulary: int, end: frozenset[int], *, max_schema: int
+    ) -> None:
         self._tokenizer = tokenizer
         self._vocabulary = vocabulary
         self._end = end
-        self._ll_tokenizer: LLTokenizer | None = None  # built at the first use: slow for a large vocabulary
+        self._probe = SchemaProbe(self._setup, max_schema)
+        self._compiler: SchemaCompiler | None = None
+
+    def warm_up(self) -> None:
+        """Prepare for the first schema: for 150,000 tokens that takes 1 s, in which no other thread runs."""
+        if self._compiler is None:
+            self._compiler = SchemaCompiler(**self._setup())
 
     def compile(self, schema: str, *, thinking: bool) -> Constraint:
         """Return a constraint for a JSON schema; if `thinking`, it starts after `</think>`. Raises Refused."""
-        import llguidance
-        import llguidance.hf
-
-        if self._ll_tokenizer is None:
-            self._ll_tokenizer = llguidance.hf.from_tokenizer(
-                self._tokenizer, n_vocab=self._vocabulary, eos_token=sorted(self._end)
-            )
+        self._probe.check(schema)
+        self.warm_up()
+        assert self._compiler
         try:
-            # Flexible whitespace would let an uncertain model emit whitespace without end.
-            grammar = llguidance.LLMatcher.grammar_from_json_schema(
-                json.loads(schema), defaults={"whitespace_flexible": False}
-            )
+            matcher = self._compiler.compile(schema)
         except ValueError as error:
-            raise InvalidSchema(f"the JSON schema cannot be used: {error}") from error
-        matcher = llguidance.LLMatcher(self._ll_tokenizer, grammar)
-        if matcher.is_error():
-            raise InvalidSchema(f"the JSON schema cannot be used: {matcher.get_error()}")
+            raise InvalidSchema(str(error)) from error
         return Constraint(matcher, self._tokenizer.convert_tokens_to_ids("</think>") if thinking else None)
+
+    def close(self) -> None:
+        """End the processes that try schemas."""
+        self._probe.close()
+
+    def _setup(self) -> dict[str, Any]:
+        # With the added tokens of tokenizer_config.json, which its file may lack.
+        backend = copy(self._tokenizer.backend_tokenizer)
+        backend.no_padding()
+        backend.no_truncation()
+        return {"tokenizer": backend.to_str(), "vocabulary": self._vocabulary, "end": sorted(self._end)}

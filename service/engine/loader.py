@@ -36,7 +36,12 @@ def preload(settings: Settings) -> float:
 def load(release: Release, settings: Settings, progress: Progress) -> WorkerEngine:
     """Load a release and block until it is in memory, not warmed up yet; raises ReleaseError."""
     limits = Limits(
-        settings.max_prompt_tokens, settings.max_wait, settings.max_seconds, settings.stall, settings.client_rows
+        max_prompt_tokens=settings.max_prompt_tokens,
+        max_wait=settings.max_wait,
+        max_seconds=settings.max_seconds,
+        stall=settings.stall,
+        client_rows=settings.client_rows,
+        max_schema=settings.max_schema,
     )
     if settings.engine == "dummy":
         from service.engine.dummy import DummyEngine

@@ -67,7 +67,10 @@ class ModelEngine:
         self._prompt_builder = PromptBuilder(processor, model, min(limits.max_prompt_tokens, budget.columns - 1))
         self._vision = VisionEncoder(model, cache_bytes=settings.image_cache_mib << 20)
         self._grammars = GrammarCompiler(
-            processor.tokenizer, int(model.get_output_embeddings().weight.shape[0]), checkpoint.end_tokens
+            processor.tokenizer,
+            int(model.get_output_embeddings().weight.shape[0]),
+            checkpoint.end_tokens,
+            max_schema=limits.max_schema,
         )
         self._prepare_pool = ThreadPoolExecutor(PREPARE_THREADS, "prepare")
         self._inbox: SimpleQueue[Sequence | EngineCall | None] = SimpleQueue()
@@ -102,6 +105,7 @@ class ModelEngine:
         progress("warming up", 0.0)
         try:
             self._core.warm_up()
+            self._grammars.warm_up()
             contents: list[Any] = ["Hello", [image, {"type": "text", "text": "Hello"}]]
             for count, content in enumerate(contents):
                 progress("warming up", count / len(contents))
@@ -189,6 +193,7 @@ class ModelEngine:
         """See Engine; blocks until the running step has ended, at most ten seconds."""
         with self._lock:
             self._closed = True
+        self._grammars.close()
         self._prepare_pool.shutdown(wait=False)  # requests still being prepared will raise in _submit
         self._inbox.put(None)
         self._thread.join(timeout=10)

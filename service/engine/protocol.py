@@ -100,7 +100,7 @@ class Usage:
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits of a request, in tokens and seconds.
+    """Limits of a request, in tokens, seconds and characters.
 
     `stall`: seconds without a step after which a busy engine is hung. `client_rows`: part of the rows that one address
     may hold even if no other waits.
@@ -111,6 +111,7 @@ class Limits:
     max_seconds: float = 600.0
     stall: float = 120.0
     client_rows: float = 1.0
+    max_schema: int = 1 << 16
 
 
 class Engine(Protocol):
