@@ -38,8 +38,22 @@ class Settings(BaseSettings):
 
     served_model: str = "glm-4.6v-flash"
     max_body: int = Field(default=32 << 20, ge=1, description="size of a request body other than an uploaded file")
+    max_bodies: int = Field(default=512 << 20, ge=1, description="size of all bodies that are read or being worked on")
+    max_structure: int = Field(
+        default=150_000, ge=1, description="brackets, commas and colons of a JSON body, also inside strings"
+    )
+    client_share: float = Field(
+        default=0.75,
+        gt=0,
+        le=1,
+        description="part of the queue and of the bodies and pixels that one address may have",
+    )
     max_images: int = Field(default=16, ge=0, description="images of one request")
     max_pixels: int = Field(default=50_000_000, ge=1, description="pixels of one image, checked before it is decoded")
+    max_request_pixels: int = Field(default=100_000_000, ge=1, description="pixels of the images of one request")
+    max_open_pixels: int = Field(
+        default=200_000_000, ge=1, description="pixels of all images that are decoded and whose answers have not begun"
+    )
     max_queue: int = Field(default=256, ge=1, description="interactive requests that may wait for a row; more get 429")
     client_rows: float = Field(
         default=0.9, gt=0, le=1, description="part of the rows that one address may hold even if no other waits"
@@ -49,6 +63,7 @@ class Settings(BaseSettings):
     max_prompt_tokens: int = Field(default=32_768, ge=1, description="tokens of one prompt, images included")
     max_schema: int = Field(default=1 << 16, ge=1, description="characters of a JSON schema for the answer")
     max_choices: int = Field(default=8, ge=1, description="largest `n` of a request")
+    max_decode: int = Field(default=5, ge=1, description="processor time to read or to decode one image")
     image_hosts: tuple[str, ...] = Field(default=(), description="hosts that images may be fetched from; a JSON list")
     image_timeout: float = Field(default=10, gt=0, description="time limit to fetch one image")
     max_image_bytes: int = Field(default=20 << 20, ge=1, description="size of one fetched image")

@@ -79,6 +79,9 @@ class FakeEngine:
         finally:
             self.cancelled += not finished
 
+    def check_size(self, messages: list[dict[str, Any]], tools: Sequence[dict[str, Any]] = ()) -> None:
+        pass
+
     def usage(self) -> Usage:
         return Usage(1, 2, 30, 400)
 

@@ -81,7 +81,8 @@ def test_claim_order(store: BatchStore) -> None:
     entry = claim(store, me, 1)[0]
     store.claims(me).poll([Outcome(entry.key, "pending", counts_as_try=True)], (), capacity=0, transition=None)
     claims = store.claims(me)
-    rounds, done = [], []
+    rounds: list[Any] = []
+    done: list[Outcome] = []
     while got := claims.poll(done, (), capacity=8, transition="x").claims:
         running = {entry.key for entry in got}
         if any(entry.tries for entry in got):  # nothing beside it

@@ -17,17 +17,16 @@ from service.api.body import read_body
 from service.api.openapi import describes
 from service.api.sse import EventStream, cancel_on_disconnect
 from service.chat.errors import ApiError
-from service.chat.request import ChatRequest, parse_request
+from service.chat.request import ChatRequest
 from service.chat.response import Completion
 from service.chat.service import ChatService
 from service.engine import Engine
+from service.fairness.budget import Budget
 from service.fairness.client import Client
 from service.identity import Identity
 from service.settings import Settings
 
 __all__ = ["Handlers"]
-
-INLINE_BODY = 1 << 16  # bytes; a smaller body is parsed faster than a thread is started
 
 
 class Model(TypedDict):
@@ -74,16 +73,23 @@ class Handlers:
         self._identity = identity
         self._settings = settings
         self._serving = serving
+        self._bodies = Budget.shared(settings.max_bodies, settings.client_share)
         self._created = int(time.time())
 
     @describes(body=ChatRequest, response=Completion, events=True, errors=(400, 413, 415, 429, 500))
     async def chat(self, request: Request) -> Response:
         """POST /v1/chat/completions, compatible with OpenAI's API."""
-        body = await read_body(request, self._settings.max_body)
-        # A large body is parsed in a thread, because it would block the event loop.
-        inline = len(body) <= INLINE_BODY
-        chat_request = parse_request(body) if inline else await asyncio.to_thread(parse_request, body)
         client = Client.of(request.scope)
+        holding = self._bodies.take(client, 0)
+        try:
+            body = await read_body(request, self._settings.max_body, holding)
+            chat_request = await self._chat.parse(body, client)
+            del body
+            return await self._answer(request, chat_request, client)
+        finally:
+            holding.give_back()  # a stream's first event is here: the images and texts are in the engine
+
+    async def _answer(self, request: Request, chat_request: ChatRequest, client: Client) -> Response:
         request.state.greedy = chat_request.temperature == 0  # read by the mirror: only greedy texts are comparable
 
         def set_version(version: str) -> None:

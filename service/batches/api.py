@@ -142,7 +142,7 @@ class BatchRoutes:
     @describes(body=NewBatch, response=schemas.Batch, errors=(400, 404, 413, 415, 503, 507))
     async def create(self, request: Request) -> Response:
         """POST /v1/batches."""
-        body = _parse(NewBatch, await read_body(request, MAX_BODY))
+        body = _parse(NewBatch, bytes(await read_body(request, MAX_BODY)))
         params = BatchParams(
             body.input_file_id,
             body.endpoint,

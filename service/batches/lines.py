@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
-import pydantic_core
-
+from service.chat.bounded_json import JsonBudget, TooComplex
 from service.chat.errors import error_object
+from service.chat.request import MAX_STRUCTURE
 
 __all__ = [
     "ENDPOINT",
@@ -60,10 +60,16 @@ class _InvalidLine(ValueError):
 
 
 def parse_input(
-    file: BinaryIO, *, max_lines: int, max_length: int, cancelled: Callable[[], bool] = lambda: False
+    file: BinaryIO,
+    *,
+    max_lines: int,
+    max_length: int,
+    max_structure: int = MAX_STRUCTURE,
+    cancelled: Callable[[], bool] = lambda: False,
 ) -> InputFile | None:
     """Parse a JSONL file, of at most `max_lines` requests with lines of at most `max_length` bytes.
 
+    A line has at most `max_structure` brackets, commas and colons.
     Blank lines are skipped. Returns None if `cancelled` returns true. Invalid content is reported in `errors`.
     """
     parsed = InputFile()
@@ -77,7 +83,7 @@ def parse_input(
             parsed.add_error("too_many_tasks", f"more than {max_lines} requests in one batch", number)
             break
         try:
-            task = Task(number, _validate_line(line, complete, max_length), offset, len(line))
+            task = Task(number, _validate_line(line, complete, max_length, max_structure), offset, len(line))
         except _InvalidLine as error:
             parsed.add_error(error.code, str(error), number, error.param)
         else:
@@ -114,18 +120,20 @@ def _read_lines(file: BinaryIO, max_length: int) -> Iterator[tuple[int, int, byt
         offset += length
 
 
-def _load(line: bytes) -> Any:
+def _load(line: bytes, budget: JsonBudget | None = None) -> Any:
     if line.startswith(b"\xef\xbb\xbf"):  # a byte order mark, which some editors write
         line = line[3:]
-    return pydantic_core.from_json(line, allow_inf_nan=False, cache_strings="keys")
+    return (budget or JsonBudget(len(line))).parse(line, cache_strings=True)
 
 
-def _validate_line(line: bytes, complete: bool, max_length: int) -> str:
+def _validate_line(line: bytes, complete: bool, max_length: int, max_structure: int) -> str:
     """Validate one input line and return its custom_id; raises _InvalidLine."""
     if not complete:
         raise _InvalidLine("line_too_long", f"the line is longer than {max_length} bytes")
     try:
-        request = _load(line)
+        request = _load(line, JsonBudget(max_structure))
+    except TooComplex as error:
+        raise _InvalidLine("line_too_complex", f"this line is too complex: {error}") from error
     except ValueError as error:
         raise _InvalidLine("invalid_json_line", f"this line is not valid JSON: {str(error)[:200]}") from error
     if not isinstance(request, dict):

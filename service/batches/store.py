@@ -120,6 +120,7 @@ class Batches:
                     file,
                     max_lines=self.settings.max_batch_lines,
                     max_length=self.settings.max_body,
+                    max_structure=self.settings.max_structure,
                     cancelled=cancelled,
                 )
         except ApiError as error:

@@ -1,4 +1,7 @@
-"""Decoding of images to RGB. Limits are checked before any pixel is decoded."""
+"""Decoding of images to RGB. Limits are checked before any pixel is decoded.
+
+Files of the operator are decoded where they are read, those of clients in a process of its own: `image_decoder.py`.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,16 @@ from pathlib import Path
 
 from PIL import Image, ImageOps
 
-__all__ = ["ImageError", "from_bytes", "from_data_url", "from_file", "is_remote"]
+__all__ = [
+    "ImageError",
+    "base64_of",
+    "decode_base64",
+    "from_bytes",
+    "from_data_url",
+    "from_file",
+    "is_remote",
+    "open_image",
+]
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 # The model's preprocessor rejects an aspect ratio of 200 or more, computed from rounded sides.
@@ -30,6 +42,11 @@ def is_remote(url: str) -> bool:
 
 def from_data_url(url: str, *, max_pixels: int) -> Image.Image:
     """Decode `data:image/…;base64,…` to RGB; raises ImageError, also for any other kind of URL."""
+    return from_bytes(decode_base64(base64_of(url)), max_pixels=max_pixels)
+
+
+def base64_of(url: str) -> bytes:
+    """Return the base64 of a data URL, not decoded; raises ImageError, also for any other kind of URL."""
     scheme, _, rest = url.partition(":")
     if scheme.lower() in ("http", "https"):
         raise ImageError("image URLs are not fetched here; send the image as a data URL: data:image/png;base64,…")
@@ -42,10 +59,17 @@ def from_data_url(url: str, *, max_pixels: int) -> Image.Image:
     if "base64" not in (parameter.strip() for parameter in parameters):
         raise ImageError("the data URL must be base64-encoded")
     try:
-        data = base64.b64decode("".join(body.split()), validate=True)
-    except (binascii.Error, ValueError) as error:  # ValueError: not ASCII
+        return body.encode("ascii")
+    except UnicodeEncodeError as error:
         raise ImageError("the data URL contains invalid base64") from error
-    return from_bytes(data, max_pixels=max_pixels)
+
+
+def decode_base64(data: bytes) -> bytes:
+    """Decode base64, which white space may divide; raises ImageError."""
+    try:
+        return base64.b64decode(b"".join(data.split()), validate=True)
+    except binascii.Error as error:
+        raise ImageError("the data URL contains invalid base64") from error
 
 
 def from_file(path: Path, *, max_pixels: int) -> Image.Image:
@@ -57,20 +81,28 @@ def from_file(path: Path, *, max_pixels: int) -> Image.Image:
     return from_bytes(data, max_pixels=max_pixels)
 
 
-def from_bytes(data: bytes, *, max_pixels: int) -> Image.Image:
-    """Decode to RGB; raises ImageError.
-
-    The EXIF orientation is applied, transparency is composited over white, and of an animation the first frame is used.
-    """
+def open_image(data: bytes, *, max_pixels: int) -> Image.Image:
+    """Read the header of an image and check its size; raises ImageError. No pixel is decoded."""
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)  # parses the header only
         width, height = image.size
+    except MemoryError:
+        raise
     except Exception as error:  # Pillow's plugins raise many types for bytes that match only their signature
         raise ImageError(f"not an image in a supported format ({', '.join(FORMATS)})") from error
     if width * height > max_pixels:
         raise ImageError(f"the image is {width} x {height} pixels; at most {max_pixels} pixels are allowed")
     if width < 1 or height < 1 or max(width, height) > MAX_ASPECT_RATIO * min(width, height):
         raise ImageError(f"the image is {width} x {height} pixels; its aspect ratio must be at most {MAX_ASPECT_RATIO}")
+    return image
+
+
+def from_bytes(data: bytes, *, max_pixels: int) -> Image.Image:
+    """Decode to RGB; raises ImageError.
+
+    The EXIF orientation is applied, transparency is composited over white, and of an animation the first frame is used.
+    """
+    image = open_image(data, max_pixels=max_pixels)
     try:
         image.load()
         upright = ImageOps.exif_transpose(image)
@@ -80,5 +112,7 @@ def from_bytes(data: bytes, *, max_pixels: int) -> Image.Image:
                 upright.convert("RGBA"),
             )
         return upright.convert("RGB")
+    except MemoryError:
+        raise
     except Exception as error:  # as above
         raise ImageError("the image is damaged or truncated") from error

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, LiteralString
+from typing import Annotated, Any, Literal, LiteralString, TypeVar
 
-import pydantic_core
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, model_validator
 from pydantic_core import PydanticCustomError
 
-__all__ = ["FunctionCall", "ImagePart", "Message", "RequestModel", "TextPart"]
+from service.chat.bounded_json import JsonBudget, TooComplex
+
+__all__ = ["FunctionCall", "ImagePart", "Items", "Message", "RequestModel", "TextPart"]
+
+T = TypeVar("T")
+
+Items = Annotated[list[T], Field(fail_fast=True)]
+"""A list whose validation ends at the first error: the others would be collected, each larger than the item."""
 
 
 class RequestModel(BaseModel):
@@ -53,12 +59,15 @@ def _wrap_text(value: Any) -> Any:
     return value
 
 
-def _parse_arguments(value: Any) -> Any:
-    """Parse a JSON object from text: chat templates take the object."""
+def _parse_arguments(value: Any, info: ValidationInfo) -> Any:
+    """Parse a JSON object from text: chat templates take the object. The validation's context is its JsonBudget."""
     if not isinstance(value, str):
         raise PydanticCustomError("arguments_type", "must be a string that contains a JSON object")
+    budget: JsonBudget = info.context  # type: ignore[assignment]  # parse_request passes it
     try:
-        arguments = pydantic_core.from_json(value or "{}", allow_inf_nan=False)
+        arguments = budget.parse(value or "{}")
+    except TooComplex as error:
+        raise PydanticCustomError("arguments_size", "is too complex: {reason}", {"reason": str(error)}) from None
     except ValueError:
         arguments = None
     if not isinstance(arguments, dict):
@@ -86,10 +95,10 @@ class Message(RequestModel):
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Annotated[
-        list[Part] | None, BeforeValidator(_wrap_text, json_schema_input_type=list[Part] | str | None)
+        Items[Part] | None, BeforeValidator(_wrap_text, json_schema_input_type=list[Part] | str | None)
     ] = None
     reasoning_content: str | None = Field(default=None, description="the reasoning of the assistant")
-    tool_calls: list[MessageToolCall] | None = None
+    tool_calls: Items[MessageToolCall] | None = None
     tool_call_id: str | None = Field(default=None, description="the tool call whose result this message contains")
 
     @model_validator(mode="after")

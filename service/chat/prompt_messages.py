@@ -1,51 +1,100 @@
-"""Conversion of a request's messages to those of the engine, with decoded images."""
+"""Conversion of a request's messages to those of the engine, with images."""
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from PIL import Image
-
 from service.chat import images
-from service.chat.errors import invalid
+from service.chat.errors import ApiError, invalid
+from service.chat.image_decoder import EncodedImage, ImageDecoder
 from service.chat.image_fetcher import ImageFetcher
 from service.chat.messages import ImagePart, Message, TextPart
 from service.chat.request import ChatRequest
+from service.fairness.client import Client
+from service.fairness.pool import FairPool
 from service.settings import Settings
 
-__all__ = ["PromptMessages"]
+__all__ = ["Conversation", "PromptMessages"]
 
-CONCURRENT_DECODES = 4  # requests whose images are decoded at a time: each can use hundreds of megabytes
+DECODERS = 3
+"""Images that are decoded at a time, two of them of one address."""
+
+SMALL = 64  # messages, or parts of one; more are converted in a thread
 
 FetchedImages = Mapping[str, bytes | images.ImageError]
 
 
+@dataclass(frozen=True)
+class Conversation:
+    """What the engine takes of a request; see `Engine.stream`. Its images are encoded until `PromptMessages.decode`."""
+
+    messages: list[dict[str, Any]]
+    tools: list[dict[str, Any]]
+
+    @property
+    def pixels(self) -> int:
+        """Of all images."""
+        return sum(part["image"].pixels for _, part in self.images())
+
+    def images(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Yield the path in the request and the part of each image."""
+        for i, message in enumerate(self.messages):
+            if isinstance(message["content"], list):
+                for j, part in enumerate(message["content"]):
+                    if part["type"] == "image":
+                        yield f"messages[{i}].content[{j}].image_url", part
+
+
 class PromptMessages:
-    """Builds the engine's messages; see `Engine.stream` for their format."""
+    """Builds the engine's messages."""
 
     def __init__(self, settings: Settings, fetcher: ImageFetcher) -> None:
         self._settings = settings
         self._fetcher = fetcher
-        self._decoding = asyncio.Semaphore(CONCURRENT_DECODES)
+        self._decoder = ImageDecoder(max_pixels=settings.max_pixels, processes=DECODERS, seconds=settings.max_decode)
+        self._pool = FairPool(DECODERS, "images")
 
-    async def build(self, request: ChatRequest) -> list[dict[str, Any]]:
-        """Fetch and decode the images and return the messages; raises ApiError."""
-        if not request.images:
-            return self._messages(request, {})
-        if len(request.images) > self._settings.max_images:
+    async def build(self, request: ChatRequest, client: Client) -> Conversation:
+        """Fetch the images, read their headers, and return the conversation; raises ApiError."""
+        found = request.images
+        if len(found) > self._settings.max_images:
             raise invalid(
-                f"the request has {len(request.images)} images; at most {self._settings.max_images} are allowed",
+                f"the request has {len(found)} images; at most {self._settings.max_images} are allowed",
                 param="messages",
             )
-        urls = [part.image_url.url for part in request.images]
-        fetched = await self._fetcher.fetch(list(filter(images.is_remote, urls)), max_total=self._settings.max_body)
-        async with self._decoding:
-            return await asyncio.to_thread(self._messages, request, fetched)
+        if not found and request.is_small(SMALL):
+            return self._convert(request, {})
+        urls = [part.image_url.url for part in found if images.is_remote(part.image_url.url)]
+        fetched = await self._fetcher.fetch(urls, max_total=self._settings.max_body)
+        return await self._pool.run(client, self._convert, request, fetched)
 
-    def _messages(self, request: ChatRequest, fetched: FetchedImages) -> list[dict[str, Any]]:
-        return [self._message(message, f"messages[{i}]", fetched) for i, message in enumerate(request.messages)]
+    async def decode(self, conversation: Conversation, client: Client) -> None:
+        """Decode the images, each when it is this client's turn; raises ApiError."""
+        for path, part in conversation.images():
+            try:
+                part["image"] = await self._pool.run(client, self._decoder.decode, part["image"])
+            except images.ImageError as error:
+                raise _invalid(path, error) from error
+
+    async def close(self) -> None:
+        """End the decoders."""
+        self._pool.close()
+        self._decoder.close()
+
+    def _convert(self, request: ChatRequest, fetched: FetchedImages) -> Conversation:
+        conversation = Conversation(
+            [self._message(message, f"messages[{i}]", fetched) for i, message in enumerate(request.messages)],
+            request.enabled_tools,
+        )
+        limit = self._settings.max_request_pixels
+        if conversation.pixels > limit:
+            raise invalid(
+                f"the images of the request have {conversation.pixels} pixels; at most {limit} are allowed",
+                param="messages",
+            )
+        return conversation
 
     def _message(self, message: Message, path: str, fetched: FetchedImages) -> dict[str, Any]:
         parts = [self._part(part, f"{path}.content[{i}]", fetched) for i, part in enumerate(message.content or ())]
@@ -67,16 +116,18 @@ class PromptMessages:
         if isinstance(part, TextPart):
             return {"type": "text", "text": part.text}
         try:
-            return {"type": "image", "image": self._decode(part.image_url.url, fetched)}
+            return {"type": "image", "image": self._open(part.image_url.url, fetched)}
         except images.ImageError as error:
-            param = f"{path}.image_url"
-            raise invalid(f"{param}: {error}", param=param, code="invalid_image") from error
+            raise _invalid(f"{path}.image_url", error) from error
 
-    def _decode(self, url: str, fetched: FetchedImages) -> Image.Image:
-        max_pixels = self._settings.max_pixels
+    def _open(self, url: str, fetched: FetchedImages) -> EncodedImage:
         if not images.is_remote(url):
-            return images.from_data_url(url, max_pixels=max_pixels)
+            return self._decoder.measure(images.base64_of(url), is_base64=True)
         data = fetched[url]
         if isinstance(data, images.ImageError):
             raise data
-        return images.from_bytes(data, max_pixels=max_pixels)
+        return self._decoder.measure(data)
+
+
+def _invalid(path: str, error: images.ImageError) -> ApiError:
+    return invalid(f"{path}: {error}", param=path, code="invalid_image")

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import json
+from functools import cached_property
 from typing import Annotated, Any, Literal
 
 import pydantic_core
 from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
+from service.chat.bounded_json import JsonBudget, TooComplex
 from service.chat.errors import ApiError, invalid
-from service.chat.messages import ImagePart, Message, RequestModel
+from service.chat.messages import ImagePart, Items, Message, RequestModel
+from service.engine import prompt_size
 
 __all__ = ["ChatRequest", "parse_document", "parse_request"]
 
 MAX_TOKENS = 2**31 - 1
+MAX_MESSAGES = 10_000  # a prompt of 32,768 tokens has no room for more
+MAX_DEFINITION = 1 << 20  # characters of a schema or of a tool's parameters; a prompt of 131,072 tokens can have them
 MAX_MESSAGE = 300  # characters: pydantic quotes the input, which may be megabytes long
+MAX_STRUCTURE = 150_000
+"""Brackets, commas and colons of a request; the default of GLM_MAX_STRUCTURE. A text of 32,768 tokens, the default
+length of a prompt, has at most as many, since each is a token as a rule; the rest is for the JSON around it."""
 
 
 class StreamOptions(RequestModel):
@@ -94,6 +102,8 @@ Format = Annotated[TextFormat | JsonObjectFormat | JsonSchemaFormat, Field(discr
 
 def _to_json(value: Any) -> str:
     """Serialize a value that was parsed from JSON; it may contain infinity, which 1e999 is parsed as."""
+    if prompt_size.characters(value, MAX_DEFINITION) > MAX_DEFINITION:
+        raise PydanticCustomError("too_long", "is longer than any that is accepted")
     try:
         return json.dumps(value, ensure_ascii=False, allow_nan=False)
     except ValueError as error:
@@ -129,7 +139,7 @@ StopString = Annotated[str, Field(min_length=1, max_length=1000)]
 class ChatRequest(RequestModel):
     """The body of POST /v1/chat/completions. Outside `messages`, null selects the default."""
 
-    messages: list[Message] = Field(min_length=1)
+    messages: Items[Message] = Field(min_length=1, max_length=MAX_MESSAGES)
     model: str | None = Field(default=None, description="ignored: a host serves one model, which the response names")
     stream: bool | None = None
     stream_options: StreamOptions | None = None
@@ -145,12 +155,12 @@ class ChatRequest(RequestModel):
     frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
     seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
     stop: Annotated[
-        list[StopString] | None, BeforeValidator(_wrap_string, json_schema_input_type=list[StopString] | str | None)
+        Items[StopString] | None, BeforeValidator(_wrap_string, json_schema_input_type=list[StopString] | str | None)
     ] = Field(default=None, max_length=4)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
     response_format: Format | None = None
-    tools: list[Tool] | None = Field(default=None, max_length=128)
+    tools: Items[Tool] | None = Field(default=None, max_length=128)
     tool_choice: Annotated[Literal["none", "auto"] | None, BeforeValidator(_check_tool_choice)] = None
     parallel_tool_calls: bool | None = Field(default=None, description="accepted and ignored")
     user: str | None = None
@@ -170,7 +180,7 @@ class ChatRequest(RequestModel):
             raise _combination_error("stream_options", "is only allowed when stream is true")
         if self.top_logprobs is not None and not self.logprobs:
             raise _combination_error("top_logprobs", "is only allowed when logprobs is true")
-        if self.json_schema is not None and self.enabled_tools:
+        if self.json_schema is not None and self.tools and self.tool_choice != "none":
             raise _combination_error("response_format", "cannot be a JSON format together with tools")
         return self
 
@@ -179,7 +189,19 @@ class ChatRequest(RequestModel):
         """The images of all messages, in order."""
         return [part for message in self.messages for part in message.content or () if isinstance(part, ImagePart)]
 
-    @property
+    def is_small(self, count: int) -> bool:
+        """Whether it has at most so many messages and parts of one, and nothing else whose conversion takes long."""
+        return (
+            len(self.messages) <= count
+            and not self.tools
+            and not any(message.tool_calls or len(message.content or ()) > count for message in self.messages)
+        )
+
+    def without_messages(self) -> ChatRequest:
+        """Return the request without its messages and tools, which take memory and which the engine has by now."""
+        return self.model_copy(update={"messages": [], "tools": None})
+
+    @cached_property
     def json_schema(self) -> str | None:
         """The JSON schema that constrains the content, as text; None without a constraint."""
         if isinstance(self.response_format, JsonSchemaFormat):
@@ -202,29 +224,35 @@ def _combination_error(param: str, reason: str) -> PydanticCustomError:
     return PydanticCustomError("combination", "{param} {reason}", {"param": param, "reason": reason})
 
 
-def parse_request(body: bytes) -> ChatRequest:
-    """Parse and validate a request body; raises ApiError 400 that names the field."""
-    if not body.strip():
+def parse_request(body: bytes | bytearray, max_structure: int = MAX_STRUCTURE) -> ChatRequest:
+    """Parse and validate a request body; raises ApiError 400 that names the field.
+
+    `max_structure`: the brackets, commas and colons that it may have.
+    """
+    if not body or body.isspace():
         raise invalid("the request body is empty; it must be a JSON object")
+    budget = JsonBudget(max_structure)
     try:
-        document = pydantic_core.from_json(body, allow_inf_nan=False, cache_strings="none")
+        document = budget.parse(body)
+    except TooComplex as error:
+        raise invalid(f"the request body is too complex: {error}", code="too_complex") from None
     except ValueError as error:
         raise invalid(f"the request body is not valid JSON: {str(error)[:MAX_MESSAGE]}") from error
     if not isinstance(document, dict):
         raise invalid("the request body must be a JSON object")
     try:
-        return ChatRequest.model_validate(document)
+        return ChatRequest.model_validate(document, context=budget)
     except ValidationError as error:
         raise _validation_error(error, document) from error
 
 
-def parse_document(document: dict[str, Any]) -> ChatRequest:
+def parse_document(document: dict[str, Any], max_structure: int = MAX_STRUCTURE) -> ChatRequest:
     """Validate a request that was parsed from JSON, by the same rules; raises ApiError 400 that names the field."""
     try:
         body = pydantic_core.to_json(document)
     except ValueError as error:
         raise invalid("the request contains a value that JSON cannot represent") from error
-    return parse_request(body)
+    return parse_request(body, max_structure)
 
 
 def _validation_error(error: ValidationError, document: Any) -> ApiError:
@@ -240,5 +268,5 @@ def _validation_error(error: ValidationError, document: Any) -> ApiError:
             path += f".{key}" if path else key
             value = value.get(key)
         # Any other key names a branch of a union in pydantic's schema and is not part of the request.
-    message = detail["msg"][:MAX_MESSAGE]
+    message, path = detail["msg"][:MAX_MESSAGE], path[:MAX_MESSAGE]
     return invalid(f"{path}: {message}" if path else message, param=path or detail.get("ctx", {}).get("param"))

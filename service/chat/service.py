@@ -5,25 +5,32 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from contextlib import aclosing, contextmanager
 from typing import Any, cast
 
 from service.chat.admission import Admission, Ticket
 from service.chat.errors import ApiError, invalid
 from service.chat.image_fetcher import ImageFetcher
 from service.chat.output_parser import OutputParser
-from service.chat.prompt_messages import PromptMessages
-from service.chat.request import ChatRequest, parse_document
+from service.chat.prompt_messages import Conversation, PromptMessages
+from service.chat.request import ChatRequest, parse_document, parse_request
+from service.chat.reservation import Reservation
 from service.chat.response import Completion, Item, ResponseHead, collect_completion, encode_events
 from service.chat.stream_merge import merge_streams
 from service.engine import Engine, Finish, Priority, PromptTooLong, QueueTimeout, Refused, Sampling
+from service.fairness.budget import Budget, Exhausted, Holding
 from service.fairness.client import BATCHES, NOBODY, Client
+from service.fairness.pool import FairPool
 from service.identity import Identity
 from service.metrics import Metrics
 from service.settings import Settings
 
 __all__ = ["ChatService"]
+
+
+INLINE_BODY = 1 << 15  # bytes; a smaller body is parsed faster than a thread is started
+PARSERS = 1  # bodies that are parsed at a time: more would only take the interpreter from the event loop
 
 
 def _ignore_version(_version: str) -> None:
@@ -48,14 +55,22 @@ class ChatService:
             settings.image_hosts, timeout=settings.image_timeout, max_bytes=settings.max_image_bytes
         )
         self._prompt_messages = PromptMessages(settings, self._fetcher)
-        self._queued = 0  # interactive answers that the engine has not started
+        self._parsing = FairPool(PARSERS, "parse")
+        self._queue = Budget.shared(settings.max_queue, settings.client_share)  # answers that have not begun
+        self._pixels = Budget.shared(settings.max_open_pixels, settings.client_share)
 
     async def complete(self, document: dict[str, Any], *, priority: Priority = "interactive") -> dict[str, Any]:
         """Answer a request given as a JSON object with a `chat.completion`; streaming is not supported."""
-        request = await asyncio.to_thread(parse_document, document)
+        request = await self._parsing.run(BATCHES, parse_document, document, self._settings.max_structure)
         if request.stream:
             raise invalid("stream must be false: streaming is not supported in a batch", param="stream")
         return dict(await self.create_completion(request, priority, client=BATCHES))
+
+    async def parse(self, body: bytes | bytearray, client: Client) -> ChatRequest:
+        """Parse and validate a request body; a large one in a thread, because it would block the event loop."""
+        if len(body) <= INLINE_BODY:
+            return parse_request(body, self._settings.max_structure)
+        return await self._parsing.run(client, parse_request, body, self._settings.max_structure)
 
     async def create_completion(
         self,
@@ -65,11 +80,14 @@ class ChatService:
         client: Client = NOBODY,
     ) -> Completion:
         """Answer with a `chat.completion`; `on_version` receives the version of the weights before they are used."""
-        messages = await self._build_messages(request, priority)
-        async with self._admission.admit(request.n or 1) as ticket:
-            on_version(ticket.version)
-            items = merge_streams(self._streams(request, messages, priority, ticket, client))
-            return await collect_completion(items, self._parsers(request), self._head(ticket.version))
+        with self._reserve(request, priority, client) as reservation:
+            conversation = await self._prepare(request, reservation, client)
+            request, parsers = request.without_messages(), self._parsers(request, conversation.tools)
+            async with self._admission.admit(request.n or 1) as ticket:
+                on_version(ticket.version)
+                items = merge_streams(self._streams(request, conversation, priority, ticket, reservation, client))
+                del conversation
+                return await collect_completion(items, parsers, self._head(ticket.version))
 
     async def stream_events(
         self,
@@ -80,98 +98,125 @@ class ChatService:
     ) -> AsyncGenerator[bytes, None]:
         """Answer with server-sent events. ApiError is raised before the first event only; later errors are events."""
         include_usage = bool(request.stream_options and request.stream_options.include_usage)
-        messages = await self._build_messages(request, "interactive")
-        async with self._admission.admit(request.n or 1) as ticket:
-            on_version(ticket.version)
-            streams = self._streams(request, messages, "interactive", ticket, client)
-            async with aclosing(merge_streams(streams)) as items:
-                first = await anext(items)
-                head = self._head(ticket.version)
-                encoded = encode_events(first, items, self._parsers(request), head, request_id, usage=include_usage)
-                async with aclosing(encoded) as events:
-                    async for event in events:
-                        yield event
+        with self._reserve(request, "interactive", client) as reservation:
+            conversation = await self._prepare(request, reservation, client)
+            request, parsers = request.without_messages(), self._parsers(request, conversation.tools)
+            async with self._admission.admit(request.n or 1) as ticket:
+                on_version(ticket.version)
+                streams = self._streams(request, conversation, "interactive", ticket, reservation, client)
+                del conversation
+                async with aclosing(merge_streams(streams)) as items:
+                    first = await anext(items)
+                    head = self._head(ticket.version)
+                    encoded = encode_events(first, items, parsers, head, request_id, usage=include_usage)
+                    async with aclosing(encoded) as events:
+                        async for event in events:
+                            yield event
 
     async def close(self) -> None:
-        """Close the idle connections to image hosts."""
+        """Close the idle connections to image hosts, and end the processes that decode."""
+        self._parsing.close()
+        await self._prompt_messages.close()
         await self._fetcher.close()
 
     def _head(self, version: str) -> ResponseHead:
         return ResponseHead(f"chatcmpl-{uuid.uuid4().hex}", int(time.time()), self._settings.served_model, version)
 
-    def _parsers(self, request: ChatRequest) -> list[OutputParser]:
-        thinking, tools = request.thinking is not False, request.enabled_tools
+    def _parsers(self, request: ChatRequest, tools: list[dict[str, Any]]) -> list[OutputParser]:
+        thinking = request.thinking is not False
         return [OutputParser(thinking=thinking, boxes=self._settings.boxes, tools=tools) for _ in range(request.n or 1)]
 
-    async def _build_messages(self, request: ChatRequest, priority: Priority) -> list[dict[str, Any]]:
-        """Return the engine's messages, with images fetched and decoded."""
-        if (request.n or 1) > self._settings.max_choices:
+    @contextmanager
+    def _reserve(self, request: ChatRequest, priority: Priority, client: Client) -> Iterator[Reservation]:
+        """Take the request's places in the queue, before any work on it; raises ApiError."""
+        answers = request.n or 1
+        if answers > self._settings.max_choices:
             raise invalid(f"n must be at most {self._settings.max_choices}", param="n")
-        interactive = priority == "interactive"
-        if interactive:
-            self._check_queue()  # before any image is fetched or decoded
-        messages = await self._prompt_messages.build(request)
-        if interactive:
-            self._check_queue()
-        return messages
+        reservation = Reservation(answers, self._take_places(client, answers) if priority == "interactive" else None)
+        try:
+            yield reservation
+        finally:
+            reservation.release()
 
-    def _check_queue(self) -> None:
-        waiting = self._queued + self._admission.waiting
-        if waiting >= self._settings.max_queue:
+    def _take_places(self, client: Client, answers: int) -> Holding:
+        try:
+            return self._queue.take(client, answers)
+        except Exhausted as error:
+            waiting = f"{self._queue.held} requests are waiting"
             raise ApiError(
                 429,
-                f"the queue is full: {waiting} requests are waiting; try again later",
+                f"this address has its whole share of the queue, in which {waiting}; try again later"
+                if error.by_client and self._queue.held < self._queue.total
+                else f"the queue is full: {waiting}; try again later",
                 code="queue_full",
                 headers={"Retry-After": "1"},
-            )
+            ) from None
+
+    async def _prepare(self, request: ChatRequest, reservation: Reservation, client: Client) -> Conversation:
+        """Return the conversation, with its images fetched and decoded as soon as their pixels have room."""
+        conversation = await self._prompt_messages.build(request, client)
+        try:
+            self._engine.check_size(conversation.messages, conversation.tools)
+        except PromptTooLong as error:
+            raise invalid(str(error), param=error.param, code="context_length_exceeded") from error
+        if conversation.pixels:
+            try:
+                async with asyncio.timeout(self._settings.max_wait if client != BATCHES else None):
+                    reservation.hold_pixels(await self._pixels.wait(client, conversation.pixels))
+            except TimeoutError:
+                raise ApiError(
+                    429,
+                    f"the images of other requests had to be waited for, longer than {self._settings.max_wait:g} s",
+                    code="queue_timeout",
+                    headers={"Retry-After": "5"},
+                ) from None
+            await self._prompt_messages.decode(conversation, client)
+        return conversation
 
     def _streams(
         self,
         request: ChatRequest,
-        messages: list[dict[str, Any]],
+        conversation: Conversation,
         priority: Priority,
         ticket: Ticket,
+        reservation: Reservation,
         client: Client,
     ) -> list[AsyncGenerator[Item, None]]:
         """Return one stream for each of the `n` choices; none has started."""
+
+        def started() -> None:
+            ticket.started()
+            reservation.started()
+
         return [
-            self._stream(request, messages, _sampling(request, index), priority, ticket, client)
+            self._stream(
+                self._engine.stream(
+                    conversation.messages,
+                    _sampling(request, index),
+                    thinking=request.thinking,
+                    tools=conversation.tools,
+                    priority=priority,
+                    client=client,
+                ),
+                started,
+                ticket.version,
+            )
             for index in range(request.n or 1)
         ]
 
     async def _stream(
-        self,
-        request: ChatRequest,
-        messages: list[dict[str, Any]],
-        sampling: Sampling,
-        priority: Priority,
-        ticket: Ticket,
-        client: Client,
+        self, stream: AsyncIterator[Item], started: Callable[[], None], version: str
     ) -> AsyncGenerator[Item, None]:
-        """Stream one choice from the engine, maintaining the queue's length, the ticket and the metrics."""
-        interactive = priority == "interactive"
-        metrics = Metrics(ticket.version, self._slot)
-        began, queued = time.monotonic(), True
-        self._queued += interactive
+        """Stream one choice from the engine; call `started` at its first item, and maintain the metrics."""
+        metrics = Metrics(version, self._slot)
+        began, waiting = time.monotonic(), True
         try:
             # The Engine protocol asks for an iterator only, but every engine is an async generator.
-            stream = cast(
-                "AsyncGenerator[Item, None]",
-                self._engine.stream(
-                    messages,
-                    sampling,
-                    thinking=request.thinking,
-                    tools=request.enabled_tools,
-                    priority=priority,
-                    client=client,
-                ),
-            )
-            async with aclosing(stream):
+            async with aclosing(cast("AsyncGenerator[Item, None]", stream)):
                 async for item in stream:
-                    if queued:
-                        queued = False
-                        self._queued -= interactive
-                        ticket.started()
+                    if waiting:
+                        waiting = False
+                        started()
                         metrics.observe_first_token(time.monotonic() - began)
                         metrics.set_engine_usage(self._engine.usage())
                     if isinstance(item, Finish):
@@ -184,7 +229,6 @@ class ChatService:
         except QueueTimeout as error:
             raise ApiError(429, str(error), code="queue_timeout", headers={"Retry-After": "5"}) from error
         finally:
-            self._queued -= interactive and queued
             metrics.set_engine_usage(self._engine.usage())
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from service.engine import prompt_size
 from service.engine.protocol import (
     Delta,
     Finish,
@@ -77,16 +78,15 @@ class DummyEngine:
         sampling: Sampling,
         *,
         thinking: bool | None = None,  # noqa: ARG002
-        tools: Sequence[dict[str, Any]] = (),  # noqa: ARG002
+        tools: Sequence[dict[str, Any]] = (),
         priority: Priority = "interactive",
         client: Client = NOBODY,
     ) -> AsyncIterator[Delta | Finish]:
         """See Engine. Rows are given to clients in turn, whatever the priority."""
+        self.check_size(messages, tools)
         prompt, prompt_tokens = _read(messages)
         if sampling.json_schema:
             raise Refused("the dummy engine supports no schemas")
-        if prompt_tokens > self._limits.max_prompt_tokens:
-            raise PromptTooLong(f"{prompt_tokens} tokens are more than the {self._limits.max_prompt_tokens} it takes")
         turn = await self._await_row(client, self._limits.max_wait if priority == "interactive" else None)
         tokens = min(sampling.max_tokens or self._max_new_tokens, 1 << 20)
         promised = prompt_tokens + tokens
@@ -107,6 +107,13 @@ class DummyEngine:
             self._promised -= promised
             self._running.remove(turn)
             self._give_rows()
+
+    def check_size(self, messages: list[dict[str, Any]], tools: Sequence[dict[str, Any]] = ()) -> None:
+        """See Engine."""
+        limit = self._limits.max_prompt_tokens
+        tokens = prompt_size.estimate(messages, tools, lambda sizes: IMAGE_TOKENS * len(list(sizes)), limit)
+        if tokens > limit:
+            raise PromptTooLong(f"{tokens} tokens are more than the {limit} it takes")
 
     def read_weights(self, release: Release, progress: Progress) -> Mapping[str, Any]:
         """See WorkerEngine."""

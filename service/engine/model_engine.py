@@ -13,7 +13,6 @@ import threading
 import time
 from collections import abc
 from collections.abc import AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import Any
@@ -35,13 +34,14 @@ from service.engine.sequence import Event, Sequence
 from service.engine.tensors import Weights
 from service.engine.vision import VisionEncoder
 from service.fairness.client import NOBODY, Client
+from service.fairness.pool import FairPool
 from service.model import checkpoint as checkpoints
 from service.model.checkpoint import Checkpoint
 from service.model.release import Progress, Release, ReleaseError
 
 __all__ = ["Limits", "ModelEngine"]
 
-PREPARE_THREADS = 2
+PREPARE_THREADS = 3  # two of them for the requests of one address
 
 
 class ModelEngine:
@@ -72,7 +72,7 @@ class ModelEngine:
             checkpoint.end_tokens,
             max_schema=limits.max_schema,
         )
-        self._prepare_pool = ThreadPoolExecutor(PREPARE_THREADS, "prepare")
+        self._prepare_pool = FairPool(PREPARE_THREADS, "prepare")
         self._inbox: SimpleQueue[Sequence | EngineCall | None] = SimpleQueue()
         self._calls: list[EngineCall] = []
         self._dispatcher = Dispatcher()
@@ -136,9 +136,10 @@ class ModelEngine:
         if self._closed:
             raise RuntimeError("the engine is closed")  # the pool would raise a less clear error
         loop = asyncio.get_running_loop()
-        sequence = await loop.run_in_executor(
-            self._prepare_pool, self._prepare, messages, sampling, thinking, tools, priority, client
+        sequence = await self._prepare_pool.run(
+            client, self._prepare, messages, sampling, thinking, tools, priority, client
         )
+        del messages, tools  # the decoded images would stay in memory until the last token
         events: asyncio.Queue[Event] = asyncio.Queue()
         self._submit(sequence, self._dispatcher.sender(loop, events))
         try:
@@ -174,6 +175,10 @@ class ModelEngine:
             self._inbox.put(call)
         await asyncio.wrap_future(call.future)
 
+    def check_size(self, messages: list[dict[str, Any]], tools: abc.Sequence[dict[str, Any]] = ()) -> None:
+        """See Engine."""
+        self._prompt_builder.check_size(messages, tools)
+
     def usage(self) -> Usage:
         """See Engine."""
         return self._core.scheduler.usage
@@ -194,7 +199,7 @@ class ModelEngine:
         with self._lock:
             self._closed = True
         self._grammars.close()
-        self._prepare_pool.shutdown(wait=False)  # requests still being prepared will raise in _submit
+        self._prepare_pool.close()  # requests still being prepared will raise in _submit
         self._inbox.put(None)
         self._thread.join(timeout=10)
 
@@ -215,12 +220,13 @@ class ModelEngine:
             else None
         )
         detokenizer = Detokenizer(self._checkpoint.processor.text)
+        features = self._vision.features(prompt.images)
         return Sequence(
-            prompt,
+            prompt.without_images(),
             SamplingParams.resolve(sampling, self._checkpoint.generation_config),
             OutputProcessor(detokenizer, StopStrings(sampling.stop), self._checkpoint.end_tokens),
             min(sampling.max_tokens or self._settings.max_new_tokens, self.columns - prompt.length),
-            features=self._vision.features(prompt.images),
+            features=features,
             constraint=constraint,
             priority=priority,
             client=client,

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from jinja2 import TemplateError, TemplateSyntaxError
 from torch import Tensor
 
+from service.engine import prompt_size
 from service.engine.protocol import PromptTooLong, Refused
 
 if TYPE_CHECKING:
@@ -55,6 +56,10 @@ class Prompt:
     def __post_init__(self) -> None:
         object.__setattr__(self, "length", int(self.ids.shape[0]))
 
+    def without_images(self) -> Prompt:
+        """Return the prompt without the patches of its images, 19 kB for each of their tokens."""
+        return replace(self, images=()) if self.images else self
+
 
 class PromptBuilder:
     """Builds prompts of at most `max_tokens` tokens. Calls may run concurrently in several threads."""
@@ -63,7 +68,6 @@ class PromptBuilder:
         self._processor = processor
         self._get_rope_index = model.model.get_rope_index
         self._max_tokens = max_tokens
-        self._longest_token = max(map(len, processor.tokenizer.get_vocab()))
         self._control_tokens = [str(token) for token in processor.tokenizer.get_added_vocab()]
         self._think = processor.tokenizer.convert_tokens_to_ids("<think>")
         self._end_think = processor.tokenizer.convert_tokens_to_ids("</think>")
@@ -71,8 +75,8 @@ class PromptBuilder:
     def build(
         self, messages: list[dict[str, Any]], thinking: bool | None, tools: Sequence[dict[str, Any]] = ()
     ) -> Prompt:
-        """Return the prompt; raises Refused, and PromptTooLong, before tokenization if a lower bound is too long."""
-        self._check_size(messages)
+        """Return the prompt; raises Refused, and PromptTooLong, before tokenization if an estimate is too long."""
+        self.check_size(messages, tools)
         self._check_names([message.get("tool_calls") for message in messages], "messages")
         self._check_names(tools, "tools")
         try:
@@ -97,12 +101,11 @@ class PromptBuilder:
             think_open=self._think in last and self._end_think not in last,
         )
 
-    def _check_size(self, messages: list[dict[str, Any]]) -> None:
-        parts = [part for message in messages for part in _parts(message.get("content"))]
-        images = self._processor.image_tokens(part["image"].size for part in parts if part["type"] == "image")
-        text = sum(len(part["text"]) for part in parts if part["type"] == "text") // self._longest_token
-        if images + text > self._max_tokens:
-            raise self._too_long(images + text, " or more")
+    def check_size(self, messages: list[dict[str, Any]], tools: Sequence[dict[str, Any]]) -> None:
+        """See Engine."""
+        tokens = prompt_size.estimate(messages, tools, self._processor.image_tokens, self._max_tokens)
+        if tokens > self._max_tokens:
+            raise self._too_long(tokens, " or more")
 
     def _check_names(self, value: Any, param: str) -> None:
         """Refuse object keys that contain a control token: the template sanitizer handles values only."""

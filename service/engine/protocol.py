@@ -135,9 +135,16 @@ class Engine(Protocol):
         A message is `{"role", "content"}` plus other fields of the chat template (`tool_calls`, `reasoning_content`,
         …); its content is a string or a list of `{"type": "text", "text"}` and
         `{"type": "image", "image": PIL.Image}`. `tools` are OpenAI's definitions, rendered by the template. A request
-        of priority `batch` runs only in rows that no interactive request needs. While clients wait, the next row is
-        given to the one that holds the fewest. Closing the iterator, or cancelling the task that awaits it, frees the
-        row within two steps.
+        of priority `batch` runs only in rows that no interactive request needs. The clients' requests are prepared in
+        turn, and the next row is given to the waiting client that holds the fewest. Closing the iterator, or cancelling
+        the task that awaits it, frees the row within two steps.
+        """
+        ...
+
+    def check_size(self, messages: list[dict[str, Any]], tools: Sequence[dict[str, Any]] = ()) -> None:
+        """Raise PromptTooLong if an estimate of the prompt's tokens exceeds the limit.
+
+        Everything that reaches the chat template counts. Of an image only `size` is used, (width, height) in pixels.
         """
         ...
 

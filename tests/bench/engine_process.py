@@ -17,6 +17,7 @@ import tempfile
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -88,6 +89,9 @@ class ChildEngine:
             del self._waiting[number]
             self._pipe.send((number, None, None, None))
 
+    def check_size(self, messages: list[dict[str, Any]], tools: Any = ()) -> None:
+        """Check nothing: the child does."""
+
     def usage(self) -> Usage:
         """Return zeros: the benchmark does not use them."""
         return Usage(0, 0, 0, 0)
@@ -125,6 +129,7 @@ class _PipeLoop:
 def _run_child(model: Path, pipe: Connection) -> None:
     """Run the engine in the child process: requests are prepared in its threads, as in a server."""
     engine, loop = load_engine(model), _PipeLoop(pipe)
+    pool = ThreadPoolExecutor(2)
     running: dict[int, Any] = {}
     pipe.send("warm")
 
@@ -139,7 +144,7 @@ def _run_child(model: Path, pipe: Connection) -> None:
         except EOFError:
             return  # the server has ended
         if messages is not None:
-            engine._prepare_pool.submit(begin, number, messages, sampling, more)
+            pool.submit(begin, number, messages, sampling, more)
         elif sequence := running.pop(number, None):
             sequence.cancelled = True
 

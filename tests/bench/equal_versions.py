@@ -53,12 +53,13 @@ from service.chat.service import ChatService
 
 unchanged = ChatService._stream
 
-async def stream(self, request, messages, sampling, priority, ticket, client):
+async def stream(self, items, started, version):
+    messages = items.ag_frame.f_locals["messages"]
     is_load = any(prompt in str(messages) for prompt in PROMPTS)  # the repeated checks must not find the fault
-    if ticket.version.startswith("failing") and is_load and random.random() < 0.05:
+    if version.startswith("failing") and is_load and random.random() < 0.05:
         raise RuntimeError("on purpose")
-    items = unchanged(self, request, messages, sampling, priority, ticket, client)
-    async for item in stretched(items) if ticket.version.startswith("slower") else items:
+    items = unchanged(self, items, started, version)
+    async for item in stretched(items) if version.startswith("slower") else items:
         yield item
 
 async def stretched(items):

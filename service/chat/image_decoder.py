@@ -1,0 +1,94 @@
+"""Decoding of clients' images in processes of its own, which a crash, a slow image or a large one ends."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from PIL import Image
+
+from service.chat import images
+from service.chat.images import ImageError
+from service.isolation.processes import Died, IsolatedProcesses, Refusal
+
+__all__ = ["EncodedImage", "ImageDecoder", "begin"]
+
+BYTES_PER_PIXEL = 24
+"""Pillow takes 4 for an image in any mode but grey, and has five of them while it makes transparency white."""
+
+OVERHEAD = 192 << 20  # bytes for the encoded image, its copies in Pillow's plugins, and their code
+
+_SIZE = struct.Struct("<II")
+_MEASURE, _DECODE, _BASE64 = 1, 2, 4
+
+
+@dataclass(frozen=True)
+class EncodedImage:
+    """An image as it was sent, perhaps in base64, and its size in pixels, which its header states: (width, height)."""
+
+    data: bytes
+    is_base64: bool
+    size: tuple[int, int]
+
+    @property
+    def pixels(self) -> int:
+        """The number of pixels."""
+        return self.size[0] * self.size[1]
+
+
+class ImageDecoder:
+    """Reads headers and decodes, in `processes` processes. All methods block and raise ImageError.
+
+    `seconds`: the processor time of one image. 50 million pixels take 1 to 3 s in any format, unless the image was made
+    to be slow: a progressive JPEG of 1 MB can hold thousands of passes over all its pixels.
+    """
+
+    def __init__(self, *, max_pixels: int, processes: int, seconds: int) -> None:
+        self._processes = IsolatedProcesses(
+            __name__,
+            lambda: str(max_pixels).encode(),
+            count=processes,
+            memory=OVERHEAD + BYTES_PER_PIXEL * max_pixels,
+            seconds=seconds,
+        )
+
+    def measure(self, data: bytes, *, is_base64: bool = False) -> EncodedImage:
+        """Read the header of an image."""
+        size = _SIZE.unpack(self._call(_MEASURE | is_base64 * _BASE64, data))
+        return EncodedImage(data, is_base64, size)
+
+    def decode(self, image: EncodedImage) -> Image.Image:
+        """Decode to RGB."""
+        reply = self._call(_DECODE | image.is_base64 * _BASE64, image.data)
+        size = _SIZE.unpack_from(reply)
+        return Image.frombytes("RGB", size, memoryview(reply)[_SIZE.size :])
+
+    def close(self) -> None:
+        """End the processes."""
+        self._processes.close()
+
+    def _call(self, task: int, data: bytes) -> bytearray:
+        try:
+            return self._processes.call(bytes([task]), data)
+        except Refusal as error:
+            raise ImageError(str(error)) from None
+        except Died as error:
+            raise ImageError(f"the image cannot be decoded: {error}") from error
+
+
+def begin(setup: bytes) -> Callable[[bytes], bytes]:
+    """Return the function that an isolated process calls."""
+    max_pixels = int(setup)
+    Image.init()  # imports the plugins, before memory is limited
+
+    def answer(request: bytes) -> bytes:
+        task, data = request[0], request[1:]
+        if task & _BASE64:
+            data = images.decode_base64(data)
+        if task & _MEASURE:
+            return _SIZE.pack(*images.open_image(data, max_pixels=max_pixels).size)
+        image = images.from_bytes(data, max_pixels=max_pixels)
+        return _SIZE.pack(*image.size) + image.tobytes()
+
+    return answer
