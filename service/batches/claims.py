@@ -212,6 +212,9 @@ class Claims:
             if row is None:
                 open_batches.remove(batch)
                 continue
+            if row.tries and any(claim.key.batch == row.batch for claim in claims):
+                open_batches.remove(batch)
+                continue
             if row.tries and (running or claims):
                 break  # what follows waits too, or this request would wait for ever
             this = items.c.batch == row.batch, items.c.line == row.line
