@@ -26,6 +26,10 @@ def processes() -> Iterator[IsolatedProcesses]:
     made.close()
 
 
+def call(processes: IsolatedProcesses, *request: bytes) -> bytes:
+    return bytes(processes.call(*request))
+
+
 DEADLY = {
     b"crash": "SIGSEGV",
     b"signal SIGABRT": "SIGABRT",
@@ -44,7 +48,7 @@ def test_what_kills_the_process_is_an_error_of_its_request(
     """The error says why, and the next request is answered."""
     with pytest.raises(Died, match=reason):
         processes.call(request_)
-    assert processes.call(b"echo ", b"again") == b"again"
+    assert call(processes, b"echo ", b"again") == b"again"
 
 
 @given(st.lists(st.sampled_from([b"echo ", b"refuse no", b"crash", b"exit 0", b"raise x", b"setup"]), max_size=8))
@@ -52,12 +56,12 @@ def test_what_kills_the_process_is_an_error_of_its_request(
 def test_each_request_gets_its_own_answer(processes: IsolatedProcesses, requests: list[bytes]) -> None:
     """Whatever requests run beside each other, in whatever order."""
 
-    def call(number: int, request: bytes) -> None:
+    def check(number: int, request: bytes) -> None:
         tag = str(number).encode()
         if request == b"echo ":
-            assert processes.call(request, tag) == tag
+            assert call(processes, request, tag) == tag
         elif request == b"setup":
-            assert processes.call(request) == b"given"
+            assert call(processes, request) == b"given"
         elif request == b"refuse no":
             with pytest.raises(Refusal, match=f"no{number}"):
                 processes.call(request, tag)
@@ -66,27 +70,27 @@ def test_each_request_gets_its_own_answer(processes: IsolatedProcesses, requests
                 processes.call(request)
 
     with ThreadPoolExecutor(4) as pool:
-        list(pool.map(call, range(len(requests)), requests))
+        list(pool.map(check, range(len(requests)), requests))
 
 
 @pytest.mark.parametrize("size", [0, 1, 1 << 16, (1 << 20) + 1, 20_000_000])
 def test_requests_and_replies_of_any_size_arrive_whole(processes: IsolatedProcesses, size: int) -> None:
     """Pipes take pieces."""
     data = bytes(range(256)) * (size // 256 + 1)
-    assert processes.call(b"echo ", data[:size]) == data[:size]
+    assert call(processes, b"echo ", data[:size]) == data[:size]
 
 
 def test_output_of_a_library_is_no_reply(processes: IsolatedProcesses) -> None:
     """What is printed goes to the log."""
-    assert processes.call(b"print hello") == b""
-    assert processes.call(b"echo x") == b"x"
+    assert call(processes, b"print hello") == b""
+    assert call(processes, b"echo x") == b"x"
 
 
 def test_a_process_is_started_at_first_use_and_kept() -> None:
     """A second one is not started while one is idle; all end with `close`."""
     made = IsolatedProcesses(MODULE, lambda: b"", count=3, memory=1 << 24, seconds=1)
     before = psutil.Process().children()
-    pids = {int(made.call(b"pid")) for _ in range(3)}
+    pids = {int(call(made, b"pid")) for _ in range(3)}
     assert len(pids) == 1
     made.close()
     assert psutil.Process().children() == before
@@ -98,7 +102,7 @@ def test_a_process_ends_with_its_parent() -> None:
 import sys, time
 from service.isolation.processes import IsolatedProcesses
 made = IsolatedProcesses({MODULE!r}, lambda: b"", count=1, memory=1 << 24, seconds=1)
-print(int(made.call(b"pid")), flush=True)
+print(int(bytes(made.call(b"pid"))), flush=True)
 time.sleep(60)
 """
     parent = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)

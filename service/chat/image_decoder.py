@@ -62,13 +62,15 @@ class ImageDecoder:
         """Decode to RGB."""
         reply = self._call(_DECODE | image.is_base64 * _BASE64, image.data)
         size = _SIZE.unpack_from(reply)
-        return Image.frombytes("RGB", size, memoryview(reply)[_SIZE.size :])
+        decoded = Image.new("RGB", size, None)  # without a colour, which would be filled in while no other thread runs
+        decoded.frombytes(reply[_SIZE.size :])
+        return decoded
 
     def close(self) -> None:
         """End the processes."""
         self._processes.close()
 
-    def _call(self, task: int, data: bytes) -> bytearray:
+    def _call(self, task: int, data: bytes) -> memoryview:
         try:
             return self._processes.call(bytes([task]), data)
         except Refusal as error:

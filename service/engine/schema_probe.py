@@ -10,6 +10,7 @@ import hashlib
 import json
 import random
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,7 @@ __all__ = ["InvalidSchema", "SchemaProbe", "begin"]
 SECONDS = 2  # of processor time; schemas of people take 1 to 50 ms
 MEMORY = 512 << 20  # bytes; schemas of people take less than 20 MiB
 PROCESSES = 3  # one for each thread that prepares, so that none waits for a process
+STEP = 0.1  # seconds of processor time for one token, which all running requests wait for; usual are 0.1 to 10 ms
 STEPS = 32  # tokens of a random output: some grammars are found too complex at the first tokens only
 KNOWN = 4096  # verdicts that are remembered
 MAX_REASON = 300  # characters: reasons quote the schema
@@ -102,7 +104,10 @@ def _walk(matcher: LLMatcher) -> None:
     """Advance a matcher by random tokens that it allows; raises ValueError if it fails."""
     dice = random.Random(0)  # noqa: S311  (any output will do, and the same one for every process)
     for _ in range(STEPS):
+        began = time.thread_time()
         mask = int.from_bytes(matcher.compute_bitmask(), "little")
+        if time.thread_time() - began > STEP:
+            raise ValueError(f"one token of the output takes more than {STEP:g} s; simplify it")
         if matcher.is_error():
             raise ValueError(matcher.get_error())
         if matcher.is_stopped() or not mask:

@@ -11,6 +11,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterable
 from fcntl import F_SETPIPE_SZ, fcntl
+from mmap import mmap
 from queue import LifoQueue
 from select import POLLHUP, POLLIN, poll
 from typing import IO
@@ -20,6 +21,7 @@ from service.isolation.child import DONE, FAILED, HEAD, REFUSED, REPLY
 __all__ = ["Died", "IsolatedProcesses", "Refusal"]
 
 PIPE = 1 << 20  # bytes of a pipe's buffer, the most that an unprivileged process may ask for
+MAPPED = 1 << 20  # bytes of a reply from which on it is read into a mapping
 GRACE = 20  # times the limit of processor time after which a process counts as hung, on a machine busy with other work
 
 log = logging.getLogger("service")
@@ -52,7 +54,7 @@ class IsolatedProcesses:
         self._started: set[_Process] = set()
         weakref.finalize(self, _end, self._started)
 
-    def call(self, *request: bytes) -> bytearray:
+    def call(self, *request: bytes) -> memoryview:
         """Return the function's answer to a request, which is sent in pieces; raises Refusal, Died and OSError."""
         process = self._idle.get()
         try:
@@ -123,16 +125,16 @@ class _Process:
         except BrokenPipeError:
             raise self._died() from None
 
-    def call(self, request: Iterable[bytes]) -> bytearray:
+    def call(self, request: Iterable[bytes]) -> memoryview:
         self.send(request)
         self._await_reply()
         status, length = REPLY.unpack(self._read(REPLY.size))
         reply = self._read(length)
         if status == FAILED:
             self.end()  # what the failed attempt has allocated is not given back otherwise
-            raise Died(reply.decode())
+            raise Died(bytes(reply).decode())
         if status == REFUSED:
-            raise Refusal(reply.decode())
+            raise Refusal(bytes(reply).decode())
         assert status == DONE
         return reply
 
@@ -152,15 +154,15 @@ class _Process:
         self.end()
         raise Died("it takes too long")
 
-    def _read(self, length: int) -> bytearray:
-        data = bytearray(length)
-        view, at = memoryview(data), 0
+    def _read(self, length: int) -> memoryview:
+        # A large bytearray would be filled with zeros first, in which time no other thread runs.
+        view, at = memoryview(bytearray(length) if length < MAPPED else mmap(-1, length)), 0
         while at < length:
             count = os.readv(self._replies.fileno(), [view[at:]])
             if not count:
                 raise self._died()
             at += count
-        return data
+        return view
 
     def _died(self) -> Died:
         code = self._popen.wait()
