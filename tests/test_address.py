@@ -48,6 +48,21 @@ def stop(box: Box, other: str) -> None:
     assert box.systemctl("stop", "glm.socket").returncode == 0
 
 
+def restart(box: Box, other: str) -> None:
+    """The live slot has the address still, so that systemd cannot listen on it again."""
+    assert box.systemctl("restart", "glm.socket").returncode != 0
+
+
+def restart_while_the_live_slot_is_awaited(box: Box, other: str) -> None:
+    """As long as glm-live.service runs, which waits for the live slot to load, systemd refuses to start the socket."""
+    waiting = box.host.units / "glm-live.service.d/wait.conf"
+    waiting.parent.mkdir()
+    waiting.write_text("[Service]\nExecStart=\nExecStart=/bin/sleep 600\n")
+    box.systemctl("daemon-reload")
+    assert box.systemctl("start", "glm-live.service").returncode == 0
+    restart(box, other)
+
+
 def run(box: Box, commands: str) -> None:
     """Run what a message or a finding tells an operator to run."""
     done = subprocess.run(["sh", "-c", commands], env=box.env, capture_output=True, text=True, timeout=120)
@@ -59,7 +74,9 @@ def findings(box: Box, *, good: bool) -> list[dict[str, str]]:
     return [finding for finding in found if finding["good"] is good]
 
 
-@pytest.mark.parametrize("damage", [edit, edit_and_reload, there_and_back, stop])
+@pytest.mark.parametrize(
+    "damage", [edit, edit_and_reload, there_and_back, stop, restart, restart_while_the_live_slot_is_awaited]
+)
 def test_doctor_finds_a_lost_socket_and_its_fix_works(box: Box, other: str, damage: Callable[[Box, str], None]) -> None:
     """Doctor's first complaint is of glm.socket; its fix makes doctor content, and a deploy move every client.
 
@@ -102,6 +119,17 @@ def test_install_changes_no_address_that_serves(box: Box, other: str, tmp_path: 
     assert httpx.get(f"http://{other}/version", trust_env=False).json()["version"] == "1.1.0"
     assert box.json("install") == {"changed": []}
     box.glmctl("install", "--listen", "localhost:8000", expect=2)
+
+
+@pytest.mark.parametrize("unit", ["glm-live.service", "glm.target", "glm.socket", "glm@blue.service"])
+def test_starting_what_serves_changes_nothing(box: Box, unit: str) -> None:
+    """A unit that is started gets the listening socket too; it stays non-blocking, and no worker hangs in accept()."""
+    box.systemctl("start", unit)
+    box.get("/version")
+    [worker] = box.generation("blue").alive_workers
+    state = box.host.runtime / f"blue/1/{worker.pid}.json"
+    written = state.stat().st_mtime_ns
+    wait_for(lambda: state.stat().st_mtime_ns > written, 5, "the next write of the worker's state")
 
 
 def test_a_slot_without_a_listening_socket_does_not_start(box: Box, other: str) -> None:

@@ -24,6 +24,7 @@ from service.contract.slots import SLOTS
 __all__ = ["Fault", "addresses", "fault_of", "require_same"]
 
 _SOCKET = "glm.socket"
+_LIVE = "glm-live.service"  # which the socket starts
 _CREDENTIALS = struct.Struct("3i")  # pid, uid, gid
 _LISTEN = "0A"  # a state in /proc/net/tcp
 
@@ -63,16 +64,22 @@ def require_same(host: Host, address: str) -> None:
 
 
 def fault_of(host: Host) -> Fault | None:
-    """Return what is wrong with the public socket, if a slot runs or the socket is active; None if nothing is."""
+    """Return what is wrong with the public socket, if a slot runs or the socket is active; None if nothing is.
+
+    `systemctl restart glm.socket` is one way to get there: the slots that run still have the address, so that systemd
+    cannot listen on it again, or refuses to while glm-live.service waits for the live slot.
+    """
     systemd = Systemd(host.user)
     address, active, running = systemd.listen() or "", systemd.state(_SOCKET).active, _running(host)
-    # not restart, which may start the socket while a slot that is to stop still has the address
-    names = " ".join([_SOCKET, *running])
-    restart = f"{_systemctl(host)} stop {names} && {_systemctl(host)} start {names}"
+    # not restart, which may start the socket while a slot that is to stop still has the address; glm-live.service may
+    # begin to run at any time, and systemd refuses to start a socket whose service runs
+    stopped = " ".join([_SOCKET, _LIVE, *(unit for unit in running if unit != _LIVE)])
+    restart = f"{_systemctl(host)} stop {stopped} && {_systemctl(host)} start {' '.join([_SOCKET, *running])}"
     if active != "active":
         if not running:
             return None
-        return Fault(f"{_SOCKET} is {active}, while {' and '.join(running)} runs: new slots get no socket", restart)
+        run = "runs" if len(running) == 1 else "run"
+        return Fault(f"{_SOCKET} is {active}, while {' and '.join(running)} {run}: new slots get no socket", restart)
     if not _listens(host, address):
         return Fault(f"{_SOCKET} is active but does not listen on {address}: new slots get no socket", restart)
     installed = units.installed(host).listen
@@ -95,8 +102,9 @@ def _install(host: Host, address: str) -> str:
 
 
 def _running(host: Host) -> list[str]:
+    """Return the units that run of those that glm.socket starts, or that have its listening socket."""
     systemd = Systemd(host.user)
-    names = [host.unit(slot) for slot in SLOTS]
+    names = [*(host.unit(slot) for slot in SLOTS), _LIVE]
     return [name for name in names if systemd.state(name).active not in {"", "inactive", "failed"}]
 
 
