@@ -7,7 +7,7 @@ the beginning of the answer, which is known, is sent at once.
 from __future__ import annotations
 
 import asyncio
-import socket
+import select
 from typing import Any
 
 __all__ = ["BegunAnswer", "is_reset"]
@@ -33,6 +33,10 @@ class BegunAnswer:
 
 
 def is_reset(transport: asyncio.Transport) -> bool:
-    """Return whether the client has reset the connection; asyncio does not look once it has read the end."""
-    client: socket.socket = transport.get_extra_info("socket")
-    return client.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) != 0
+    """Return whether the connection is closed on both sides; asyncio does not look once it has read the end.
+
+    Of a Unix socket that is so as soon as its client has closed it, of a TCP connection after its host's reset.
+    """
+    ends = select.poll()
+    ends.register(transport.get_extra_info("socket").fileno(), 0)
+    return bool(ends.poll(0))
