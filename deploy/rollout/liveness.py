@@ -129,8 +129,8 @@ class Liveness:
 
 
 def require_answer(host: Host, slot: str) -> None:
-    """Wait for an answer of a slot that is to serve; raises NotReady without one within SILENCE seconds."""
-    client, liveness = SlotClient(host, slot, timeout=SILENCE), Liveness(host, slot)
+    """Wait for an answer of a slot that is to serve; raises Frozen after SILENCE seconds, NotReady after twice that."""
+    client, liveness = SlotClient(host, slot, timeout=2 * SILENCE), Liveness(host, slot)  # silence is found first
     answer_of(client.version, liveness.require)
 
 
