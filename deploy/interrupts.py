@@ -22,10 +22,10 @@ class _State:
 def handle() -> None:
     """Let the signals raise KeyboardInterrupt in the main thread from now on, but in no block of `held`.
 
-    SIGINT stays ignored where it is, as in the background of a shell script.
+    A signal that is ignored stays so, as SIGINT in the background of a shell script, and SIGHUP under nohup.
     """
     for number in _SIGNALS:
-        if number != signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN:
+        if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, _interrupt)
 
 

@@ -19,6 +19,7 @@ from deploy.systemd.systemctl import Systemd
 from tests.box import Box
 
 UNIT = "test-interrupts.service"
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @pytest.fixture
@@ -28,12 +29,12 @@ def systemd(empty_box: Box, monkeypatch: pytest.MonkeyPatch) -> Iterator[Systemd
     unit.write_text("[Service]\nType=notify\nExecStart=/bin/sleep 60\nTimeoutStopSec=5\n")
     for name in ("XDG_RUNTIME_DIR", "XDG_CONFIG_HOME"):
         monkeypatch.setenv(name, empty_box.env[name])
-    before = [(number, signal.getsignal(number)) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in SIGNALS}
     interrupts.handle()
     systemd = Systemd(user=True)
     systemd.daemon_reload()
     yield systemd
-    for number, handler in before:
+    for number, handler in before.items():
         signal.signal(number, handler)
     systemd.stop(UNIT)
     unit.unlink()
@@ -98,7 +99,7 @@ def test_an_interrupt_while_systemctl_is_being_started(
 
 def test_every_signal_waits_for_the_end_of_a_held_block(systemd: Systemd) -> None:
     """SIGINT, SIGTERM and SIGHUP raise once the outermost block has ended, and at once outside of one."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in SIGNALS:
         done = []
         with pytest.raises(KeyboardInterrupt), interrupts.held():  # noqa: PT012
             with interrupts.held():
@@ -110,10 +111,11 @@ def test_every_signal_waits_for_the_end_of_a_held_block(systemd: Systemd) -> Non
             os.kill(os.getpid(), number)
 
 
-def test_an_ignored_ctrl_c_stays_ignored(systemd: Systemd) -> None:
-    """A script's command in the background is not interrupted by Ctrl-C in the terminal."""
+@pytest.mark.parametrize("number", SIGNALS)
+def test_an_ignored_signal_stays_ignored(systemd: Systemd, number: signal.Signals) -> None:
+    """Ctrl-C does not reach a script's command in the background, nor the end of a terminal one under nohup."""
     del systemd
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(number, signal.SIG_IGN)
     interrupts.handle()
-    os.kill(os.getpid(), signal.SIGINT)
-    assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    os.kill(os.getpid(), number)
+    assert signal.getsignal(number) == signal.SIG_IGN
