@@ -9,6 +9,7 @@ import asyncio
 import json
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from dataclasses import asdict, dataclass, field
 import httpx
 import psutil
 
+from tests.attack.assault import Attack, assault
 from tests.box import CODE, Box
 
 PATIENCE = 10.0  # seconds that a client waits for an answer
@@ -26,6 +28,13 @@ CLIENTS = 2  # of each kind
 TOKENS = 20
 FLOOR = 0.05  # seconds that an answer may always take
 ATTEMPTS = 3  # an attack that harms does so every time; a busy machine does not
+SECONDS = 2.0  # that an attack lasts
+ROLLOUTS = (
+    ("1.1.0", "--canary", "50", "--step", "3s", "--bake", "2s"),
+    ("1.0.0", "--bake", "0"),
+    ("1.1.0", "--strategy", "swap", "--bake", "0"),
+    ("1.0.0", "--strategy", "swap", "--bake", "0"),
+)
 
 
 @dataclass
@@ -86,6 +95,40 @@ def harm(idle: Report, report: Report, *, growth: int) -> str:
     if report.growth > growth:
         found.append("memory")
     return f"{', '.join(found)}: {report}; without the attack {idle}" if found else ""
+
+
+def assert_nothing_is_noticed(box: Box, idle: Report, attack: Attack, *, growth: int) -> set[bytes]:
+    """Attack beside the clients, by whose figures `harm` tells nothing; returns the statuses that the attack got.
+
+    `growth`: bytes that the worker's memory may grow by. It is the same process before and after.
+    """
+    [before] = box.generation("blue").alive_workers
+    for _ in range(ATTEMPTS):
+        with bystanders(box) as report:
+            statuses = assault(box, attack, SECONDS)
+        found = harm(idle, report, growth=growth)
+        print(report, dict(statuses))
+        if not found:
+            break
+    assert not found
+    [after] = box.generation("blue").alive_workers
+    assert after.pid == before.pid
+    return set(statuses)
+
+
+def assert_nothing_is_lost_in_rollouts(box: Box, attack: Attack) -> None:
+    """Attack beside the clients during a canary, cutovers and swaps, which end as without the attack."""
+    stop = threading.Event()
+    attackers = threading.Thread(target=assault, args=(box, attack, 300, stop))
+    with bystanders(box, None) as report:
+        attackers.start()
+        try:
+            records = [box.json("deploy", *options, "--drain", "30s") for options in ROLLOUTS]
+        finally:
+            stop.set()
+            attackers.join()
+    assert not report.failures
+    assert {(record["outcome"], record["receipt"]["lost"]) for record in records} == {("done", 0)}
 
 
 async def _ask(port: int, pid: int | None = None) -> Report:

@@ -19,6 +19,7 @@ from service.engine.model_engine import ModelEngine
 from service.engine.prompt_size import characters
 from service.isolation.processes import IsolatedProcesses
 from service.model.release import Release
+from tests.attack.schemas import DEADLY, chain
 
 ASKED = [{"role": "user", "content": "hi"}]
 STRING = {"type": "string"}
@@ -34,28 +35,6 @@ def engine(checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactor
                             progress=lambda *_: None)  # fmt: skip
     yield made
     made.close()
-
-
-def chain(length: int, last: Any = STRING, link: str = "$ref") -> dict[str, Any]:
-    """References to references, or arrays of arrays, through definitions."""
-
-    def step(number: int) -> dict[str, Any]:
-        reference = {"$ref": f"#/$defs/a{number}"}
-        return reference if link == "$ref" else {"type": "array", "items": reference}
-
-    definitions = {f"a{number}": step(number + 1) for number in range(length)}
-    return {**step(0), "$defs": {**definitions, f"a{length}": last}}
-
-
-def intersected(count: int) -> dict[str, Any]:
-    return {"allOf": [{"type": "string", "pattern": f"a{number}.*b"} for number in range(count)]}
-
-
-DEADLY = {
-    "references": chain(3000),
-    "arrays": chain(3000, link="items"),
-    "patterns": intersected(30),
-}
 
 
 def ask(engine: ModelEngine, schema: Any) -> str | None:

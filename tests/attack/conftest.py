@@ -1,0 +1,32 @@
+"""A host that is attacked, and what well-behaved clients notice without an attack."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.attack.bystanders import Report, bystanders
+from tests.box import Box, live_host
+from tests.conftest import engine_of
+
+IDLE = 4.0  # seconds
+
+
+@pytest.fixture(scope="module")
+def attacked(checkpoints: dict[str, Path], request: pytest.FixtureRequest) -> Iterator[Box]:
+    """A host with one live slot, and with few connections for one address."""
+    with live_host(checkpoints, engine_of(request)) as box:
+        box.configure(threads=1, max_connections=300, max_connections_per_address=200, keep_alive=600)
+        box.glmctl("reload")
+        yield box
+
+
+@pytest.fixture(scope="module")
+def idle(attacked: Box) -> Report:
+    """What the clients notice without an attack."""
+    with bystanders(attacked) as report:
+        time.sleep(IDLE)
+    return report
