@@ -6,6 +6,8 @@ import asyncio
 import logging
 from collections import Counter
 
+from service.contract.network import network_of
+
 __all__ = ["MAX_LINES", "MAX_LINES_OF_ADDRESS", "RefusalLog"]
 
 WINDOW = 1.0  # seconds
@@ -25,7 +27,7 @@ class RefusalLog:
     """
 
     def __init__(self) -> None:
-        self._logged: Counter[str] = Counter()  # in this window, by address
+        self._logged: Counter[str] = Counter()  # in this window, by address or network
         self._left_out: Counter[str] = Counter()
         self._window: asyncio.TimerHandle | None = None
 
@@ -33,19 +35,20 @@ class RefusalLog:
         """Log a request that was answered with a status from 400 to 499; `address` is empty for a Unix socket."""
         if self._window is None:
             self._window = asyncio.get_running_loop().call_later(WINDOW, self._end_window)
-        if self._logged.total() >= MAX_LINES or self._logged[address] >= MAX_LINES_OF_ADDRESS:
-            self._left_out[address] += 1
+        network = network_of(address)
+        if self._logged.total() >= MAX_LINES or self._logged[network] >= MAX_LINES_OF_ADDRESS:
+            self._left_out[network] += 1
             return
-        self._logged[address] += 1
+        self._logged[network] += 1
         line = (status, _word(address, 50) or "local", _word(method, 20), _word(path, MAX_PATH))
         log.warning("refused with %d: %s %s %s: %s", *line, _printable(reason, MAX_REASON))
 
     def _end_window(self) -> None:
         self._window = None
         if self._left_out:
-            ((address, most),) = self._left_out.most_common(1)
+            ((network, most),) = self._left_out.most_common(1)
             total = self._left_out.total()
-            name = _word(address, 50) or "local"
+            name = _word(network, 50) or "local"
             log.warning("refused %d more requests within %g s, %d of them from %s", total, WINDOW, most, name)
         self._logged.clear()
         self._left_out.clear()

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import ipaddress
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-__all__ = ["BATCHES", "NOBODY", "Client"]
+from service.contract.network import network_of
 
-IPV6_PREFIX = 64  # bits: one subscriber usually has as many addresses as the rest allows
+__all__ = ["BATCHES", "NOBODY", "Client"]
 
 
 class Client(NamedTuple):
@@ -27,7 +26,7 @@ class Client(NamedTuple):
         """Return the client of an ASGI request."""
         peer = scope.get("client")
         header = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
-        return cls(_network(peer[0]) if peer else "", _digest(header.strip()))
+        return cls(network_of(peer[0]) if peer else "", _digest(header.strip()))
 
 
 NOBODY = Client("")
@@ -42,15 +41,3 @@ def _digest(authorization: bytes) -> str:
     scheme, _, token = authorization.partition(b" ")
     key = token.strip() if scheme.lower() == b"bearer" else authorization
     return hashlib.blake2b(key, digest_size=16).hexdigest() if key else ""
-
-
-def _network(address: str) -> str:
-    try:
-        parsed = ipaddress.ip_address(address.partition("%")[0])
-    except ValueError:
-        return address
-    if parsed.version == 4:
-        return address
-    if parsed.ipv4_mapped is not None:
-        return str(parsed.ipv4_mapped)
-    return str(ipaddress.ip_network((parsed.packed, IPV6_PREFIX), strict=False))

@@ -1,4 +1,4 @@
-"""The client connections of one worker: how many there may be, in all and from one address."""
+"""The client connections of one worker: how many there may be, in all and from one address or IPv6 network."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Generic, Protocol, TypeVar
 
+from service.contract.network import network_of
 from service.settings import Settings
 
 __all__ = ["ClientConnection", "Clients", "address_of"]
@@ -60,7 +61,7 @@ class Clients(Generic[C]):
 
     def expect(self, address: str) -> None:
         """Count a connection that was accepted; it is added, and removed, in later iterations of the event loop."""
-        self._counts[address] += 1
+        self._counts[network_of(address)] += 1
 
     def add(self, connection: C) -> None:
         """Add a connection."""
@@ -69,21 +70,23 @@ class Clients(Generic[C]):
     def remove(self, connection: C) -> None:
         """Remove a connection that has ended."""
         self._all.remove(connection)
-        self._counts[connection.address] -= 1
-        if not self._counts[connection.address]:
-            del self._counts[connection.address]
+        network = network_of(connection.address)
+        self._counts[network] -= 1
+        if not self._counts[network]:
+            del self._counts[network]
 
     def admits(self, address: str) -> bool:
         """Return whether another connection from the address is admitted."""
-        if self._counts[address] >= self._most_of_one:
+        network = network_of(address)
+        if self._counts[network] >= self._most_of_one:
             return False
-        return self._counts.total() < self._most or self._makes_room(address)
+        return self._counts.total() < self._most or self._makes_room(network)
 
-    def _makes_room(self, address: str) -> bool:
+    def _makes_room(self, network: str) -> bool:
         greediest, count = self._counts.most_common(1)[0]
-        if count <= self._counts[address] + 1:
+        if count <= self._counts[network] + 1:
             return False
-        waiting = [found for found in self if found.address == greediest and found.waits_for_client]
+        waiting = [found for found in self if network_of(found.address) == greediest and found.waits_for_client]
         waiting.sort(key=lambda connection: (connection.in_flight, connection.idle_since))
         for connection in waiting[:_CLOSED_AT_ONCE]:
             connection.give_up()

@@ -1,4 +1,4 @@
-"""Work that clients cause without waiting for an answer: done in slices, one for each address after the other."""
+"""Work that clients cause without waiting for an answer: done in slices, one for each client after the other."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Callable
 
+from service.contract.network import network_of
+
 __all__ = ["Turns"]
 
 _SHARE = 0.004  # seconds of each iteration of the event loop
 
 
 class Turns:
-    """A queue of slices for each address. An iteration of the event loop does no more than one of each."""
+    """A queue of slices for each address or network. An iteration of the event loop does no more than one of each."""
 
     def __init__(self) -> None:
         self._waiting: OrderedDict[str, deque[Callable[[], None]]] = OrderedDict()
@@ -21,7 +23,7 @@ class Turns:
 
     def add(self, address: str, work: Callable[[], None]) -> None:
         """Queue a slice of an address; it is done in a later iteration of the event loop."""
-        self._waiting.setdefault(address, deque()).append(work)
+        self._waiting.setdefault(network_of(address), deque()).append(work)
         self._schedule()
 
     def _schedule(self) -> None:
@@ -32,13 +34,13 @@ class Turns:
     def _run(self) -> None:
         self._is_scheduled = False
         end = time.monotonic() + _SHARE
-        for address in list(self._waiting):
-            slices = self._waiting[address]
+        for network in list(self._waiting):
+            slices = self._waiting[network]
             work = slices.popleft()
             if slices:
-                self._waiting.move_to_end(address)
+                self._waiting.move_to_end(network)
             else:
-                del self._waiting[address]
+                del self._waiting[network]
             work()
             if time.monotonic() >= end:
                 break

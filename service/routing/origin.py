@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from functools import lru_cache
-from ipaddress import IPv6Address, ip_address
 
+from service.contract.network import network_of
 from service.contract.processes import boot_id
 from service.contract.samples import Origin
 from service.routing.canary import PIN, SIDES
@@ -31,18 +31,7 @@ def origin_of(scope: Message) -> Origin:
 
 @lru_cache(maxsize=1024)
 def _of_address(address: str) -> int:
-    return _hash(_network(address))
-
-
-def _network(address: str) -> bytes:
-    """Return an address, of IPv6 its first 64 bits: whoever has one has 2**64 of them."""
-    try:
-        found = ip_address(address)
-    except ValueError:
-        return address.encode()
-    if isinstance(found, IPv6Address):
-        return found.ipv4_mapped.packed if found.ipv4_mapped else found.packed[:8]
-    return found.packed
+    return _hash(network_of(address).encode())
 
 
 def _hash(value: bytes) -> int:
