@@ -474,7 +474,7 @@ def test_too_many_images_are_rejected() -> None:
 @pytest.mark.parametrize("stream", [False, True])
 def test_too_long_prompt_is_a_400(stream: bool) -> None:
     """PromptTooLong becomes OpenAI's context_length_exceeded, for streams too."""
-    engine = FakeEngine(fail_at=0, error=PromptTooLong("9 tokens; at most 8"))
+    engine = FakeEngine(fail_at=0, error=PromptTooLong(9, 8))
     answer = client(engine).post(CHAT, json={**HELLO, "stream": stream})
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "context_length_exceeded")
 

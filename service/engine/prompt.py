@@ -87,7 +87,7 @@ class PromptBuilder:
             raise Refused(f"the chat template cannot render the conversation: {error}") from error
         ids = inputs["input_ids"]
         if ids.shape[1] > self._max_tokens:
-            raise self._too_long(int(ids.shape[1]))
+            raise PromptTooLong(int(ids.shape[1]), self._max_tokens)
         token_types, grids = inputs["mm_token_type_ids"], inputs.get("image_grid_thw")
         positions, delta = self._get_rope_index(ids, token_types, image_grid_thw=grids)
         last = ids[0, -4:].tolist()
@@ -105,7 +105,7 @@ class PromptBuilder:
         """See Engine."""
         tokens = prompt_size.estimate(messages, tools, self._processor.image_tokens, self._max_tokens)
         if tokens > self._max_tokens:
-            raise self._too_long(tokens, " or more")
+            raise PromptTooLong.estimated(tokens, self._max_tokens)
 
     def _check_names(self, value: Any, param: str) -> None:
         """Refuse object keys that contain a control token: the template sanitizer handles values only."""
@@ -116,11 +116,6 @@ class PromptBuilder:
         if isinstance(value, dict | list | tuple):
             for inner in value.values() if isinstance(value, dict) else value:
                 self._check_names(inner, param)
-
-    def _too_long(self, tokens: int, more: str = "") -> PromptTooLong:
-        return PromptTooLong(
-            f"the conversation has {tokens} tokens{more}, images included; at most {self._max_tokens} are allowed"
-        )
 
 
 def _parts(content: str | list[dict[str, Any]] | None) -> list[dict[str, Any]]:

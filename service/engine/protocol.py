@@ -83,6 +83,14 @@ class Refused(ValueError):
 class PromptTooLong(Refused):
     """The conversation, images included, exceeds the limit; the message gives both numbers, in tokens."""
 
+    def __init__(self, tokens: int, limit: int, more: str = "") -> None:
+        super().__init__(f"the conversation has {tokens} tokens{more}, images included; at most {limit} are allowed")
+
+    @classmethod
+    def estimated(cls, tokens: int, limit: int) -> PromptTooLong:
+        """Return the error for an estimate, which may be too low."""
+        return cls(tokens, limit, " or more")
+
 
 class QueueTimeout(Exception):
     """The request got no cache row within the allowed waiting time."""

@@ -22,7 +22,7 @@ from service.isolation.processes import Died, IsolatedProcesses, Refusal
 if TYPE_CHECKING:
     from llguidance import LLMatcher
 
-__all__ = ["InvalidSchema", "SchemaProbe", "begin"]
+__all__ = ["InvalidSchema", "SchemaProbe", "begin", "check_size"]
 
 SECONDS = 2  # of processor time; schemas of people take 1 to 50 ms
 MEMORY = 512 << 20  # bytes; schemas of people take less than 20 MiB
@@ -43,6 +43,12 @@ class InvalidSchema(Refused):
         super().__init__(f"the JSON schema cannot be used: {reason[:MAX_REASON]}")
 
 
+def check_size(schema: str, limit: int) -> None:
+    """Raise InvalidSchema if a schema has more characters."""
+    if len(schema) > limit:
+        raise InvalidSchema(f"it has {len(schema)} characters; at most {limit} are allowed")
+
+
 class SchemaProbe:
     """Tries schemas for one tokenizer, in processes that are started at the first; remembers the verdicts.
 
@@ -59,8 +65,7 @@ class SchemaProbe:
 
     def check(self, schema: str) -> None:
         """Return if a schema can be compiled here; raises InvalidSchema, and OSError if no process can be started."""
-        if len(schema) > self._max_size:
-            raise InvalidSchema(f"it has {len(schema)} characters; at most {self._max_size} are allowed")
+        check_size(schema, self._max_size)
         data = schema.encode()
         digest = hashlib.blake2b(data).digest()
         with self._lock:

@@ -22,6 +22,7 @@ from service.handover.connection import Connection
 from service.handover.fd_passing import FdReceiver, Outcome, send_fd
 from service.handover.plain_errors import TEXTS, plain_error
 from service.handover.protocol import RequestProtocol
+from service.handover.read_rate import ReadRate
 from service.handover.recorder import Recorder
 from service.handover.slow_clients import SlowClients
 from service.handover.turns import Turns
@@ -84,6 +85,7 @@ class SlotServer(Server):
         self.busy: set[RequestProtocol] = set()
         self.slow_clients = SlowClients()
         self.turns = Turns()
+        self.read_rate = ReadRate(settings.max_read_rate)
         self.refusals = RefusalLog()
         self._state_file = state_file
         self._public = Acceptor(public, self._admit_client)
