@@ -199,6 +199,7 @@ class ModelEngine:
         with self._lock:
             self._closed = True
         self._grammars.close()
+        self._prompt_builder.close()
         self._prepare_pool.close()  # requests still being prepared will raise in _submit
         self._inbox.put(None)
         self._thread.join(timeout=10)

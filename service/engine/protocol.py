@@ -142,7 +142,8 @@ class Engine(Protocol):
 
         A message is `{"role", "content"}` plus other fields of the chat template (`tool_calls`, `reasoning_content`,
         …); its content is a string or a list of `{"type": "text", "text"}` and
-        `{"type": "image", "image": PIL.Image}`. `tools` are OpenAI's definitions, rendered by the template. A request
+        `{"type": "image", "image": image}`, where the image is RGB and has a `size` (width, height) and NumPy's array
+        interface, as PIL's have. `tools` are OpenAI's definitions, rendered by the template. A request
         of priority `batch` runs only in rows that no interactive request needs. The clients' requests are prepared in
         turn, and the next row is given to the waiting client that holds the fewest. Closing the iterator, or cancelling
         the task that awaits it, frees the row within two steps.
