@@ -73,9 +73,13 @@ class GrammarCompiler:
         if self._compiler is None:
             self._compiler = SchemaCompiler(**self._setup())
 
+    def check(self, schema: str) -> None:
+        """Return if the schema can be compiled; raises Refused."""
+        self._probe.check(schema)
+
     def compile(self, schema: str, *, thinking: bool) -> Constraint:
         """Return a constraint for a JSON schema; if `thinking`, it starts after `</think>`. Raises Refused."""
-        self._probe.check(schema)
+        self.check(schema)
         self.warm_up()
         assert self._compiler
         try:

@@ -214,6 +214,8 @@ class ModelEngine:
         client: Client = NOBODY,
     ) -> Sequence:
         """Build the sequence of a request; may be called in any thread."""
+        if sampling.json_schema:
+            self._grammars.check(sampling.json_schema)  # first: to build a prompt takes longer than to refuse it
         prompt = self._prompt_builder.build(messages, thinking, tools)
         constraint = (
             self._grammars.compile(sampling.json_schema, thinking=prompt.may_think and thinking is not False)

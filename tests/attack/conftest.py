@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
-from tests.attack.bystanders import Report, bystanders
+from tests.attack.bystanders import Bystanders, Report
 from tests.box import Box, live_host
 from tests.conftest import engine_of
 
-IDLE = 4.0  # seconds
+IDLE = 3.0  # seconds
 
 
 @pytest.fixture(scope="module")
@@ -25,8 +26,16 @@ def attacked(checkpoints: dict[str, Path], request: pytest.FixtureRequest) -> It
 
 
 @pytest.fixture(scope="module")
-def idle(attacked: Box) -> Report:
+def clients(attacked: Box) -> Iterator[Bystanders]:
+    """Well-behaved clients of the host."""
+    with closing(Bystanders(attacked)) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def idle(clients: Bystanders) -> Report:
     """What the clients notice without an attack."""
-    with bystanders(attacked) as report:
+    time.sleep(1)
+    with clients.noticing() as report:
         time.sleep(IDLE)
     return report
