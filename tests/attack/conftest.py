@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.attack.bystanders import Bystanders, Report
-from tests.box import Box, live_host
+from tests.box import Box, empty_host
 from tests.conftest import engine_of
 
 IDLE = 3.0  # seconds
@@ -19,9 +19,10 @@ IDLE = 3.0  # seconds
 @pytest.fixture(scope="module")
 def attacked(checkpoints: dict[str, Path], request: pytest.FixtureRequest) -> Iterator[Box]:
     """A host with one live slot, and with few connections for one address."""
-    with live_host(checkpoints, engine_of(request)) as box:
+    with empty_host(engine_of(request)) as box:
         box.configure(threads=1, max_connections=300, max_connections_per_address=200, keep_alive=600)
-        box.glmctl("reload")
+        box.stock(checkpoints)
+        box.glmctl("deploy", "1.0.0")
         yield box
 
 
