@@ -40,7 +40,7 @@ def test_a_prompt_has_at_least_as_many_tokens_as_were_counted(
     processor: Processor, counter: TokenCounter, messages: list[Any]
 ) -> None:
     """No prompt is refused that would fit; all but what the template adds is counted."""
-    counted = counter.count([*prompt_size.texts(messages)])
+    counted = counter.count([*prompt_size.texts(messages, ())])
     tokens = processor.inputs(messages, None)["input_ids"].shape[1]
     assert counted <= tokens
     assert counted > tokens - 40 - 20 * len(messages) - sum(

@@ -119,7 +119,7 @@ class PromptBuilder:
 
     def _check_text(self, messages: list[dict[str, Any]], tools: Sequence[dict[str, Any]]) -> None:
         """Raise PromptTooLong if the texts alone have too many tokens."""
-        tokens = self._counter.count([*prompt_size.texts([messages, tools])])
+        tokens = self._counter.count([*prompt_size.texts(messages, tools)])
         if tokens > self._max_tokens:
             raise PromptTooLong.estimated(tokens, self._max_tokens)
 

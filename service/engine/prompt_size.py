@@ -44,8 +44,16 @@ def characters(value: Any, limit: int, sizes: list[tuple[int, int]] | None = Non
     return found
 
 
-def texts(value: Any) -> Iterator[str]:
-    """Yield every text in a value."""
+def texts(messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Yield the texts that templates render of a conversation; of earlier reasoning they may leave out."""
+    for message in messages:
+        content = message.get("content") or ""
+        yield from [content] if isinstance(content, str) else (part["text"] for part in content if "text" in part)
+        yield from _texts([call["function"]["arguments"] for call in message.get("tool_calls") or ()])
+    yield from _texts(tools)
+
+
+def _texts(value: Any) -> Iterator[str]:
     waiting = [value]
     while waiting:
         value = waiting.pop()

@@ -34,7 +34,8 @@ class TokenCounter:
     def count(self, texts: Sequence[str]) -> int:
         """Return how many tokens the texts have at least; blocks. Raises Refused if that takes too long."""
         try:
-            tokens = int(bytes(self._processes.call(_SEPARATOR.join(texts).encode())))
+            # Templates may strip what they render.
+            tokens = int(bytes(self._processes.call(_SEPARATOR.join(text.strip() for text in texts).encode())))
         except Died as error:
             raise Refused(f"the text cannot be tokenized: {error}") from error
         return max(0, tokens - len(texts))  # the separators are not a part of it
