@@ -168,7 +168,13 @@ def test_requests_that_end_during_a_poll(store: BatchStore, monkeypatch: pytest.
 
     monkeypatch.setattr(Batches, "has_room", slow)
     batch_id = store.create(request_lines(60))
-    chat = FakeChat(pause=0.01)
+
+    class Uneven(FakeChat):
+        async def complete(self, document: dict[str, Any], *, priority: Priority = "interactive") -> dict[str, Any]:
+            self.pause = random.uniform(0, 0.05)
+            return await super().complete(document, priority=priority)
+
+    chat = Uneven()
 
     async def work() -> dict[str, Any]:
         runner = store.runner(chat, current_owner(), rows=8, serving=lambda: True)
