@@ -329,7 +329,7 @@ async def test_what_is_just_not_too_large_is_answered(host: Host) -> None:
 
 def test_client_of_one_byte_does_not_hold_a_rollout(box: Box) -> None:
     """The old slot is retired when the time for a head is over, long before the drain time; nothing was lost or cut."""
-    box.configure(head_timeout=2)
+    box.configure(head_timeout=6)
     box.glmctl("reload")
     host, port = box.listen.split(":")
     with socket.create_connection((host, int(port))) as client:
