@@ -162,7 +162,7 @@ class SlotServer(Server):
         while not self.should_exit and self._supervisor.is_running:
             self.follow()
             if ticks % _TICKS_PER_HOUSEKEEPING == 0:
-                self.recorder.publish(len(self.server_state.tasks))
+                self.recorder.publish(self.state.in_flight)
                 if await self.on_tick(ticks // _TICKS_PER_HOUSEKEEPING):
                     return
             ticks += 1
