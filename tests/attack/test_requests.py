@@ -23,7 +23,9 @@ WORK = {"many pixels"}  # what is accepted
 STATUSES = {b"200", b"400", b"429"}
 
 
-@pytest.mark.parametrize("name", REQUESTS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.long) if name in WORK else name for name in REQUESTS]
+)
 def test_others_notice_nothing(attacked: Box, clients: Bystanders, idle: Report, name: str) -> None:
     """Beside the attack the others are answered as fast as without, and the worker's memory stays within its bounds."""
     statuses = assert_nothing_is_noticed(attacked, clients, idle, REQUESTS[name], growth=GROWTH, is_work=name in WORK)
