@@ -40,7 +40,7 @@ class EncodedImage:
 
 @dataclass(frozen=True)
 class RgbImage:
-    """A decoded image. NumPy reads its pixels in place: a copy would hold the interpreter, 0.1 s for a large one."""
+    """A decoded image. NumPy reads its pixels in place: a copy would hold the interpreter."""
 
     size: tuple[int, int]
     """(width, height) in pixels."""
