@@ -163,6 +163,7 @@ def test_a_second_run_changes_nothing(serving: Fleet, checkpoints: dict[str, Pat
     assert serving.play("deploy.yml", *_release(checkpoints, "1.0.0")).changed == 0
 
 
+@pytest.mark.long
 def test_check_mode_understands_a_finished_host(serving: Fleet, checkpoints: dict[str, Path]) -> None:
     """--check runs through and finds nothing to change, and for a version that is not there it touches nothing."""
     assert serving.play("site.yml", "--check").changed == 0
@@ -268,6 +269,7 @@ def _exposure(fleet: Fleet, unit: str) -> float:
     return float(found[1])
 
 
+@pytest.mark.long
 def test_the_demo_plays_for_somebody_who_is_not_root(installed: Fleet) -> None:
     """Without root, where a user manager exists, the demo runs in a private one beside it and loses nothing."""
     installed.host.run(["useradd", "--create-home", "somebody"])

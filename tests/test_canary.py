@@ -116,7 +116,7 @@ def test_abort_works_until_the_rename(box: Box, share: str) -> None:
 def test_abort_holds_or_is_refused_at_any_moment(box: Box) -> None:
     """Over two steps, the cutover and the bake: either the live slot stays, or it is too late, with exit code 3."""
     outcomes = set()
-    for moment in (0.2, 0.5, 0.7, 1.0, 1.6):
+    for moment in (0.4, 0.8, 1.6):
         live = box.slots.live
         version = {"1.0.0": "1.1.0", "1.1.0": "1.0.0"}[box.slots.version(live or "") or ""]
         deploy = box.begin("deploy", version, "--canary", "10,50", "--step", "500ms", "--bake", "2s")

@@ -105,7 +105,7 @@ def test_a_version_that_is_worse_is_rolled_back(traffic: list[Sample], fault: Fa
     assert all(word in why for _, why, _ in caught)
 
 
-@pytest.mark.parametrize("shares", [SHARES, ()])
+@pytest.mark.parametrize("shares", [SHARES, pytest.param((), marks=pytest.mark.long)])
 def test_a_version_with_a_slower_tail_is_rolled_back(
     traffic: list[Sample], shares: tuple[float, ...], rollouts: int
 ) -> None:
@@ -145,8 +145,15 @@ def test_an_equal_version_is_not_rolled_back_on_a_busy_machine(
     assert len(alarms) <= 0.02 * rollouts, alarms
 
 
-@pytest.mark.parametrize("load_effect", [DEVICE, PROCESS])
-@pytest.mark.parametrize(("fault", "word"), [(slower, "p95"), (failing, "failed")])
+@pytest.mark.parametrize(
+    ("fault", "word", "load_effect"),
+    [
+        (slower, "p95", PROCESS),
+        (failing, "failed", DEVICE),
+        pytest.param(slower, "p95", DEVICE, marks=pytest.mark.long),
+        pytest.param(failing, "failed", PROCESS, marks=pytest.mark.long),
+    ],
+)
 def test_a_version_that_is_worse_is_rolled_back_on_a_busy_machine(
     fault: Fault, word: str, load_effect: float, rollouts: int
 ) -> None:

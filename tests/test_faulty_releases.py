@@ -17,6 +17,7 @@ import pytest
 from tests.box import Box
 
 ASK = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 8, "temperature": 0, "stream": True}
+CANARY, BAKE = ("--canary", "50", "--step", "60s"), ("--bake", "60s")
 
 FAULT = """
 import asyncio, os, random, time
@@ -101,7 +102,7 @@ def rolled_back(box: Box, flag: Path, *words: str) -> dict[str, Any]:
     return dict(record["analysis"][-1])
 
 
-@pytest.mark.parametrize("words", [("--canary", "50", "--step", "60s"), ("--bake", "60s")])
+@pytest.mark.parametrize("words", [CANARY, pytest.param(BAKE, marks=pytest.mark.long)])
 def test_a_slow_release(box: Box, tmp_path: Path, flag: Path, words: tuple[str, ...]) -> None:
     """It is compared with the live slot in the canary, and in the bake with the old slot before the cutover."""
     make_faulty(box, tmp_path, flag, "slow")
@@ -116,7 +117,7 @@ def test_a_slow_release(box: Box, tmp_path: Path, flag: Path, words: tuple[str, 
     assert all(one["blocks"] >= one["blocks_worse"] > one["blocks"] / 2 for one in slow)
 
 
-@pytest.mark.parametrize("words", [("--canary", "50", "--step", "60s"), ("--bake", "60s")])
+@pytest.mark.parametrize("words", [pytest.param(CANARY, marks=pytest.mark.long), BAKE])
 def test_a_release_that_fails(box: Box, tmp_path: Path, flag: Path, words: tuple[str, ...]) -> None:
     """One in twenty responses is an error; the clients' requests show it, without a repeated check."""
     box.host.policy.write_text("[analysis]\nchecks_every = 600\n")
@@ -146,7 +147,7 @@ def test_a_release_that_answers_wrong(box: Box, checkpoints: dict[str, Path], tm
     box.glmctl("release", "add", str(copy), "--version", "1.1.0")
     box.host.policy.write_text("[analysis]\nchecks_every = 1\n")
     make_faulty(box, tmp_path, flag, "wrong")
-    verdict = rolled_back(box, flag, "--canary", "50", "--step", "60s")
+    verdict = rolled_back(box, flag, *CANARY)
     assert "check 'greeting' failed" in verdict["reason"]
 
 

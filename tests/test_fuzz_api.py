@@ -204,6 +204,7 @@ def _bad_requests() -> Iterator[tuple[str, str, dict[str, Any]]]:
         yield "POST", CHAT, {"json": HELLO | {f"field-{number}": number, "max_tokens": -number}}
 
 
+@pytest.mark.long
 def test_bad_requests_do_not_leak_memory(server: tuple[str, psutil.Process]) -> None:
     """Between 2,000 and 10,000 invalid requests the memory grows by less than 2 MiB."""
     address, process = server

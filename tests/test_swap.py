@@ -121,7 +121,7 @@ def test_a_release_above_the_units_memory_limit_is_refused(box: Box) -> None:
 
 
 @pytest.mark.model
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.long), 2])
 def test_clients_wait_while_the_new_version_takes_the_place_of_the_old(small_box: Box, workers: int) -> None:
     """All responses during the load are 200, and no connection is closed, busy or idle."""
     if workers > 1:

@@ -186,7 +186,7 @@ def _workers(box: Box, many: int) -> list[int]:
 
 
 @pytest.mark.model
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.long), 2])
 def test_every_answer_is_of_the_version_it_names(stocked_box: Box, workers: int) -> None:
     """Under load all responses are 200, none mixes two weight sets, and the new weights are as freshly loaded."""
     box = stocked_box
@@ -373,7 +373,14 @@ def test_a_worker_killed_afterwards_is_replaced_with_the_new_weights(box: Box) -
     assert _texts(box) == expected
 
 
-@pytest.mark.parametrize("phase", ["preflight", "prepare", "vacate", "verify", "cutover"])
+@pytest.mark.parametrize(
+    "phase",
+    [
+        "vacate",
+        "cutover",
+        *(pytest.param(phase, marks=pytest.mark.long) for phase in ("preflight", "prepare", "verify")),
+    ],
+)
 def test_the_controller_killed(box: Box, phase: str) -> None:
     """Kill -9 in each phase: all requests are answered, one version serves, and `resume` ends the rollout."""
     expected = {"1.0.0": _texts(box)}

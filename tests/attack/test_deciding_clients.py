@@ -168,6 +168,7 @@ def asking(box: Box, clients: int, body: dict[str, object], **headers: str) -> I
 
 @pytest.mark.model
 @pytest.mark.alone
+@pytest.mark.long
 def test_clients_that_pin_long_requests_do_not_roll_back(box: Box) -> None:
     """Three clients load the candidate of a sound version, beside four whose requests are assigned at random."""
     hello = [{"role": "user", "content": "Hello"}]

@@ -21,11 +21,12 @@ PREPARED = 4 * DEFAULTS.max_pixels + 50 * 9_633_792  # bytes for one image, of w
 GROWTH = DEFAULTS.max_bodies + 3 * DEFAULTS.max_open_pixels + PREPARED  # bytes, from the sum in SECURITY.md
 WORK = {"many pixels"}  # what the engine computes
 ANSWERED = WORK | {"metrics", "openapi", "files"}
+SHORT = {"numbers, 20 MB", "depth", "text", "tools", "too many pixels", "files", "parts", "schema: patterns"}
 STATUSES = {b"200", b"400", b"429"}
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.long) if name in WORK else name for name in REQUESTS]
+    "name", [pytest.param(name, marks=() if name in SHORT else pytest.mark.long) for name in REQUESTS]
 )
 def test_others_notice_nothing(attacked: Box, clients: Bystanders, idle: Report, name: str) -> None:
     """Beside the attack the others are answered as fast as without, and the worker's memory stays within its bounds."""
