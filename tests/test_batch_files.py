@@ -171,6 +171,8 @@ PURPOSE = b'--x\r\nContent-Disposition: form-data; name="purpose"\r\n\r\nbatch\r
         (PURPOSE + FILE + FILE + b"--x--\r\n", BOUNDARY, 400),
         (PURPOSE + FILE.replace(b'; filename="a"', b"") + b"--x--\r\n", BOUNDARY, 400),
         (PURPOSE.replace(b"batch", b"b" * 5000) + FILE + b"--x--\r\n", BOUNDARY, 400),
+        (b"--x\r\n\r\n\r\n" * 15 + FILE + PURPOSE + b"--x--\r\n", BOUNDARY, 400),
+        (b"--x\r\n\r\n\r\n" * 14 + FILE + PURPOSE + b"--x--\r\n", BOUNDARY, 200),
         (b"", BOUNDARY, 400),
         (b"rubbish", BOUNDARY, 400),
         (PURPOSE + FILE + b"--x--\r\n", {"content-type": "multipart/form-data"}, 415),

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import time
 
+import httpx
 import pytest
 
 from service import metrics
 from service.api.scrapes import Scrapes
+from tests.test_app import client
 
 
 def test_requests_share_what_is_rendered_after_them(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -42,6 +44,27 @@ def test_requests_share_what_is_rendered_after_them(monkeypatch: pytest.MonkeyPa
     answers = asyncio.run(scenario())
     assert rendered <= 18
     assert min(answers) >= 3
+
+
+def test_the_route_shares_renderings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fifty clients that ask at the same time need few renderings."""
+    rendered = 0
+
+    def render() -> bytes:
+        nonlocal rendered
+        rendered += 1
+        return b"metrics"
+
+    monkeypatch.setattr(metrics, "render", render)
+
+    async def scenario() -> None:
+        transport = httpx.ASGITransport(client().app)
+        async with httpx.AsyncClient(base_url="http://x", transport=transport) as http:
+            answers = await asyncio.gather(*(http.get("/metrics") for _ in range(50)))
+        assert {answer.text for answer in answers} == {"metrics"}
+
+    asyncio.run(scenario())
+    assert rendered <= 2
 
 
 def test_a_client_that_goes_away_takes_no_answer_from_others(monkeypatch: pytest.MonkeyPatch) -> None:

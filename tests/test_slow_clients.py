@@ -127,6 +127,19 @@ async def test_body_has_a_minimum_rate(host: Host, size: int, status: int) -> No
 
 
 @pytest.mark.anyio
+@pytest.mark.parametrize("settings", [{"max_read_rate": 1 << 20}], indirect=True)
+async def test_no_more_is_read_of_an_address_than_its_rate(host: Host) -> None:
+    """By two connections together; neither is blamed for what the server does not read."""
+    body = b"x" * (512 << 10)
+    request = b"POST /upload HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+    clients = [await host.client(), await host.client()]
+    began = time.monotonic()
+    answers = await asyncio.gather(*(client.ask(request) for client in clients))
+    assert [answer.status for answer in answers] == [200, 200]
+    assert time.monotonic() - began > 0.5  # a mebibyte at one a second, but for a burst of a quarter and two reads
+
+
+@pytest.mark.anyio
 @pytest.mark.parametrize("reads", [True, False])
 @pytest.mark.parametrize("settings", [{"read_timeout": 3 * HEAD_TIMEOUT}], indirect=True)
 async def test_client_that_does_not_read_its_answer_is_disconnected(host: Host, reads: bool) -> None:
