@@ -14,7 +14,7 @@ from typing_extensions import TypedDict
 
 from service.chat.errors import ApiError, ErrorBody, error_object, unexpected
 from service.chat.output_parser import OutputParser
-from service.chat.tool_calls import ToolCall
+from service.chat.tool_calls import CallPiece, ToolCall, joined
 from service.engine import Delta, Finish, TokenLogprob
 
 __all__ = ["Completion", "Item", "ResponseHead", "collect_completion", "encode_events"]
@@ -156,13 +156,13 @@ async def collect_completion(
 def _choice(
     index: int, text: str, tokens: list[GeneratedToken], parser: OutputParser, reason: Literal["stop", "length"]
 ) -> Choice:
-    parsed = parser.parse(text)
+    parsed = parser.parse(text, is_complete=reason == "stop")
     message: AssistantMessage = {"role": "assistant", "content": parsed.content, "refusal": None}
     if parsed.reasoning:
         message["reasoning_content"] = parsed.reasoning
     if parsed.calls:
         message["content"] = parsed.content or None
-        message["tool_calls"] = [_tool_call(call) for call in parsed.calls]
+        message["tool_calls"] = [_tool_call(call) for call in joined(parsed.calls)]
     return {
         "index": index,
         "message": message,
@@ -215,7 +215,7 @@ class _ChoiceEncoder:
 
     def __init__(self, head: ResponseHead, index: int, parser: OutputParser, *, usage: bool) -> None:
         self._parser = parser
-        self._calls = 0
+        self._has_calls = False
         before, _, after = head.event("\0", ',"usage":null' if usage else "").partition("\0")
         self._before = f'{before}{{"index":{index},"delta":'
         self._after = f"}}{after}"
@@ -232,10 +232,10 @@ class _ChoiceEncoder:
         return self._events(reasoning, content, calls, _tokens(delta.logprobs))
 
     def end(self, reason: FinishReason) -> bytes:
-        last = self._events(*self._parser.flush(), [])
-        return last + self._event("{}", reason="tool_calls" if self._calls and reason == "stop" else reason)
+        last = self._events(*self._parser.flush(is_complete=reason == "stop"), [])
+        return last + self._event("{}", reason="tool_calls" if self._has_calls and reason == "stop" else reason)
 
-    def _events(self, reasoning: str, content: str, calls: Sequence[ToolCall], tokens: list[GeneratedToken]) -> bytes:
+    def _events(self, reasoning: str, content: str, calls: Sequence[CallPiece], tokens: list[GeneratedToken]) -> bytes:
         """Encode what is not empty; logprobs go with the first event, or with an empty content if there is no other."""
         deltas: list[dict[str, Any]] = []
         if reasoning:
@@ -243,9 +243,8 @@ class _ChoiceEncoder:
         if content or (tokens and not reasoning and not calls):
             deltas.append({"content": content})
         if calls:
-            numbered = enumerate(calls, self._calls)
-            deltas.append({"tool_calls": [{"index": number, **_tool_call(call)} for number, call in numbered]})
-            self._calls += len(calls)
+            deltas += ({"tool_calls": [_tool_call_piece(piece)]} for piece in _merged(calls))
+            self._has_calls = True
         chunk = b""
         for delta in deltas:
             chunk += self._event(_json(delta), tokens)
@@ -270,6 +269,24 @@ def _usage(finished: Iterable[Finish]) -> CompletionUsage:
 
 def _tool_call(call: ToolCall) -> ResponseToolCall:
     return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+
+
+def _tool_call_piece(piece: CallPiece) -> dict[str, Any]:
+    if piece.name is None:
+        return {"index": piece.index, "function": {"arguments": piece.arguments}}
+    function = {"name": piece.name, "arguments": piece.arguments}
+    return {"index": piece.index, "id": piece.id, "type": "function", "function": function}
+
+
+def _merged(pieces: Sequence[CallPiece]) -> list[CallPiece]:
+    """Join the pieces of one call that come at once."""
+    found: list[CallPiece] = []
+    for piece in pieces:
+        if found and piece.name is None and piece.index == found[-1].index:
+            found[-1] = found[-1]._replace(arguments=found[-1].arguments + piece.arguments)
+        else:
+            found.append(piece)
+    return found
 
 
 def _tokens(logprobs: Sequence[TokenLogprob]) -> list[GeneratedToken]:
