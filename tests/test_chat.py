@@ -16,7 +16,7 @@ from starlette.types import Message
 from service.app import create_app
 from service.chat.errors import ApiError
 from service.chat.service import ChatService
-from service.engine import QueueTimeout, Refused, Sampling, TokenLogprob
+from service.engine import Grammar, QueueTimeout, Refused, Sampling, TokenLogprob
 from tests.test_app import CHAT, HELLO, IDENTITY, FakeEngine, client, events, raw, settings
 
 WEATHER = {
@@ -192,11 +192,11 @@ def test_logprobs_of_held_text_are_sent_once() -> None:
     ("given", "schema", "thinking"),
     [
         ({"response_format": {"type": "text"}}, None, None),
-        ({"response_format": {"type": "json_object"}}, {"type": "object"}, False),
+        ({"response_format": {"type": "json_object"}}, {"type": "object"}, None),
         (
             {"response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": {"enum": ["é"]}}}},
             {"enum": ["é"]},
-            False,
+            None,
         ),
         (
             {"response_format": {"type": "json_object"}, "chat_template_kwargs": {"enable_thinking": True}},
@@ -206,11 +206,11 @@ def test_logprobs_of_held_text_are_sent_once() -> None:
     ],
 )
 def test_response_format_becomes_a_schema(given: Any, schema: Any, thinking: bool | None) -> None:
-    """JSON formats reach the engine as a schema, and disable thinking unless the request enables it."""
+    """JSON formats reach the engine as a grammar, and leave thinking to the chat template by default."""
     engine = FakeEngine()
     complete(engine, **given)
     [(_, sampling, enabled)] = engine.seen
-    assert (sampling.json_schema and json.loads(sampling.json_schema), enabled) == (schema, thinking)
+    assert (sampling.grammar, enabled) == (schema and Grammar.of_document(schema), thinking)
 
 
 def test_reasoning_is_separate_from_content() -> None:

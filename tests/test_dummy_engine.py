@@ -19,6 +19,7 @@ from service.contract.engine_settings import EngineSettings
 from service.engine import (
     Delta,
     Finish,
+    Grammar,
     Limits,
     PromptTooLong,
     QueueTimeout,
@@ -97,7 +98,7 @@ def test_rows_are_limited_and_freed(releases: dict[str, Path]) -> None:
         with pytest.raises(PromptTooLong):
             await anext(engine.stream([{"role": "user", "content": "long" * 100}], Sampling()))
         with pytest.raises(Refused):
-            await answer(engine, json_schema="{}")
+            await answer(engine, grammar=Grammar.of_document({}))
         stream = cast("Any", engine.stream(ASKED, Sampling(max_tokens=10_000)))
         await anext(stream)
         engine.close()

@@ -22,7 +22,7 @@ from PIL import Image
 from service.contract.checks import Check
 from service.contract.engine_settings import EngineSettings
 from service.demo_models import tiny
-from service.engine import Delta, Finish, PromptTooLong, Refused, Sampling, mailbox
+from service.engine import Delta, Finish, Grammar, PromptTooLong, Refused, Sampling, mailbox
 from service.engine.detokenizer import Detokenizer, StopStrings
 from service.engine.model_engine import Limits, ModelEngine
 from service.engine.runner import Runner
@@ -218,7 +218,7 @@ def test_an_output_follows_its_json_schema(engine: ModelEngine) -> None:
     """Constrained outputs are complete JSON of the schema, also in a batch with unconstrained ones."""
 
     async def all_at_once() -> list[Any]:
-        bound = Sampling(max_tokens=80, temperature=1.5, json_schema=json.dumps(SCHEMA))
+        bound = Sampling(max_tokens=80, temperature=1.5, grammar=Grammar.of_document(SCHEMA))
         free = Sampling(max_tokens=30, temperature=0)
         return await asyncio.gather(
             *(collect(engine, "Hello", bound, thinking=False) for _ in range(4)), collect(engine, "Hello", free)
@@ -235,13 +235,13 @@ def test_an_output_follows_its_json_schema(engine: ModelEngine) -> None:
 
 def test_a_schema_applies_after_the_reasoning(engine: ModelEngine) -> None:
     """Tokens of the reasoning are unconstrained; an invalid schema is refused."""
-    bound = Sampling(max_tokens=20, temperature=0, json_schema=json.dumps(SCHEMA))
+    bound = Sampling(max_tokens=20, temperature=0, grammar=Grammar.of_document(SCHEMA))
     assert (
         ask(engine, "Hello", bound, thinking=True)[0] == ask(engine, "Hello", Sampling(max_tokens=20, temperature=0))[0]
     )
-    for schema in ("{", "[1]", '{"type": "unheard"}'):
-        with pytest.raises(Refused, match="JSON schema"):
-            ask(engine, "Hello", Sampling(json_schema=schema))
+    for schema in ([1], {"type": "unheard"}, {"pattern": "("}, {"$ref": "#/none"}):
+        with pytest.raises(Refused, match=r"the JSON schema cannot be used: (it|a) [a-z$, -]*$"):
+            ask(engine, "Hello", Sampling(grammar=Grammar.of_document(schema)))
 
 
 @pytest.mark.parametrize("cut", [0, 3, 9])

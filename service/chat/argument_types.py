@@ -17,6 +17,7 @@ import pydantic_core
 __all__ = ["ArgumentTypes"]
 
 LONGEST_LITERAL = 1 << 14  # characters of a value that is read as Python's, which takes long
+FEW = 4  # references and parts in which constants are looked for
 DEEPEST = 100  # references and parts within each other; those beyond accept everything
 
 _NAMES: dict[str, tuple[type, ...]] = {
@@ -36,12 +37,24 @@ class ArgumentTypes:
 
     def __init__(self, parameters: Mapping[str, Any] | None) -> None:
         self._root = parameters or {}
-        self._properties = _Schema(self._root, self._root).properties()
+        root = _Schema(self._root, self._root)
+        self.properties = root.properties()
+        """The schemas of the arguments by name, in their order."""
+        self.required = root.required()
+        """The names of those that must be there."""
 
     def is_text(self, name: str) -> bool:
         """Whether the argument is a string or null, so that any text but `null` is its value before it is complete."""
         schema = self._of(name)
         return schema.accepts("\0") and not any(map(schema.accepts, (0, 0.5, True, {}, [])))
+
+    def may_be_text(self, name: str) -> bool:
+        """Whether the argument may be any string."""
+        return self._of(name).accepts("\0")
+
+    def constants(self, name: str) -> list[Any]:
+        """Return the values that the argument may have; nothing if they are not listed."""
+        return self._of(name).constants() or []
 
     def value(self, name: str, text: str) -> Any:
         """Return the argument's value: the first reading of the text that the schema accepts, else the text itself."""
@@ -52,7 +65,7 @@ class ArgumentTypes:
         return found
 
     def _of(self, name: str) -> _Schema:
-        return _Schema(self._properties.get(name, True), self._root)
+        return _Schema(self.properties.get(name, True), self._root)
 
     @staticmethod
     def _readings(text: str, schema: _Schema) -> Iterator[Any]:
@@ -92,6 +105,36 @@ class _Schema:
             waiting += [part for key in ("anyOf", "oneOf", "allOf") for part in _list(schema.get(key))]
             waiting.append(self._target(schema))
         return found
+
+    def required(self) -> set[str]:
+        """Return the names that `required` has, also in references and in all parts of the schema."""
+        found: set[str] = set()
+        waiting, seen = [self._schema], set()
+        while waiting:
+            schema = waiting.pop()
+            if isinstance(schema, dict) and id(schema) not in seen:
+                seen.add(id(schema))
+                found |= {name for name in _list(schema.get("required")) if isinstance(name, str)}
+                waiting += [*_list(schema.get("allOf")), self._target(schema)]
+        return found
+
+    def constants(self) -> list[Any] | None:
+        """Return the values that the schema lists with `enum` and `const`; None if it does not list all."""
+        return self._constants(self._schema, 0)
+
+    def _constants(self, schema: Any, depth: int) -> list[Any] | None:
+        if not isinstance(schema, dict) or depth > FEW:
+            return None
+        if "const" in schema:
+            return [schema["const"]]
+        if isinstance(schema.get("enum"), list):
+            return list(schema["enum"])
+        for key in ("anyOf", "oneOf"):
+            parts = [self._constants(part, depth + 1) for part in _list(schema.get(key))]
+            if parts and None not in parts:
+                return [value for part in parts for value in part or ()]
+        parts = [self._constants(part, depth + 1) for part in (*_list(schema.get("allOf")), self._target(schema))]
+        return next((part for part in parts if part is not None), None)
 
     def _accepts(self, schema: Any, value: Any, known: dict[int, bool], depth: int) -> bool:
         """`known` has the answers for schemas that were asked before: references may form circles, and multiply."""
@@ -141,7 +184,9 @@ def _is_of(value: Any, name: str) -> bool:
         return True
     if isinstance(value, bool):
         return bool in types
-    return isinstance(value, types) and (name != "integer" or value == int(value))
+    if name == "integer" and isinstance(value, float):
+        return value.is_integer()
+    return isinstance(value, types)
 
 
 def _equal(value: Any, constant: Any) -> bool:

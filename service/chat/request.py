@@ -12,8 +12,10 @@ from pydantic_core import PydanticCustomError
 
 from service.chat.bounded_json import JsonBudget, TooComplex
 from service.chat.errors import ApiError, invalid
+from service.chat.json_schema import UnsupportedSchema, prepared
 from service.chat.messages import ImagePart, Items, Message, RequestModel
-from service.engine import prompt_size
+from service.chat.tool_grammar import grammar_of_calls
+from service.engine import Grammar, prompt_size
 
 __all__ = ["ChatRequest", "parse_document", "parse_request"]
 
@@ -114,10 +116,23 @@ def _wrap_string(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
+class NamedFunction(RequestModel):
+    """The function that the model must call."""
+
+    name: str
+
+
+class NamedTool(RequestModel):
+    """The tool that the model must call."""
+
+    type: Literal["function"]
+    function: NamedFunction
+
+
 def _check_tool_choice(value: Any) -> Any:
-    if value in ("none", "auto", None):
+    if isinstance(value, dict) or value in ("none", "auto", "required", None):
         return value
-    raise PydanticCustomError("tool_choice", "must be none or auto: forcing a tool call is not supported")
+    raise PydanticCustomError("tool_choice", 'must be "none", "auto", "required" or a function')
 
 
 def _reject(value: Any) -> None:
@@ -161,8 +176,10 @@ class ChatRequest(RequestModel):
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
     response_format: Format | None = None
     tools: Items[Tool] | None = Field(default=None, max_length=128)
-    tool_choice: Annotated[Literal["none", "auto"] | None, BeforeValidator(_check_tool_choice)] = None
-    parallel_tool_calls: bool | None = Field(default=None, description="accepted and ignored")
+    tool_choice: Annotated[
+        Literal["none", "auto", "required"] | NamedTool | None, BeforeValidator(_check_tool_choice)
+    ] = Field(default=None, description="required or a function: the output after any reasoning is a call")
+    parallel_tool_calls: bool | None = Field(default=None, description="false: at most one call")
     user: str | None = None
     chat_template_kwargs: TemplateOptions | None = None
     modalities: Annotated[
@@ -180,8 +197,16 @@ class ChatRequest(RequestModel):
             raise _combination_error("stream_options", "is only allowed when stream is true")
         if self.top_logprobs is not None and not self.logprobs:
             raise _combination_error("top_logprobs", "is only allowed when logprobs is true")
-        if self.json_schema is not None and self.tools and self.tool_choice != "none":
-            raise _combination_error("response_format", "cannot be a JSON format together with tools")
+        if self.must_call and not self.tools:
+            raise _combination_error("tool_choice", "is only allowed with tools")
+        if isinstance(self.tool_choice, NamedTool) and not self.chosen_tools:
+            raise _combination_error("tool_choice", "names no function of tools")
+        try:
+            self.grammar  # noqa: B018  (kept, as long as the tools are there)
+        except UnsupportedSchema as error:
+            raise _combination_error(
+                "tools" if self.must_call else "response_format", f"has a JSON schema that cannot be used: {error}"
+            ) from error
         return self
 
     @property
@@ -201,12 +226,38 @@ class ChatRequest(RequestModel):
         """Return the request without its messages and tools, which take memory and which the engine has by now."""
         return self.model_copy(update={"messages": [], "tools": None})
 
-    @cached_property
-    def json_schema(self) -> str | None:
-        """The JSON schema that constrains the content, as text; None without a constraint."""
+    @property
+    def json_schema(self) -> dict[str, Any] | None:
+        """The JSON schema of the content; None if the content is text."""
         if isinstance(self.response_format, JsonSchemaFormat):
-            return _to_json(self.response_format.json_schema.schema_)
-        return '{"type":"object"}' if isinstance(self.response_format, JsonObjectFormat) else None
+            return self.response_format.json_schema.schema_
+        return {"type": "object"} if isinstance(self.response_format, JsonObjectFormat) else None
+
+    @property
+    def must_call(self) -> bool:
+        """Whether the output must be a call."""
+        return self.tool_choice == "required" or isinstance(self.tool_choice, NamedTool)
+
+    @property
+    def chosen_tools(self) -> list[dict[str, Any]]:
+        """The definitions of the tools that may be called."""
+        chosen = self.tool_choice
+        if isinstance(chosen, NamedTool):
+            return [one for one in self.enabled_tools if one["function"]["name"] == chosen.function.name]
+        return self.enabled_tools
+
+    @cached_property
+    def grammar(self) -> Grammar | None:
+        """What the output after any reasoning must be; None if it may be any text. Raises UnsupportedSchema."""
+        document = None if self.json_schema is None else prepared(self.json_schema)
+        single = self.parallel_tool_calls is False or isinstance(self.tool_choice, NamedTool)
+        if self.must_call:
+            return grammar_of_calls(self.chosen_tools, single=single)
+        if document is None:
+            return None
+        if self.enabled_tools:
+            return grammar_of_calls(self.enabled_tools, single=single, document=document)
+        return Grammar.of_document(document)
 
     @property
     def enabled_tools(self) -> list[dict[str, Any]]:
@@ -216,8 +267,7 @@ class ChatRequest(RequestModel):
     @property
     def thinking(self) -> bool | None:
         """Whether reasoning precedes the content; None leaves it to the chat template."""
-        requested = self.chat_template_kwargs.enable_thinking if self.chat_template_kwargs else None
-        return False if requested is None and self.json_schema is not None else requested
+        return self.chat_template_kwargs.enable_thinking if self.chat_template_kwargs else None
 
 
 def _combination_error(param: str, reason: str) -> PydanticCustomError:

@@ -273,16 +273,16 @@ def _tool_call(call: ToolCall) -> ResponseToolCall:
 
 def _tool_call_piece(piece: CallPiece) -> dict[str, Any]:
     if piece.name is None:
-        return {"index": piece.index, "function": {"arguments": piece.arguments}}
+        return {"index": piece.number, "function": {"arguments": piece.arguments}}
     function = {"name": piece.name, "arguments": piece.arguments}
-    return {"index": piece.index, "id": piece.id, "type": "function", "function": function}
+    return {"index": piece.number, "id": piece.id, "type": "function", "function": function}
 
 
 def _merged(pieces: Sequence[CallPiece]) -> list[CallPiece]:
     """Join the pieces of one call that come at once."""
     found: list[CallPiece] = []
     for piece in pieces:
-        if found and piece.name is None and piece.index == found[-1].index:
+        if found and piece.name is None and piece.number == found[-1].number:
             found[-1] = found[-1]._replace(arguments=found[-1].arguments + piece.arguments)
         else:
             found.append(piece)

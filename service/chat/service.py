@@ -124,7 +124,15 @@ class ChatService:
 
     def _parsers(self, request: ChatRequest, tools: list[dict[str, Any]]) -> list[OutputParser]:
         thinking = request.thinking is not False
-        return [OutputParser(thinking=thinking, boxes=self._settings.boxes, tools=tools) for _ in range(request.n or 1)]
+        return [
+            OutputParser(
+                thinking=thinking,
+                boxes=self._settings.boxes,
+                tools=tools,
+                parallel_calls=request.parallel_tool_calls is not False,
+            )
+            for _ in range(request.n or 1)
+        ]
 
     @contextmanager
     def _reserve(self, request: ChatRequest, priority: Priority, client: Client) -> Iterator[Reservation]:
@@ -247,5 +255,5 @@ def _sampling(request: ChatRequest, index: int) -> Sampling:
         seed=seed,
         stop=tuple(request.stop or ()),
         logprobs=(request.top_logprobs or 0) if request.logprobs else None,
-        json_schema=request.json_schema,
+        grammar=request.grammar,
     )

@@ -34,9 +34,9 @@ class ToolCall:
 
 
 class CallPiece(NamedTuple):
-    """A piece of the call with the number `index`; the first one has its id and name."""
+    """A piece of the call with a number; the first one has its id and name."""
 
-    index: int
+    number: int
     arguments: str
     id: str | None = None
     name: str | None = None
@@ -46,8 +46,8 @@ def joined(pieces: Iterable[CallPiece]) -> tuple[ToolCall, ...]:
     """Return the calls that pieces make up."""
     found: dict[int, ToolCall] = {}
     for piece in pieces:
-        call = found.get(piece.index) or ToolCall(piece.id or "", piece.name or "", "")
-        found[piece.index] = ToolCall(call.id, call.name, call.arguments + piece.arguments)
+        call = found.get(piece.number) or ToolCall(piece.id or "", piece.name or "", "")
+        found[piece.number] = ToolCall(call.id, call.name, call.arguments + piece.arguments)
     return tuple(found.values())
 
 

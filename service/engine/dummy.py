@@ -85,7 +85,7 @@ class DummyEngine:
         """See Engine. Rows are given to clients in turn, whatever the priority."""
         self.check_size(messages, tools)
         prompt, prompt_tokens = _read(messages)
-        if sampling.json_schema:
+        if sampling.grammar:
             raise Refused("the dummy engine supports no schemas")
         turn = await self._await_row(client, self._limits.max_wait if priority == "interactive" else None)
         tokens = min(sampling.max_tokens or self._max_new_tokens, 1 << 20)

@@ -24,7 +24,7 @@ from service.engine import tensors
 from service.engine.cache import Budget, SlotCache
 from service.engine.core import Core
 from service.engine.detokenizer import Detokenizer, OutputProcessor, StopStrings
-from service.engine.grammar import GrammarCompiler
+from service.engine.grammar import Grammars
 from service.engine.mailbox import Dispatcher, EngineCall
 from service.engine.prompt import PromptBuilder
 from service.engine.protocol import Delta, Finish, Limits, Priority, Sampling, Usage
@@ -66,7 +66,7 @@ class ModelEngine:
         )
         self._prompt_builder = PromptBuilder(processor, model, min(limits.max_prompt_tokens, budget.columns - 1))
         self._vision = VisionEncoder(model, cache_bytes=settings.image_cache_mib << 20)
-        self._grammars = GrammarCompiler(
+        self._grammars = Grammars(
             processor.tokenizer,
             int(model.get_output_embeddings().weight.shape[0]),
             checkpoint.end_tokens,
@@ -215,8 +215,8 @@ class ModelEngine:
         """Build the sequence of a request; may be called in any thread."""
         prompt = self._prompt_builder.build(messages, thinking, tools)
         constraint = (
-            self._grammars.compile(sampling.json_schema, thinking=prompt.may_think and thinking is not False)
-            if sampling.json_schema
+            self._grammars.compile(sampling.grammar, thinking=prompt.may_think and thinking is not False)
+            if sampling.grammar
             else None
         )
         detokenizer = Detokenizer(self._checkpoint.processor.text)

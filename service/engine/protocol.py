@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 from service.fairness.client import NOBODY, Client
 from service.model.release import Progress, Release
@@ -13,6 +14,7 @@ __all__ = [
     "Delta",
     "Engine",
     "Finish",
+    "Grammar",
     "Limits",
     "Priority",
     "PromptTooLong",
@@ -22,9 +24,29 @@ __all__ = [
     "TokenLogprob",
     "Usage",
     "WorkerEngine",
+    "json_rule",
 ]
 
 Priority = Literal["interactive", "batch"]
+
+
+class Grammar(NamedTuple):
+    """What an output must be: `text` is in llguidance's dialect of Lark. `param` names the field that asked for it."""
+
+    text: str
+    param: str = "response_format"
+
+    @classmethod
+    def of_document(cls, schema: Any) -> Grammar:
+        """Return the grammar of JSON documents that follow a JSON schema."""
+        return cls(f"start: document\n{json_rule('document', schema)}")
+
+
+def json_rule(name: str, schema: Any) -> str:
+    """Return the rule of a grammar that is JSON of a schema, without white space: models can write that without end."""
+    options = {"whitespace_flexible": False, "coerce_one_of": True, "lenient": True}
+    schema = {**schema, "x-guidance": options} if isinstance(schema, dict) else schema
+    return f"{name}: %json {json.dumps(schema, ensure_ascii=False)}"
 
 
 @dataclass(frozen=True)
@@ -42,7 +64,7 @@ class Sampling:
     seed: int | None = None
     stop: tuple[str, ...] = ()
     logprobs: int | None = None  # most likely tokens to report beside the sampled one; None: no report at all
-    json_schema: str | None = None  # the output, after any reasoning, is JSON that follows this schema
+    grammar: Grammar | None = None  # of the output after any reasoning
 
 
 @dataclass(frozen=True)

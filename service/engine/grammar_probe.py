@@ -1,6 +1,7 @@
-"""Trial of JSON schemas in a process of its own: what kills that process is not compiled in this one.
+"""Trial of grammars in a process of its own: what kills that process is not compiled in this one.
 
-llguidance 1.9 overflows the stack for a chain of 3,000 references, and intersects regular expressions without a limit.
+llguidance 1.9 overflows the stack for a JSON schema with a chain of 3,000 references, and intersects regular
+expressions without a limit.
 What it compiles here, with less stack, memory and time than the worker has, it compiles there too.
 """
 
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import random
 import threading
 import time
@@ -15,14 +17,14 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from service.engine.protocol import Refused
-from service.engine.schema_compiler import SchemaCompiler
+from service.engine.grammar_compiler import GrammarCompiler
+from service.engine.protocol import Grammar, Refused
 from service.isolation.processes import Died, IsolatedProcesses, Refusal
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher
 
-__all__ = ["InvalidSchema", "SchemaProbe", "begin"]
+__all__ = ["GrammarProbe", "InvalidGrammar", "begin"]
 
 SECONDS = 2  # of processor time; schemas of people take 1 to 50 ms
 MEMORY = 512 << 20  # bytes; schemas of people take less than 20 MiB
@@ -30,23 +32,33 @@ PROCESSES = 3  # one for each thread that prepares, so that none waits for a pro
 STEP = 0.1  # seconds of processor time for one token, which all running requests wait for; usual are 0.1 to 10 ms
 STEPS = 32  # tokens of a random output: some grammars are found too complex at the first tokens only
 KNOWN = 4096  # verdicts that are remembered
-MAX_REASON = 300  # characters: reasons quote the schema
+MAX_REASON = 300  # characters: reasons quote the grammar
+
+_OWN = ("it ", "the process ", "one token ")
+_WORDS = {
+    "NoExtension": "no output conforms to it",
+    "regex parse error": "a pattern is no regular expression, or uses look-around or back-references",
+    "not present in a registry": "a $ref refers to what is not in the schema",
+    "does not exist": "a $ref refers to what is not in the schema",
+    "Unsatisfiable": "no output conforms to it",
+    "unknown special token": "the model has no tokens for calls of tools",
+}
+
+log = logging.getLogger("service")
 
 
-class InvalidSchema(Refused):
-    """The schema of response_format cannot be compiled."""
+class InvalidGrammar(Refused):
+    """The JSON schema of the field `param`, or one of several there, cannot be compiled."""
 
-    param = "response_format"
-
-    def __init__(self, reason: str) -> None:
-        reason = "no output conforms to it" if reason.startswith("NoExtension") else reason.partition("\n")[0]
-        super().__init__(f"the JSON schema cannot be used: {reason[:MAX_REASON]}")
+    def __init__(self, reason: str, param: str) -> None:
+        super().__init__(f"the JSON schema cannot be used: {_in_plain_words(reason)}")
+        self.param = param
 
 
-class SchemaProbe:
-    """Tries schemas for one tokenizer, in processes that are started at the first; remembers the verdicts.
+class GrammarProbe:
+    """Tries grammars for one tokenizer, in processes that are started at the first; remembers the verdicts.
 
-    `setup` returns the arguments of SchemaCompiler by name. `max_size` is the limit of a schema, in characters.
+    `setup` returns the arguments of GrammarCompiler by name. `max_size` is the limit of a grammar, in characters.
     """
 
     def __init__(self, setup: Callable[[], dict[str, Any]], max_size: int) -> None:
@@ -54,14 +66,15 @@ class SchemaProbe:
             __name__, lambda: json.dumps(setup()).encode(), count=PROCESSES, memory=MEMORY, seconds=SECONDS
         )
         self._max_size = max_size
-        self._known: OrderedDict[bytes, str | None] = OrderedDict()  # why a schema is refused, by its digest
+        self._known: OrderedDict[bytes, str | None] = OrderedDict()  # why a grammar is refused, by its digest
         self._lock = threading.Lock()
 
-    def check(self, schema: str) -> None:
-        """Return if a schema can be compiled here; raises InvalidSchema, and OSError if no process can be started."""
-        if len(schema) > self._max_size:
-            raise InvalidSchema(f"it has {len(schema)} characters; at most {self._max_size} are allowed")
-        data = schema.encode()
+    def check(self, grammar: Grammar) -> None:
+        """Return if a grammar can be compiled here; raises InvalidGrammar, and OSError if no process can be started."""
+        text, param = grammar
+        if len(text) > self._max_size:
+            raise InvalidGrammar(f"it has {len(text)} characters; at most {self._max_size} are allowed", param)
+        data = text.encode()
         digest = hashlib.blake2b(data).digest()
         with self._lock:
             known = digest in self._known
@@ -73,15 +86,15 @@ class SchemaProbe:
                 if len(self._known) > KNOWN:
                     self._known.popitem(last=False)
         if reason is not None:
-            raise InvalidSchema(reason)
+            raise InvalidGrammar(reason, param)
 
     def close(self) -> None:
         """End the processes."""
         self._processes.close()
 
-    def _try(self, schema: bytes) -> str | None:
+    def _try(self, grammar: bytes) -> str | None:
         try:
-            self._processes.call(schema)
+            self._processes.call(grammar)
         except Refusal as error:
             return str(error)
         except Died as error:
@@ -89,12 +102,23 @@ class SchemaProbe:
         return None
 
 
-def begin(setup: bytes) -> Callable[[bytes], bytes]:
-    """Return the function that an isolated process calls: it compiles a schema and begins an output."""
-    compiler = SchemaCompiler(**json.loads(setup))
+def _in_plain_words(reason: str) -> str:
+    """Return why a schema cannot be used, for the client; what the compiler says otherwise is in the log."""
+    if reason.startswith(_OWN):
+        return reason
+    for sign, words in _WORDS.items():
+        if sign in reason:
+            return words
+    log.warning("a grammar cannot be compiled: %s", reason[:MAX_REASON])
+    return "it is not valid, or uses what is not supported"
 
-    def answer(schema: bytes) -> bytes:
-        _walk(compiler.compile(schema.decode()))
+
+def begin(setup: bytes) -> Callable[[bytes], bytes]:
+    """Return the function that an isolated process calls: it compiles a grammar and begins an output."""
+    compiler = GrammarCompiler(**json.loads(setup))
+
+    def answer(grammar: bytes) -> bytes:
+        _walk(compiler.compile(grammar.decode()))
         return b""
 
     return answer
