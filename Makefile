@@ -29,7 +29,7 @@ $(VENV)/.ready: pyproject.toml
 demo: $(VENV)/.ready  ## the whole thing on this machine, nothing installed; ARGS=--once ends by itself
 	glmctl demo $(ARGS)
 
-test: setup  ## ruff, mypy --strict and pytest, on real systemd, real Gunicorn, a real browser; 20 minutes on two cores
+test: setup  ## ruff, mypy --strict and pytest, on real systemd, real Gunicorn, a real browser; half an hour on two cores
 	@$(MAKE) --no-print-directory -j2 lint unit ARGS='$(ARGS)'
 
 test-all: override ARGS += --long

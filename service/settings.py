@@ -28,6 +28,7 @@ class Settings(BaseSettings):
     stall: int = Field(default=120, ge=1, description="time without progress after which a busy engine counts as hung")
     head_timeout: float = Field(default=10, gt=0, description="time a client may take to send the head of a request")
     body_rate: int = Field(default=500, ge=1, description="bytes a second that a request's body must bring on average")
+    max_read_rate: int = Field(default=32 << 20, ge=1, description="bytes a second that are read of one address")
     read_timeout: float = Field(default=60, gt=0, description="time for which a client may read nothing of its answer")
     max_connections: int = Field(default=8192, ge=1, description="client connections of a worker")
     max_connections_per_address: int = Field(default=6144, ge=1, description="of these, from one address; more get 503")

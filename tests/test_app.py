@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 from starlette.testclient import TestClient
@@ -178,7 +179,7 @@ def test_request_reaches_the_engine() -> None:
     assert [got[0]["content"], got[1]["content"], got[3]["content"]] == ["be brief", "", "42"]
     for message in (got[2], got[4]):
         assert message["content"][0] == {"type": "text", "text": "what?"}
-        assert message["content"][1]["image"].getpixel((0, 0)) == (255, 0, 0)
+        assert list(np.asarray(message["content"][1]["image"])[0, 0]) == [255, 0, 0]
     assert sampling == Sampling(max_tokens=5, temperature=0, top_p=0.5, top_k=3, seed=-4, stop=("end",))
     assert thinking is False
 
@@ -474,7 +475,7 @@ def test_too_many_images_are_rejected() -> None:
 @pytest.mark.parametrize("stream", [False, True])
 def test_too_long_prompt_is_a_400(stream: bool) -> None:
     """PromptTooLong becomes OpenAI's context_length_exceeded, for streams too."""
-    engine = FakeEngine(fail_at=0, error=PromptTooLong("9 tokens; at most 8"))
+    engine = FakeEngine(fail_at=0, error=PromptTooLong(9, 8))
     answer = client(engine).post(CHAT, json={**HELLO, "stream": stream})
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "context_length_exceeded")
 

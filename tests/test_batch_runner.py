@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from service.batches.claims import MAX_TRIES
 from service.batches.database import Database
 from service.batches.owner import current_owner
+from service.batches.store import Batches
 from service.engine import Priority
 from tests.batch_fixtures import (
     BatchStore,
@@ -141,7 +142,8 @@ def test_one_result_per_request(store: BatchStore) -> None:
             while not ended.done():
                 live = chance.randrange(3)
                 for number, gate in enumerate(gates):
-                    gate.is_open = number == live or chance.random() < 0.2
+                    is_dead = number == 0 and flips > 3  # it may go on once, but not die again and again
+                    gate.is_open = not is_dead and (number == live or chance.random() < 0.2)
                 await asyncio.sleep(chance.random() * 0.6)
                 flips += 1
                 if flips == 3:  # its runner goes on with the name of a dead process
@@ -155,6 +157,34 @@ def test_one_result_per_request(store: BatchStore) -> None:
     assert Counter(result_ids(batch, store)) == Counter({f"task-{number}": 1 for number in range(count)}), seed
     assert batch["request_counts"]["completed"] == count, seed
     assert store.orphans() == set()
+
+
+def test_requests_that_end_during_a_poll(store: BatchStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their results are stored: none is processed again, however long a poll takes."""
+
+    def slow(_: Batches) -> bool:
+        time.sleep(0.03)
+        return True
+
+    monkeypatch.setattr(Batches, "has_room", slow)
+    batch_id = store.create(request_lines(60))
+
+    class Uneven(FakeChat):
+        async def complete(self, document: dict[str, Any], *, priority: Priority = "interactive") -> dict[str, Any]:
+            self.pause = random.uniform(0, 0.05)
+            return await super().complete(document, priority=priority)
+
+    chat = Uneven()
+
+    async def work() -> dict[str, Any]:
+        runner = store.runner(chat, current_owner(), rows=8, serving=lambda: True)
+        runner.start()
+        batch = await store.wait_for_end(batch_id, 30)
+        await runner.stop()
+        return batch
+
+    assert asyncio.run(work())["request_counts"]["completed"] == 60
+    assert set(chat.calls.values()) == {1}
 
 
 def test_retries(store: BatchStore) -> None:

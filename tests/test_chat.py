@@ -242,13 +242,19 @@ def test_tool_calls_are_parsed_from_the_text() -> None:
     assert len({call["id"] for call in alone["tool_calls"]}) == 2
 
 
-def test_tool_calls_are_streamed_complete() -> None:
-    """A stream has each call in one delta, with its index, and ends with finish_reason tool_calls."""
+def test_tool_calls_are_streamed_while_they_are_written() -> None:
+    """Each call begins with its index, id and name; its arguments follow in pieces; the stream ends with tool_calls."""
     chunks = stream(FakeEngine(CALL + CALL[1:]), tools=[WEATHER])
     choices = [chunk["choices"][0] for chunk in chunks]
-    calls = [call for choice in choices for call in choice["delta"].get("tool_calls", [])]
-    assert [call["index"] for call in calls] == [0, 1]
-    assert [json.loads(call["function"]["arguments"]) for call in calls] == [{"city": "Ulm"}] * 2
+    pieces = [piece for choice in choices for piece in choice["delta"].get("tool_calls", [])]
+    begins = [piece for piece in pieces if "id" in piece]
+    assert [(piece["index"], piece["type"], piece["function"]["name"]) for piece in begins] == [
+        (index, "function", "weather") for index in (0, 1)
+    ]
+    for index in (0, 1):
+        written = [piece["function"]["arguments"] for piece in pieces if piece["index"] == index]
+        assert len(written) > 1
+        assert json.loads("".join(written)) == {"city": "Ulm"}
     assert "".join(choice["delta"].get("content", "") for choice in choices) == "Let me see."
     assert choices[-1]["finish_reason"] == "tool_calls"
 

@@ -147,7 +147,7 @@ def test_a_call_or_a_document(writer: Writer) -> None:
 @pytest.mark.parametrize("keyword", ["not", "if", "contains", "dependentRequired", "unevaluatedProperties"])
 def test_what_cannot_be_held_is_refused_by_name(keyword: str) -> None:
     """Also deep inside, but not where it is a name."""
-    schema = {"properties": {keyword: {"items": {"anyOf": [{keyword: {}}]}}}}
+    schema: dict[str, Any] = {"properties": {keyword: {"items": {"anyOf": [{keyword: {}}]}}}}
     with pytest.raises(ValueError, match=f"the keyword {keyword} is not supported"):
         request([], response_format={"type": "json_schema", "json_schema": {"schema": schema}})
     fine = {"properties": {keyword: {"type": "string"}}, "default": {keyword: 1}}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import time
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from typing_extensions import TypedDict
 from service import metrics
 from service.api.body import read_body
 from service.api.openapi import describes
+from service.api.scrapes import Scrapes
 from service.api.sse import EventStream, cancel_on_disconnect
 from service.chat.errors import ApiError
 from service.chat.request import ChatRequest
@@ -74,6 +74,7 @@ class Handlers:
         self._settings = settings
         self._serving = serving
         self._bodies = Budget.shared(settings.max_bodies, settings.client_share)
+        self._scrapes = Scrapes()
         self._created = int(time.time())
 
     @describes(body=ChatRequest, response=Completion, events=True, errors=(400, 413, 415, 429, 500))
@@ -148,8 +149,7 @@ class Handlers:
     @describes(response={"type": "string"}, response_type="text/plain")
     async def metrics(self, _request: Request) -> Response:
         """GET /metrics, in Prometheus' text format."""
-        metrics.flush()
-        return Response(await asyncio.to_thread(metrics.render), headers={"content-type": metrics.CONTENT_TYPE})
+        return Response(await self._scrapes.take(), headers={"content-type": metrics.CONTENT_TYPE})
 
     def _model(self) -> Model:
         return {"id": self._settings.served_model, "object": "model", "created": self._created, "owned_by": "zai-org"}

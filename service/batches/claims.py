@@ -22,12 +22,12 @@ from service.batches.tables import ENDED, batches, items
 __all__ = ["MAX_DEATHS", "MAX_TRIES", "Assignment", "Claim", "Claims", "Key", "Outcome", "Transition"]
 
 MAX_TRIES = 5
-"""Tries that may end with a server error before a request is given up. A release by a worker
-whose gate closes, or because the engine is busy, does not count: the completion window bounds those."""
+"""Tries that may end with a server error before a request is given up. A release by a worker whose gate closes, or
+because the engine is busy, does not count: the completion window bounds those."""
 
 MAX_DEATHS = 3
-"""Tries, the last of which ended with the death of the worker, after which a request is given up. After the first it is
-processed alone, so that another that killed the worker cannot fail it."""
+"""Deaths of its worker after which a request is given up. After the first it is processed alone, so that another one
+that killed the worker cannot fail it."""
 
 
 class Key(NamedTuple):
@@ -47,7 +47,9 @@ class Claim:
     offset: int
     length: int
     tries: int
-    """Failed tries before this one."""
+    """Tries before this one that ended with a server error."""
+    deaths: int
+    """Those that ended with the death of the worker."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,7 @@ class Claims:
 
         `running` are the claims in progress and `transition` the id of the batch in transition; all other claims of
         this owner are released. At most `capacity` requests are claimed, of API keys in turn, from the oldest batch of
-        each first. One that failed before is claimed last in its batch, and alone: it may have killed the worker, and
+        each first. One whose worker died is claimed last in its batch, and alone: it may have killed the worker, and
         the others with it.
         """
         if not outcomes and not running:
@@ -190,7 +192,7 @@ class Claims:
 
     def _claim(self, connection: Connection, running: Collection[Key], capacity: int) -> list[Claim]:
         """Claim requests, each of the oldest batch of the API key that has the fewest claimed, by any worker."""
-        if any(_tries(connection, key) for key in running):
+        if any(_deaths(connection, key) for key in running):
             return []
         of_keys = _claimed(connection)
         open_batches = list(
@@ -206,23 +208,23 @@ class Claims:
             row = connection.execute(
                 select(items)
                 .where(items.c.batch == batch.number, items.c.state == "pending")
-                .order_by(items.c.tries, items.c.line)
+                .order_by(items.c.deaths, items.c.tries, items.c.line)
                 .limit(1)
             ).first()
             if row is None:
                 open_batches.remove(batch)
                 continue
-            if row.tries and any(claim.key.batch == row.batch for claim in claims):
+            if row.deaths and any(claim.key.batch == row.batch for claim in claims):
                 open_batches.remove(batch)
                 continue
-            if row.tries and (running or claims):
+            if row.deaths and (running or claims):
                 break  # what follows waits too, or this request would wait for ever
             this = items.c.batch == row.batch, items.c.line == row.line
             connection.execute(update(items).where(*this).values(state="claimed", owner=self.owner))
             of_keys[batch.key_hash] += 1
             key = Key(row.batch, row.line)
-            claims.append(Claim(key, row.custom_id, batch.input_file_id, row.offset, row.length, row.tries))
-            if row.tries:
+            claims.append(Claim(key, row.custom_id, batch.input_file_id, row.offset, row.length, row.tries, row.deaths))
+            if row.deaths:
                 break
         return claims
 
@@ -230,13 +232,13 @@ class Claims:
 def _reclaim(connection: Connection, owner: str) -> None:
     """Return the claims of a dead owner to the queue; a request at MAX_DEATHS fails."""
     held = items.c.state == "claimed", items.c.owner == owner
-    for row in connection.execute(select(items).where(*held, items.c.tries + 1 >= MAX_DEATHS)).all():
-        message = f"the worker died while processing this request, which had failed {row.tries} times before"
+    for row in connection.execute(select(items).where(*held, items.c.deaths + 1 >= MAX_DEATHS)).all():
+        message = f"the worker died while processing this request, {MAX_DEATHS} times"
         result = lines.error_line(row.custom_id, 500, message, "worker_died")
         this = items.c.batch == row.batch, items.c.line == row.line
         connection.execute(update(items).where(*this).values(state="failed", owner=None, result=result))
         connection.execute(update(batches).where(batches.c.number == row.batch).values(failed=batches.c.failed + 1))
-    connection.execute(update(items).where(*held).values(state="pending", owner=None, tries=items.c.tries + 1))
+    connection.execute(update(items).where(*held).values(state="pending", owner=None, deaths=items.c.deaths + 1))
     connection.execute(update(batches).where(batches.c.owner == owner).values(owner=None))
 
 
@@ -254,9 +256,9 @@ def _claimed(connection: Connection) -> Counter[str | None]:
     return of_keys
 
 
-def _tries(connection: Connection, key: Key) -> int:
-    """Return how often a request failed before."""
-    found = select(items.c.tries).where(items.c.batch == key.batch, items.c.line == key.line)
+def _deaths(connection: Connection, key: Key) -> int:
+    """Return how often a request's worker died before."""
+    found = select(items.c.deaths).where(items.c.batch == key.batch, items.c.line == key.line)
     return connection.execute(found).scalar() or 0
 
 

@@ -136,8 +136,8 @@ class BatchRunner:
         if now >= self._sweep_at:
             self._sweep_at = now + SWEEP_INTERVAL
             await self._database.call(self._batches.files.sweep)
-        outcomes = list(self._outcomes)
         has_room = await self._database.call(self._batches.has_room)  # else results could not be stored
+        outcomes = list(self._outcomes)  # of the same moment as what is running: no claim may be in neither
         capacity = 0 if now < self._claim_at or not has_room else self._rows - len(self._running)
         transition = self._transition[0].batch_id if self._transition else None
         self._may_hold_claims = True

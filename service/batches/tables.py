@@ -81,9 +81,10 @@ items = Table(
     Column("length", Integer, nullable=False),
     Column("state", String, nullable=False, default="pending"),  # pending, claimed, completed, failed
     Column("owner", String),  # the process that claimed it
-    Column("tries", Integer, nullable=False, default=0),  # failed tries: server errors and deaths of the owner
+    Column("tries", Integer, nullable=False, default=0),  # that ended with a server error
+    Column("deaths", Integer, nullable=False, default=0, server_default="0"),  # of owners that were processing it
     Column("result", String),  # its line in the output or error file
     sqlite_with_rowid=False,
 )
-Index("items_pending", items.c.batch, items.c.tries, items.c.line, sqlite_where=items.c.state == "pending")
+Index("items_next", items.c.batch, items.c.deaths, items.c.tries, items.c.line, sqlite_where=items.c.state == "pending")
 Index("items_claimed", items.c.owner, items.c.batch, sqlite_where=items.c.state == "claimed")

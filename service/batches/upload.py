@@ -13,6 +13,7 @@ from service.chat.errors import ApiError, invalid
 __all__ = ["Upload"]
 
 MAX_FIELDS = 4096  # bytes of all fields other than the file
+MAX_PARTS = 16  # the file, the fields, and what clients may add
 _FIELDS = {b"file", b"purpose", b"expires_after[anchor]", b"expires_after[seconds]"}
 
 
@@ -28,6 +29,8 @@ class Upload:
         self._header = (bytearray(), bytearray())
         self._disposition = b""
         self._value = bytearray()
+        self._content = bytearray()  # of the file, from the chunk that is being parsed
+        self._parts = 0
         self._fields_size = 0
         self._complete = False
 
@@ -58,7 +61,7 @@ class Upload:
                 },
             )
             async for chunk in request.stream():
-                await database.call(parser.write, chunk)
+                await database.call(self._parse, parser, chunk)
             parser.finalize()
         except FormParserError as error:
             raise _unreadable(str(error)) from error
@@ -67,7 +70,17 @@ class Upload:
         if self.filename is None:
             raise invalid("file is missing", param="file")
 
+    def _parse(self, parser: MultipartParser, chunk: bytes) -> None:
+        """Parse a chunk, and write what it has of the file at once: the parser gives each line end by itself."""
+        parser.write(chunk)
+        if self._content:
+            self._draft.write(bytes(self._content))
+            self._content.clear()
+
     def _on_part_begin(self) -> None:
+        self._parts += 1
+        if self._parts > MAX_PARTS:
+            raise _unreadable(f"it has more than {MAX_PARTS} parts")
         self._name, self._disposition, self._value = b"", b"", bytearray()
 
     def _on_header_end(self) -> None:
@@ -88,9 +101,9 @@ class Upload:
 
     def _on_part_data(self, data: bytes, start: int, end: int) -> None:
         if self._name == b"file":
-            if self._draft.size + end - start > self._max_file:
+            if self._draft.size + len(self._content) + end - start > self._max_file:
                 raise self._too_large()
-            self._draft.write(data[start:end])
+            self._content += data[start:end]
             return
         self._fields_size += end - start
         if self._fields_size > MAX_FIELDS:

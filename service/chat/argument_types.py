@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import json
+import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -196,10 +197,21 @@ def _equal(value: Any, constant: Any) -> bool:
 def _json(text: str) -> Any:
     """Return the JSON value of a text; _ABSENT if it is not JSON."""
     try:
-        value = pydantic_core.from_json(text.strip(), allow_inf_nan=False)
-        json.dumps(value, allow_nan=False)  # 1e999 is parsed as infinity, which JSON cannot represent
+        value = _finite(pydantic_core.from_json(text.strip(), allow_inf_nan=False))
+        json.dumps(value)  # an integer of more than 4,300 digits has no text
     except ValueError:
         return _ABSENT
+    return value
+
+
+def _finite(value: Any) -> Any:
+    """Return a value with the largest number in place of infinity, which 1e999 is parsed as and JSON does not have."""
+    if isinstance(value, float):
+        return max(-sys.float_info.max, min(sys.float_info.max, value))
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
     return value
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from PIL import Image
 
@@ -12,7 +13,7 @@ from service.chat import images
 from service.chat.images import ImageError
 from service.isolation.processes import Died, IsolatedProcesses, Refusal
 
-__all__ = ["EncodedImage", "ImageDecoder", "begin"]
+__all__ = ["EncodedImage", "ImageDecoder", "RgbImage", "begin"]
 
 BYTES_PER_PIXEL = 24
 """Pillow takes 4 for an image in any mode but grey, and has five of them while it makes transparency white."""
@@ -37,6 +38,21 @@ class EncodedImage:
         return self.size[0] * self.size[1]
 
 
+@dataclass(frozen=True)
+class RgbImage:
+    """A decoded image. NumPy reads its pixels in place: a copy would hold the interpreter."""
+
+    size: tuple[int, int]
+    """(width, height) in pixels."""
+    data: memoryview
+    """Three bytes for each pixel, row by row."""
+
+    @property
+    def __array_interface__(self) -> dict[str, Any]:
+        width, height = self.size
+        return {"version": 3, "shape": (height, width, 3), "typestr": "|u1", "data": self.data}
+
+
 class ImageDecoder:
     """Reads headers and decodes, in `processes` processes. All methods block and raise ImageError.
 
@@ -58,13 +74,10 @@ class ImageDecoder:
         size = _SIZE.unpack(self._call(_MEASURE | is_base64 * _BASE64, data))
         return EncodedImage(data, is_base64, size)
 
-    def decode(self, image: EncodedImage) -> Image.Image:
+    def decode(self, image: EncodedImage) -> RgbImage:
         """Decode to RGB."""
         reply = self._call(_DECODE | image.is_base64 * _BASE64, image.data)
-        size = _SIZE.unpack_from(reply)
-        decoded = Image.new("RGB", size, None)  # without a colour, which would be filled in while no other thread runs
-        decoded.frombytes(reply[_SIZE.size :])
-        return decoded
+        return RgbImage(_SIZE.unpack_from(reply), reply[_SIZE.size :])
 
     def close(self) -> None:
         """End the processes."""

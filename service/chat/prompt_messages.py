@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,13 +10,13 @@ from service.chat import images
 from service.chat.errors import ApiError, invalid
 from service.chat.image_decoder import EncodedImage, ImageDecoder
 from service.chat.image_fetcher import ImageFetcher
-from service.chat.messages import ImagePart, Message, TextPart
+from service.chat.messages import Message, TextPart
 from service.chat.request import ChatRequest
 from service.fairness.client import Client
 from service.fairness.pool import FairPool
 from service.settings import Settings
 
-__all__ = ["Conversation", "PromptMessages"]
+__all__ = ["Conversation", "PromptMessages", "convert"]
 
 DECODERS = 3
 """Images that are decoded at a time, two of them of one address."""
@@ -84,8 +84,14 @@ class PromptMessages:
         self._decoder.close()
 
     def _convert(self, request: ChatRequest, fetched: FetchedImages) -> Conversation:
+        def open_image(url: str, path: str) -> EncodedImage:
+            try:
+                return self._open(url, fetched)
+            except images.ImageError as error:
+                raise _invalid(path, error) from error
+
         conversation = Conversation(
-            [self._message(message, f"messages[{i}]", fetched) for i, message in enumerate(request.messages)],
+            [convert(message, f"messages[{i}]", open_image) for i, message in enumerate(request.messages)],
             request.enabled_tools,
         )
         limit = self._settings.max_request_pixels
@@ -96,30 +102,6 @@ class PromptMessages:
             )
         return conversation
 
-    def _message(self, message: Message, path: str, fetched: FetchedImages) -> dict[str, Any]:
-        parts = [self._part(part, f"{path}.content[{i}]", fetched) for i, part in enumerate(message.content or ())]
-        # Every template accepts a string; not every one accepts parts for every role.
-        text = "".join(part["text"] for part in parts) if all("text" in part for part in parts) else None
-        converted: dict[str, Any] = {
-            "role": "system" if message.role == "developer" else message.role,
-            "content": parts if text is None else text,
-        }
-        if message.reasoning_content is not None:
-            converted["reasoning_content"] = message.reasoning_content
-        if message.tool_calls:
-            converted["tool_calls"] = [call.model_dump(exclude_none=True) for call in message.tool_calls]
-        if message.tool_call_id is not None:
-            converted["tool_call_id"] = message.tool_call_id
-        return converted
-
-    def _part(self, part: TextPart | ImagePart, path: str, fetched: FetchedImages) -> dict[str, Any]:
-        if isinstance(part, TextPart):
-            return {"type": "text", "text": part.text}
-        try:
-            return {"type": "image", "image": self._open(part.image_url.url, fetched)}
-        except images.ImageError as error:
-            raise _invalid(f"{path}.image_url", error) from error
-
     def _open(self, url: str, fetched: FetchedImages) -> EncodedImage:
         if not images.is_remote(url):
             return self._decoder.measure(images.base64_of(url), is_base64=True)
@@ -127,6 +109,29 @@ class PromptMessages:
         if isinstance(data, images.ImageError):
             raise data
         return self._decoder.measure(data)
+
+
+def convert(message: Message, path: str, open_image: Callable[[str, str], Any]) -> dict[str, Any]:
+    """Return a message as the engine takes it. `open_image` returns an image, of its URL and the part's path."""
+    parts: list[dict[str, Any]] = [
+        {"type": "text", "text": part.text}
+        if isinstance(part, TextPart)
+        else {"type": "image", "image": open_image(part.image_url.url, f"{path}.content[{i}].image_url")}
+        for i, part in enumerate(message.content or ())
+    ]
+    # Every template accepts a string; not every one accepts parts for every role.
+    text = "".join(part["text"] for part in parts) if all("text" in part for part in parts) else None
+    converted: dict[str, Any] = {
+        "role": "system" if message.role == "developer" else message.role,
+        "content": parts if text is None else text,
+    }
+    if message.reasoning_content is not None:
+        converted["reasoning_content"] = message.reasoning_content
+    if message.tool_calls:
+        converted["tool_calls"] = [call.model_dump(exclude_none=True) for call in message.tool_calls]
+    if message.tool_call_id is not None:
+        converted["tool_call_id"] = message.tool_call_id
+    return converted
 
 
 def _invalid(path: str, error: images.ImageError) -> ApiError:

@@ -14,23 +14,19 @@ from service.chat.errors import ApiError, invalid
 from service.chat.image_fetcher import ImageFetcher
 from service.chat.output_parser import OutputParser
 from service.chat.prompt_messages import Conversation, PromptMessages
-from service.chat.request import ChatRequest, parse_document, parse_request
+from service.chat.request import ChatRequest
+from service.chat.request_parser import RequestParser
 from service.chat.reservation import Reservation
 from service.chat.response import Completion, Item, ResponseHead, collect_completion, encode_events
 from service.chat.stream_merge import merge_streams
 from service.engine import Engine, Finish, Priority, PromptTooLong, QueueTimeout, Refused, Sampling
 from service.fairness.budget import Budget, Exhausted, Holding
 from service.fairness.client import BATCHES, NOBODY, Client
-from service.fairness.pool import FairPool
 from service.identity import Identity
 from service.metrics import Metrics
 from service.settings import Settings
 
 __all__ = ["ChatService"]
-
-
-INLINE_BODY = 1 << 15  # bytes; a smaller body is parsed faster than a thread is started
-PARSERS = 1  # bodies that are parsed at a time: more would only take the interpreter from the event loop
 
 
 def _ignore_version(_version: str) -> None:
@@ -55,22 +51,20 @@ class ChatService:
             settings.image_hosts, timeout=settings.image_timeout, max_bytes=settings.max_image_bytes
         )
         self._prompt_messages = PromptMessages(settings, self._fetcher)
-        self._parsing = FairPool(PARSERS, "parse")
+        self._parser = RequestParser(settings)
         self._queue = Budget.shared(settings.max_queue, settings.client_share)  # answers that have not begun
         self._pixels = Budget.shared(settings.max_open_pixels, settings.client_share)
 
     async def complete(self, document: dict[str, Any], *, priority: Priority = "interactive") -> dict[str, Any]:
         """Answer a request given as a JSON object with a `chat.completion`; streaming is not supported."""
-        request = await self._parsing.run(BATCHES, parse_document, document, self._settings.max_structure)
+        request = await self._parser.parse_document(document)
         if request.stream:
             raise invalid("stream must be false: streaming is not supported in a batch", param="stream")
         return dict(await self.create_completion(request, priority, client=BATCHES))
 
     async def parse(self, body: bytes | bytearray, client: Client) -> ChatRequest:
-        """Parse and validate a request body; a large one in a thread, because it would block the event loop."""
-        if len(body) <= INLINE_BODY:
-            return parse_request(body, self._settings.max_structure)
-        return await self._parsing.run(client, parse_request, body, self._settings.max_structure)
+        """Parse and validate a request body."""
+        return await self._parser.parse(body, client)
 
     async def create_completion(
         self,
@@ -114,8 +108,8 @@ class ChatService:
                             yield event
 
     async def close(self) -> None:
-        """Close the idle connections to image hosts, and end the processes that decode."""
-        self._parsing.close()
+        """Close the idle connections to image hosts, and end the processes that parse and decode."""
+        self._parser.close()
         await self._prompt_messages.close()
         await self._fetcher.close()
 

@@ -11,10 +11,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from service.chat.argument_types import ArgumentTypes
-from service.chat.json_schema import prepared, with_definitions
+from service.chat.json_schema import UnsupportedSchema, prepared, with_definitions
 from service.engine.protocol import Grammar, json_rule
 
 __all__ = ["grammar_of_calls"]
+
+LONGEST = 1 << 20  # characters; the engine's limit for a grammar, GLM_MAX_SCHEMA, is lower
 
 
 def grammar_of_calls(
@@ -38,6 +40,7 @@ class _Rules:
     def __init__(self) -> None:
         self.lines: list[str] = []
         self._calls = 0
+        self._size = 0  # characters of the rules so far
 
     def call(self, function: Mapping[str, Any]) -> str:
         """Add the rule of a call of this function, and return its name."""
@@ -45,10 +48,15 @@ class _Rules:
         self._calls += 1
         parameters = function.get("parameters") or {}
         arguments = " ".join(self._arguments(name, parameters))
-        self.lines.append(
-            f"{name}: <tool_call> {_quoted(function['name'])} {_quoted(chr(10))} {arguments} </tool_call>"
-        )
+        self._add(f"{name}: <tool_call> {_quoted(function['name'])} {_quoted(chr(10))} {arguments} </tool_call>")
         return name
+
+    def _add(self, rule: str) -> None:
+        """Add a rule; definitions that many arguments refer to are repeated in each, and so might fill the memory."""
+        self._size += len(rule)
+        if self._size > LONGEST:
+            raise UnsupportedSchema(f"its grammar has more than {LONGEST} characters")
+        self.lines.append(rule)
 
     def _arguments(self, call: str, parameters: dict[str, Any]) -> list[str]:
         types = ArgumentTypes(parameters)
@@ -63,7 +71,7 @@ class _Rules:
         return found
 
     def _argument(self, rule: str, key: str, value: str) -> None:
-        self.lines.append(f'{rule}: <arg_key> {key} </arg_key> "\\n" <arg_value> {value} </arg_value> "\\n"')
+        self._add(f'{rule}: <arg_key> {key} </arg_key> "\\n" <arg_value> {value} </arg_value> "\\n"')
 
     def _value(self, rule: str, types: ArgumentTypes, key: str, schema: Any) -> str:
         constants = types.constants(key)
@@ -71,7 +79,7 @@ class _Rules:
             return f"({' | '.join(_quoted(_written(one)) for one in constants)})"
         if types.may_be_text(key):
             return "text"
-        self.lines.append(json_rule(f"{rule}_value", prepared(schema)))
+        self._add(json_rule(f"{rule}_value", prepared(schema)))
         return f"{rule}_value"
 
 

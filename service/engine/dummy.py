@@ -113,7 +113,7 @@ class DummyEngine:
         limit = self._limits.max_prompt_tokens
         tokens = prompt_size.estimate(messages, tools, lambda sizes: IMAGE_TOKENS * len(list(sizes)), limit)
         if tokens > limit:
-            raise PromptTooLong(f"{tokens} tokens are more than the {limit} it takes")
+            raise PromptTooLong.estimated(tokens, limit)
 
     def read_weights(self, release: Release, progress: Progress) -> Mapping[str, Any]:
         """See WorkerEngine."""

@@ -74,9 +74,13 @@ class Grammars:
         if self._compiler is None:
             self._compiler = GrammarCompiler(**self._setup())
 
+    def check(self, grammar: Grammar) -> None:
+        """Return if the grammar can be compiled; raises Refused."""
+        self._probe.check(grammar)
+
     def compile(self, grammar: Grammar, *, thinking: bool) -> Constraint:
         """Return a constraint; if `thinking`, it starts after `</think>`. Raises Refused."""
-        self._probe.check(grammar)
+        self.check(grammar)
         self.warm_up()
         assert self._compiler
         try:

@@ -24,7 +24,7 @@ from service.isolation.processes import Died, IsolatedProcesses, Refusal
 if TYPE_CHECKING:
     from llguidance import LLMatcher
 
-__all__ = ["GrammarProbe", "InvalidGrammar", "begin"]
+__all__ = ["GrammarProbe", "InvalidGrammar", "begin", "check_size"]
 
 SECONDS = 2  # of processor time; schemas of people take 1 to 50 ms
 MEMORY = 512 << 20  # bytes; schemas of people take less than 20 MiB
@@ -55,6 +55,12 @@ class InvalidGrammar(Refused):
         self.param = param
 
 
+def check_size(grammar: Grammar, limit: int) -> None:
+    """Raise InvalidGrammar if a grammar has more characters."""
+    if len(grammar.text) > limit:
+        raise InvalidGrammar(f"it has {len(grammar.text)} characters; at most {limit} are allowed", grammar.param)
+
+
 class GrammarProbe:
     """Tries grammars for one tokenizer, in processes that are started at the first; remembers the verdicts.
 
@@ -71,10 +77,8 @@ class GrammarProbe:
 
     def check(self, grammar: Grammar) -> None:
         """Return if a grammar can be compiled here; raises InvalidGrammar, and OSError if no process can be started."""
-        text, param = grammar
-        if len(text) > self._max_size:
-            raise InvalidGrammar(f"it has {len(text)} characters; at most {self._max_size} are allowed", param)
-        data = text.encode()
+        check_size(grammar, self._max_size)
+        data = grammar.text.encode()
         digest = hashlib.blake2b(data).digest()
         with self._lock:
             known = digest in self._known
@@ -86,7 +90,7 @@ class GrammarProbe:
                 if len(self._known) > KNOWN:
                     self._known.popitem(last=False)
         if reason is not None:
-            raise InvalidGrammar(reason, param)
+            raise InvalidGrammar(reason, grammar.param)
 
     def close(self) -> None:
         """End the processes."""

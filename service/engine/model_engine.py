@@ -199,6 +199,7 @@ class ModelEngine:
         with self._lock:
             self._closed = True
         self._grammars.close()
+        self._prompt_builder.close()
         self._prepare_pool.close()  # requests still being prepared will raise in _submit
         self._inbox.put(None)
         self._thread.join(timeout=10)
@@ -213,6 +214,8 @@ class ModelEngine:
         client: Client = NOBODY,
     ) -> Sequence:
         """Build the sequence of a request; may be called in any thread."""
+        if sampling.grammar:
+            self._grammars.check(sampling.grammar)  # first: to build a prompt takes longer than to refuse it
         prompt = self._prompt_builder.build(messages, thinking, tools)
         constraint = (
             self._grammars.compile(sampling.grammar, thinking=prompt.may_think and thinking is not False)

@@ -7,12 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from jinja2 import TemplateError, TemplateSyntaxError
 from torch import Tensor
 
 from service.engine import prompt_size
 from service.engine.protocol import PromptTooLong, Refused
+from service.engine.token_counter import TokenCounter
 
 if TYPE_CHECKING:
     from transformers import Glm4vForConditionalGeneration
@@ -66,6 +68,7 @@ class PromptBuilder:
 
     def __init__(self, processor: Processor, model: Glm4vForConditionalGeneration, max_tokens: int) -> None:
         self._processor = processor
+        self._counter = TokenCounter(processor.tokenizer)
         self._get_rope_index = model.model.get_rope_index
         self._max_tokens = max_tokens
         self._control_tokens = [str(token) for token in processor.tokenizer.get_added_vocab()]
@@ -77,8 +80,11 @@ class PromptBuilder:
     ) -> Prompt:
         """Return the prompt; raises Refused, and PromptTooLong, before tokenization if an estimate is too long."""
         self.check_size(messages, tools)
+        if prompt_size.characters([messages, tools], prompt_size.LONG) > prompt_size.LONG:
+            self._check_text(messages, tools)
         self._check_names([message.get("tool_calls") for message in messages], "messages")
         self._check_names(tools, "tools")
+        messages = [_with_arrays(message) for message in messages]
         try:
             inputs = self._processor.inputs(messages, thinking, tools)
         except TemplateSyntaxError:
@@ -87,7 +93,7 @@ class PromptBuilder:
             raise Refused(f"the chat template cannot render the conversation: {error}") from error
         ids = inputs["input_ids"]
         if ids.shape[1] > self._max_tokens:
-            raise self._too_long(int(ids.shape[1]))
+            raise PromptTooLong(int(ids.shape[1]), self._max_tokens)
         token_types, grids = inputs["mm_token_type_ids"], inputs.get("image_grid_thw")
         positions, delta = self._get_rope_index(ids, token_types, image_grid_thw=grids)
         last = ids[0, -4:].tolist()
@@ -101,11 +107,21 @@ class PromptBuilder:
             think_open=self._think in last and self._end_think not in last,
         )
 
+    def close(self) -> None:
+        """End the processes that count tokens."""
+        self._counter.close()
+
     def check_size(self, messages: list[dict[str, Any]], tools: Sequence[dict[str, Any]]) -> None:
         """See Engine."""
         tokens = prompt_size.estimate(messages, tools, self._processor.image_tokens, self._max_tokens)
         if tokens > self._max_tokens:
-            raise self._too_long(tokens, " or more")
+            raise PromptTooLong.estimated(tokens, self._max_tokens)
+
+    def _check_text(self, messages: list[dict[str, Any]], tools: Sequence[dict[str, Any]]) -> None:
+        """Raise PromptTooLong if the texts alone have too many tokens."""
+        tokens = self._counter.count([*prompt_size.texts(messages, tools)])
+        if tokens > self._max_tokens:
+            raise PromptTooLong.estimated(tokens, self._max_tokens)
 
     def _check_names(self, value: Any, param: str) -> None:
         """Refuse object keys that contain a control token: the template sanitizer handles values only."""
@@ -117,14 +133,19 @@ class PromptBuilder:
             for inner in value.values() if isinstance(value, dict) else value:
                 self._check_names(inner, param)
 
-    def _too_long(self, tokens: int, more: str = "") -> PromptTooLong:
-        return PromptTooLong(
-            f"the conversation has {tokens} tokens{more}, images included; at most {self._max_tokens} are allowed"
-        )
-
 
 def _parts(content: str | list[dict[str, Any]] | None) -> list[dict[str, Any]]:
     return [{"type": "text", "text": content}] if isinstance(content, str) else content or []
+
+
+def _with_arrays(message: dict[str, Any]) -> dict[str, Any]:
+    """Return a message with NumPy arrays for its images, uint8 (height, width, 3)."""
+    if not isinstance(message["content"], list):
+        return message
+    parts = [
+        {**part, "image": np.asarray(part["image"])} if part["type"] == "image" else part for part in message["content"]
+    ]
+    return {**message, "content": parts}
 
 
 def _split_images(messages: list[dict[str, Any]], inputs: Mapping[str, Tensor], merge: int) -> list[PromptImage]:
@@ -137,7 +158,10 @@ def _split_images(messages: list[dict[str, Any]], inputs: Mapping[str, Tensor], 
     return [
         # The digest is of the image: its patches are eight times as many bytes.
         PromptImage(
-            hashlib.sha256(f"{image.size}".encode() + image.tobytes()).digest(), part, grid[None], count // merge**2
+            hashlib.sha256(np.ascontiguousarray(image).data).digest() + str(image.shape).encode(),
+            part,
+            grid[None],
+            count // merge**2,
         )
         for image, part, grid, count in zip(
             images, torch.split(inputs["pixel_values"], patches), grids, patches, strict=True

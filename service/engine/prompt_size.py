@@ -1,15 +1,18 @@
-"""An estimate of a prompt's length, before it is rendered, tokenized or any of its images is decoded."""
+"""A prompt's length, before it is rendered or any of its images is decoded: an estimate, and the tokens of its text."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-__all__ = ["CHARACTERS_PER_TOKEN", "characters", "estimate"]
+__all__ = ["CHARACTERS_PER_TOKEN", "LONG", "characters", "estimate", "texts"]
 
 CHARACTERS_PER_TOKEN = 8
 """A prompt with more text than this for each of its tokens is refused, although it might have fewer. English text has
 4 to 5, source code 3 to 4, Chinese 1.5; only long runs of one character have more."""
+
+LONG = 1 << 15
+"""Characters; more are tokenized in a process of its own first, since 1,000 take 2 ms and hold up other requests."""
 
 _BESIDE = 4  # characters that JSON or the template puts around a value
 _DIGITS_PER_BIT = 0.302
@@ -39,6 +42,28 @@ def characters(value: Any, limit: int, sizes: list[tuple[int, int]] | None = Non
         if found > limit:
             break
     return found
+
+
+def texts(messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Yield the texts that templates render of a conversation; of earlier reasoning they may leave out."""
+    for message in messages:
+        content = message.get("content") or ""
+        yield from [content] if isinstance(content, str) else (part["text"] for part in content if "text" in part)
+        yield from _texts([call["function"]["arguments"] for call in message.get("tool_calls") or ()])
+    yield from _texts(tools)
+
+
+def _texts(value: Any) -> Iterator[str]:
+    waiting = [value]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, str):
+            yield value
+        elif isinstance(value, Mapping):
+            yield from value
+            waiting += value.values()
+        elif isinstance(value, list | tuple):
+            waiting += value
 
 
 def _lengths(value: Any, sizes: list[tuple[int, int]]) -> Iterator[int]:

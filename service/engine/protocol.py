@@ -105,6 +105,14 @@ class Refused(ValueError):
 class PromptTooLong(Refused):
     """The conversation, images included, exceeds the limit; the message gives both numbers, in tokens."""
 
+    def __init__(self, tokens: int, limit: int, more: str = "") -> None:
+        super().__init__(f"the conversation has {tokens} tokens{more}, images included; at most {limit} are allowed")
+
+    @classmethod
+    def estimated(cls, tokens: int, limit: int) -> PromptTooLong:
+        """Return the error for an estimate, which may be too low."""
+        return cls(tokens, limit, " or more")
+
 
 class QueueTimeout(Exception):
     """The request got no cache row within the allowed waiting time."""
@@ -156,7 +164,8 @@ class Engine(Protocol):
 
         A message is `{"role", "content"}` plus other fields of the chat template (`tool_calls`, `reasoning_content`,
         …); its content is a string or a list of `{"type": "text", "text"}` and
-        `{"type": "image", "image": PIL.Image}`. `tools` are OpenAI's definitions, rendered by the template. A request
+        `{"type": "image", "image": image}`, where the image is RGB and has a `size` (width, height) and NumPy's array
+        interface, as PIL's have. `tools` are OpenAI's definitions, rendered by the template. A request
         of priority `batch` runs only in rows that no interactive request needs. The clients' requests are prepared in
         turn, and the next row is given to the waiting client that holds the fewest. Closing the iterator, or cancelling
         the task that awaits it, frees the row within two steps.

@@ -15,7 +15,7 @@ _END = b"\r\n\r\n"  # of a head, and of a chunked body
 _LINE = re.compile(rb"[A-Z-]{1,30} [^ ]+ HTTP/1\.[01]")
 _BEGINNING = re.compile(rb"[A-Z-]{1,30}(?: .*)?", re.DOTALL)
 
-Reason = Literal["body", "inbox", "lingering", "move"]
+Reason = Literal["body", "inbox", "lingering", "move", "rate"]
 
 
 class Inbox:

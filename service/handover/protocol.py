@@ -10,6 +10,7 @@ from uvicorn.server import ServerState
 
 from service.contract.worker_state import Ledger
 from service.handover.plain_errors import TEXTS, plain_error
+from service.handover.read_rate import ReadRate
 from service.handover.reader import RequestReader
 from service.handover.recorder import Recorder
 from service.handover.slow_clients import SlowClients
@@ -36,6 +37,7 @@ class RequestServer(Protocol):
     """The client connections with a request in flight."""
     slow_clients: SlowClients
     turns: Turns
+    read_rate: ReadRate
     refusals: RefusalLog
 
     @property
@@ -61,7 +63,7 @@ class RequestProtocol(RequestReader):
     def __init__(
         self, config: Config, server_state: ServerState, slot_server: RequestServer, *, public: bool, address: str
     ) -> None:
-        super().__init__(config, server_state, slot_server.settings, slot_server.turns, address)
+        super().__init__(config, server_state, slot_server.settings, slot_server.turns, slot_server.read_rate, address)
         self.slot_server = slot_server
         self.public = public
         self._to_drain = 0

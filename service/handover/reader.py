@@ -14,6 +14,7 @@ from uvicorn.server import ServerState
 
 from service.handover.half_close import BegunAnswer, is_reset
 from service.handover.inbox import Inbox, ReadFlow
+from service.handover.read_rate import ReadRate
 from service.handover.turns import Turns
 from service.settings import Settings
 
@@ -44,12 +45,19 @@ class RequestReader(HttpToolsProtocol):
     flow: ReadFlow
 
     def __init__(
-        self, config: Config, server_state: ServerState, settings: Settings, turns: Turns, address: str
+        self,
+        config: Config,
+        server_state: ServerState,
+        settings: Settings,
+        turns: Turns,
+        read_rate: ReadRate,
+        address: str,
     ) -> None:
         super().__init__(config, server_state, {})
         self.settings = settings
         self.address = address  # of the client, without its port
         self._turns = turns
+        self._read_rate = read_rate
         self.begun = self.received = self.answered = 0
         self._inbox = Inbox()
         self._has_partial_head = False  # the next request has begun, and its head is not whole
@@ -118,6 +126,9 @@ class RequestReader(HttpToolsProtocol):
             if self._lingered > _MAX_LINGERING:
                 self.flow.pause_reading("lingering")
             return
+        if self.address and (pause := self._read_rate.spend(self.address, len(data))):
+            self.flow.pause_reading("rate")
+            self.loop.call_later(pause, self.flow.resume_reading, "rate")
         self._inbox.add(data)
         self.proceed()
 

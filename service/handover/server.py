@@ -22,6 +22,7 @@ from service.handover.connection import Connection
 from service.handover.fd_passing import FdReceiver, Outcome, send_fd
 from service.handover.plain_errors import TEXTS, plain_error
 from service.handover.protocol import RequestProtocol
+from service.handover.read_rate import ReadRate
 from service.handover.recorder import Recorder
 from service.handover.slow_clients import SlowClients
 from service.handover.turns import Turns
@@ -84,6 +85,7 @@ class SlotServer(Server):
         self.busy: set[RequestProtocol] = set()
         self.slow_clients = SlowClients()
         self.turns = Turns()
+        self.read_rate = ReadRate(settings.max_read_rate)
         self.refusals = RefusalLog()
         self._state_file = state_file
         self._public = Acceptor(public, self._admit_client)
@@ -160,7 +162,7 @@ class SlotServer(Server):
         while not self.should_exit and self._supervisor.is_running:
             self.follow()
             if ticks % _TICKS_PER_HOUSEKEEPING == 0:
-                self.recorder.publish(len(self.server_state.tasks))
+                self.recorder.publish(self.state.in_flight)
                 if await self.on_tick(ticks // _TICKS_PER_HOUSEKEEPING):
                     return
             ticks += 1

@@ -54,7 +54,7 @@ class IsolatedProcesses:
         self._started: set[_Process] = set()
         weakref.finalize(self, _end, self._started)
 
-    def call(self, *request: bytes) -> memoryview:
+    def call(self, *request: bytes | bytearray) -> memoryview:
         """Return the function's answer to a request, which is sent in pieces; raises Refusal, Died and OSError."""
         process = self._idle.get()
         try:
@@ -115,7 +115,7 @@ class _Process:
         assert self._popen.stdout
         return self._popen.stdout
 
-    def send(self, request: Iterable[bytes]) -> None:
+    def send(self, request: Iterable[bytes | bytearray]) -> None:
         pieces = [memoryview(piece) for piece in request]
         try:
             for piece in (memoryview(HEAD.pack(sum(map(len, pieces)))), *pieces):
@@ -125,7 +125,7 @@ class _Process:
         except BrokenPipeError:
             raise self._died() from None
 
-    def call(self, request: Iterable[bytes]) -> memoryview:
+    def call(self, request: Iterable[bytes | bytearray]) -> memoryview:
         self.send(request)
         self._await_reply()
         status, length = REPLY.unpack(self._read(REPLY.size))

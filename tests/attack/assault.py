@@ -120,10 +120,18 @@ CONNECTIONS = {
 """Attacks with connections and bytes of HTTP."""
 
 
+def _request(first: str, body: bytes = b"", *, kind: str = "application/json", connections: int = 2) -> Attack:
+    """Clients that send one request over and over, and wait for its answer."""
+    lines = (first, "Host: x", "Connection: close", f"Content-Type: {kind}", f"Content-Length: {len(body)}", "", "")
+    return Attack(connections, lambda: iter(["\r\n".join(lines).encode() + body]), PATIENCE)
+
+
 def _post(body: bytes) -> Attack:
-    """Two clients that send one request over and over, and wait for its answer."""
-    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {len(body)}\r\n\r\n"
-    return Attack(2, lambda: iter([head.encode() + body]), PATIENCE)
+    return _request("POST /v1/chat/completions HTTP/1.1", body)
+
+
+def _upload(body: bytes) -> Attack:
+    return _request("POST /v1/files HTTP/1.1", body, kind="multipart/form-data; boundary=b")
 
 
 def _chat(content: Any = "hi", **more: Any) -> Attack:
@@ -158,6 +166,14 @@ REQUESTS = {
     "names": _chat(tools=[{"type": "function", "function": {"name": "f" * (30 << 20)}}]),
     "too many pixels": _pictures(16),
     "many pixels": _pictures(2),
+    "metrics": _request("GET /metrics HTTP/1.1", connections=8),
+    "openapi": _request("GET /openapi.json HTTP/1.1", connections=8),
+    "files": _request("GET /v1/files?limit=10000 HTTP/1.1", connections=8),
+    "parts": _upload(b"--b\r\n\r\n\r\n" * 1_000_000),
+    "headers of parts": _upload(b"--b\r\n" + b"a: b\r\n" * 1_000_000),
+    "a file of line ends": _upload(
+        b'--b\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n' + b"\r\n-" * 5_000_000
+    ),
     **{f"schema: {name}": _schema(schema) for name, schema in DEADLY.items()},
 }
 """Attacks with whole requests."""

@@ -1,6 +1,7 @@
 """Well-behaved clients beside an attack, in a process of their own: what they notice of it.
 
-`python -m tests.attack.bystanders PORT [PID]` asks until its standard input ends, then prints a Report as JSON.
+`python -m tests.attack.bystanders PORT [PID]` asks until its standard input ends, and for each line there prints as
+JSON what was noticed since the last one.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import httpx
 import psutil
@@ -65,48 +67,70 @@ class Report:
         )
 
 
-@contextmanager
-def bystanders(box: Box, slot: str | None = "blue") -> Iterator[Report]:
-    """Run the clients beside the block, and watch the worker of `slot`; the report is complete after it."""
-    port = box.listen.split(":")[1]
-    command = [sys.executable, "-m", "tests.attack.bystanders", port]
-    if slot:
-        command += [str(worker.pid) for worker in box.generation(slot).alive_workers]
-    clients = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=CODE, text=True)
-    assert clients.stdout
-    clients.stdout.readline()  # they have begun
-    report = Report()
-    try:
-        yield report
-    finally:
-        out, _ = clients.communicate(timeout=2 * PATIENCE)
-        vars(report).update(json.loads(out))
+class Bystanders:
+    """The clients of a host, which also watch the memory of the worker of `slot`."""
+
+    def __init__(self, box: Box, slot: str | None = "blue") -> None:
+        command = [sys.executable, "-m", "tests.attack.bystanders", box.listen.split(":")[1]]
+        if slot:
+            command += [str(worker.pid) for worker in box.generation(slot).alive_workers]
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=CODE, text=True, bufsize=1
+        )
+        self._take()
+
+    @contextmanager
+    def noticing(self) -> Iterator[Report]:
+        """Report what they notice during the block; the report is complete after it."""
+        report = Report()
+        self._take()
+        try:
+            yield report
+        finally:
+            vars(report).update(self._take())
+
+    def close(self) -> None:
+        """End the clients."""
+        self._process.communicate(timeout=2 * PATIENCE)
+
+    def _take(self) -> dict[str, Any]:
+        """Return what was noticed since the last call; waits until the clients have begun."""
+        assert self._process.stdin
+        assert self._process.stdout
+        self._process.stdin.write("\n")
+        found: dict[str, Any] = json.loads(self._process.stdout.readline())
+        return found
 
 
-def harm(idle: Report, report: Report, *, growth: int) -> str:
-    """Return what an attack did to the clients; empty if they noticed nothing. `growth`: bytes that it may cost."""
+def harm(idle: Report, report: Report, *, growth: int, is_work: bool = False) -> str:
+    """Return what an attack did to the clients; empty if they noticed nothing. `growth`: bytes that it may cost.
+
+    `is_work`: its requests are accepted, so that the engine computes them and answers to others take longer.
+    """
     found = []
     if report.failures:
         found.append("failures")
     if report.p99("healthz") > max(FLOOR, 5 * idle.p99("healthz")):
         found.append("slow healthz")
-    if report.p99("chat") > max(FLOOR, 3 * idle.p99("chat")):
+    if report.p99("chat") > max(FLOOR, 3 * idle.p99("chat")) and not is_work:
         found.append("slow chat")
     if report.growth > growth:
         found.append("memory")
     return f"{', '.join(found)}: {report}; without the attack {idle}" if found else ""
 
 
-def assert_nothing_is_noticed(box: Box, idle: Report, attack: Attack, *, growth: int) -> set[bytes]:
+def assert_nothing_is_noticed(
+    box: Box, clients: Bystanders, idle: Report, attack: Attack, *, growth: int, is_work: bool = False
+) -> set[bytes]:
     """Attack beside the clients, by whose figures `harm` tells nothing; returns the statuses that the attack got.
 
-    `growth`: bytes that the worker's memory may grow by. It is the same process before and after.
+    See `harm`. It is the same process before and after.
     """
     [before] = box.generation("blue").alive_workers
     for _ in range(ATTEMPTS):
-        with bystanders(box) as report:
+        with clients.noticing() as report:
             statuses = assault(box, attack, SECONDS)
-        found = harm(idle, report, growth=growth)
+        found = harm(idle, report, growth=growth, is_work=is_work)
         print(report, dict(statuses))
         if not found:
             break
@@ -120,7 +144,7 @@ def assert_nothing_is_lost_in_rollouts(box: Box, attack: Attack) -> None:
     """Attack beside the clients during a canary, cutovers and swaps, which end as without the attack."""
     stop = threading.Event()
     attackers = threading.Thread(target=assault, args=(box, attack, 300, stop))
-    with bystanders(box, None) as report:
+    with closing(Bystanders(box, None)) as clients, clients.noticing() as report:
         attackers.start()
         try:
             records = [box.json("deploy", *options, "--drain", "30s") for options in ROLLOUTS]
@@ -131,10 +155,10 @@ def assert_nothing_is_lost_in_rollouts(box: Box, attack: Attack) -> None:
     assert {(record["outcome"], record["receipt"]["lost"]) for record in records} == {("done", 0)}
 
 
-async def _ask(port: int, pid: int | None = None) -> Report:
+async def _ask(port: int, pid: int | None = None) -> None:
+    """Ask until standard input ends, and print a report since the last one for each line there."""
     worker = psutil.Process(pid) if pid else None
-    report = Report(rss_before=worker.memory_info().rss if worker else 0)
-    stop = asyncio.Event()
+    report, stop = Report(), asyncio.Event()
     limits = httpx.Limits(max_connections=2 * CLIENTS)
 
     async def ask(client: httpx.AsyncClient, kind: str, pause: float) -> None:
@@ -162,22 +186,23 @@ async def _ask(port: int, pid: int | None = None) -> Report:
                 return
             await asyncio.sleep(0.02)
 
-    async def wait_for_end() -> None:
-        await asyncio.to_thread(sys.stdin.read)
+    async def tell() -> None:
+        nonlocal report
+        while await asyncio.to_thread(sys.stdin.readline):
+            print(json.dumps(asdict(report)), flush=True)
+            report = Report(rss_before=worker.memory_info().rss if worker and worker.is_running() else 0)
         stop.set()
 
     base = f"http://127.0.0.1:{port}"
     async with httpx.AsyncClient(base_url=base, limits=limits, timeout=PATIENCE, trust_env=False) as client:
         await client.get("/healthz")
-        print(flush=True)
         async with asyncio.TaskGroup() as group:
             for _ in range(CLIENTS):
                 group.create_task(ask(client, "healthz", HEALTHZ_PAUSE))
                 group.create_task(ask(client, "chat", CHAT_PAUSE))
             group.create_task(watch())
-            group.create_task(wait_for_end())
-    return report
+            group.create_task(tell())
 
 
 if __name__ == "__main__":
-    print(json.dumps(asdict(asyncio.run(_ask(*map(int, sys.argv[1:]))))))
+    asyncio.run(_ask(*map(int, sys.argv[1:])))

@@ -9,7 +9,12 @@ from contextlib import ExitStack
 import pytest
 
 from tests.attack.assault import ATTACKER, CONNECTIONS
-from tests.attack.bystanders import Report, assert_nothing_is_lost_in_rollouts, assert_nothing_is_noticed
+from tests.attack.bystanders import (
+    Bystanders,
+    Report,
+    assert_nothing_is_lost_in_rollouts,
+    assert_nothing_is_noticed,
+)
 from tests.box import Box
 
 pytestmark = pytest.mark.alone
@@ -18,9 +23,9 @@ GROWTH = 96 << 20  # bytes: of 64 attacking connections each may make the worker
 
 
 @pytest.mark.parametrize("name", CONNECTIONS)
-def test_others_notice_nothing(attacked: Box, idle: Report, name: str) -> None:
+def test_others_notice_nothing(attacked: Box, clients: Bystanders, idle: Report, name: str) -> None:
     """Beside the attack the others are answered as fast as without, and the worker's memory stays within its bounds."""
-    assert_nothing_is_noticed(attacked, idle, CONNECTIONS[name], growth=GROWTH)
+    assert_nothing_is_noticed(attacked, clients, idle, CONNECTIONS[name], growth=GROWTH)
 
 
 @pytest.mark.long
