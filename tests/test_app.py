@@ -21,7 +21,7 @@ from starlette.testclient import TestClient
 from starlette.types import Message
 
 from service.app import create_app
-from service.engine import Delta, Finish, Priority, PromptTooLong, Sampling, TokenLogprob, Usage
+from service.engine import Conversation, Delta, Finish, Priority, PromptTooLong, Sampling, TokenLogprob, Usage
 from service.fairness.client import NOBODY, Client
 from service.identity import Identity
 from service.settings import Settings
@@ -43,7 +43,7 @@ class FakeEngine:
     alive: bool = True
     pause: bool = False  # yield to the event loop after each word
     logprobs: tuple[TokenLogprob, ...] = ()  # of each word
-    seen: list[tuple[list[dict[str, Any]], Sampling, bool | None]] = field(default_factory=list)
+    seen: list[tuple[Any, Sampling, bool | None]] = field(default_factory=list)
     tools: list[Sequence[dict[str, Any]]] = field(default_factory=list)
     priorities: list[Priority] = field(default_factory=list)
     clients: list[Client] = field(default_factory=list)
@@ -52,7 +52,7 @@ class FakeEngine:
 
     async def stream(
         self,
-        messages: list[dict[str, Any]],
+        messages: Conversation,
         sampling: Sampling,
         *,
         thinking: bool | None = None,
@@ -80,7 +80,7 @@ class FakeEngine:
         finally:
             self.cancelled += not finished
 
-    def check_size(self, messages: list[dict[str, Any]], tools: Sequence[dict[str, Any]] = ()) -> None:
+    def check_size(self, messages: Conversation, tools: Sequence[dict[str, Any]] = ()) -> None:
         pass
 
     def usage(self) -> Usage:
@@ -321,7 +321,6 @@ INVALID_FIELDS: list[tuple[Any, str | None]] = [
     (field_of({"response_format": {"type": "grammar"}}), "response_format"),
     (field_of({"response_format": {"type": "json_schema"}}), "response_format.json_schema"),
     (field_of({"response_format": {"type": "json_schema", "json_schema": {}}}), "response_format.json_schema.schema"),
-    (field_of({"response_format": {"type": "json_object"}, "tools": [TOOL]}), "response_format"),
     (field_of({"tools": {}}), "tools"),
     (field_of({"tools": [{"type": "code_interpreter"}]}), "tools[0].type"),
     (field_of({"tools": [{"type": "function"}]}), "tools[0].function"),
@@ -330,9 +329,10 @@ INVALID_FIELDS: list[tuple[Any, str | None]] = [
         field_of({"tools": [{"type": "function", "function": {"name": "a", "parameters": "x"}}]}),
         "tools[0].function.parameters",
     ),
-    (field_of({"tools": [TOOL], "tool_choice": "required"}), "tool_choice"),
+    (field_of({"tool_choice": "required"}), "tool_choice"),
+    (field_of({"tools": [TOOL], "tool_choice": "some"}), "tool_choice"),
     (field_of({"tools": [TOOL], "tool_choice": {}}), "tool_choice"),
-    (field_of({"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "now"}}}), "tool_choice"),
+    (field_of({"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "other"}}}), "tool_choice"),
     (field_of({"logit_bias": {"50256": -100}}), "logit_bias"),
     (field_of({"functions": [{"name": "f"}]}), "functions"),
     (field_of({"function_call": "auto"}), "function_call"),

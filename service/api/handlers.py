@@ -16,6 +16,7 @@ from service.api.body import read_body
 from service.api.openapi import describes
 from service.api.scrapes import Scrapes
 from service.api.sse import EventStream, cancel_on_disconnect
+from service.chat.engine_request import ClientRequest
 from service.chat.errors import ApiError
 from service.chat.request import ChatRequest
 from service.chat.response import Completion
@@ -80,27 +81,30 @@ class Handlers:
     @describes(body=ChatRequest, response=Completion, events=True, errors=(400, 413, 415, 429, 500))
     async def chat(self, request: Request) -> Response:
         """POST /v1/chat/completions, compatible with OpenAI's API."""
+        return await self._answer(request, ChatRequest)
+
+    async def _answer(self, request: Request, kind: type[ClientRequest]) -> Response:
         client = Client.of(request.scope)
         holding = self._bodies.take(client, 0)
         try:
             body = await read_body(request, self._settings.max_body, holding)
-            chat_request = await self._chat.parse(body, client)
+            asked = await self._chat.parse(body, client, kind)
             del body
-            return await self._answer(request, chat_request, client)
+            return await self._respond(request, asked, client)
         finally:
             holding.give_back()  # a stream's first event is here: the images and texts are in the engine
 
-    async def _answer(self, request: Request, chat_request: ChatRequest, client: Client) -> Response:
-        request.state.greedy = chat_request.temperature == 0  # read by the mirror: only greedy texts are comparable
+    async def _respond(self, request: Request, asked: ClientRequest, client: Client) -> Response:
+        request.state.greedy = asked.is_greedy  # read by the mirror: only greedy texts are comparable
 
         def set_version(version: str) -> None:
             request.state.version = version
 
-        if not chat_request.stream:
-            completion = self._chat.create_completion(chat_request, on_version=set_version, client=client)
+        if not asked.stream:
+            completion = self._chat.create_completion(asked, on_version=set_version, client=client)
             return JSONResponse(await cancel_on_disconnect(request.receive, completion))
         # The first event is awaited before the status is sent, so that errors before it get their status.
-        events = self._chat.stream_events(chat_request, request.state.request_id, set_version, client)
+        events = self._chat.stream_events(asked, request.state.request_id, set_version, client)
         return EventStream(await cancel_on_disconnect(request.receive, anext(events)), events)
 
     @describes(response=Models)

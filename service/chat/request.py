@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import json
 from functools import cached_property
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import pydantic_core
 from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from service.chat.bounded_json import JsonBudget, TooComplex
+from service.chat.engine_request import ClientRequest, EngineRequest
 from service.chat.errors import ApiError, invalid
 from service.chat.json_schema import UnsupportedSchema, prepared
-from service.chat.messages import ImagePart, Items, Message, RequestModel
+from service.chat.messages import Items, Message, RequestModel
+from service.chat.response import ChatFormat
 from service.chat.tool_grammar import grammar_of_calls
-from service.engine import Grammar, prompt_size
+from service.engine import Grammar, Sampling, prompt_size
 
-__all__ = ["ChatRequest", "parse_document", "parse_request"]
+__all__ = ["ChatRequest", "parse_body", "parse_document", "parse_request"]
+
+R = TypeVar("R", bound=ClientRequest)
 
 MAX_TOKENS = 2**31 - 1
 MAX_MESSAGES = 10_000  # a prompt of 32,768 tokens has no room for more
@@ -151,17 +155,15 @@ Unsupported = Annotated[
 StopString = Annotated[str, Field(min_length=1, max_length=1000)]
 
 
-class ChatRequest(RequestModel):
+class ChatRequest(ClientRequest):
     """The body of POST /v1/chat/completions. Outside `messages`, null selects the default."""
 
     messages: Items[Message] = Field(min_length=1, max_length=MAX_MESSAGES)
     model: str | None = Field(default=None, description="ignored: a host serves one model, which the response names")
-    stream: bool | None = None
     stream_options: StreamOptions | None = None
     n: int | None = Field(default=None, ge=1, description="number of choices; limited by the server's settings")
     max_tokens: int | None = Field(default=None, ge=1, le=MAX_TOKENS)
     max_completion_tokens: int | None = Field(default=None, ge=1, le=MAX_TOKENS)
-    temperature: float | None = Field(default=None, ge=0, le=2)
     top_p: float | None = Field(default=None, gt=0, le=1)
     top_k: int | None = Field(default=None, ge=-1, le=MAX_TOKENS)
     min_p: float | None = Field(default=None, ge=0, le=1)
@@ -209,22 +211,33 @@ class ChatRequest(RequestModel):
             ) from error
         return self
 
-    @property
-    def images(self) -> list[ImagePart]:
-        """The images of all messages, in order."""
-        return [part for message in self.messages for part in message.content or () if isinstance(part, ImagePart)]
-
-    def is_small(self, count: int) -> bool:
-        """Whether it has at most so many messages and parts of one, and nothing else whose conversion takes long."""
-        return (
-            len(self.messages) <= count
-            and not self.tools
-            and not any(message.tool_calls or len(message.content or ()) > count for message in self.messages)
+    def engine_request(self) -> EngineRequest:
+        """See ClientRequest."""
+        return EngineRequest(
+            self.messages,
+            Sampling(
+                max_tokens=self.max_completion_tokens or self.max_tokens,
+                temperature=self.temperature,
+                top_p=self.top_p,
+                top_k=self.top_k,
+                min_p=self.min_p,
+                repetition_penalty=self.repetition_penalty,
+                presence_penalty=self.presence_penalty or 0.0,
+                frequency_penalty=self.frequency_penalty or 0.0,
+                seed=self.seed,
+                stop=tuple(self.stop or ()),
+                logprobs=(self.top_logprobs or 0) if self.logprobs else None,
+                grammar=self.grammar,
+            ),
+            tools=self.enabled_tools,
+            thinking=self.thinking,
+            parallel_calls=self.parallel_tool_calls is not False,
+            choices=self.n or 1,
         )
 
-    def without_messages(self) -> ChatRequest:
-        """Return the request without its messages and tools, which take memory and which the engine has by now."""
-        return self.model_copy(update={"messages": [], "tools": None})
+    def answer_format(self) -> ChatFormat:
+        """See ClientRequest."""
+        return ChatFormat(include_usage=bool(self.stream_options and self.stream_options.include_usage))
 
     @property
     def json_schema(self) -> dict[str, Any] | None:
@@ -275,7 +288,12 @@ def _combination_error(param: str, reason: str) -> PydanticCustomError:
 
 
 def parse_request(body: bytes | bytearray, max_structure: int = MAX_STRUCTURE) -> ChatRequest:
-    """Parse and validate a request body; raises ApiError 400 that names the field.
+    """Parse and validate the body of a chat request; see `parse_body`."""
+    return parse_body(body, ChatRequest, max_structure)
+
+
+def parse_body(body: bytes | bytearray, kind: type[R], max_structure: int = MAX_STRUCTURE) -> R:
+    """Parse and validate the body of a request of this kind; raises ApiError 400 that names the field.
 
     `max_structure`: the brackets, commas and colons that it may have.
     """
@@ -291,7 +309,7 @@ def parse_request(body: bytes | bytearray, max_structure: int = MAX_STRUCTURE) -
     if not isinstance(document, dict):
         raise invalid("the request body must be a JSON object")
     try:
-        return ChatRequest.model_validate(document, context=budget)
+        return kind.model_validate(document, context=budget)
     except ValidationError as error:
         raise _validation_error(error, document) from error
 
@@ -314,7 +332,7 @@ def _validation_error(error: ValidationError, document: Any) -> ApiError:
         if isinstance(key, int):
             path += f"[{key}]"
             value = value[key] if isinstance(value, list) and key < len(value) else None
-        elif isinstance(value, dict) and (key in value or depth == len(location) - 1):
+        elif isinstance(value, dict) and (key in value or detail["type"] == "missing" and depth == len(location) - 1):
             path += f".{key}" if path else key
             value = value.get(key)
         # Any other key names a branch of a union in pydantic's schema and is not part of the request.

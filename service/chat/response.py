@@ -12,17 +12,16 @@ from typing import Any, Literal, NotRequired
 
 from typing_extensions import TypedDict
 
+from service.chat.engine_request import ChoiceItem, ResponseHead
 from service.chat.errors import ApiError, ErrorBody, error_object, unexpected
 from service.chat.output_parser import OutputParser
 from service.chat.tool_calls import CallPiece, ToolCall, joined
 from service.engine import Delta, Finish, TokenLogprob
 
-__all__ = ["Completion", "Item", "ResponseHead", "collect_completion", "encode_events"]
+__all__ = ["ChatFormat", "Completion"]
 
 log = logging.getLogger("service")
 
-Item = Delta | Finish
-ChoiceItem = tuple[int, Item]  # index of the choice
 FinishReason = Literal["stop", "length", "tool_calls"]
 
 MIN_LOGPROB = -9999.0  # stands for minus infinity, which JSON cannot represent, as in OpenAI's API
@@ -104,13 +103,41 @@ class Completion(TypedDict):
 
 
 @dataclass(frozen=True)
-class ResponseHead:
+class ChatFormat:
+    """The response to a chat request; with `include_usage` a stream ends with the token counts."""
+
+    include_usage: bool = False
+
+    async def collect(
+        self, items: AsyncGenerator[ChoiceItem, None], parsers: Sequence[OutputParser], head: ResponseHead
+    ) -> Completion:
+        """See ResponseFormat."""
+        return await _collect(items, parsers, _Head.of(head))
+
+    def encode(
+        self,
+        first: ChoiceItem,
+        items: AsyncGenerator[ChoiceItem, None],
+        parsers: Sequence[OutputParser],
+        head: ResponseHead,
+        request_id: str,
+    ) -> AsyncGenerator[bytes, None]:
+        """See ResponseFormat; an error ends the stream without [DONE]."""
+        return _encode(first, items, parsers, _Head.of(head), request_id, usage=self.include_usage)
+
+
+@dataclass(frozen=True)
+class _Head:
     """The fields that a completion, or every event of a stream, begins with."""
 
     id: str
     created: int
     model: str
     fingerprint: str
+
+    @classmethod
+    def of(cls, head: ResponseHead) -> _Head:
+        return cls(f"chatcmpl-{head.number}", head.created, head.model, head.version)
 
     def completion(self, choices: list[Choice], usage: CompletionUsage) -> Completion:
         """Return the completion."""
@@ -132,9 +159,7 @@ class ResponseHead:
         )
 
 
-async def collect_completion(
-    items: AsyncGenerator[ChoiceItem, None], parsers: Sequence[OutputParser], head: ResponseHead
-) -> Completion:
+async def _collect(items: AsyncGenerator[ChoiceItem, None], parsers: Sequence[OutputParser], head: _Head) -> Completion:
     """Collect the engine's items into one completion with a choice for each parser."""
     texts: list[list[str]] = [[] for _ in parsers]
     tokens: list[list[GeneratedToken]] = [[] for _ in parsers]
@@ -171,11 +196,11 @@ def _choice(
     }
 
 
-async def encode_events(
+async def _encode(
     first: ChoiceItem,
     items: AsyncGenerator[ChoiceItem, None],
     parsers: Sequence[OutputParser],
-    head: ResponseHead,
+    head: _Head,
     request_id: str,
     *,
     usage: bool,
@@ -213,7 +238,7 @@ async def encode_events(
 class _ChoiceEncoder:
     """Encodes the events of one choice. Constant parts are encoded once, because nearly every token has an event."""
 
-    def __init__(self, head: ResponseHead, index: int, parser: OutputParser, *, usage: bool) -> None:
+    def __init__(self, head: _Head, index: int, parser: OutputParser, *, usage: bool) -> None:
         self._parser = parser
         self._has_calls = False
         before, _, after = head.event("\0", ',"usage":null' if usage else "").partition("\0")
@@ -256,7 +281,7 @@ class _ChoiceEncoder:
         return f'{self._before}{delta},"logprobs":{logprobs},"finish_reason":{_json(reason)}{self._after}'.encode()
 
 
-def _last_events(head: ResponseHead, finished: Sequence[Finish], *, usage: bool) -> bytes:
+def _last_events(head: _Head, finished: Sequence[Finish], *, usage: bool) -> bytes:
     usage_event = head.event("", f',"usage":{_json(_usage(finished))}').encode() if usage else b""
     return usage_event + b"data: [DONE]\n\n"
 

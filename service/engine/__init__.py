@@ -11,6 +11,7 @@ in `dummy.py`.
 """
 
 from service.engine.protocol import (
+    Conversation,
     Delta,
     Engine,
     Finish,
@@ -27,6 +28,7 @@ from service.engine.protocol import (
 )
 
 __all__ = [
+    "Conversation",
     "Delta",
     "Engine",
     "Finish",

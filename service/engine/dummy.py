@@ -17,6 +17,7 @@ from typing import Any
 
 from service.engine import prompt_size
 from service.engine.protocol import (
+    Conversation,
     Delta,
     Finish,
     Limits,
@@ -74,7 +75,7 @@ class DummyEngine:
 
     async def stream(
         self,
-        messages: list[dict[str, Any]],
+        messages: Conversation,
         sampling: Sampling,
         *,
         thinking: bool | None = None,  # noqa: ARG002
@@ -108,7 +109,7 @@ class DummyEngine:
             self._running.remove(turn)
             self._give_rows()
 
-    def check_size(self, messages: list[dict[str, Any]], tools: Sequence[dict[str, Any]] = ()) -> None:
+    def check_size(self, messages: Conversation, tools: Sequence[dict[str, Any]] = ()) -> None:
         """See Engine."""
         limit = self._limits.max_prompt_tokens
         tokens = prompt_size.estimate(messages, tools, lambda sizes: IMAGE_TOKENS * len(list(sizes)), limit)
@@ -170,10 +171,10 @@ class DummyEngine:
             turn.came.set()
 
 
-def _read(messages: list[dict[str, Any]]) -> tuple[str, int]:
+def _read(messages: Conversation) -> tuple[str, int]:
     """Return the text of a conversation and its number of tokens, four characters each."""
     texts, images = [], 0
-    for message in messages:
+    for message in [{"role": "", "content": messages}] if isinstance(messages, str) else messages:
         content = message.get("content") or ""
         parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
         texts += [message["role"], *(part["text"] for part in parts if part["type"] == "text")]

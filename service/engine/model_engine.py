@@ -27,7 +27,7 @@ from service.engine.detokenizer import Detokenizer, OutputProcessor, StopStrings
 from service.engine.grammar import Grammars
 from service.engine.mailbox import Dispatcher, EngineCall
 from service.engine.prompt import PromptBuilder
-from service.engine.protocol import Delta, Finish, Limits, Priority, Sampling, Usage
+from service.engine.protocol import Conversation, Delta, Finish, Limits, Priority, Sampling, Usage
 from service.engine.runner import Runner
 from service.engine.sampling_params import SamplingParams
 from service.engine.sequence import Event, Sequence
@@ -124,7 +124,7 @@ class ModelEngine:
 
     async def stream(
         self,
-        messages: list[dict[str, Any]],
+        messages: Conversation,
         sampling: Sampling,
         *,
         thinking: bool | None = None,
@@ -175,7 +175,7 @@ class ModelEngine:
             self._inbox.put(call)
         await asyncio.wrap_future(call.future)
 
-    def check_size(self, messages: list[dict[str, Any]], tools: abc.Sequence[dict[str, Any]] = ()) -> None:
+    def check_size(self, messages: Conversation, tools: abc.Sequence[dict[str, Any]] = ()) -> None:
         """See Engine."""
         self._prompt_builder.check_size(messages, tools)
 
@@ -206,7 +206,7 @@ class ModelEngine:
 
     def _prepare(
         self,
-        messages: list[dict[str, Any]],
+        messages: Conversation,
         sampling: Sampling,
         thinking: bool | None,
         tools: abc.Sequence[dict[str, Any]],

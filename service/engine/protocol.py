@@ -11,6 +11,7 @@ from service.fairness.client import NOBODY, Client
 from service.model.release import Progress, Release
 
 __all__ = [
+    "Conversation",
     "Delta",
     "Engine",
     "Finish",
@@ -28,6 +29,9 @@ __all__ = [
 ]
 
 Priority = Literal["interactive", "batch"]
+
+Conversation = list[dict[str, Any]] | str
+"""The messages that the chat template renders, or the text of a prompt as it is; see `Engine.stream`."""
 
 
 class Grammar(NamedTuple):
@@ -149,7 +153,7 @@ class Engine(Protocol):
 
     def stream(
         self,
-        messages: list[dict[str, Any]],
+        messages: Conversation,
         sampling: Sampling,
         *,
         thinking: bool | None = None,
@@ -162,17 +166,18 @@ class Engine(Protocol):
         The first item follows the first token: until then the request counts as waiting, and an error has no item
         before it.
 
-        A message is `{"role", "content"}` plus other fields of the chat template (`tool_calls`, `reasoning_content`,
-        …); its content is a string or a list of `{"type": "text", "text"}` and
-        `{"type": "image", "image": image}`, where the image is RGB and has a `size` (width, height) and NumPy's array
-        interface, as PIL's have. `tools` are OpenAI's definitions, rendered by the template. A request
-        of priority `batch` runs only in rows that no interactive request needs. The clients' requests are prepared in
-        turn, and the next row is given to the waiting client that holds the fewest. Closing the iterator, or cancelling
-        the task that awaits it, frees the row within two steps.
+        Messages that are a string are the prompt itself: the chat template is not used, and control tokens in it are
+        what they say, except those of images. Otherwise a message is `{"role", "content"}` plus other fields of the
+        chat template (`tool_calls`, `reasoning_content`, …); its content is a string or a list of
+        `{"type": "text", "text"}` and `{"type": "image", "image": image}`, where the image is RGB and has a `size`
+        (width, height) and NumPy's array interface, as PIL's have. `tools` are OpenAI's definitions, rendered by the
+        template. A request of priority `batch` runs only in rows that no interactive request needs. The clients'
+        requests are prepared in turn, and the next row is given to the waiting client that holds the fewest. Closing
+        the iterator, or cancelling the task that awaits it, frees the row within two steps.
         """
         ...
 
-    def check_size(self, messages: list[dict[str, Any]], tools: Sequence[dict[str, Any]] = ()) -> None:
+    def check_size(self, messages: Conversation, tools: Sequence[dict[str, Any]] = ()) -> None:
         """Raise PromptTooLong if an estimate of the prompt's tokens exceeds the limit.
 
         Everything that reaches the chat template counts. Of an image only `size` is used, (width, height) in pixels.

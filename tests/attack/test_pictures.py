@@ -22,6 +22,7 @@ from PIL import Image
 from service.chat.errors import ApiError
 from service.chat.image_decoder import EncodedImage, ImageDecoder
 from service.chat.images import ImageError
+from service.chat.request import ChatRequest
 from service.chat.service import ChatService
 from service.contract.engine_settings import EngineSettings
 from service.engine import Limits
@@ -55,7 +56,9 @@ def decoder() -> Iterator[ImageDecoder]:
 def complete(chat: ChatService, document: dict[str, Any], address: str = "") -> Any:
     async def answer() -> Any:
         client = Client(address)
-        return await chat.create_completion(await chat.parse(json.dumps(document).encode(), client), client=client)
+        return await chat.create_completion(
+            await chat.parse(json.dumps(document).encode(), client, ChatRequest), client=client
+        )
 
     return answer()
 

@@ -28,7 +28,7 @@ from rich.console import Console
 from rich.table import Table
 
 from service.demo_models import tiny
-from service.engine import Delta, Finish, Sampling, Usage
+from service.engine import Conversation, Delta, Finish, Sampling, Usage
 from tests.bench import chat_load
 from tests.bench.chat_load import ChatLoad
 from tests.bench.measurement import Measurement, percentile
@@ -67,9 +67,7 @@ class ChildEngine:
         self._waiting: dict[int, asyncio.Queue[Any]] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
 
-    async def stream(
-        self, messages: list[dict[str, Any]], sampling: Sampling, **more: Any
-    ) -> AsyncIterator[Delta | Finish]:
+    async def stream(self, messages: Conversation, sampling: Sampling, **more: Any) -> AsyncIterator[Delta | Finish]:
         """See Engine."""
         if self._loop is None:
             self._loop = asyncio.get_running_loop()
@@ -89,7 +87,7 @@ class ChildEngine:
             del self._waiting[number]
             self._pipe.send((number, None, None, None))
 
-    def check_size(self, messages: list[dict[str, Any]], tools: Any = ()) -> None:
+    def check_size(self, messages: Conversation, tools: Any = ()) -> None:
         """Check nothing: the child does."""
 
     def usage(self) -> Usage:
