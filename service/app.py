@@ -43,6 +43,8 @@ def create_app(
         Endpoint("/healthz", handlers.healthz),  # Starlette compares them in this order
         Endpoint("/readyz", handlers.readyz),
         Endpoint("/v1/chat/completions", handlers.chat, method="POST"),
+        Endpoint("/v1/responses", handlers.responses, method="POST"),
+        Endpoint("/v1/completions", handlers.completions, method="POST"),
         Endpoint("/version", handlers.version),
         Endpoint("/v1/models", handlers.models),
         Endpoint("/v1/models/{id:path}", handlers.model),

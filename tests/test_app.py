@@ -12,7 +12,7 @@ import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -43,6 +43,7 @@ class FakeEngine:
     alive: bool = True
     pause: bool = False  # yield to the event loop after each word
     logprobs: tuple[TokenLogprob, ...] = ()  # of each word
+    reason: Literal["stop", "length"] = "stop"
     seen: list[tuple[Any, Sampling, bool | None]] = field(default_factory=list)
     tools: list[Sequence[dict[str, Any]]] = field(default_factory=list)
     priorities: list[Priority] = field(default_factory=list)
@@ -75,7 +76,7 @@ class FakeEngine:
                     await asyncio.Event().wait()
                 if self.pause:
                     await asyncio.sleep(0)
-                yield Finish("stop", 7, len(self.words)) if word is None else Delta(word, self.logprobs)
+                yield Finish(self.reason, 7, len(self.words)) if word is None else Delta(word, self.logprobs)
             finished = True
         finally:
             self.cancelled += not finished

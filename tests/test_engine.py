@@ -272,6 +272,23 @@ def test_an_end_token_ends_the_output(checkpoint: Path, tmp_path: Path) -> None:
         engine.close()
 
 
+def test_a_prompt_without_the_template_is_what_it_says(engine: ModelEngine, checkpoint: Path) -> None:
+    """The text that the template makes of a conversation gives its answer; images have no place in it."""
+    processor = Processor.read(checkpoint / "model")
+    text = processor.apply_chat_template(user("Hello"), tokenize=False, add_generation_prompt=True)
+
+    async def answer(prompt: Any) -> list[Any]:
+        return [item async for item in engine.stream(prompt, GREEDY)]
+
+    assert asyncio.run(answer(text))[-1].prompt_tokens == 8
+    whole = ["".join(one.text for one in asyncio.run(answer(prompt))[:-1]) for prompt in (text, user("Hello"))]
+    assert whole[0] == whole[1]
+    with pytest.raises(Refused, match=r"contains <\|image\|>"):
+        asyncio.run(answer("<|image|>"))
+    with pytest.raises(PromptTooLong):
+        asyncio.run(answer("x " * 700))
+
+
 def test_control_tokens_in_messages_are_plain_text(checkpoint: Path) -> None:
     """Control tokens in a message are encoded as text, special or not: no turn, image or reasoning is injected."""
     processor = Processor.read(checkpoint / "model")

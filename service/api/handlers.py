@@ -21,10 +21,14 @@ from service.chat.errors import ApiError
 from service.chat.request import ChatRequest
 from service.chat.response import Completion
 from service.chat.service import ChatService
+from service.completions.request import CompletionRequest
+from service.completions.response import TextCompletion
 from service.engine import Engine
 from service.fairness.budget import Budget
 from service.fairness.client import Client
 from service.identity import Identity
+from service.responses.request import ResponsesRequest
+from service.responses.response import Response as ResponsesResponse
 from service.settings import Settings
 
 __all__ = ["Handlers"]
@@ -82,6 +86,16 @@ class Handlers:
     async def chat(self, request: Request) -> Response:
         """POST /v1/chat/completions, compatible with OpenAI's API."""
         return await self._answer(request, ChatRequest)
+
+    @describes(body=ResponsesRequest, response=ResponsesResponse, events=True, errors=(400, 413, 415, 429, 500))
+    async def responses(self, request: Request) -> Response:
+        """POST /v1/responses, compatible with OpenAI's API, but stateless: nothing is stored."""
+        return await self._answer(request, ResponsesRequest)
+
+    @describes(body=CompletionRequest, response=TextCompletion, events=True, errors=(400, 413, 415, 429, 500))
+    async def completions(self, request: Request) -> Response:
+        """POST /v1/completions, compatible with OpenAI's API: the text of a prompt, without the chat template."""
+        return await self._answer(request, CompletionRequest)
 
     async def _answer(self, request: Request, kind: type[ClientRequest]) -> Response:
         client = Client.of(request.scope)

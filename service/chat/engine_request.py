@@ -22,7 +22,7 @@ ChoiceItem = tuple[int, Delta | Finish]
 class EngineRequest:
     """The conversation, or the text of a prompt, and how it is answered.
 
-    `paths`: where in the client's request each message comes from, such as `messages[0]`. `field`: the name of the
+    `paths`: where in the client's request each message comes from, such as `messages[0]`. `param`: the name of the
     field that holds them all.
     """
 
@@ -32,7 +32,7 @@ class EngineRequest:
     thinking: bool | None = None
     parallel_calls: bool = True
     choices: int = 1
-    field: str = "messages"
+    param: str = "messages"
     paths: Sequence[str] = ()
 
     @property
@@ -52,7 +52,11 @@ class EngineRequest:
 
     def path(self, index: int) -> str:
         """Return where in the client's request a message comes from."""
-        return self.paths[index] if self.paths else f"{self.field}[{index}]"
+        return self.paths[index] if self.paths else f"{self.param}[{index}]"
+
+    def called(self, param: str, paths: Sequence[str] = ()) -> EngineRequest:
+        """Return the request as one whose messages come from another field, and from these places."""
+        return replace(self, param=param, paths=paths)
 
     def without_messages(self) -> EngineRequest:
         """Return the request without its messages and tools, which take memory and which the engine has by now."""

@@ -9,7 +9,7 @@ from pydantic_core import PydanticCustomError
 
 from service.chat.bounded_json import JsonBudget, TooComplex
 
-__all__ = ["FunctionCall", "ImagePart", "Items", "Message", "RequestModel", "TextPart"]
+__all__ = ["Arguments", "FunctionCall", "ImagePart", "Items", "Message", "MessageToolCall", "RequestModel", "TextPart"]
 
 T = TypeVar("T")
 
@@ -75,11 +75,14 @@ def _parse_arguments(value: Any, info: ValidationInfo) -> Any:
     return arguments
 
 
+Arguments = Annotated[dict[str, Any], BeforeValidator(_parse_arguments, json_schema_input_type=str)]
+
+
 class FunctionCall(RequestModel):
     """The function of a tool call and its arguments."""
 
     name: str = Field(min_length=1)
-    arguments: Annotated[dict[str, Any], BeforeValidator(_parse_arguments, json_schema_input_type=str)]
+    arguments: Arguments
 
 
 class MessageToolCall(RequestModel):

@@ -66,7 +66,7 @@ class PromptMessages:
         if len(found) > self._settings.max_images:
             raise invalid(
                 f"the request has {len(found)} images; at most {self._settings.max_images} are allowed",
-                param=request.field,
+                param=request.param,
             )
         if not found and request.is_small(SMALL):
             return self._convert(request, {})
@@ -103,7 +103,7 @@ class PromptMessages:
         if conversation.pixels > limit:
             raise invalid(
                 f"the images of the request have {conversation.pixels} pixels; at most {limit} are allowed",
-                param=request.field,
+                param=request.param,
             )
         return conversation
 

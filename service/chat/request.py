@@ -116,7 +116,7 @@ def _to_json(value: Any) -> str:
         raise PydanticCustomError("not_json", "contains a number that JSON cannot represent") from error
 
 
-def _wrap_string(value: Any) -> Any:
+def wrap_string(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
@@ -134,7 +134,7 @@ class NamedTool(RequestModel):
 
 
 def _check_tool_choice(value: Any) -> Any:
-    if isinstance(value, dict) or value in ("none", "auto", "required", None):
+    if isinstance(value, dict | NamedTool) or value in ("none", "auto", "required", None):
         return value
     raise PydanticCustomError("tool_choice", 'must be "none", "auto", "required" or a function')
 
@@ -172,7 +172,7 @@ class ChatRequest(ClientRequest):
     frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
     seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
     stop: Annotated[
-        Items[StopString] | None, BeforeValidator(_wrap_string, json_schema_input_type=list[StopString] | str | None)
+        Items[StopString] | None, BeforeValidator(wrap_string, json_schema_input_type=list[StopString] | str | None)
     ] = Field(default=None, max_length=4)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
@@ -332,7 +332,7 @@ def _validation_error(error: ValidationError, document: Any) -> ApiError:
         if isinstance(key, int):
             path += f"[{key}]"
             value = value[key] if isinstance(value, list) and key < len(value) else None
-        elif isinstance(value, dict) and (key in value or detail["type"] == "missing" and depth == len(location) - 1):
+        elif isinstance(value, dict) and (key in value or (detail["type"] == "missing" and depth == len(location) - 1)):
             path += f".{key}" if path else key
             value = value.get(key)
         # Any other key names a branch of a union in pydantic's schema and is not part of the request.

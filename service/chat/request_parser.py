@@ -86,7 +86,7 @@ def begin(setup: bytes) -> Callable[[bytes], bytes]:
             tokens = prompt_size.estimate(_messages(asked), asked.tools, lambda _: 0, max_tokens)
             if tokens > max_tokens:
                 too_long = PromptTooLong.estimated(tokens, max_tokens)
-                raise invalid(str(too_long), param=asked.field, code="context_length_exceeded")
+                raise invalid(str(too_long), param=asked.param, code="context_length_exceeded")
             if asked.sampling.grammar:
                 check_size(asked.sampling.grammar, max_schema)
         except ApiError as error:

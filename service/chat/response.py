@@ -18,7 +18,7 @@ from service.chat.output_parser import OutputParser
 from service.chat.tool_calls import CallPiece, ToolCall, joined
 from service.engine import Delta, Finish, TokenLogprob
 
-__all__ = ["ChatFormat", "Completion"]
+__all__ = ["ChatFormat", "Completion", "CompletionUsage", "GeneratedToken", "generated_tokens", "usage_of"]
 
 log = logging.getLogger("service")
 
@@ -170,12 +170,12 @@ async def _collect(items: AsyncGenerator[ChoiceItem, None], parsers: Sequence[Ou
                 finished[index] = item
             else:
                 texts[index].append(item.text)
-                tokens[index] += _tokens(item.logprobs)
+                tokens[index] += generated_tokens(item.logprobs)
     choices = [
         _choice(index, "".join(texts[index]), tokens[index], parser, finished[index].reason)
         for index, parser in enumerate(parsers)
     ]
-    return head.completion(choices, _usage(finished.values()))
+    return head.completion(choices, usage_of(finished.values()))
 
 
 def _choice(
@@ -254,7 +254,7 @@ class _ChoiceEncoder:
         reasoning, content, calls = self._parser.feed(delta.text)
         if content and not (reasoning or calls or delta.logprobs):
             return self._plain_before + quoted(content).encode() + self._plain_after
-        return self._events(reasoning, content, calls, _tokens(delta.logprobs))
+        return self._events(reasoning, content, calls, generated_tokens(delta.logprobs))
 
     def end(self, reason: FinishReason) -> bytes:
         last = self._events(*self._parser.flush(is_complete=reason == "stop"), [])
@@ -282,11 +282,12 @@ class _ChoiceEncoder:
 
 
 def _last_events(head: _Head, finished: Sequence[Finish], *, usage: bool) -> bytes:
-    usage_event = head.event("", f',"usage":{_json(_usage(finished))}').encode() if usage else b""
+    usage_event = head.event("", f',"usage":{_json(usage_of(finished))}').encode() if usage else b""
     return usage_event + b"data: [DONE]\n\n"
 
 
-def _usage(finished: Iterable[Finish]) -> CompletionUsage:
+def usage_of(finished: Iterable[Finish]) -> CompletionUsage:
+    """Return the token counts of a request's choices, which share the prompt."""
     finished = list(finished)
     prompt, completion = finished[0].prompt_tokens, sum(finish.completion_tokens for finish in finished)
     return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
@@ -314,7 +315,8 @@ def _merged(pieces: Sequence[CallPiece]) -> list[CallPiece]:
     return found
 
 
-def _tokens(logprobs: Sequence[TokenLogprob]) -> list[GeneratedToken]:
+def generated_tokens(logprobs: Sequence[TokenLogprob]) -> list[GeneratedToken]:
+    """Return tokens with their log probabilities as OpenAI's API has them."""
     return [
         {**_token_prob(token.data, token.logprob), "top_logprobs": [_token_prob(*other) for other in token.top]}
         for token in logprobs

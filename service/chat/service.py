@@ -162,7 +162,7 @@ class ChatService:
         try:
             self._engine.check_size(conversation.messages, conversation.tools)
         except PromptTooLong as error:
-            raise _too_long(error, asked.field) from error
+            raise _too_long(error, asked.param) from error
         if conversation.pixels:
             try:
                 async with asyncio.timeout(self._settings.max_wait if client != BATCHES else None):
@@ -204,7 +204,7 @@ class ChatService:
                 ),
                 started,
                 ticket.version,
-                asked.field,
+                asked.param,
             )
             for index in range(asked.choices)
         ]
