@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Literal, NotRequired
 
 from starlette.requests import Request
@@ -18,7 +19,7 @@ from service.api.scrapes import Scrapes
 from service.api.sse import EventStream, cancel_on_disconnect
 from service.chat.errors import ApiError
 from service.chat.request import ChatRequest
-from service.chat.response import Completion
+from service.chat.response import Completion, error_event
 from service.chat.service import ChatService
 from service.engine import Engine
 from service.fairness.budget import Budget
@@ -81,27 +82,37 @@ class Handlers:
     async def chat(self, request: Request) -> Response:
         """POST /v1/chat/completions, compatible with OpenAI's API."""
         client = Client.of(request.scope)
-        holding = self._bodies.take(client, 0)
-        try:
+        with ExitStack() as holdings:
+            holding = self._bodies.take(client, 0)
+            holdings.callback(holding.give_back)
             body = await read_body(request, self._settings.max_body, holding)
             chat_request = await self._chat.parse(body, client)
             del body
-            return await self._answer(request, chat_request, client)
-        finally:
-            holding.give_back()  # a stream's first event is here: the images and texts are in the engine
-
-    async def _answer(self, request: Request, chat_request: ChatRequest, client: Client) -> Response:
-        request.state.greedy = chat_request.temperature == 0  # read by the mirror: only greedy texts are comparable
-
-        def set_version(version: str) -> None:
-            request.state.version = version
-
-        if not chat_request.stream:
-            completion = self._chat.create_completion(chat_request, on_version=set_version, client=client)
+            request.state.greedy = chat_request.temperature == 0  # read by the mirror: only greedy texts are comparable
+            if chat_request.stream:
+                return self._stream(request, chat_request, client, holdings.pop_all())
+            completion = self._chat.create_completion(chat_request, on_version=_version_setter(request), client=client)
             return JSONResponse(await cancel_on_disconnect(request.receive, completion))
-        # The first event is awaited before the status is sent, so that errors before it get their status.
-        events = self._chat.stream_events(chat_request, request.state.request_id, set_version, client)
-        return EventStream(await cancel_on_disconnect(request.receive, anext(events)), events)
+
+    def _stream(self, request: Request, chat_request: ChatRequest, client: Client, holdings: ExitStack) -> Response:
+        """Return the stream; it gives `holdings` back with its first event, when the engine has images and texts."""
+        request_id: str = request.state.request_id
+        request.state.version = None  # until the request is admitted
+
+        def encode_error(error: Exception) -> bytes:
+            request.state.late_error = error
+            if timer := request.scope["state"].get("timer"):
+                timer.status = error.status if isinstance(error, ApiError) else 500  # as if the head had waited
+            return error_event(error, request_id)
+
+        # No proxy is before the internal socket, and the mirror compares the statuses of what it asks there.
+        is_internal = request.scope["state"].get("internal")
+        return EventStream(
+            self._chat.stream_events(chat_request, request_id, _version_setter(request), client),
+            encode_error,
+            max_silence=None if is_internal else self._settings.keep_alive_comment,
+            before_first=holdings,
+        )
 
     @describes(response=Models)
     async def models(self, _request: Request) -> Response:
@@ -156,6 +167,13 @@ class Handlers:
 
     def _hung(self) -> str:
         return f"the engine has work and has made no progress for {self._settings.stall} s"
+
+
+def _version_setter(request: Request) -> Callable[[str], None]:
+    def set_version(version: str) -> None:
+        request.state.version = version
+
+    return set_version
 
 
 def _health(health: Health) -> Response:

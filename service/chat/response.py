@@ -12,12 +12,12 @@ from typing import Any, Literal, NotRequired
 
 from typing_extensions import TypedDict
 
-from service.chat.errors import ApiError, ErrorBody, error_object, unexpected
+from service.chat.errors import ApiError, error_object, unexpected
 from service.chat.output_parser import OutputParser
 from service.chat.tool_calls import CallPiece, ToolCall, joined
 from service.engine import Delta, Finish, TokenLogprob
 
-__all__ = ["Completion", "Item", "ResponseHead", "collect_completion", "encode_events"]
+__all__ = ["Completion", "Item", "ResponseHead", "collect_completion", "encode_events", "error_event"]
 
 log = logging.getLogger("service")
 
@@ -203,11 +203,18 @@ async def encode_events(
                     yield chunk
                     begin = b""
                 index, item = await anext(items)
-        except ApiError as error:
-            yield _error_event(error_object(error.status, str(error), error.param, error.code))
-        except Exception:
-            log.exception("request %s failed while its response was streamed", request_id)
-            yield _error_event(unexpected(request_id))
+        except Exception as error:
+            yield error_event(error, request_id)
+
+
+def error_event(error: Exception, request_id: str) -> bytes:
+    """Encode the error object that ends a stream; logs an error that is no ApiError."""
+    if isinstance(error, ApiError):
+        document = error_object(error.status, str(error), error.param, error.code)
+    else:
+        log.error("request %s failed while its response was streamed", request_id, exc_info=error)
+        document = unexpected(request_id)
+    return f"data: {_json(document)}\n\n".encode()
 
 
 class _ChoiceEncoder:
@@ -302,7 +309,3 @@ def _token_prob(data: bytes, logprob: float) -> TokenProb:
 
 def _json(document: Any) -> str:
     return json.dumps(document, ensure_ascii=False, separators=(",", ":"))
-
-
-def _error_event(document: ErrorBody) -> bytes:
-    return f"data: {_json(document)}\n\n".encode()
