@@ -57,7 +57,7 @@ class EventStream(Response):
 
     async def __call__(self, _scope: Scope, receive: Receive, send: Send) -> None:  # noqa: D102
         with self._before_first:
-            async with aclosing(self._events):  # needed if the generator was never iterated here
+            async with aclosing(self._events):  # cancelled in `send`, it is not in the generator
                 await cancel_on_disconnect(receive, self._respond(send))
 
     async def _respond(self, send: Send) -> None:
