@@ -222,7 +222,7 @@ class ContradictsVersion(CorrectServer):
 class NamesVersionInEvents(CorrectServer):
     """Names the version in the events of a stream alone, since its head was sent before that was known."""
 
-    fingerprints = ("1.0.0",)
+    fingerprints: tuple[str, ...] = ("1.0.0",)
 
     def headers(self) -> dict[str, str]:
         return {name: value for name, value in super().headers().items() if name != "x-model-version"}
