@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -41,6 +41,9 @@ class Settings(BaseSettings):
     handoff: bool = Field(default=True, description="pass idle connections to the owner; off only in benchmarks")
 
     served_model: str = "glm-4.6v-flash"
+    cors_origins: tuple[Annotated[str, Field(pattern=r"^(\*|https?://[^/\s]+)$")], ...] = Field(
+        default=(), description="origins whose pages may read answers, such as https://example.org, or *; a JSON list"
+    )
     max_body: int = Field(default=32 << 20, ge=1, description="size of a request body other than an uploaded file")
     max_bodies: int = Field(default=512 << 20, ge=1, description="size of all bodies that are read or being worked on")
     max_structure: int = Field(

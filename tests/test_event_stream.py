@@ -126,7 +126,7 @@ def test_a_client_that_leaves_ends_everything(gaps: list[float], at: float, canc
 @pytest.mark.parametrize("waited", [HEAD_DELAY / 2, HEAD_DELAY * 2, 3 * SILENCE])
 @pytest.mark.parametrize("slow", [0.0, 2.0])
 def test_an_error_before_the_head_is_raised_and_a_later_one_is_the_last_event(waited: float, slow: float) -> None:
-    """What is known soon keeps its status: nothing of the response was sent. Else the head, or a comment, comes first."""
+    """What is known soon keeps its status: nothing was sent before. Else the head, and a comment, are sent whole."""
     exchange = Exchange([waited], ValueError("no"), slow)
     if waited < HEAD_DELAY:
         with pytest.raises(ValueError, match="no"):

@@ -31,12 +31,13 @@ __all__ = ["Handlers"]
 
 
 class Model(TypedDict):
-    """A served model."""
+    """A served model; `max_model_len` is the most tokens of a prompt and its answer together."""
 
     id: str
     object: Literal["model"]
     created: int
     owned_by: str
+    max_model_len: int
 
 
 class Models(TypedDict):
@@ -163,7 +164,13 @@ class Handlers:
         return Response(await self._scrapes.take(), headers={"content-type": metrics.CONTENT_TYPE})
 
     def _model(self) -> Model:
-        return {"id": self._settings.served_model, "object": "model", "created": self._created, "owned_by": "zai-org"}
+        return {
+            "id": self._settings.served_model,
+            "object": "model",
+            "created": self._created,
+            "owned_by": "zai-org",
+            "max_model_len": self._engine.context_length,
+        }
 
     def _hung(self) -> str:
         return f"the engine has work and has made no progress for {self._settings.stall} s"

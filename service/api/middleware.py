@@ -6,10 +6,11 @@ import itertools
 import logging
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -38,12 +39,23 @@ class RequestMiddleware:
     Unhandled exceptions are caught here because Starlette's own handler runs outside all middleware: its response would
     lack the headers, and it raises the exception again, so that the server logs it a second time.
 
+    With `cors_origins`, browsers may let the pages of these origins read all answers, errors too.
+
     Requests that are answered with 400 to 499 are logged with their reason; see RefusalLog. So are those whose streams
     end with such an error in `request.state.late_error`, since their heads were sent before.
     """
 
-    def __init__(self, app: ASGIApp, identity: Identity) -> None:
-        self.app = app
+    def __init__(self, app: ASGIApp, identity: Identity, cors_origins: Sequence[str] = ()) -> None:
+        self._with_cors: Callable[[ASGIApp], ASGIApp] | None = None
+        if cors_origins:
+            self._with_cors = partial(
+                CORSMiddleware,
+                allow_origins=cors_origins,
+                allow_methods=("GET", "HEAD", "POST", "DELETE"),
+                allow_headers=("*",),
+                expose_headers=("X-Model-Version", "X-Slot", "X-Request-Id", "Retry-After"),
+            )
+        self.app = self._with_cors(app) if self._with_cors else app
         self.identity = identity
         self._ids = _request_ids()
         self._refusals = RefusalLog()
@@ -76,7 +88,7 @@ class RequestMiddleware:
                 response = JSONResponse(unexpected(request_id), 500)
             elif response.status_code < 500:
                 self._log_refusal(scope, response.status_code, error)
-            await response(scope, receive, send)
+            await (self._with_cors(response) if self._with_cors else response)(scope, receive, send)
 
     def _log_refusal(self, scope: Scope, status: int, error: Exception) -> None:
         address = scope["client"][0] if scope.get("client") else ""

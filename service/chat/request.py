@@ -32,6 +32,7 @@ class StreamOptions(RequestModel):
     """Options of a streamed response."""
 
     include_usage: bool | None = None
+    continuous_usage_stats: bool | None = Field(default=None, description="every chunk has the usage so far")
 
 
 class TemplateOptions(RequestModel):

@@ -14,11 +14,12 @@ from service.chat.errors import ApiError, invalid
 from service.chat.image_fetcher import ImageFetcher
 from service.chat.output_parser import OutputParser
 from service.chat.prompt_messages import Conversation, PromptMessages
-from service.chat.request import ChatRequest
+from service.chat.request import ChatRequest, StreamOptions
 from service.chat.request_parser import RequestParser
 from service.chat.reservation import Reservation
 from service.chat.response import Completion, Item, ResponseHead, collect_completion, encode_events
 from service.chat.stream_merge import merge_streams
+from service.chat.usage import StreamUsage, UsageCounter
 from service.engine import Engine, Finish, Priority, PromptTooLong, QueueTimeout, Refused, Sampling
 from service.fairness.budget import Budget, Exhausted, Holding
 from service.fairness.client import BATCHES, NOBODY, Client
@@ -81,7 +82,8 @@ class ChatService:
                 on_version(ticket.version)
                 items = merge_streams(self._streams(request, conversation, priority, ticket, reservation, client))
                 del conversation
-                return await collect_completion(items, parsers, self._head(ticket.version))
+                counter = _usage_counter(request)
+                return await collect_completion(items, parsers, self._head(ticket.version), counter)
 
     async def stream_events(
         self,
@@ -91,7 +93,8 @@ class ChatService:
         client: Client = NOBODY,
     ) -> AsyncGenerator[bytes, None]:
         """Answer with server-sent events. ApiError is raised before the first event only; later errors are events."""
-        include_usage = bool(request.stream_options and request.stream_options.include_usage)
+        options = request.stream_options or StreamOptions()
+        usage = StreamUsage(_usage_counter(request), bool(options.include_usage), bool(options.continuous_usage_stats))
         with self._reserve(request, "interactive", client) as reservation:
             conversation = await self._prepare(request, reservation, client)
             request, parsers = request.without_messages(), self._parsers(request, conversation.tools)
@@ -102,7 +105,7 @@ class ChatService:
                 async with aclosing(merge_streams(streams)) as items:
                     first = await anext(items)
                     head = self._head(ticket.version)
-                    encoded = encode_events(first, items, parsers, head, request_id, usage=include_usage)
+                    encoded = encode_events(first, items, parsers, head, request_id, usage)
                     async with aclosing(encoded) as events:
                         async for event in events:
                             yield event
@@ -232,6 +235,10 @@ class ChatService:
             raise ApiError(429, str(error), code="queue_timeout", headers={"Retry-After": "5"}) from error
         finally:
             metrics.set_engine_usage(self._engine.usage())
+
+
+def _usage_counter(request: ChatRequest) -> UsageCounter:
+    return UsageCounter(request.n or 1, thinking=request.thinking is not False, needs_open_tag=bool(request.stream))
 
 
 def _sampling(request: ChatRequest, index: int) -> Sampling:
