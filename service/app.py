@@ -7,9 +7,10 @@ from contextlib import asynccontextmanager
 
 from starlette.applications import Starlette
 
-from service.api.application import Application, Endpoint
+from service.api.application import Application
 from service.api.handlers import Handlers
 from service.api.openapi import OpenApi
+from service.api.routes import Endpoint
 from service.batches import BatchService
 from service.chat.admission import Admission
 from service.chat.service import ChatService
@@ -41,6 +42,7 @@ def create_app(
 
     routes = [
         Endpoint("/healthz", handlers.healthz),  # Starlette compares them in this order
+        Endpoint("/health", handlers.healthz, name="health"),
         Endpoint("/readyz", handlers.readyz),
         Endpoint("/v1/chat/completions", handlers.chat, method="POST"),
         Endpoint("/v1/responses", handlers.responses, method="POST"),
@@ -52,4 +54,4 @@ def create_app(
         Endpoint("/metrics", handlers.metrics),
         Endpoint("/openapi.json", OpenApi(identity).serve, name="openapi"),
     ]
-    return Application(routes, identity, lifespan)
+    return Application(routes, identity, lifespan, settings.cors_origins)

@@ -14,6 +14,7 @@ from service.contract.samples import ANSWERED, BROKEN_OFF, CLIENT_GONE, NOT_ANSW
 
 __all__ = [
     "CHAT_PATH",
+    "KEEP_ALIVE_COMMENT",
     "MIRRORED_HEADER",
     "Capture",
     "Headers",
@@ -29,6 +30,7 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
 CHAT_PATH = "/v1/chat/completions"
+KEEP_ALIVE_COMMENT = b": keep-alive\n\n"  # server-sent; has no content, so it is neither timed nor captured
 MIRRORED_HEADER = b"x-glm-mirrored"  # requests the trailer; ignored except on a slot's internal socket
 _TRAILER = b"\n: %.6f %.6f\n"  # seconds, and seconds to the first piece or -1; a comment in server-sent events
 _TRAILER_PATTERN = re.compile(rb"\n: (\d+\.\d+) (-?\d+\.\d+)\n\Z")
@@ -55,6 +57,8 @@ class ResponseTimer:
 
     It is the only wrapper: the server makes it and leaves it in the request's state, as `timer`, where the application
     finds it to set `labels`. They return the headers that the answer gets when it begins.
+
+    `status` may be set while a streamed answer is sent, to that of an error which came too late for the head.
 
     With `trailer` the answer ends with a line that has the times as measured here. The live slot uses them for mirrored
     answers: times measured there would include the delays that its own model causes.
@@ -97,12 +101,13 @@ class ResponseTimer:
             return
         complete = not message.get("more_body", False)
         body = message.get("body", b"")
-        if self._first is None and not complete and body:
+        has_content = body != KEEP_ALIVE_COMMENT
+        if self._first is None and not complete and body and has_content:
             self._first = time.monotonic()
         if self._trailer and complete:
             message = {**message, "body": body + _TRAILER % self.times()}
         await self._send(message)
-        if self.capture:
+        if self.capture and has_content:
             self.capture.add_response(body, complete=complete)
 
     def times(self) -> tuple[float, float]:

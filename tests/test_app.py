@@ -76,13 +76,17 @@ class FakeEngine:
                     await asyncio.Event().wait()
                 if self.pause:
                     await asyncio.sleep(0)
-                yield Finish(self.reason, 7, len(self.words)) if word is None else Delta(word, self.logprobs)
+                yield Finish(self.reason, 7, len(self.words)) if word is None else Delta(word, self.logprobs, 1, 7)
             finished = True
         finally:
             self.cancelled += not finished
 
     def check_size(self, messages: Conversation, tools: Sequence[dict[str, Any]] = ()) -> None:
         pass
+
+    @property
+    def context_length(self) -> int:
+        return 4096
 
     def usage(self) -> Usage:
         return Usage(1, 2, 30, 400)
@@ -127,7 +131,12 @@ def test_response_is_a_chat_completion() -> None:
     assert document["model"] == "glm-4.6v-flash"
     assert document["choices"][0]["message"] == {"role": "assistant", "content": "Hello 世界", "refusal": None}
     assert document["choices"][0]["finish_reason"] == "stop"
-    assert document["usage"] == {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}
+    assert document["usage"] == {
+        "prompt_tokens": 7,
+        "completion_tokens": 3,
+        "total_tokens": 10,
+        "completion_tokens_details": {"reasoning_tokens": 0},
+    }
 
 
 @pytest.mark.parametrize("usage", [False, True])

@@ -98,7 +98,13 @@ def test_n_choices_have_indexes_seeds_and_one_usage(whole: bool) -> None:
         assert (texts, ends) == (["Hello 世界"] * 3, [1, 1, 1])
         assert len({chunk["choices"][0]["index"] for chunk in chunks[3:6]}) == 3, "the streams run side by side"
     assert [sampling.seed for _, sampling, _ in engine.seen] == [2**63 - 2, 2**63 - 1, -(2**63)]
-    assert usage == {"prompt_tokens": 7, "completion_tokens": 9, "total_tokens": 16}
+    details = {"reasoning_tokens": 0}
+    assert usage == {
+        "prompt_tokens": 7,
+        "completion_tokens": 9,
+        "total_tokens": 16,
+        "completion_tokens_details": details,
+    }
 
 
 def test_failure_of_one_choice_cancels_all() -> None:

@@ -70,6 +70,7 @@ def test_words_depend_on_the_release_and_the_question(releases: dict[str, Path])
         assert finish.reason == "length"
         [delta, _] = [item async for item in first.stream(ASKED, Sampling(max_tokens=1, logprobs=1))]
         assert isinstance(delta, Delta)
+        assert (delta.tokens, delta.prompt_tokens) == (1, finish.prompt_tokens)
         assert delta.logprobs == (TokenLogprob(delta.text.encode(), 0.0, ((delta.text.encode(), 0.0),)),)
         assert (await answer(again, max_tokens=7))[0] == said
         another = (await answer(other, max_tokens=7))[0]

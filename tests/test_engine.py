@@ -94,6 +94,28 @@ def test_a_stream_ends_with_its_token_counts(engine: ModelEngine) -> None:
     assert finish == Finish("length", 8, 12)
 
 
+def test_deltas_have_their_tokens_and_those_of_the_prompt(engine: ModelEngine) -> None:
+    """Together they are those of the Finish."""
+
+    async def items() -> list[Delta | Finish]:
+        return [item async for item in engine.stream(user("Hello"), GREEDY)]
+
+    *deltas, finish = asyncio.run(items())
+    assert isinstance(finish, Finish)
+    assert sum(delta.tokens for delta in deltas if isinstance(delta, Delta)) == finish.completion_tokens
+    assert {delta.prompt_tokens for delta in deltas} == {finish.prompt_tokens}
+
+
+def test_prompt_and_answer_fill_the_context(checkpoint: Path) -> None:
+    """An answer without end has the tokens that the prompt leaves of the context length."""
+    engine = load(checkpoint, rows=1, kv_tokens=64)
+    try:
+        _, finish = ask(engine, "Hello", Sampling(max_tokens=1000, temperature=0))
+        assert finish.prompt_tokens + finish.completion_tokens == engine.context_length == 64
+    finally:
+        engine.close()
+
+
 def test_deltas_between_the_first_and_the_last_are_delivered_together(
     engine: ModelEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

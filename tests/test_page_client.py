@@ -88,3 +88,15 @@ def test_wildcard_address(service: FakeService) -> None:
     client = ServiceClient(service.address.replace("127.0.0.1", "0.0.0.0"))
     assert client.live().version == "1.0.0"
     client.close()
+
+
+@pytest.mark.parametrize("waits", [False, True])
+def test_version_of_an_answer(service: FakeService, waits: bool) -> None:
+    """The head of an answer that had to wait names no version; then it is that of the events."""
+    service.waits = waits
+    client = ServiceClient(service.address)
+    with client.ask([{"role": "user", "content": "hello"}]) as answer:
+        assert answer.live == LiveSlot("" if waits else "1.0.0", "blue")
+        assert "".join(delta.text for delta in answer) == "".join(service.answer)
+        assert answer.live == LiveSlot("1.0.0", "blue")
+    client.close()

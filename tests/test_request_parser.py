@@ -58,9 +58,9 @@ TEXT = [{"role": "user", "content": "x" * 9000}]
 @pytest.mark.parametrize(
     ("more", "param", "code", "reason"),
     [
-        ({"messages": TEXT}, "messages", "context_length_exceeded", "at most 1000 are allowed"),
+        ({"messages": TEXT}, "messages", "context_length_exceeded", "maximum context length is 1000 tokens"),
         ({"tools": [{"type": "function", "function": {"name": "f", "description": "x" * 9000}}]}, "messages",
-         "context_length_exceeded", "at most 1000 are allowed"),
+         "context_length_exceeded", "maximum context length is 1000 tokens"),
         ({"response_format": {"type": "json_schema", "json_schema": {"schema": {"enum": ["x" * 70_000]}}}},
          "response_format", None, "at most 65536 are allowed"),
         ({"messages": []}, "messages", None, "at least 1 item"),

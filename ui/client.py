@@ -7,7 +7,7 @@ import os
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
@@ -70,7 +70,9 @@ class Delta:
 
 
 class AnswerStream:
-    """A streamed answer: `live` is known at once, iterating yields its deltas.
+    """A streamed answer; iterating yields its deltas.
+
+    `live` is known at once, but for the version of an answer that has to wait: it comes with the first delta.
 
     Iterating raises ServiceError, also if the stream ends without `[DONE]`.
     """
@@ -98,6 +100,8 @@ class AnswerStream:
         event = _document(data)
         if "error" in event:
             raise _service_error(event, Fault.FAILED)
+        if not self.live.version:
+            self.live = replace(self.live, version=str(event.get("system_fingerprint", "")))
         try:
             choice = event["choices"][0] if event["choices"] else {"delta": {}}
             self.finish_reason = choice.get("finish_reason") or self.finish_reason

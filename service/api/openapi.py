@@ -25,7 +25,8 @@ __all__ = ["OpenApi", "describes"]
 
 JSON = "application/json"
 HEADERS = {
-    "X-Model-Version": "version of the release that produced the response",
+    "X-Model-Version": "version of the release that produced the response; a stream whose head was sent before that was"
+    " known has it in its events alone",
     "X-Slot": "slot that produced the response",
     "X-Request-Id": "the request's X-Request-Id, or a generated one",
 }

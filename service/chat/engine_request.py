@@ -100,6 +100,10 @@ class ResponseFormat(Protocol):
         """Yield server-sent events, for `first` before the others; an error is the last event."""
         ...
 
+    def encode_error(self, error: Exception, request_id: str) -> bytes:
+        """Return the only event of a stream in which an error came before any other; logs one that is no ApiError."""
+        ...
+
 
 class ClientRequest(RequestModel):
     """Base of the requests in the API's formats. `stream`: the response is a stream of events."""

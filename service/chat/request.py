@@ -36,6 +36,7 @@ class StreamOptions(RequestModel):
     """Options of a streamed response."""
 
     include_usage: bool | None = None
+    continuous_usage_stats: bool | None = Field(default=None, description="every chunk has the usage so far")
 
 
 class TemplateOptions(RequestModel):
@@ -237,7 +238,8 @@ class ChatRequest(ClientRequest):
 
     def answer_format(self) -> ChatFormat:
         """See ClientRequest."""
-        return ChatFormat(include_usage=bool(self.stream_options and self.stream_options.include_usage))
+        options = self.stream_options or StreamOptions()
+        return ChatFormat(self.thinking is not False, bool(options.include_usage), bool(options.continuous_usage_stats))
 
     @property
     def json_schema(self) -> dict[str, Any] | None:

@@ -83,7 +83,8 @@ class CompletionRequest(ClientRequest):
 
     def answer_format(self) -> CompletionsFormat:
         """See ClientRequest."""
-        return CompletionsFormat(include_usage=bool(self.stream_options and self.stream_options.include_usage))
+        options = self.stream_options or StreamOptions()
+        return CompletionsFormat(bool(options.include_usage), bool(options.continuous_usage_stats))
 
 
 def _combination_error(param: str, reason: str) -> PydanticCustomError:

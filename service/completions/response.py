@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -12,14 +11,12 @@ from typing import Any, Literal
 from typing_extensions import TypedDict
 
 from service.chat.engine_request import ChoiceItem, ResponseHead
-from service.chat.errors import ApiError, ErrorBody, error_object, unexpected
 from service.chat.output_parser import OutputParser
-from service.chat.response import CompletionUsage, generated_tokens, usage_of
+from service.chat.response import error_event, generated_tokens
+from service.chat.usage import CompletionUsage, StreamUsage, UsageCounter
 from service.engine import Delta, Finish, TokenLogprob
 
 __all__ = ["CompletionsFormat", "TextCompletion"]
-
-log = logging.getLogger("service")
 
 
 class TextLogprobs(TypedDict):
@@ -54,9 +51,10 @@ class TextCompletion(TypedDict):
 
 @dataclass(frozen=True)
 class CompletionsFormat:
-    """The format of the response; with `include_usage` a stream ends with the token counts. See ResponseFormat."""
+    """The format of the response; see ResponseFormat and StreamUsage."""
 
-    include_usage: bool = False
+    usage_at_end: bool = False
+    usage_in_every_event: bool = False
 
     async def collect(
         self, items: AsyncGenerator[ChoiceItem, None], parsers: Sequence[OutputParser], head: ResponseHead
@@ -64,8 +62,10 @@ class CompletionsFormat:
         """See ResponseFormat."""
         texts = [_Text() for _ in parsers]
         finished: dict[int, Finish] = {}
+        counter = _counter(len(parsers))
         async with aclosing(items):
             async for index, item in items:
+                counter.add(index, item)
                 if isinstance(item, Finish):
                     finished[index] = item
                 else:
@@ -79,7 +79,7 @@ class CompletionsFormat:
             }
             for index, text in enumerate(texts)
         ]
-        return {**_head(head), "choices": choices, "usage": usage_of(finished.values())}  # type: ignore[typeddict-item]
+        return {**_head(head), "choices": choices, "usage": counter.usage()}  # type: ignore[typeddict-item]
 
     async def encode(
         self,
@@ -90,29 +90,37 @@ class CompletionsFormat:
         request_id: str,
     ) -> AsyncGenerator[bytes, None]:
         """See ResponseFormat; an error ends the stream without [DONE]."""
-        texts = [_Text() for _ in parsers]
-        finished: list[Finish] = []
+        texts, unfinished = [_Text() for _ in parsers], len(parsers)
+        usage = StreamUsage(_counter(len(parsers)), self.usage_at_end, self.usage_in_every_event)
         async with aclosing(items):
             index, item = first
             try:
                 while True:
-                    if isinstance(item, Finish):
-                        finished.append(item)
-                    yield _event({**_head(head), "choices": [texts[index].choice(index, item)], **self._no_usage()})
-                    if len(finished) == len(texts):
+                    usage.add(index, item)
+                    yield _event({**_head(head), "choices": [texts[index].choice(index, item)], **_usage_field(usage)})
+                    unfinished -= isinstance(item, Finish)
+                    if not unfinished:
                         break
                     index, item = await anext(items)
-                if self.include_usage:
-                    yield _event({**_head(head), "choices": [], "usage": usage_of(finished)})
+                if self.usage_at_end:
+                    yield _event({**_head(head), "choices": [], "usage": usage.counter.usage()})
                 yield b"data: [DONE]\n\n"
-            except ApiError as error:
-                yield _event(error_object(error.status, str(error), error.param, error.code))
-            except Exception:
-                log.exception("request %s failed while its response was streamed", request_id)
-                yield _event(unexpected(request_id))
+            except Exception as error:
+                yield self.encode_error(error, request_id)
 
-    def _no_usage(self) -> dict[str, None]:
-        return {"usage": None} if self.include_usage else {}
+    def encode_error(self, error: Exception, request_id: str) -> bytes:
+        """See ResponseFormat."""
+        return error_event(error, request_id)
+
+
+def _counter(choices: int) -> UsageCounter:
+    return UsageCounter(choices, thinking=False, needs_open_tag=False)
+
+
+def _usage_field(usage: StreamUsage) -> dict[str, Any]:
+    if usage.in_every_event:
+        return {"usage": usage.counter.usage()}
+    return {"usage": None} if usage.at_end else {}
 
 
 class _Text:
@@ -160,5 +168,5 @@ def _head(head: ResponseHead) -> dict[str, Any]:
     }
 
 
-def _event(document: dict[str, Any] | ErrorBody) -> bytes:
+def _event(document: dict[str, Any]) -> bytes:
     return f"data: {json.dumps(document, ensure_ascii=False, separators=(',', ':'))}\n\n".encode()

@@ -38,6 +38,7 @@ __all__ = ["DummyEngine"]
 
 TOKEN_SECONDS = 0.002  # between two words of an answer
 IMAGE_TOKENS = 64
+MAX_NEW_TOKENS = 1 << 20  # of one answer
 ROW_TOKENS = 4096  # of cache, reported for each row
 WORDS = ("amber", "birch", "cedar", "delta", "ember", "fjord", "grove", "heath", "inlet", "jetty", "knoll", "larch")
 
@@ -89,7 +90,7 @@ class DummyEngine:
         if sampling.grammar:
             raise Refused("the dummy engine supports no schemas")
         turn = await self._await_row(client, self._limits.max_wait if priority == "interactive" else None)
-        tokens = min(sampling.max_tokens or self._max_new_tokens, 1 << 20)
+        tokens = min(sampling.max_tokens or self._max_new_tokens, MAX_NEW_TOKENS)
         promised = prompt_tokens + tokens
         self._promised += promised
         try:
@@ -101,7 +102,8 @@ class DummyEngine:
                 if self._closed:
                     raise RuntimeError("the engine was closed")
                 text = f" {words.choice(WORDS)}" if count else words.choice(WORDS)
-                yield Delta(text, () if sampling.logprobs is None else (_logprob(text, sampling.logprobs),))
+                logprobs = () if sampling.logprobs is None else (_logprob(text, sampling.logprobs),)
+                yield Delta(text, logprobs, 1, prompt_tokens)
                 count += 1
             yield Finish("length", prompt_tokens, count)
         finally:
@@ -125,6 +127,11 @@ class DummyEngine:
         if self._closed:
             raise RuntimeError("the engine is closed")
         self._checksum = weights["checksum"]
+
+    @property
+    def context_length(self) -> int:
+        """See Engine."""
+        return self._limits.max_prompt_tokens + MAX_NEW_TOKENS
 
     def usage(self) -> Usage:
         """See Engine."""

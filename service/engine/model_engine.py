@@ -150,7 +150,7 @@ class ModelEngine:
                     raise event
                 if opens_thinking:
                     opens_thinking = False
-                    yield Delta("<think>")
+                    yield Delta("<think>", tokens=0, prompt_tokens=sequence.prompt.length)
                 yield event
                 if isinstance(event, Finish):
                     return
@@ -178,6 +178,11 @@ class ModelEngine:
     def check_size(self, messages: Conversation, tools: abc.Sequence[dict[str, Any]] = ()) -> None:
         """See Engine."""
         self._prompt_builder.check_size(messages, tools)
+
+    @property
+    def context_length(self) -> int:
+        """See Engine."""
+        return self.columns
 
     def usage(self) -> Usage:
         """See Engine."""
@@ -227,7 +232,12 @@ class ModelEngine:
         return Sequence(
             prompt.without_images(),
             SamplingParams.resolve(sampling, self._checkpoint.generation_config),
-            OutputProcessor(detokenizer, StopStrings(sampling.stop), self._checkpoint.end_tokens),
+            OutputProcessor(
+                detokenizer,
+                StopStrings(sampling.stop),
+                self._checkpoint.end_tokens,
+                prompt_tokens=prompt.length,
+            ),
             min(sampling.max_tokens or self._settings.max_new_tokens, self.columns - prompt.length),
             features=features,
             constraint=constraint,

@@ -84,11 +84,14 @@ class TokenLogprob:
 class Delta:
     """Text appended to the output, in whole characters, and the log probabilities of its tokens.
 
-    The text is empty only if `logprobs` is not: for tokens that add no text, such as an end token.
+    The text is empty only if `logprobs` is not: for tokens that add no text, such as an end token. `tokens` is the
+    number of output tokens since the last delta, `prompt_tokens` that of the prompt, with image tokens.
     """
 
     text: str
     logprobs: tuple[TokenLogprob, ...] = ()
+    tokens: int = 1
+    prompt_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -107,10 +110,16 @@ class Refused(ValueError):
 
 
 class PromptTooLong(Refused):
-    """The conversation, images included, exceeds the limit; the message gives both numbers, in tokens."""
+    """The conversation, images included, exceeds the limit; the message gives both numbers, in tokens.
+
+    Client libraries search it for "maximum context length is … tokens", which OpenAI's has.
+    """
 
     def __init__(self, tokens: int, limit: int, more: str = "") -> None:
-        super().__init__(f"the conversation has {tokens} tokens{more}, images included; at most {limit} are allowed")
+        super().__init__(
+            f"This model's maximum context length is {limit} tokens."
+            f" However, the conversation has {tokens} tokens{more}, images included. Please shorten it."
+        )
 
     @classmethod
     def estimated(cls, tokens: int, limit: int) -> PromptTooLong:
@@ -182,6 +191,11 @@ class Engine(Protocol):
 
         Everything that reaches the chat template counts. Of an image only `size` is used, (width, height) in pixels.
         """
+        ...
+
+    @property
+    def context_length(self) -> int:
+        """The most tokens that a prompt and its answer have together; the limit of a prompt may be lower."""
         ...
 
     def usage(self) -> Usage:

@@ -194,7 +194,8 @@ class ResponsesRequest(ClientRequest):
                 "top_logprobs": self.top_logprobs or 0,
                 "top_p": self.top_p,
                 "user": self.user,
-            }
+            },
+            thinking=self._chat.thinking is not False,
         )
 
     @cached_property

@@ -15,6 +15,7 @@ from service.chat.engine_request import ChoiceItem, ResponseHead
 from service.chat.errors import ApiError, unexpected
 from service.chat.output_parser import OutputParser
 from service.chat.response import GeneratedToken, generated_tokens
+from service.chat.usage import CompletionUsage, UsageCounter
 from service.engine import Finish
 from service.responses.output_items import Event, OutputItems
 
@@ -96,6 +97,7 @@ class ResponsesFormat:
     """The format of the response; see ResponseFormat. `echo`: the fields of the request that it repeats."""
 
     echo: Mapping[str, Any]
+    thinking: bool
 
     async def collect(
         self, items: AsyncGenerator[ChoiceItem, None], parsers: Sequence[OutputParser], head: ResponseHead
@@ -103,9 +105,10 @@ class ResponsesFormat:
         """See ResponseFormat."""
         texts: list[str] = []
         tokens: list[GeneratedToken] = []
-        output = OutputItems()
+        output, counter = OutputItems(), UsageCounter(1, thinking=self.thinking, needs_open_tag=False)
         async with aclosing(items):
-            async for _, item in items:
+            async for index, item in items:
+                counter.add(index, item)
                 if isinstance(item, Finish):
                     finish = item
                 else:
@@ -114,7 +117,7 @@ class ResponsesFormat:
         parsed = parsers[0].parse("".join(texts), is_complete=finish.reason == "stop")
         for _ in (*output.feed(parsed, tokens), *output.close(_status(finish))):
             pass  # a whole response has no events
-        return self._ended(head, output, finish)
+        return self._ended(head, output, finish, counter)
 
     async def encode(
         self,
@@ -127,6 +130,7 @@ class ResponsesFormat:
         """See ResponseFormat; the last event holds the whole response, which has failed if there was an error."""
         [parser] = parsers
         events, output = _Encoder(), OutputItems()
+        counter = UsageCounter(1, thinking=self.thinking, needs_open_tag=True)
         begun = self._response(head, "in_progress")
         begin = events.encode(
             {"type": "response.created", "response": begun}, {"type": "response.in_progress", "response": begun}
@@ -135,24 +139,25 @@ class ResponsesFormat:
             _, item = first
             try:
                 while not isinstance(item, Finish):
+                    counter.add(0, item)
                     found = output.feed(parser.feed(item.text), generated_tokens(item.logprobs))
                     if chunk := begin + events.encode(*found):
                         yield chunk
                         begin = b""
                     _, item = await anext(items)
+                counter.add(0, item)
                 last = parser.flush(is_complete=item.reason == "stop")
                 ended = [*output.feed(last), *output.close(_status(item))]
-                response = self._ended(head, output, item)
+                response = self._ended(head, output, item, counter)
                 kind = f"response.{response['status']}"
                 yield begin + events.encode(*ended, {"type": kind, "response": response})
-            except ApiError as error:
-                yield begin + events.encode(
-                    self._failed(head, output, _CODES.get(error.status, "server_error"), str(error))
-                )
-            except Exception:
-                log.exception("request %s failed while its response was streamed", request_id)
-                message = unexpected(request_id)["error"]["message"]
-                yield begin + events.encode(self._failed(head, output, "server_error", message))
+            except Exception as error:
+                yield begin + events.encode(self._failed(head, output, *_failure(error, request_id)))
+
+    def encode_error(self, error: Exception, request_id: str) -> bytes:
+        """See ResponseFormat."""
+        code, message = _failure(error, request_id)
+        return _Encoder().encode({"type": "error", "code": code, "message": message, "param": None})
 
     def _response(self, head: ResponseHead, status: str, **more: Any) -> dict[str, Any]:
         return {
@@ -173,10 +178,12 @@ class ResponsesFormat:
             **more,
         }
 
-    def _ended(self, head: ResponseHead, output: OutputItems, finish: Finish) -> dict[str, Any]:
+    def _ended(self, head: ResponseHead, output: OutputItems, finish: Finish, counter: UsageCounter) -> dict[str, Any]:
         status = _status(finish)
         incomplete = {"reason": "max_output_tokens"} if status == "incomplete" else None
-        return self._response(head, status, output=output.items, usage=_usage(finish), incomplete_details=incomplete)
+        return self._response(
+            head, status, output=output.items, usage=_usage(counter.usage()), incomplete_details=incomplete
+        )
 
     def _failed(self, head: ResponseHead, output: OutputItems, code: str, message: str) -> Event:
         error = {"code": code, "message": message}
@@ -203,11 +210,19 @@ def _status(finish: Finish) -> Literal["completed", "incomplete"]:
     return "completed" if finish.reason == "stop" else "incomplete"
 
 
-def _usage(finish: Finish) -> ResponsesUsage:
+def _failure(error: Exception, request_id: str) -> tuple[str, str]:
+    """Return the code and the message of an error; logs one that is no ApiError."""
+    if isinstance(error, ApiError):
+        return _CODES.get(error.status, "server_error"), str(error)
+    log.error("request %s failed while its response was streamed", request_id, exc_info=error)
+    return "server_error", unexpected(request_id)["error"]["message"]
+
+
+def _usage(counts: CompletionUsage) -> ResponsesUsage:
     return {
-        "input_tokens": finish.prompt_tokens,
+        "input_tokens": counts["prompt_tokens"],
         "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
-        "output_tokens": finish.completion_tokens,
-        "output_tokens_details": {"reasoning_tokens": 0},
-        "total_tokens": finish.prompt_tokens + finish.completion_tokens,
+        "output_tokens": counts["completion_tokens"],
+        "output_tokens_details": {"reasoning_tokens": counts["completion_tokens_details"]["reasoning_tokens"]},
+        "total_tokens": counts["total_tokens"],
     }

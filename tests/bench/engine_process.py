@@ -90,6 +90,11 @@ class ChildEngine:
     def check_size(self, messages: Conversation, tools: Any = ()) -> None:
         """Check nothing: the child does."""
 
+    @property
+    def context_length(self) -> int:
+        """Return 0: the benchmark does not use it."""
+        return 0
+
     def usage(self) -> Usage:
         """Return zeros: the benchmark does not use them."""
         return Usage(0, 0, 0, 0)
