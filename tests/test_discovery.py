@@ -88,7 +88,7 @@ def test_head_of_a_file_does_not_read_it(tmp_path: Path) -> None:
         )
 
 
-@pytest.mark.parametrize("path", ["/chat/completions", "/v1/v1/chat/completions", "/v1/completions", "/"])
+@pytest.mark.parametrize("path", ["/chat/completions", "/v1/v1/chat/completions", "/v1/embeddings", "/"])
 def test_an_unknown_path_is_a_404_that_names_the_paths(path: str) -> None:
     """A wrong base URL, or a route that is not served: the message has what is there."""
     error = client().post(path, json=HELLO).json()["error"]
