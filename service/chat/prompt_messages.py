@@ -125,8 +125,10 @@ def convert(message: Message, path: str, open_image: Callable[[str, str], Any]) 
         "role": "system" if message.role == "developer" else message.role,
         "content": parts if text is None else text,
     }
-    if message.reasoning_content is not None:
-        converted["reasoning_content"] = message.reasoning_content
+    if message.name is not None:
+        converted["name"] = message.name
+    if message.thoughts is not None:
+        converted["reasoning_content"] = message.thoughts
     if message.tool_calls:
         converted["tool_calls"] = [call.model_dump(exclude_none=True) for call in message.tool_calls]
     if message.tool_call_id is not None:

@@ -238,7 +238,7 @@ def _sampling(request: ChatRequest, index: int) -> Sampling:
     """Return the sampling of one of the `n` choices; with a seed, every choice has a different one derived from it."""
     seed = request.seed if request.seed is None else (request.seed + index + 2**63) % 2**64 - 2**63
     return Sampling(
-        max_tokens=request.max_completion_tokens or request.max_tokens,
+        max_tokens=request.output_limit,
         temperature=request.temperature,
         top_p=request.top_p,
         top_k=request.top_k,
@@ -248,6 +248,10 @@ def _sampling(request: ChatRequest, index: int) -> Sampling:
         frequency_penalty=request.frequency_penalty or 0.0,
         seed=seed,
         stop=tuple(request.stop or ()),
+        stop_token_ids=tuple(request.stop_token_ids or ()),
+        min_tokens=request.min_tokens or 0,
+        ignore_eos=bool(request.ignore_eos),
+        logit_bias=tuple((int(token), bias) for token, bias in (request.logit_bias or {}).items()),
         logprobs=(request.top_logprobs or 0) if request.logprobs else None,
         grammar=request.grammar,
     )

@@ -65,12 +65,19 @@ class StopStrings:
 
 
 class OutputProcessor:
-    """Turns the output tokens of one request into deltas. `end` holds the token ids that end the output."""
+    """Turns the output tokens of one request into deltas.
 
-    def __init__(self, detokenizer: Detokenizer, stops: StopStrings, end: frozenset[int]) -> None:
+    `end` holds the token ids that end the output. Stop strings are not looked for in the text before the
+    `min_tokens`-th token.
+    """
+
+    def __init__(
+        self, detokenizer: Detokenizer, stops: StopStrings, end: frozenset[int], *, min_tokens: int = 0
+    ) -> None:
         self._detokenizer = detokenizer
         self._stops = stops
         self._end = end
+        self._missing = min_tokens
         self._logprobs: list[TokenLogprob] = []  # of tokens whose text is not yet sent
         self.ended = False  # set by an end token or a stop string, not by the token limit
 
@@ -81,7 +88,10 @@ class OutputProcessor:
             return None
         if logprob:
             self._logprobs.append(logprob)
-        text = self._stops.push(self._detokenizer.push(token))
+        self._missing -= 1
+        text = self._detokenizer.push(token)
+        if self._missing <= 0:
+            text = self._stops.push(text)
         self.ended = self._stops.matched
         return self._delta(text) if text else None
 
