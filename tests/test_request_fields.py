@@ -16,7 +16,7 @@ from service.chat.known_fields import DroppedFields, UnsupportedFields
 from service.chat.request import ChatRequest, StreamOptions, parse_request
 from service.chat.request_model import Neutral, RequestModel
 from service.engine import Grammar
-from tests.test_app import CHAT, HELLO, FakeEngine, client
+from tests.test_app import CHAT, HELLO, FakeEngine, client, picture
 
 TOOL = {"type": "function", "function": {"name": "now"}}
 PLAIN = parse_request(json.dumps(HELLO).encode())
@@ -151,6 +151,16 @@ def test_what_usual_clients_send_is_taken(name: str) -> None:
     assert [message.get("name") for message in seen] == [None, "ann", None, "now"]
     assert seen[2]["reasoning_content"] == "hm"
     assert all("index" not in call for call in seen[2]["tool_calls"])
+
+
+def test_of_a_large_image_the_model_sees_as_much_as_is_asked_for() -> None:
+    """With `low` 512 pixels a side, else all of it."""
+    engine = FakeEngine()
+    for detail in ("low", "high", "auto", None):
+        image = {"type": "image_url", "image_url": {"url": picture(1024, 300), "detail": detail}}
+        assert client(engine).post(CHAT, json={"messages": [{"role": "user", "content": [image]}]}).status_code == 200
+    sizes = [messages[0]["content"][0]["image"].size for messages, _, _ in engine.seen]
+    assert sizes == [(512, 150), (1024, 300), (1024, 300), (1024, 300)]
 
 
 @pytest.mark.parametrize("field", ["prefix", "partial", "audio", "function_call", "refusal"])

@@ -10,7 +10,7 @@ from pydantic_core import PydanticCustomError
 from service.chat.bounded_json import JsonBudget, TooComplex
 from service.chat.request_model import Dropped, Items, RequestModel, Unsupported
 
-__all__ = ["FunctionCall", "ImagePart", "Message", "TextPart"]
+__all__ = ["FunctionCall", "ImagePart", "ImageURL", "Message", "TextPart"]
 
 MAX_NAME = 256  # characters
 
@@ -30,10 +30,12 @@ class TextPart(PartModel):
 
 
 class ImageURL(RequestModel):
-    """The location of an image. `detail` is accepted and ignored."""
+    """The location of an image, and how much of it the model sees."""
 
     url: str = Field(description="data:image/…;base64,… or an https URL of a host that the server's settings allow")
-    detail: Literal["auto", "low", "high"] | None = None
+    detail: Literal["auto", "low", "high", "original"] | None = Field(
+        default=None, description="low: the image is reduced to 512 pixels a side, if it is larger"
+    )
 
 
 def _wrap_url(value: Any) -> Any:

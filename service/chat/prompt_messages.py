@@ -10,7 +10,7 @@ from service.chat import images
 from service.chat.errors import ApiError, invalid
 from service.chat.image_decoder import EncodedImage, ImageDecoder
 from service.chat.image_fetcher import ImageFetcher
-from service.chat.messages import Message, TextPart
+from service.chat.messages import ImageURL, Message, TextPart
 from service.chat.request import ChatRequest
 from service.fairness.client import Client
 from service.fairness.pool import FairPool
@@ -84,9 +84,9 @@ class PromptMessages:
         self._decoder.close()
 
     def _convert(self, request: ChatRequest, fetched: FetchedImages) -> Conversation:
-        def open_image(url: str, path: str) -> EncodedImage:
+        def open_image(location: ImageURL, path: str) -> EncodedImage:
             try:
-                return self._open(url, fetched)
+                return self._open(location, fetched)
             except images.ImageError as error:
                 raise _invalid(path, error) from error
 
@@ -102,21 +102,22 @@ class PromptMessages:
             )
         return conversation
 
-    def _open(self, url: str, fetched: FetchedImages) -> EncodedImage:
+    def _open(self, location: ImageURL, fetched: FetchedImages) -> EncodedImage:
+        url, is_small = location.url, location.detail == "low"
         if not images.is_remote(url):
-            return self._decoder.measure(images.base64_of(url), is_base64=True)
+            return self._decoder.measure(images.base64_of(url), is_base64=True, is_small=is_small)
         data = fetched[url]
         if isinstance(data, images.ImageError):
             raise data
-        return self._decoder.measure(data)
+        return self._decoder.measure(data, is_small=is_small)
 
 
-def convert(message: Message, path: str, open_image: Callable[[str, str], Any]) -> dict[str, Any]:
-    """Return a message as the engine takes it. `open_image` returns an image, of its URL and the part's path."""
+def convert(message: Message, path: str, open_image: Callable[[ImageURL, str], Any]) -> dict[str, Any]:
+    """Return a message as the engine takes it. `open_image` returns an image, of its location and the part's path."""
     parts: list[dict[str, Any]] = [
         {"type": "text", "text": part.text}
         if isinstance(part, TextPart)
-        else {"type": "image", "image": open_image(part.image_url.url, f"{path}.content[{i}].image_url")}
+        else {"type": "image", "image": open_image(part.image_url, f"{path}.content[{i}].image_url")}
         for i, part in enumerate(message.content or ())
     ]
     # Every template accepts a string; not every one accepts parts for every role.

@@ -69,6 +69,8 @@ class _Rules:
         name = f"call_{self._calls}"
         self._calls += 1
         parameters = function.get("parameters") or {}
+        if function.get("strict"):
+            prepared(parameters)  # the rules read the properties alone; what cannot be held beside them is refused
         arguments = " ".join(self._arguments(name, parameters))
         self._add(f"{name}: {quoted(function['name'])} {quoted(chr(10))} {arguments} </tool_call>")
         return name
