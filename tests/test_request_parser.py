@@ -63,7 +63,7 @@ TEXT = [{"role": "user", "content": "x" * 9000}]
          "context_length_exceeded", "maximum context length is 1000 tokens"),
         ({"response_format": {"type": "json_schema", "json_schema": {"schema": {"enum": ["x" * 70_000]}}}},
          "response_format", None, "at most 65536 are allowed"),
-        ({"messages": []}, "messages", None, "at least 1 item"),
+        ({"messages": []}, "messages", None, "too few items"),
     ],
 )  # fmt: skip
 def test_what_is_refused_of_a_large_body_is_refused_elsewhere(

@@ -31,7 +31,7 @@ class Writer:
         self._compiler = llguidance.LLTokenizer(
             self._tokenizer.backend_tokenizer.to_str(), n_vocab=len(self._tokenizer), eos_token=[end]
         )
-        names = ("</arg_value>", "</tool_call>", '"', "}", "]", "<|user|>")
+        names = ("</arg_key>", "</arg_value>", "</tool_call>", '"', "}", "]", "<|user|>")
         self._ends = self._tokenizer.convert_tokens_to_ids(names)
 
     def write(self, grammar: Grammar, seed: int) -> str:
@@ -153,3 +153,25 @@ def test_what_cannot_be_held_is_refused_by_name(keyword: str) -> None:
     fine = {"properties": {keyword: {"type": "string"}}, "default": {keyword: 1}}
     assert request([], response_format={"type": "json_schema", "json_schema": {"schema": fine}}).grammar
     assert issubclass(UnsupportedSchema, ValueError)
+
+
+def test_calls_of_strict_functions_conform(writer: Writer) -> None:
+    """The model may write text; from its first call on the grammar holds, for strict functions alone."""
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
+    strict = {"type": "function", "function": {"name": "one", "strict": True, "parameters": schema}}
+    loose = {"type": "function", "function": {"name": "two", "parameters": {**schema, "not": {}}}}
+    tools = [strict, loose]
+    grammar = request(tools).grammar
+    assert grammar
+    assert (grammar.param, grammar.after) == ("tools", "<tool_call>")
+    found = [parsed("<tool_call>" + writer.write(grammar, seed), tools)[1] for seed in range(30)]
+    assert {name for calls in found for name, _ in calls} == {"one", "two"}
+    assert all(set(arguments) == {"a"} for calls in found for name, arguments in calls if name == "one")
+    assert all(isinstance(arguments["a"], int) for calls in found for name, arguments in calls if name == "one")
+    assert any(len(calls) > 1 for calls in found)
+    single = request(tools, parallel_tool_calls=False).grammar
+    assert single
+    assert {len(parsed("<tool_call>" + writer.write(single, seed), tools)[1]) for seed in range(20)} == {1}
+    assert request([loose]).grammar is None
+    with pytest.raises(ValueError, match="the keyword not is not supported"):
+        request([{"type": "function", "function": {**loose["function"], "strict": True}}])

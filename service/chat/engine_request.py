@@ -8,8 +8,9 @@ from typing import Any, Protocol
 
 from pydantic import Field
 
-from service.chat.messages import ImagePart, Message, RequestModel
+from service.chat.messages import ImagePart, Message
 from service.chat.output_parser import OutputParser
+from service.chat.request_model import RequestModel
 from service.engine import Delta, Finish, Sampling
 
 __all__ = ["ChoiceItem", "ClientRequest", "EngineRequest", "ResponseFormat", "ResponseHead"]

@@ -21,11 +21,14 @@ __all__ = [
     "from_file",
     "is_remote",
     "open_image",
+    "reduced",
 ]
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 # The model's preprocessor rejects an aspect ratio of 200 or more, computed from rounded sides.
 MAX_ASPECT_RATIO = 190
+SMALL = 512
+"""Pixels of the longer side of an image of which the client asks for little detail, as in OpenAI's API."""
 
 # Disables Pillow's own limit: from_bytes checks the configured one before it decodes.
 Image.MAX_IMAGE_PIXELS = None
@@ -95,6 +98,15 @@ def open_image(data: bytes, *, max_pixels: int) -> Image.Image:
     if width < 1 or height < 1 or max(width, height) > MAX_ASPECT_RATIO * min(width, height):
         raise ImageError(f"the image is {width} x {height} pixels; its aspect ratio must be at most {MAX_ASPECT_RATIO}")
     return image
+
+
+def reduced(size: tuple[int, int]) -> tuple[int, int]:
+    """Return the size of an image (width, height) that is made to have at most SMALL pixels a side."""
+    longer, shorter = max(size), min(size)
+    if longer <= SMALL:
+        return size
+    shorter = max(-(-SMALL // MAX_ASPECT_RATIO), round(shorter * SMALL / longer))
+    return (SMALL, shorter) if size[0] == longer else (shorter, SMALL)
 
 
 def from_bytes(data: bytes, *, max_pixels: int) -> Image.Image:

@@ -2,7 +2,8 @@
 
 Keywords that only describe are left out, and so are those that the output cannot be held to while it is written, but
 that libraries write of themselves: `uniqueItems`, `propertyNames`, formats that are not known, and patterns that look
-ahead or behind. `oneOf` is read as `anyOf`. What else would be ignored is refused by name.
+ahead or behind. Of alternatives those with such a pattern are left out if there are others: a decimal of pydantic's, a
+number or such a string, is a number. `oneOf` is read as `anyOf`. What else would be ignored is refused by name.
 """
 
 from __future__ import annotations
@@ -45,17 +46,29 @@ def prepared(schema: Any) -> Any:
             raise UnsupportedSchema(f"the keyword {key} is not supported")
         if key in LEFT_OUT or (key == "format" and value not in FORMATS):
             continue
-        if key == "pattern" and isinstance(value, str) and LOOK_AROUND.search(value):
+        if key == "pattern" and _looks_around(value):
             continue
         if key in MAPS and isinstance(value, dict):
             found[key] = {name: prepared(part) for name, part in value.items()}
         elif key in LISTS and isinstance(value, list):
-            found["anyOf" if key == "oneOf" and "anyOf" not in schema else key] = [prepared(part) for part in value]
+            name = "anyOf" if key == "oneOf" and "anyOf" not in schema else key
+            found[name] = [prepared(part) for part in (_held(value) if name == "anyOf" else value)]
         elif key in PARTS:
             found[key] = [prepared(part) for part in value] if isinstance(value, list) else prepared(value)
         else:
             found[key] = value
     return found
+
+
+def _looks_around(pattern: Any) -> bool:
+    return isinstance(pattern, str) and LOOK_AROUND.search(pattern) is not None
+
+
+def _held(alternatives: list[Any]) -> list[Any]:
+    """Return the alternatives without those whose pattern would be left out; all of them if there are no others."""
+    return [
+        part for part in alternatives if not (isinstance(part, dict) and _looks_around(part.get("pattern")))
+    ] or alternatives
 
 
 def with_definitions(schema: Any, root: dict[str, Any]) -> Any:

@@ -11,7 +11,7 @@ from service.chat.engine_request import EngineRequest
 from service.chat.errors import ApiError, invalid
 from service.chat.image_decoder import EncodedImage, ImageDecoder
 from service.chat.image_fetcher import ImageFetcher
-from service.chat.messages import Message, TextPart
+from service.chat.messages import ImageURL, Message, TextPart
 from service.fairness.client import Client
 from service.fairness.pool import FairPool
 from service.settings import Settings
@@ -88,9 +88,9 @@ class PromptMessages:
         self._decoder.close()
 
     def _convert(self, request: EngineRequest, fetched: FetchedImages) -> Conversation:
-        def open_image(url: str, path: str) -> EncodedImage:
+        def open_image(location: ImageURL, path: str) -> EncodedImage:
             try:
-                return self._open(url, fetched)
+                return self._open(location, fetched)
             except images.ImageError as error:
                 raise _invalid(path, error) from error
 
@@ -107,21 +107,22 @@ class PromptMessages:
             )
         return conversation
 
-    def _open(self, url: str, fetched: FetchedImages) -> EncodedImage:
+    def _open(self, location: ImageURL, fetched: FetchedImages) -> EncodedImage:
+        url, is_small = location.url, location.detail == "low"
         if not images.is_remote(url):
-            return self._decoder.measure(images.base64_of(url), is_base64=True)
+            return self._decoder.measure(images.base64_of(url), is_base64=True, is_small=is_small)
         data = fetched[url]
         if isinstance(data, images.ImageError):
             raise data
-        return self._decoder.measure(data)
+        return self._decoder.measure(data, is_small=is_small)
 
 
-def convert(message: Message, path: str, open_image: Callable[[str, str], Any]) -> dict[str, Any]:
-    """Return a message as the engine takes it. `open_image` returns an image, of its URL and the part's path."""
+def convert(message: Message, path: str, open_image: Callable[[ImageURL, str], Any]) -> dict[str, Any]:
+    """Return a message as the engine takes it. `open_image` returns an image, of its location and the part's path."""
     parts: list[dict[str, Any]] = [
         {"type": "text", "text": part.text}
         if isinstance(part, TextPart)
-        else {"type": "image", "image": open_image(part.image_url.url, f"{path}.content[{i}].image_url")}
+        else {"type": "image", "image": open_image(part.image_url, f"{path}.content[{i}].image_url")}
         for i, part in enumerate(message.content or ())
     ]
     # Every template accepts a string; not every one accepts parts for every role.
@@ -130,8 +131,10 @@ def convert(message: Message, path: str, open_image: Callable[[str, str], Any]) 
         "role": "system" if message.role == "developer" else message.role,
         "content": parts if text is None else text,
     }
-    if message.reasoning_content is not None:
-        converted["reasoning_content"] = message.reasoning_content
+    if message.name is not None:
+        converted["name"] = message.name
+    if message.thoughts is not None:
+        converted["reasoning_content"] = message.thoughts
     if message.tool_calls:
         converted["tool_calls"] = [call.model_dump(exclude_none=True) for call in message.tool_calls]
     if message.tool_call_id is not None:

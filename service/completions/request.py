@@ -8,8 +8,9 @@ from pydantic import BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from service.chat.engine_request import ClientRequest, EngineRequest
-from service.chat.messages import Items
-from service.chat.request import MAX_TOKENS, StopString, StreamOptions, Unsupported, wrap_string
+from service.chat.known_fields import DroppedFields
+from service.chat.request import MAX_TOKENS, StopString, StreamOptions, wrap_string
+from service.chat.request_model import Items, Neutral, Unsupported
 from service.completions.response import CompletionsFormat
 from service.engine import Sampling
 
@@ -29,7 +30,7 @@ def _one_text(value: Any) -> Any:
     return value
 
 
-class CompletionRequest(ClientRequest):
+class CompletionRequest(ClientRequest, DroppedFields):
     """The body of POST /v1/completions. Outside `prompt`, null selects the default."""
 
     prompt: Annotated[str, BeforeValidator(_one_text, json_schema_input_type=str | list[str])] = Field(
@@ -52,8 +53,8 @@ class CompletionRequest(ClientRequest):
     ] = Field(default=None, max_length=4)
     logprobs: int | None = Field(default=None, ge=0, le=20, description="most likely tokens beside each one")
     user: str | None = None
-    echo: Unsupported = None
-    suffix: Unsupported = None
+    echo: Annotated[None, Neutral((False,))] = None
+    suffix: Annotated[None, Neutral(("",))] = None
     logit_bias: Unsupported = None
 
     @model_validator(mode="after")

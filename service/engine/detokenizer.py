@@ -65,17 +65,25 @@ class StopStrings:
 
 
 class OutputProcessor:
-    """Turns the output tokens of one request into deltas. `end` holds the token ids that end the output.
+    """Turns the output tokens of one request into deltas.
 
-    `prompt_tokens` is repeated in every delta.
+    `end` holds the token ids that end the output. Stop strings are not looked for in the text before the
+    `min_tokens`-th token. `prompt_tokens` is repeated in every delta.
     """
 
     def __init__(
-        self, detokenizer: Detokenizer, stops: StopStrings, end: frozenset[int], *, prompt_tokens: int = 0
+        self,
+        detokenizer: Detokenizer,
+        stops: StopStrings,
+        end: frozenset[int],
+        *,
+        min_tokens: int = 0,
+        prompt_tokens: int = 0,
     ) -> None:
         self._detokenizer = detokenizer
         self._stops = stops
         self._end = end
+        self._missing = min_tokens
         self._prompt_tokens = prompt_tokens
         self._tokens = 0  # whose text is not yet sent
         self._logprobs: list[TokenLogprob] = []  # of them
@@ -89,7 +97,10 @@ class OutputProcessor:
         self._tokens += 1
         if logprob:
             self._logprobs.append(logprob)
-        text = self._stops.push(self._detokenizer.push(token))
+        self._missing -= 1
+        text = self._detokenizer.push(token)
+        if self._missing <= 0:
+            text = self._stops.push(text)
         self.ended = self._stops.matched
         return self._delta(text) if text else None
 

@@ -79,15 +79,19 @@ class Grammars:
         self._probe.check(grammar)
 
     def compile(self, grammar: Grammar, *, thinking: bool) -> Constraint:
-        """Return a constraint; if `thinking`, it starts after `</think>`. Raises Refused."""
+        """Return a constraint; it starts after the token that the grammar names, else after `</think>` if `thinking`.
+
+        Raises Refused.
+        """
         self.check(grammar)
         self.warm_up()
         assert self._compiler
         try:
             matcher = self._compiler.compile(grammar.text)
         except ValueError as error:
-            raise InvalidGrammar(str(error), grammar.param) from error
-        return Constraint(matcher, self._tokenizer.convert_tokens_to_ids("</think>") if thinking else None)
+            raise InvalidGrammar(str(error), grammar) from error
+        after = grammar.after or ("</think>" if thinking else None)
+        return Constraint(matcher, self._tokenizer.convert_tokens_to_ids(after) if after else None)
 
     def close(self) -> None:
         """End the processes that try grammars."""

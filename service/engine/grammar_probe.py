@@ -38,6 +38,7 @@ _OWN = ("it ", "the process ", "one token ")
 _WORDS = {
     "NoExtension": "no output conforms to it",
     "regex parse error": "a pattern is no regular expression, or uses look-around or back-references",
+    "invalid regex": "a pattern is no regular expression, or uses look-around or back-references",
     "not present in a registry": "a $ref refers to what is not in the schema",
     "does not exist": "a $ref refers to what is not in the schema",
     "Unsatisfiable": "no output conforms to it",
@@ -48,17 +49,16 @@ log = logging.getLogger("service")
 
 
 class InvalidGrammar(Refused):
-    """The JSON schema of the field `param`, or one of several there, cannot be compiled."""
+    """The JSON schema or another format of the grammar's field, or one of several there, cannot be compiled."""
 
-    def __init__(self, reason: str, param: str) -> None:
-        super().__init__(f"the JSON schema cannot be used: {_in_plain_words(reason)}")
-        self.param = param
+    def __init__(self, reason: str, grammar: Grammar) -> None:
+        super().__init__(f"the {grammar.kind} cannot be used: {_in_plain_words(reason)}", grammar.param)
 
 
 def check_size(grammar: Grammar, limit: int) -> None:
     """Raise InvalidGrammar if a grammar has more characters."""
     if len(grammar.text) > limit:
-        raise InvalidGrammar(f"it has {len(grammar.text)} characters; at most {limit} are allowed", grammar.param)
+        raise InvalidGrammar(f"it has {len(grammar.text)} characters; at most {limit} are allowed", grammar)
 
 
 class GrammarProbe:
@@ -90,7 +90,7 @@ class GrammarProbe:
                 if len(self._known) > KNOWN:
                     self._known.popitem(last=False)
         if reason is not None:
-            raise InvalidGrammar(reason, grammar.param)
+            raise InvalidGrammar(reason, grammar)
 
     def close(self) -> None:
         """End the processes."""

@@ -24,14 +24,6 @@ if TYPE_CHECKING:
 __all__ = ["Prompt", "PromptBuilder", "PromptImage"]
 
 
-class ForbiddenName(Refused):
-    """A name in the request contains a control token."""
-
-    def __init__(self, message: str, param: str) -> None:
-        super().__init__(message)
-        self.param = param
-
-
 @dataclass(frozen=True)
 class PromptImage:
     """One image of a prompt. Equal images have equal digests."""
@@ -145,7 +137,7 @@ class PromptBuilder:
         if isinstance(value, dict):
             for name in value:
                 if any(token in name for token in self._control_tokens):
-                    raise ForbiddenName(f"the name {name[:80]!r} contains a control token of the model", param)
+                    raise Refused(f"the name {name[:80]!r} contains a control token of the model", param)
         if isinstance(value, dict | list | tuple):
             for inner in value.values() if isinstance(value, dict) else value:
                 self._check_names(inner, param)

@@ -39,6 +39,8 @@ class Grammar(NamedTuple):
 
     text: str
     param: str = "response_format"
+    kind: str = "JSON schema"  # of what the field has, for messages
+    after: str | None = None  # the token after whose first occurrence it applies; None: from the begin, or `</think>`
 
     @classmethod
     def of_document(cls, schema: Any) -> Grammar:
@@ -67,6 +69,10 @@ class Sampling:
     frequency_penalty: float = 0.0
     seed: int | None = None
     stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()  # end the output, beside the end tokens of the checkpoint
+    min_tokens: int = 0  # before, neither end tokens nor stop strings end the output
+    ignore_eos: bool = False  # the end tokens of the checkpoint are never sampled
+    logit_bias: tuple[tuple[int, float], ...] = ()  # token id, and what is added to its logit
     logprobs: int | None = None  # most likely tokens to report beside the sampled one; None: no report at all
     grammar: Grammar | None = None  # of the output after any reasoning
 
@@ -107,6 +113,10 @@ class Refused(ValueError):
     """The request is invalid; `param` names the field at fault."""
 
     param = "messages"
+
+    def __init__(self, message: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param or self.param
 
 
 class PromptTooLong(Refused):

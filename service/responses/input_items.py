@@ -8,16 +8,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag
 
-from service.chat.messages import (
-    Arguments,
-    FunctionCall,
-    ImagePart,
-    Items,
-    Message,
-    MessageToolCall,
-    RequestModel,
-    TextPart,
-)
+from service.chat.messages import Arguments, FunctionCall, ImagePart, Message, MessageToolCall, TextPart
+from service.chat.request_model import Dropped, Items, RequestModel, Unsupported
 
 __all__ = ["InputItem", "messages_of"]
 
@@ -25,11 +17,11 @@ ITEMS = "message, function_call, function_call_output and reasoning"
 PARTS = "input_text, input_image, output_text and refusal"
 
 
-class Ignored(RequestModel):
-    """Fields of items that a response had and that mean nothing in a request."""
+class Item(RequestModel):
+    """Base of items: what the items of a response have, and what means nothing in a request."""
 
-    id: str | None = None
-    status: str | None = None
+    id: Dropped = None
+    status: Dropped = None
 
 
 class InputText(RequestModel):
@@ -37,8 +29,8 @@ class InputText(RequestModel):
 
     type: Literal["input_text", "output_text"]
     text: str
-    annotations: Any = None
-    logprobs: Any = None
+    annotations: Dropped = None
+    logprobs: Dropped = None
 
     def part(self) -> TextPart:
         """Return the part of a message."""
@@ -57,15 +49,18 @@ class Refusal(RequestModel):
 
 
 class InputImage(RequestModel):
-    """An image. `detail` has no effect."""
+    """An image."""
 
     type: Literal["input_image"]
     image_url: str = Field(description="data:image/…;base64,… or an https URL of a host that the settings allow")
-    detail: Literal["auto", "low", "high", "original"] | None = None
+    detail: Literal["auto", "low", "high"] | None = None
+    file_id: Unsupported = None
 
     def part(self) -> ImagePart:
         """Return the part of a message."""
-        return ImagePart.model_validate({"type": "image_url", "image_url": self.image_url})
+        return ImagePart.model_validate(
+            {"type": "image_url", "image_url": {"url": self.image_url, "detail": self.detail}}
+        )
 
 
 def _type_of_part(value: Any) -> str | None:
@@ -90,16 +85,16 @@ def _wrap_text(value: Any) -> Any:
 Content = Annotated[Items[Part], BeforeValidator(_wrap_text, json_schema_input_type=list[Part] | str)]
 
 
-class MessageItem(Ignored):
+class MessageItem(Item):
     """A message; `type` may be missing."""
 
     type: Literal["message"] = "message"
     role: Literal["user", "assistant", "system", "developer"]
     content: Content
-    phase: str | None = None
+    phase: Dropped = None
 
 
-class FunctionCallItem(Ignored):
+class FunctionCallItem(Item):
     """A call that the model has made."""
 
     type: Literal["function_call"]
@@ -108,7 +103,7 @@ class FunctionCallItem(Ignored):
     arguments: Arguments
 
 
-class FunctionCallOutputItem(Ignored):
+class FunctionCallOutputItem(Item):
     """What a call has returned."""
 
     type: Literal["function_call_output"]
@@ -123,13 +118,13 @@ class ReasoningText(RequestModel):
     text: str
 
 
-class ReasoningItem(Ignored):
+class ReasoningItem(Item):
     """The reasoning before an answer."""
 
     type: Literal["reasoning"]
     summary: Items[ReasoningText] = Field(default_factory=list)
     content: Items[ReasoningText] | None = None
-    encrypted_content: str | None = None
+    encrypted_content: Dropped = None
 
     @property
     def text(self) -> str:

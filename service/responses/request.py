@@ -10,22 +10,12 @@ from pydantic import BeforeValidator, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
 from service.chat.engine_request import ClientRequest, EngineRequest
-from service.chat.messages import ImagePart, Items, Message, RequestModel, TextPart
-from service.chat.request import (
-    MAX_MESSAGES,
-    MAX_TOKENS,
-    ChatRequest,
-    Function,
-    JsonObjectFormat,
-    JsonSchema,
-    JsonSchemaFormat,
-    NamedFunction,
-    NamedTool,
-    TemplateOptions,
-    TextFormat,
-    Tool,
-    Unsupported,
-)
+from service.chat.formats import JsonObjectFormat, JsonSchema, JsonSchemaFormat, TextFormat
+from service.chat.known_fields import DroppedFields
+from service.chat.messages import ImagePart, Message, TextPart
+from service.chat.request import MAX_MESSAGES, MAX_TOKENS, ChatRequest
+from service.chat.request_model import Dropped, Items, Neutral, RequestModel, Unsupported
+from service.chat.tool_definitions import Function, Tool
 from service.responses.input_items import InputItem, messages_of
 from service.responses.response import ResponsesFormat
 
@@ -58,15 +48,15 @@ class TextOptions(RequestModel):
     """What the text of the answer is."""
 
     format: Annotated[TextFormat | JsonObjectFormat | SchemaFormat, Field(discriminator="type")] | None = None
-    verbosity: Unsupported = None
+    verbosity: Annotated[None, Neutral(("medium",))] = None
 
 
 class Reasoning(RequestModel):
     """Whether the model reasons before it answers: not with the effort `none` or `minimal`. There are no summaries."""
 
     effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
-    summary: Literal["auto", "concise", "detailed"] | None = None
-    generate_summary: Literal["auto", "concise", "detailed"] | None = None
+    summary: Dropped = None
+    generate_summary: Dropped = None
 
 
 class ChosenFunction(RequestModel):
@@ -80,9 +70,9 @@ ToolChoice = Literal["none", "auto", "required"] | ChosenFunction | None
 
 
 class StreamOptions(RequestModel):
-    """Options of a stream. Events have no obfuscation, whatever this says."""
+    """Options of a stream, whose events have no obfuscation."""
 
-    include_obfuscation: bool | None = None
+    include_obfuscation: Dropped = None
 
 
 def _wrap_text(value: Any) -> Any:
@@ -95,10 +85,9 @@ def _check_tool(value: Any) -> Any:
     return value
 
 
-def _check_store(value: Any) -> Any:
+def _check_store(value: Any) -> None:
     if value:
         raise PydanticCustomError("store", "must be false: responses are not stored here")
-    return value
 
 
 def _check_reference(value: Any) -> None:
@@ -125,7 +114,7 @@ def _check_truncation(value: Any) -> Any:
 Stateless = Annotated[None, BeforeValidator(_check_reference), Field(description="not supported: nothing is stored")]
 
 
-class ResponsesRequest(ClientRequest):
+class ResponsesRequest(ClientRequest, DroppedFields):
     """The body of POST /v1/responses. Outside `input`, null selects the default."""
 
     input: Annotated[Items[InputItem], BeforeValidator(_wrap_text, json_schema_input_type=list[InputItem] | str)] = (
@@ -143,7 +132,7 @@ class ResponsesRequest(ClientRequest):
     text: TextOptions | None = None
     reasoning: Reasoning | None = None
     include: Annotated[list[str] | None, BeforeValidator(_check_include)] = None
-    store: Annotated[bool | None, BeforeValidator(_check_store)] = Field(default=None, description="not supported")
+    store: Annotated[None, BeforeValidator(_check_store)] = Field(default=None, description="not supported")
     previous_response_id: Stateless = None
     conversation: Stateless = None
     prompt: Unsupported = None
@@ -152,12 +141,8 @@ class ResponsesRequest(ClientRequest):
     context_management: Unsupported = None
     moderation: Unsupported = None
     truncation: Annotated[Literal["auto", "disabled"] | None, BeforeValidator(_check_truncation)] = None
-    metadata: dict[str, str] | None = Field(default=None, max_length=16)
+    metadata: dict[str, str] | None = Field(default=None, max_length=16)  # type: ignore[assignment]  # is returned
     user: str | None = None
-    safety_identifier: str | None = None
-    service_tier: str | None = None
-    prompt_cache_key: str | None = None
-    prompt_cache_retention: str | None = None
 
     @model_validator(mode="after")
     def _check(self) -> ResponsesRequest:
@@ -209,8 +194,6 @@ class ResponsesRequest(ClientRequest):
     @cached_property
     def _chat(self) -> ChatRequest:
         """The same as a chat request; raises ValidationError."""
-        effort = self.reasoning.effort if self.reasoning else None
-        thinking = None if effort is None else TemplateOptions(enable_thinking=effort not in ("none", "minimal"))
         return ChatRequest(
             messages=[message for _, message in self._messages],
             max_completion_tokens=self.max_output_tokens,
@@ -222,13 +205,13 @@ class ResponsesRequest(ClientRequest):
             tools=[tool.tool() for tool in self.tools] if self.tools else None,
             tool_choice=_tool_choice(self.tool_choice),
             parallel_tool_calls=self.parallel_tool_calls,
-            chat_template_kwargs=thinking,
+            reasoning_effort=self.reasoning.effort if self.reasoning else None,
         )
 
 
 def _tool_choice(chosen: ToolChoice) -> Any:
     if isinstance(chosen, ChosenFunction):
-        return NamedTool(type="function", function=NamedFunction(name=chosen.name))
+        return {"type": "function", "function": {"name": chosen.name}}
     return chosen
 
 

@@ -166,7 +166,7 @@ def test_a_picture_that_takes_long_is_given_up(decoder: ImageDecoder, kind: str)
 
 def test_a_picture_that_lies_about_its_size_takes_no_more_memory(decoder: ImageDecoder) -> None:
     """A decoder that is told another size than the header's fails; it does not take the worker with it."""
-    small = EncodedImage(plain(3000), is_base64=False, size=(1, 1))
+    small = EncodedImage(plain(3000), is_base64=False, full_size=(1, 1))
     with pytest.raises(ImageError, match="at most 4000000 pixels"):
         decoder.decode(small)
 
