@@ -56,12 +56,16 @@ def test_a_bias_forbids_or_forces_a_token(engine: ModelEngine, processor: Proces
     assert first not in greedy(engine, processor, logit_bias=((first, -100.0),))[0]
     assert greedy(engine, processor, logit_bias=((tokens[3], 100.0),))[0] == [tokens[3]] * 12
 
-    async def together() -> list[Any]:
-        biased = Sampling(**GREEDY, logit_bias=((first, -100.0),), presence_penalty=1.0)
-        return await asyncio.gather(collect(engine, sampling=biased), collect(engine, sampling=Sampling(**GREEDY)))
+    forced = [tokens[3], tokens[4], tokens[5]]
+    samplings = [Sampling(**GREEDY, logit_bias=((token, 100.0),)) for token in forced]
 
-    plain = asyncio.run(together())[1]
-    assert processor.tokenizer.encode("".join(plain[0]), add_special_tokens=False) == tokens
+    async def together() -> list[tuple[list[str], Finish]]:
+        plain = Sampling(**GREEDY)
+        return await asyncio.gather(*(collect(engine, sampling=one) for one in (*samplings, plain)))
+
+    *biased, free = asyncio.run(together())
+    assert ["".join(texts) for texts, _ in biased] == [processor.text([token] * 12) for token in forced]
+    assert "".join(free[0]) == processor.text(tokens)
 
 
 def test_a_grammar_stands_above_a_bias(engine: ModelEngine, processor: Processor, tokens: list[int]) -> None:

@@ -288,8 +288,8 @@ def test_no_message_is_in_the_voice_of_a_library(name: str, value: Any) -> None:
         parse(**{name: value})
     except ApiError as error:
         found.append(error)
-    for error in found:
-        _assert_own_words(error)
+    for one in found:
+        _assert_own_words(one)
 
 
 def _assert_own_words(error: ApiError) -> None:

@@ -158,8 +158,8 @@ def test_what_cannot_be_held_is_refused_by_name(keyword: str) -> None:
 def test_calls_of_strict_functions_conform(writer: Writer) -> None:
     """The model may write text; from its first call on the grammar holds, for strict functions alone."""
     schema = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
-    strict = {"type": "function", "function": {"name": "one", "strict": True, "parameters": schema}}
-    loose = {"type": "function", "function": {"name": "two", "parameters": {**schema, "not": {}}}}
+    strict: dict[str, Any] = {"type": "function", "function": {"name": "one", "strict": True, "parameters": schema}}
+    loose: dict[str, Any] = {"type": "function", "function": {"name": "two", "parameters": {**schema, "not": {}}}}
     tools = [strict, loose]
     grammar = request(tools).grammar
     assert grammar
