@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -224,7 +224,7 @@ def test_formats_with_loss(colour: tuple[int, ...], kind: str, mode: str) -> Non
     assert_shows(encoded(flat(colour[: len(mode)], mode), kind, quality=100), expected, LOSSY)
 
 
-ORIENTATIONS = {
+ORIENTATIONS: dict[int, Callable[[Samples], Samples]] = {
     1: lambda stored: stored,
     2: lambda stored: stored[:, ::-1],
     3: lambda stored: stored[::-1, ::-1],

@@ -58,8 +58,9 @@ def _of_png(image: Image.Image, raw_mode: str, data: bytes) -> Image.Image:
 
 def _differing(image: Image.Image, data: bytes, key: tuple[int, ...]) -> Image.Image:
     """Return 255 where a pixel of RGB of 16 bits is not `key`, else 0. The image holds the upper bytes."""
-    lower: Any = Image.open(io.BytesIO(data), formats=("PNG",))
-    lower.tile = [tile._replace(args="RGB;16L") for tile in lower.tile]  # the byte that Pillow leaves out otherwise
+    file: Any = Image.open(io.BytesIO(data), formats=("PNG",))
+    file.tile = [tile._replace(args="RGB;16L") for tile in file.tile]  # the byte that Pillow leaves out otherwise
+    lower: Image.Image = file
     bands = [*image.split(), *lower.split()]
     wanted = [*(value >> 8 for value in key), *(value & 255 for value in key)]
     masks = (band.point([255 * (n != value) for n in range(256)]) for band, value in zip(bands, wanted, strict=True))
