@@ -169,6 +169,7 @@ def test_request_reaches_the_engine() -> None:
         *with_image({"url": picture(), "detail": "low"})["messages"],
         {"role": "tool", "content": [{"type": "text", "text": "4"}, {"type": "text", "text": "2"}]},
         *with_image(picture())["messages"],
+        {**with_image(picture())["messages"][0], "role": "tool", "tool_call_id": "call_1"},
     ]
     body = {
         "messages": messages,
@@ -185,9 +186,9 @@ def test_request_reaches_the_engine() -> None:
     }
     assert client(engine).post(CHAT, json=body).status_code == 200
     [(got, sampling, thinking)] = engine.seen
-    assert [message["role"] for message in got] == ["system", "assistant", "user", "tool", "user"]
+    assert [message["role"] for message in got] == ["system", "assistant", "user", "tool", "user", "tool"]
     assert [got[0]["content"], got[1]["content"], got[3]["content"]] == ["be brief", "", "42"]
-    for message in (got[2], got[4]):
+    for message in (got[2], got[4], got[5]):
         assert message["content"][0] == {"type": "text", "text": "what?"}
         assert list(np.asarray(message["content"][1]["image"])[0, 0]) == [255, 0, 0]
     assert sampling == Sampling(max_tokens=5, temperature=0, top_p=0.5, top_k=3, seed=-4, stop=("end",))
@@ -382,6 +383,21 @@ def test_invalid_field_is_a_400_that_names_it(body: Any, param: str | None) -> N
     assert answer.json()["error"]["param"] == param
     assert len(answer.json()["error"]["message"]) < 500
     assert not engine.seen
+
+
+@pytest.mark.parametrize(
+    ("kind", "instead"),
+    [("video_url", "send frames"), ("input_audio", "send what is said as text"), ("file", "send pages as images")],
+)
+def test_other_media_are_refused_with_what_to_send_instead(kind: str, instead: str) -> None:
+    """A video, audio or file is named, for every role."""
+    for role in ("user", "tool"):
+        answer = client().post(CHAT, json=content_of([{"type": kind, kind: {"url": "data:,x"}}], role))
+        assert answer.status_code == 400
+        error = answer.json()["error"]
+        assert error["param"] == "messages[0].content[0]"
+        assert f'not supported (type "{kind}")' in error["message"]
+        assert instead in error["message"]
 
 
 INVALID_BODIES = [

@@ -8,6 +8,7 @@ import io
 import itertools
 import json
 import os
+import re
 import shutil
 import threading
 import time
@@ -16,6 +17,7 @@ from contextlib import aclosing
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -387,6 +389,24 @@ def test_a_conversation_of_all_roles_is_rendered(checkpoint: Path) -> None:
         "[gMASK]<sop><|system|>\nbe brief<|user|>\nadd<|assistant|>\n<think>hm</think>\nyes"
         "<|observation|>\n<tool_response>\n42\n</tool_response><|assistant|>"
     )
+
+
+def test_pictures_in_results_of_tools_are_rendered_where_they_are(checkpoint: Path) -> None:
+    """Their patches are in the order of the parts, over messages of users and of tools."""
+    processor = Processor.read(checkpoint / "model")
+    sizes = [(28 * n, 56) for n in (2, 4, 6)]
+    first, second, third = ({"type": "image", "image": np.zeros((h, w, 3), np.uint8)} for w, h in sizes)
+    messages = [
+        *user([first, {"type": "text", "text": "look"}]),
+        {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "shoot", "arguments": {}}}]},
+        {"role": "tool", "content": [{"type": "text", "text": "before"}, second, third, {"type": "text", "text": "."}]},
+    ]
+    inputs = processor.inputs(messages, None)
+    text = re.sub(r"(<\|image\|>)+", "<|image|>", processor.tokenizer.decode(inputs["input_ids"][0]))
+    picture = "<|begin_of_image|><|image|><|end_of_image|>"
+    assert f"<|user|>\n{picture}look<|assistant|>" in text
+    assert f"<tool_response>\nbefore{picture}{picture}.\n</tool_response>" in text
+    assert [grid.prod() // 4 for grid in inputs["image_grid_thw"]] == [processor.image_tokens([size]) for size in sizes]
 
 
 @pytest.mark.parametrize(

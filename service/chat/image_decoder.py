@@ -16,7 +16,8 @@ from service.isolation.processes import Died, IsolatedProcesses, Refusal
 __all__ = ["EncodedImage", "ImageDecoder", "RgbImage", "begin"]
 
 BYTES_PER_PIXEL = 24
-"""Pillow takes 4 for an image in any mode but grey, and has five of them while it makes transparency white."""
+"""Pillow takes 4 for an image in any mode but grey. Of 20 million pixels, 18 bytes a pixel were the most that was
+measured, for PNGs of 16 bits with a transparent colour; with an alpha channel it was 16."""
 
 OVERHEAD = 192 << 20  # bytes for the encoded image, its copies in Pillow's plugins, and their code
 

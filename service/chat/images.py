@@ -10,7 +10,9 @@ import binascii
 import io
 from pathlib import Path
 
-from PIL import Image, ImageOps
+from PIL import Image
+
+from service.chat.image_modes import load_rgb
 
 __all__ = [
     "ImageError",
@@ -110,20 +112,10 @@ def reduced(size: tuple[int, int]) -> tuple[int, int]:
 
 
 def from_bytes(data: bytes, *, max_pixels: int) -> Image.Image:
-    """Decode to RGB; raises ImageError.
-
-    The EXIF orientation is applied, transparency is composited over white, and of an animation the first frame is used.
-    """
+    """Decode to RGB, as `image_modes.load_rgb` does; raises ImageError."""
     image = open_image(data, max_pixels=max_pixels)
     try:
-        image.load()
-        upright = ImageOps.exif_transpose(image)
-        if upright.has_transparency_data:
-            upright = Image.alpha_composite(
-                Image.new("RGBA", upright.size, "white"),
-                upright.convert("RGBA"),
-            )
-        return upright.convert("RGB")
+        return load_rgb(image, data)
     except MemoryError:
         raise
     except Exception as error:  # as above

@@ -49,7 +49,22 @@ class ImagePart(PartModel):
     image_url: Annotated[ImageURL, BeforeValidator(_wrap_url, json_schema_input_type=ImageURL | str)]
 
 
-Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
+INSTEAD = {
+    "video_url": 'videos are not supported (type "video_url"): send frames of the video as images (type "image_url")',
+    "input_audio": 'audio is not supported (type "input_audio"): send what is said as text (type "text")',
+    "file": 'files are not supported (type "file"): send pages as images (type "image_url") or text (type "text")',
+}
+"""What a client is told that sends a part of another type, by type."""
+
+
+def _refuse_media(value: Any) -> Any:
+    kind = value.get("type") if isinstance(value, dict) else None
+    if isinstance(kind, str) and kind in INSTEAD:
+        raise PydanticCustomError("part_type", "{reason}", {"reason": INSTEAD[kind]})
+    return value
+
+
+Part = Annotated[TextPart | ImagePart, Field(discriminator="type"), BeforeValidator(_refuse_media)]
 
 
 def _wrap_text(value: Any) -> Any:
@@ -120,8 +135,8 @@ class Message(PartModel):
     def _check_role(self) -> Message:
         if not self.content and self.role != "assistant":
             raise self._role_error("content_missing", "content is required for role {role}")
-        if self.role != "user" and any(isinstance(part, ImagePart) for part in self.content or ()):
-            raise self._role_error("image_role", "images are allowed for role user only, not for role {role}")
+        if self.role not in ("user", "tool") and any(isinstance(part, ImagePart) for part in self.content or ()):
+            raise self._role_error("image_role", "images are allowed for roles user and tool only, not for role {role}")
         if self.role != "assistant" and self.tool_calls:
             raise self._role_error("calls_role", "tool_calls are allowed for role assistant only, not for role {role}")
         if None not in (self.reasoning, self.reasoning_content) and self.reasoning != self.reasoning_content:
