@@ -47,6 +47,7 @@ class FakeEngine:
     tools: list[Sequence[dict[str, Any]]] = field(default_factory=list)
     priorities: list[Priority] = field(default_factory=list)
     clients: list[Client] = field(default_factory=list)
+    max_new_tokens: int = 1024
     cancelled: int = 0
     started: asyncio.Queue[None] = field(default_factory=asyncio.Queue)
 
@@ -80,8 +81,8 @@ class FakeEngine:
         finally:
             self.cancelled += not finished
 
-    def check_size(self, messages: list[dict[str, Any]], tools: Sequence[dict[str, Any]] = ()) -> None:
-        pass
+    def check_size(self, messages: list[dict[str, Any]], tools: Sequence[dict[str, Any]] = ()) -> int:
+        return 7
 
     def usage(self) -> Usage:
         return Usage(1, 2, 30, 400)

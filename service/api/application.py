@@ -10,6 +10,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Lifespan, Receive, Scope, Send
 
+from service.api.keys import Access, ApiKeys
 from service.api.middleware import RequestMiddleware
 from service.identity import Identity
 
@@ -17,7 +18,7 @@ __all__ = ["Application", "Endpoint"]
 
 
 class Endpoint(Route):
-    """A route to a handler, whose exceptions go to RequestMiddleware."""
+    """A route to a handler, whose exceptions go to RequestMiddleware. `access`: who may use it."""
 
     def __init__(
         self,
@@ -26,22 +27,33 @@ class Endpoint(Route):
         *,
         method: str = "GET",
         name: str | None = None,
+        access: Access = "key",
     ) -> None:
         super().__init__(path, handler, methods=[method], name=name)
+        self.access = access
 
         async def app(scope: Scope, receive: Receive, send: Send) -> None:
-            response = await handler(Request(scope, receive, send))
-            await response(scope, receive, send)
+            application: Application = scope["app"]
+            with application.keys.admit(scope, access):
+                response = await handler(Request(scope, receive, send))
+                await response(scope, receive, send)
 
         self.app = app
 
 
 class Application(Starlette):
-    """Starlette with RequestMiddleware in the place of its own two."""
+    """Starlette with RequestMiddleware in the place of its own two. By default no request needs an API key."""
 
-    def __init__(self, routes: Sequence[Endpoint], identity: Identity, lifespan: Lifespan[Starlette]) -> None:
+    def __init__(
+        self,
+        routes: Sequence[Endpoint],
+        identity: Identity,
+        lifespan: Lifespan[Starlette],
+        keys: ApiKeys | None = None,
+    ) -> None:
         super().__init__(routes=routes, lifespan=lifespan)
         self.identity = identity
+        self.keys = keys or ApiKeys()
         self.router.redirect_slashes = False
 
     def build_middleware_stack(self) -> ASGIApp:

@@ -13,6 +13,7 @@ from typing_extensions import TypedDict
 
 from service import metrics
 from service.api.body import read_body
+from service.api.keys import InFlight
 from service.api.openapi import describes
 from service.api.scrapes import Scrapes
 from service.api.sse import EventStream, cancel_on_disconnect
@@ -96,11 +97,15 @@ class Handlers:
         def set_version(version: str) -> None:
             request.state.version = version
 
+        in_flight: InFlight | None = request.scope["state"].get("in_flight")
+        on_size = in_flight.add_tokens if in_flight else _ignore
         if not chat_request.stream:
-            completion = self._chat.create_completion(chat_request, on_version=set_version, client=client)
+            completion = self._chat.create_completion(
+                chat_request, on_version=set_version, client=client, on_size=on_size
+            )
             return JSONResponse(await cancel_on_disconnect(request.receive, completion))
         # The first event is awaited before the status is sent, so that errors before it get their status.
-        events = self._chat.stream_events(chat_request, request.state.request_id, set_version, client)
+        events = self._chat.stream_events(chat_request, request.state.request_id, set_version, client, on_size)
         return EventStream(await cancel_on_disconnect(request.receive, anext(events)), events)
 
     @describes(response=Models)
@@ -156,6 +161,10 @@ class Handlers:
 
     def _hung(self) -> str:
         return f"the engine has work and has made no progress for {self._settings.stall} s"
+
+
+def _ignore(_tokens: int) -> None:
+    pass
 
 
 def _health(health: Health) -> Response:

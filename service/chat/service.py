@@ -29,7 +29,7 @@ from service.settings import Settings
 __all__ = ["ChatService"]
 
 
-def _ignore_version(_version: str) -> None:
+def _ignore(_value: object) -> None:
     pass
 
 
@@ -70,12 +70,17 @@ class ChatService:
         self,
         request: ChatRequest,
         priority: Priority = "interactive",
-        on_version: Callable[[str], None] = _ignore_version,
+        on_version: Callable[[str], None] = _ignore,
         client: Client = NOBODY,
+        on_size: Callable[[int], None] = _ignore,
     ) -> Completion:
-        """Answer with a `chat.completion`; `on_version` receives the version of the weights before they are used."""
+        """Answer with a `chat.completion`; `on_version` receives the version of the weights before they are used.
+
+        `on_size` receives the tokens that all choices may take, prompts and answers, by an estimate and before any work
+        on them; it may raise ApiError.
+        """
         with self._reserve(request, priority, client) as reservation:
-            conversation = await self._prepare(request, reservation, client)
+            conversation = await self._prepare(request, reservation, client, on_size)
             request, parsers = request.without_messages(), self._parsers(request, conversation.tools)
             async with self._admission.admit(request.n or 1) as ticket:
                 on_version(ticket.version)
@@ -87,13 +92,14 @@ class ChatService:
         self,
         request: ChatRequest,
         request_id: str,
-        on_version: Callable[[str], None] = _ignore_version,
+        on_version: Callable[[str], None] = _ignore,
         client: Client = NOBODY,
+        on_size: Callable[[int], None] = _ignore,
     ) -> AsyncGenerator[bytes, None]:
         """Answer with server-sent events. ApiError is raised before the first event only; later errors are events."""
         include_usage = bool(request.stream_options and request.stream_options.include_usage)
         with self._reserve(request, "interactive", client) as reservation:
-            conversation = await self._prepare(request, reservation, client)
+            conversation = await self._prepare(request, reservation, client, on_size)
             request, parsers = request.without_messages(), self._parsers(request, conversation.tools)
             async with self._admission.admit(request.n or 1) as ticket:
                 on_version(ticket.version)
@@ -154,13 +160,16 @@ class ChatService:
                 headers={"Retry-After": "1"},
             ) from None
 
-    async def _prepare(self, request: ChatRequest, reservation: Reservation, client: Client) -> Conversation:
+    async def _prepare(
+        self, request: ChatRequest, reservation: Reservation, client: Client, on_size: Callable[[int], None]
+    ) -> Conversation:
         """Return the conversation, with its images fetched and decoded as soon as their pixels have room."""
         conversation = await self._prompt_messages.build(request, client)
         try:
-            self._engine.check_size(conversation.messages, conversation.tools)
+            tokens = self._engine.check_size(conversation.messages, conversation.tools)
         except PromptTooLong as error:
             raise invalid(str(error), param=error.param, code="context_length_exceeded") from error
+        on_size((tokens + (_max_tokens(request) or self._engine.max_new_tokens)) * (request.n or 1))
         if conversation.pixels:
             try:
                 async with asyncio.timeout(self._settings.max_wait if client != BATCHES else None):
@@ -234,11 +243,15 @@ class ChatService:
             metrics.set_engine_usage(self._engine.usage())
 
 
+def _max_tokens(request: ChatRequest) -> int | None:
+    return request.max_completion_tokens or request.max_tokens
+
+
 def _sampling(request: ChatRequest, index: int) -> Sampling:
     """Return the sampling of one of the `n` choices; with a seed, every choice has a different one derived from it."""
     seed = request.seed if request.seed is None else (request.seed + index + 2**63) % 2**64 - 2**63
     return Sampling(
-        max_tokens=request.max_completion_tokens or request.max_tokens,
+        max_tokens=_max_tokens(request),
         temperature=request.temperature,
         top_p=request.top_p,
         top_k=request.top_k,

@@ -89,8 +89,11 @@ class ChildEngine:
             del self._waiting[number]
             self._pipe.send((number, None, None, None))
 
-    def check_size(self, messages: list[dict[str, Any]], tools: Any = ()) -> None:
+    max_new_tokens = 1024
+
+    def check_size(self, messages: list[dict[str, Any]], tools: Any = ()) -> int:
         """Check nothing: the child does."""
+        return 0
 
     def usage(self) -> Usage:
         """Return zeros: the benchmark does not use them."""
