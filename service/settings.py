@@ -18,6 +18,8 @@ class Settings(BaseSettings):
     runtime: Path = Path("/run/glm")
     slot: Literal["blue", "green"]
 
+    keys: Path = Field(default=Path("/etc/glm/keys"), description="file of API keys; without it requests need no key")
+
     engine: Literal["model", "dummy"] = Field(default="model", description="dummy answers without a model; for tests")
     bind: str | None = Field(default=None, description="HOST:PORT to listen on without systemd, started by hand")
     workers: int = Field(default=1, ge=1)

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from service.contract.samples import ANSWERED, BROKEN_OFF, CLIENT_GONE, NOT_ANSWERED, Origin, SampleRing
 
 __all__ = [
+    "ANSWER_PATHS",
     "CHAT_PATH",
     "KEEP_ALIVE_COMMENT",
     "MIRRORED_HEADER",
@@ -30,6 +31,7 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
 CHAT_PATH = "/v1/chat/completions"
+ANSWER_PATHS = frozenset((CHAT_PATH, "/v1/responses", "/v1/completions"))  # whose times and errors judge a version
 KEEP_ALIVE_COMMENT = b": keep-alive\n\n"  # server-sent; has no content, so it is neither timed nor captured
 MIRRORED_HEADER = b"x-glm-mirrored"  # requests the trailer; ignored except on a slot's internal socket
 _TRAILER = b"\n: %.6f %.6f\n"  # seconds, and seconds to the first piece or -1; a comment in server-sent events
@@ -129,7 +131,7 @@ class ResponseTimer:
         """Write the sample of the answer, once it has ended."""
         ended, started = self._ended, self._started
         first = -1.0 if self._first is None else self._first - started
-        kind = ANSWERED if self.scope["path"] == CHAT_PATH else NOT_ANSWERED
+        kind = ANSWERED if self.scope["path"] in ANSWER_PATHS else NOT_ANSWERED
         samples.write(ended, ended - started, first, self.status or 500, kind, 0.0, origin)
 
 

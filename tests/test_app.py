@@ -48,6 +48,7 @@ class FakeEngine:
     tools: list[Sequence[dict[str, Any]]] = field(default_factory=list)
     priorities: list[Priority] = field(default_factory=list)
     clients: list[Client] = field(default_factory=list)
+    max_new_tokens: int = 1024
     cancelled: int = 0
     started: asyncio.Queue[None] = field(default_factory=asyncio.Queue)
 
@@ -81,8 +82,8 @@ class FakeEngine:
         finally:
             self.cancelled += not finished
 
-    def check_size(self, messages: Conversation, tools: Sequence[dict[str, Any]] = ()) -> None:
-        pass
+    def check_size(self, messages: Conversation, tools: Sequence[dict[str, Any]] = ()) -> int:
+        return 7
 
     @property
     def context_length(self) -> int:

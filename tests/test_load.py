@@ -550,6 +550,14 @@ def test_the_help_describes_every_class() -> None:
         assert re.search(rf"^  {name} \({count}\) +[A-Z]\w+", text, re.MULTILINE), text
 
 
+def test_an_api_key_that_no_header_can_have_is_an_error() -> None:
+    """The command ends with a usage error that does not repeat the key."""
+    result = CliRunner().invoke(main, ["127.0.0.1:1"], env={"GLM_API_KEY": "secret\r\nhost: y"})
+    assert result.exit_code == 2
+    assert "the API key has characters" in result.output
+    assert "secret" not in result.output
+
+
 async def command(*arguments: str) -> asyncio.subprocess.Process:
     return await asyncio.create_subprocess_exec(
         sys.executable,

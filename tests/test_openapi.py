@@ -9,6 +9,7 @@ from jsonschema import Draft202012Validator
 from jsonschema.protocols import Validator
 from starlette.routing import Route
 
+from service.api.routes import Endpoint
 from service.chat.request import ChatRequest
 from tests.test_app import CHAT, HELLO, FakeEngine, client
 
@@ -38,6 +39,22 @@ def test_every_route_is_described(served: dict[str, Any]) -> None:
         for operation in operations.values():
             assert {"200", "default"} <= set(operation["responses"])
             assert operation["summary"]
+
+
+def test_security_is_that_of_the_routes(served: dict[str, Any]) -> None:
+    """Routes that are open to everybody say so; all others take a key in one of three headers, and may answer 401."""
+    schemes = served["components"]["securitySchemes"]
+    assert {scheme.get("name", "Authorization") for scheme in schemes.values()} == {
+        "Authorization",
+        "X-Api-Key",
+        "Api-Key",
+    }
+    assert served["security"] == [{}, *({name: []} for name in schemes)]
+    for route in client().app.routes:  # type: ignore[attr-defined]
+        assert isinstance(route, Endpoint)
+        for operation in served["paths"][route.path.replace(":path", "")].values():
+            assert operation.get("security") == ([] if route.access == "open" else None)
+            assert ("401" in operation["responses"]) == (route.access != "open")
 
 
 def test_request_schema_is_that_of_the_model(served: dict[str, Any]) -> None:

@@ -14,7 +14,7 @@ from tests.page_fixtures import (
     free_address,
     picture,
 )
-from ui.client import Fault, LiveSlot, ServiceClient, ServiceError, service_address
+from ui.client import Fault, LiveSlot, ServiceClient, ServiceError, api_key, service_address
 from ui.picture import LONGEST_EDGE, MAX_UNCHANGED, prepare
 
 
@@ -81,6 +81,13 @@ def test_service_address(monkeypatch: pytest.MonkeyPatch, listen: str, expected:
     """The address of the service is GLM_LISTEN, with a default."""
     monkeypatch.setenv("GLM_LISTEN", listen)
     assert service_address() == expected
+
+
+@pytest.mark.parametrize(("value", "expected"), [("key", "key"), (" key\n", "key"), ("", None)])
+def test_api_key(monkeypatch: pytest.MonkeyPatch, value: str, expected: str | None) -> None:
+    """The page's API key is that of the environment; an empty one is none."""
+    monkeypatch.setenv("GLM_API_KEY", value)
+    assert api_key() == expected
 
 
 def test_wildcard_address(service: FakeService) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import httpx
 
-__all__ = ["AnswerStream", "Delta", "Fault", "LiveSlot", "ServiceClient", "ServiceError", "service_address"]
+__all__ = ["AnswerStream", "Delta", "Fault", "LiveSlot", "ServiceClient", "ServiceError", "api_key", "service_address"]
 
 # Seconds. During a swap requests wait in the backlog of the socket while a model is loaded.
 READ_TIMEOUT = 600.0
@@ -112,13 +112,17 @@ class AnswerStream:
 
 
 class ServiceClient:
-    """A client of the service at `address`, host:port; thread-safe, with a pool of kept connections."""
+    """A client of the service at `address`, host:port; thread-safe, with a pool of kept connections.
 
-    def __init__(self, address: str) -> None:
+    `key`: the API key that is sent; None if the service needs none.
+    """
+
+    def __init__(self, address: str, key: str | None = None) -> None:
         self.address = address
         host, _, port = address.rpartition(":")
         self._client = httpx.Client(
             base_url=f"http://{WILDCARD_ADDRESSES.get(host, host)}:{port}",
+            headers={"authorization": f"Bearer {key}"} if key else {},
             timeout=httpx.Timeout(READ_TIMEOUT, connect=30.0),
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=16, keepalive_expiry=KEEP_ALIVE),
             trust_env=False,  # the service is on this host: no proxy
@@ -151,6 +155,11 @@ class ServiceClient:
 def service_address() -> str:
     """Return the address of the service, host:port, from GLM_LISTEN."""
     return os.environ.get("GLM_LISTEN") or "127.0.0.1:8000"
+
+
+def api_key() -> str | None:
+    """Return the API key of the page from GLM_API_KEY; None without one."""
+    return os.environ.get("GLM_API_KEY", "").strip() or None
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from typing_extensions import TypedDict
 
 from service import metrics
 from service.api.body import read_body
+from service.api.keys import InFlight
 from service.api.openapi import describes
 from service.api.scrapes import Scrapes
 from service.api.sse import EventStream, cancel_on_disconnect
@@ -110,7 +111,9 @@ class Handlers:
             request.state.greedy = asked.is_greedy  # read by the mirror: only greedy texts are comparable
             if asked.stream:
                 return self._stream(request, asked, client, holdings.pop_all())
-            completion = self._chat.create_completion(asked, on_version=_version_setter(request), client=client)
+            completion = self._chat.create_completion(
+                asked, on_version=_version_setter(request), client=client, on_size=_size_setter(request)
+            )
             return JSONResponse(await cancel_on_disconnect(request.receive, completion))
 
     def _stream(self, request: Request, asked: ClientRequest, client: Client, holdings: ExitStack) -> Response:
@@ -128,7 +131,7 @@ class Handlers:
         # No proxy is before the internal socket, and the mirror compares the statuses of what it asks there.
         is_internal = request.scope["state"].get("internal")
         return EventStream(
-            self._chat.stream_events(asked, request_id, _version_setter(request), client),
+            self._chat.stream_events(asked, request_id, _version_setter(request), client, _size_setter(request)),
             encode_error,
             max_silence=None if is_internal else self._settings.keep_alive_comment,
             before_first=holdings,
@@ -200,6 +203,11 @@ def _version_setter(request: Request) -> Callable[[str], None]:
         request.state.version = version
 
     return set_version
+
+
+def _size_setter(request: Request) -> Callable[[int], None]:
+    in_flight: InFlight | None = request.scope["state"].get("in_flight")
+    return in_flight.add_tokens if in_flight else lambda _tokens: None
 
 
 def _health(health: Health) -> Response:

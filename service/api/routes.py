@@ -10,11 +10,13 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Match, Route
 from starlette.types import Receive, Scope, Send
 
+from service.api.keys import Access
+
 __all__ = ["Endpoint", "listed_paths"]
 
 
 class Endpoint(Route):
-    """A route to a handler, whose exceptions go to RequestMiddleware.
+    """A route to a handler, whose exceptions go to RequestMiddleware. `access`: who may use it.
 
     OPTIONS is answered with the methods of all routes of the path; so is any other method that none has, with a 405.
     """
@@ -26,12 +28,15 @@ class Endpoint(Route):
         *,
         method: str = "GET",
         name: str | None = None,
+        access: Access = "key",
     ) -> None:
         super().__init__(path, handler, methods=[method], name=name)
+        self.access = access
 
         async def app(scope: Scope, receive: Receive, send: Send) -> None:
-            response = await handler(Request(scope, receive, send))
-            await response(scope, receive, send)
+            with scope["app"].keys.admit(scope, access):
+                response = await handler(Request(scope, receive, send))
+                await response(scope, receive, send)
 
         self.app = app
 

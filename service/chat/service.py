@@ -30,7 +30,7 @@ __all__ = ["ChatService"]
 R = TypeVar("R", bound=ClientRequest)
 
 
-def _ignore_version(_version: str) -> None:
+def _ignore(_value: object) -> None:
     pass
 
 
@@ -71,14 +71,19 @@ class ChatService:
         self,
         request: ClientRequest,
         priority: Priority = "interactive",
-        on_version: Callable[[str], None] = _ignore_version,
+        on_version: Callable[[str], None] = _ignore,
         client: Client = NOBODY,
+        on_size: Callable[[int], None] = _ignore,
     ) -> Mapping[str, Any]:
-        """Return the whole response; `on_version` receives the version of the weights before they are used."""
+        """Return the whole response; `on_version` receives the version of the weights before they are used.
+
+        `on_size` receives the tokens that all choices may take, prompts and answers, by an estimate and before any work
+        on them; it may raise ApiError.
+        """
         asked, answer = request.engine_request(), request.answer_format()
         del request
         with self._reserve(asked, priority, client) as reservation:
-            conversation = await self._prepare(asked, reservation, client)
+            conversation = await self._prepare(asked, reservation, client, on_size)
             asked, parsers = asked.without_messages(), self._parsers(asked)
             async with self._admission.admit(asked.choices) as ticket:
                 on_version(ticket.version)
@@ -90,14 +95,15 @@ class ChatService:
         self,
         request: ClientRequest,
         request_id: str,
-        on_version: Callable[[str], None] = _ignore_version,
+        on_version: Callable[[str], None] = _ignore,
         client: Client = NOBODY,
+        on_size: Callable[[int], None] = _ignore,
     ) -> AsyncGenerator[bytes, None]:
         """Answer with server-sent events. ApiError is raised before the first event only; later errors are events."""
         asked, answer = request.engine_request(), request.answer_format()
         del request
         with self._reserve(asked, "interactive", client) as reservation:
-            conversation = await self._prepare(asked, reservation, client)
+            conversation = await self._prepare(asked, reservation, client, on_size)
             asked, parsers = asked.without_messages(), self._parsers(asked)
             async with self._admission.admit(asked.choices) as ticket:
                 on_version(ticket.version)
@@ -156,13 +162,16 @@ class ChatService:
                 headers={"Retry-After": "1"},
             ) from None
 
-    async def _prepare(self, asked: EngineRequest, reservation: Reservation, client: Client) -> Conversation:
+    async def _prepare(
+        self, asked: EngineRequest, reservation: Reservation, client: Client, on_size: Callable[[int], None]
+    ) -> Conversation:
         """Return the conversation, with its images fetched and decoded as soon as their pixels have room."""
         conversation = await self._prompt_messages.build(asked, client)
         try:
-            self._engine.check_size(conversation.messages, conversation.tools)
+            tokens = self._engine.check_size(conversation.messages, conversation.tools)
         except PromptTooLong as error:
             raise _too_long(error, asked.param) from error
+        on_size((tokens + (asked.sampling.max_tokens or self._engine.max_new_tokens)) * asked.choices)
         if conversation.pixels:
             try:
                 async with asyncio.timeout(self._settings.max_wait if client != BATCHES else None):

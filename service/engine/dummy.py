@@ -56,7 +56,7 @@ class DummyEngine:
 
     def __init__(self, checksum: int, release: Release, limits: Limits) -> None:
         self._checksum = checksum
-        self._max_new_tokens = release.engine.max_new_tokens
+        self.max_new_tokens = release.engine.max_new_tokens
         self._capacity = release.engine.rows * ROW_TOKENS
         self._rows = release.engine.rows
         self._limits = limits
@@ -90,7 +90,7 @@ class DummyEngine:
         if sampling.grammar:
             raise Refused("the dummy engine supports no schemas")
         turn = await self._await_row(client, self._limits.max_wait if priority == "interactive" else None)
-        tokens = min(sampling.max_tokens or self._max_new_tokens, MAX_NEW_TOKENS)
+        tokens = min(sampling.max_tokens or self.max_new_tokens, MAX_NEW_TOKENS)
         promised = prompt_tokens + tokens
         self._promised += promised
         try:
@@ -111,12 +111,13 @@ class DummyEngine:
             self._running.remove(turn)
             self._give_rows()
 
-    def check_size(self, messages: Conversation, tools: Sequence[dict[str, Any]] = ()) -> None:
+    def check_size(self, messages: Conversation, tools: Sequence[dict[str, Any]] = ()) -> int:
         """See Engine."""
         limit = self._limits.max_prompt_tokens
         tokens = prompt_size.estimate(messages, tools, lambda sizes: IMAGE_TOKENS * len(list(sizes)), limit)
         if tokens > limit:
             raise PromptTooLong.estimated(tokens, limit)
+        return tokens
 
     def read_weights(self, release: Release, progress: Progress) -> Mapping[str, Any]:
         """See WorkerEngine."""

@@ -176,9 +176,14 @@ class ModelEngine:
             self._inbox.put(call)
         await asyncio.wrap_future(call.future)
 
-    def check_size(self, messages: Conversation, tools: abc.Sequence[dict[str, Any]] = ()) -> None:
+    @property
+    def max_new_tokens(self) -> int:
         """See Engine."""
-        self._prompt_builder.check_size(messages, tools)
+        return self._settings.max_new_tokens
+
+    def check_size(self, messages: Conversation, tools: abc.Sequence[dict[str, Any]] = ()) -> int:
+        """See Engine."""
+        return self._prompt_builder.check_size(messages, tools)
 
     @property
     def context_length(self) -> int:

@@ -120,11 +120,12 @@ class PromptBuilder:
         """End the processes that count tokens."""
         self._counter.close()
 
-    def check_size(self, messages: Conversation, tools: Sequence[dict[str, Any]]) -> None:
+    def check_size(self, messages: Conversation, tools: Sequence[dict[str, Any]]) -> int:
         """See Engine."""
         tokens = prompt_size.estimate(messages, tools, self._processor.image_tokens, self._max_tokens)
         if tokens > self._max_tokens:
             raise PromptTooLong.estimated(tokens, self._max_tokens)
+        return tokens
 
     def _check_text(self, messages: Conversation, tools: Sequence[dict[str, Any]]) -> None:
         """Raise PromptTooLong if the texts alone have too many tokens."""

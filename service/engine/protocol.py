@@ -196,8 +196,13 @@ class Engine(Protocol):
         """
         ...
 
-    def check_size(self, messages: Conversation, tools: Sequence[dict[str, Any]] = ()) -> None:
-        """Raise PromptTooLong if an estimate of the prompt's tokens exceeds the limit.
+    @property
+    def max_new_tokens(self) -> int:
+        """Tokens that an answer has at most if `max_tokens` is not given."""
+        ...
+
+    def check_size(self, messages: Conversation, tools: Sequence[dict[str, Any]] = ()) -> int:
+        """Return an estimate of the prompt's tokens; raises PromptTooLong if it exceeds the limit.
 
         Everything that reaches the chat template counts. Of an image only `size` is used, (width, height) in pixels.
         """

@@ -87,8 +87,11 @@ class ChildEngine:
             del self._waiting[number]
             self._pipe.send((number, None, None, None))
 
-    def check_size(self, messages: Conversation, tools: Any = ()) -> None:
+    max_new_tokens = 1024
+
+    def check_size(self, messages: Conversation, tools: Any = ()) -> int:
         """Check nothing: the child does."""
+        return 0
 
     @property
     def context_length(self) -> int:
