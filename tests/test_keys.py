@@ -46,7 +46,7 @@ from ui.client import ServiceClient
 KEY = "alice-0123456789abcdef"
 OTHER = "bob-0123456789abcdef"
 SCRAPER = "scraper-0123456789abcdef"
-OPEN = {"/healthz", "/readyz", "/version", "/openapi.json"}
+OPEN = {"/healthz", "/health", "/readyz", "/version", "/openapi.json"}
 BEARER = {"authorization": f"Bearer {KEY}"}
 
 
