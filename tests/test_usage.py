@@ -101,7 +101,7 @@ REASONING = ("<think>", "h", "m", "</think>", "y", "es")
 @pytest.mark.parametrize(("thinking", "reasoning"), [(None, 4), (True, 4), (False, 0)])
 def test_reasoning_tokens_are_in_the_usage(thinking: bool | None, reasoning: int) -> None:
     """Of a stream as of a whole answer, and of all choices together; none if thinking is off."""
-    options = {"chat_template_kwargs": {"enable_thinking": thinking}} if thinking is not None else {}
+    options: dict[str, Any] = {"chat_template_kwargs": {"enable_thinking": thinking}} if thinking is not None else {}
     usage = {
         "prompt_tokens": 7,
         "completion_tokens": 12,
