@@ -110,10 +110,10 @@ def test_deltas_have_their_tokens_and_those_of_the_prompt(engine: ModelEngine) -
 
 def test_prompt_and_answer_fill_the_context(checkpoint: Path) -> None:
     """An answer without end has the tokens that the prompt leaves of the context length."""
-    engine = load(checkpoint, rows=1, kv_tokens=64)
+    engine = load(checkpoint, rows=1, kv_tokens=256)
     try:
         _, finish = ask(engine, "Hello", Sampling(max_tokens=1000, temperature=0))
-        assert finish.prompt_tokens + finish.completion_tokens == engine.context_length == 64
+        assert finish.prompt_tokens + finish.completion_tokens == engine.context_length == 256
     finally:
         engine.close()
 
@@ -421,7 +421,7 @@ def test_pictures_in_results_of_tools_are_rendered_where_they_are(checkpoint: Pa
 def test_a_prompt_that_is_too_long_is_refused_quickly(engine: ModelEngine, content: Any) -> None:
     """Text and images count together; a prompt far beyond the limit is refused before tokenization."""
     began = time.monotonic()
-    with pytest.raises(PromptTooLong, match="at most 600"):
+    with pytest.raises(PromptTooLong, match="maximum context length is 600 tokens"):
         ask(engine, content)
     assert time.monotonic() - began < 2
     assert ask(engine)[1].reason == "length", "later requests succeed"
@@ -683,7 +683,7 @@ def test_checks_pass_for_matching_replies(engine: ModelEngine, tmp_path: Path) -
         (Check(question="What?", image="/etc/passwd"), "not inside the release"),
         (Check(question="What?", image="link.png"), "not inside the release"),
         (Check(question="What?", image="data:image/png;base64,AAAA"), "not an image"),
-        (Check(question="word " * 2000), "at most 600"),
+        (Check(question="word " * 2000), "maximum context length is 600 tokens"),
     ],
 )
 def test_a_failed_check_says_what_was_asked_expected_and_got(

@@ -40,7 +40,7 @@ def serve(
         sent.append(message)
 
     scope: Scope = {"type": "http", "method": "GET", "path": "/x", "headers": [(b"x-request-id", b"r7")]}
-    scope.update({"state": state, "app": Starlette()})
+    scope["state"], scope["app"] = state, Starlette()
     try:
         asyncio.run(RequestMiddleware(app, identity)(scope, receive, send))
     except ZeroDivisionError as error:

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
-from service.chat.usage import ReasoningTokens
-from service.engine import Delta
+from service.chat.usage import ReasoningTokens, UsageCounter
+from service.engine import Delta, Finish
 from service.engine.detokenizer import Detokenizer, OutputProcessor, StopStrings
 from tests.test_app import CHAT, HELLO, FakeEngine, client, events
 
@@ -41,6 +41,7 @@ def expected(tokens: Sequence[str], *, streamed: bool) -> int:
     return len(tokens) if begins else 0
 
 
+@example(["</thi", "nk>", "a"], True, True)
 @given(outputs, st.booleans(), st.booleans())
 def test_reasoning_is_what_comes_before_and_with_the_closing_tag(
     tokens: list[str], opened: bool, streamed: bool
@@ -87,6 +88,17 @@ def test_deltas_have_the_numbers_of_their_tokens(words: list[str], stopped: bool
         assert sum(one.tokens for one in sent) == len(tokens)
     if not stopped:
         assert all(one.tokens == len(one.text.encode()) for one in sent)
+
+
+def test_the_end_token_counts_and_a_stream_without_opening_tag_has_no_reasoning() -> None:
+    """The Finish has the number of all tokens, with one that is in no delta; what was sent as content is none."""
+    for streamed, reasoning in ((True, 0), (False, 2)):
+        counter = UsageCounter(1, thinking=True, needs_open_tag=streamed)
+        counter.add(0, Delta("a</think>b", (), 2, 7))
+        counter.add(0, Finish("stop", 7, 3))
+        usage = counter.usage()
+        assert (usage["completion_tokens"], usage["total_tokens"]) == (3, 10)
+        assert usage["completion_tokens_details"]["reasoning_tokens"] == reasoning
 
 
 def ask(engine: FakeEngine, stream: bool = True, **more: Any) -> list[Any]:
