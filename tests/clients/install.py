@@ -40,8 +40,8 @@ def _make(name: str, pins: Path) -> bool:
 def _install_python(directory: Path, pins: Path) -> None:
     """Install exactly what is pinned, without what it depends on: torch is not pinned, and must not be installed."""
     subprocess.run([sys.executable, "-m", "venv", directory], check=True)
-    pip = [directory / "bin/pip", "install", "--quiet", "--disable-pip-version-check", "--no-compile", "--no-deps"]
-    subprocess.run([*pip, "--requirement", pins], check=True)
+    pip = [str(directory / "bin/pip"), "install", "--quiet", "--disable-pip-version-check", "--no-compile", "--no-deps"]
+    subprocess.run([*pip, "--requirement", str(pins)], check=True)
     if directory.name == "guidellm":
         [packages] = directory.glob("lib/python*/site-packages")
         (packages / "torch.pth").write_text(f"{sysconfig.get_path('purelib')}\n")  # the project's, searched last
