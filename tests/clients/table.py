@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,10 +22,9 @@ def results(reports: Iterable[object]) -> Results:
     found: Results = {}
     for report in reports:
         if isinstance(report, pytest.TestReport) and report.when == "call":
-            for name, value in report.user_properties:
-                if name == "client":
-                    (package, version), cell = value  # type: ignore[misc]
-                    found.setdefault((package, version), {})[cell] = report.outcome
+            properties: list[tuple[str, Any]] = report.user_properties
+            for _, (key, cell) in (one for one in properties if one[0] == "client"):
+                found.setdefault(tuple(key), {})[cell] = report.outcome
     order = [str(package) for package in PACKAGES]
     return dict(sorted(found.items(), key=lambda item: order.index(item[0][0])))
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import pytest
 
 from tests.clients import table
@@ -17,15 +19,16 @@ def test_the_table_is_that_of_the_pinned_versions() -> None:
         assert [cell for cell, word in zip(CELLS, row[2:], strict=True) if word != "-"] == list(package.cells)
 
 
+def report(name: str, outcome: Literal["passed", "failed"], found: tuple[str, object]) -> pytest.TestReport:
+    return pytest.TestReport(name, (name, 0, name), {}, outcome, None, "call", user_properties=[found])
+
+
 def test_only_tests_of_packages_are_in_the_table() -> None:
     """A cell is yes, no, or empty if it was not run; what has no such property is ignored."""
     reports = [
-        pytest.TestReport(cell, (cell, 0, cell), {}, outcome, None, "call", user_properties=[property_])
-        for cell, outcome, property_ in (
-            ("text", "passed", ("client", (("litellm", "1.0"), "text"))),
-            ("stream", "failed", ("client", [["litellm", "1.0"], "stream"])),  # as another process sends it
-            ("text", "passed", ("crash", (("worker", "start"), "1.0.0"))),
-        )
+        report("text", "passed", ("client", (("litellm", "1.0"), "text"))),
+        report("stream", "failed", ("client", [["litellm", "1.0"], "stream"])),  # as another process sends it
+        report("text", "passed", ("crash", (("worker", "start"), "1.0.0"))),
     ]
     _, _, row = table.lines(table.results(reports))
     assert row.split("|")[1:5] == [" litellm ", " 1.0 ", " yes ", " no "]
