@@ -41,7 +41,7 @@ clients: $(VENV)/.ready  ## .clients with the packages of tests/clients, by pip 
 	-@python -m tests.clients.install
 
 clients-table: clients  ## run the packages of tests/clients and write their table into tests/clients/README.md
-	pytest --long --clients-table tests/clients
+	pytest --long --clients-table tests/clients/test_packages.py
 
 lint: $(VENV)/.ready  ## ruff and mypy --strict
 	ruff check
