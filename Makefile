@@ -9,10 +9,10 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 # Hundreds of processes start here; with the variable set, each would compile again what it imports.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help setup demo test test-all lint unit bench soak fuzz clean
+.PHONY: help setup demo test test-all clients clients-table lint unit bench soak fuzz clean
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(VENV)/.ready  ## .venv with all that the demo and the tests need
 	@tests/needs
@@ -33,7 +33,15 @@ test: setup  ## ruff, mypy --strict and pytest, on real systemd, real Gunicorn, 
 	@$(MAKE) --no-print-directory -j2 lint unit ARGS='$(ARGS)'
 
 test-all: override ARGS += --long
-test-all: test  ## the same with every cell of the crash matrix and the long loads, before a release
+test-all: clients test  ## the same with every cell of the crash matrix, the long loads and the packages of tests/clients, before a release
+
+# Without npm or a package index its tests are skipped, with the reason.
+clients: $(VENV)/.ready  ## .clients with the packages of tests/clients, by pip and npm
+	-@tests/needs npm
+	-@python -m tests.clients.install
+
+clients-table: clients  ## run the packages of tests/clients and write their table into tests/clients/README.md
+	pytest --long --clients-table tests/clients/test_packages.py
 
 lint: $(VENV)/.ready  ## ruff and mypy --strict
 	ruff check
@@ -57,4 +65,4 @@ fuzz: $(VENV)/.ready  ## random heads, schemas, images and state files; for the 
 	python -m tests.fuzz $(ARGS)
 
 clean:  ## take away what was made
-	rm -rf $(VENV) .wheelhouse .mypy_cache .pytest_cache .ruff_cache *.egg-info
+	rm -rf $(VENV) .clients .wheelhouse .mypy_cache .pytest_cache .ruff_cache *.egg-info

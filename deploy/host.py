@@ -59,6 +59,11 @@ class Host:
         """The file with the operator's settings for all rollouts; optional."""
         return self.settings.with_name("glm.toml")
 
+    @property
+    def keys(self) -> Path:
+        """The file of API keys, if the settings of the service name no other; optional."""
+        return self.settings.with_name("keys")
+
     def setting(self, name: str) -> str | None:
         """Return the value of GLM_<name> in the settings of the service; None if it is not set there."""
         try:

@@ -23,6 +23,7 @@ proc_name = f"glm@{_settings.slot}"
 def on_starting(server: Any) -> None:
     """Claim the slot's next generation, before the listeners are taken over, and import what every worker needs."""
     server.master = Master.begin(server)
+    metrics.forget_ended()
     server.master.manager.status(f"{server.master.release.version}: importing")
     server.master.import_seconds = loader.preload(_settings)
 
@@ -49,7 +50,7 @@ def pre_exec(server: Any) -> None:
 
 
 def child_exit(server: Any, worker: Any) -> None:  # noqa: ARG001  (Gunicorn passes arguments by name)
-    """Remove the live gauges of a worker that has gone."""
+    """Remove the gauges of a worker that has gone, and merge its counters."""
     metrics.forget_worker(worker.pid)
 
 

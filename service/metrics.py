@@ -1,7 +1,8 @@
 """Prometheus metrics. With PROMETHEUS_MULTIPROC_DIR set, a scrape covers all processes that share the directory.
 
 The unit sets it to one directory for all generations of the host, so that a scrape covers the whole rollout, whichever
-worker serves it. `forget_worker` must be called for every worker that exits; otherwise its gauges remain in the sums.
+worker serves it. A worker that exits leaves its counters to the file of all ended ones, and its gauges are removed: by
+`forget_worker`, or by `forget_ended` and the next scrape if the master was killed too.
 """
 
 from __future__ import annotations
@@ -27,18 +28,29 @@ from prometheus_client import (
     Histogram,
     generate_latest,
 )
-from prometheus_client.multiprocess import mark_process_dead
 
 from service import metric_files
 from service.engine import Usage
 
-__all__ = ["CONTENT_TYPE", "Metrics", "count_request", "flush", "forget_worker", "render", "set_load_seconds"]
+__all__ = [
+    "CONTENT_TYPE",
+    "Metrics",
+    "count_request",
+    "flush",
+    "forget_ended",
+    "forget_worker",
+    "render",
+    "set_load_seconds",
+]
 
 metric_files.install()
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 LABELS = ("version", "slot")
+_TICKS = 1 << 16
+"""Of a second. Durations are added in whole ticks: their floating-point sums are exact up to 2^37 s, in any order.
+Otherwise a sum over processes could decrease by its last bit, which Prometheus takes for a restart."""
 
 
 class _SummedHistogram(Histogram):
@@ -52,9 +64,16 @@ class _SummedHistogram(Histogram):
                 bucket.inc(count)
 
 
-_requests = Counter("glm_requests_total", "Ended requests, by status.", (*LABELS, "route", "status"))
-_seconds = _SummedHistogram("glm_request_seconds", "From head to last byte.", (*LABELS, "route"), buckets=SECONDS)
-_first = Histogram("glm_time_to_first_token_seconds", "Time to the first token.", LABELS, buckets=SECONDS)
+_requests = Counter("glm_requests_total", "Ended requests, by route and status.", (*LABELS, "route", "status"))
+_seconds = _SummedHistogram(
+    "glm_request_seconds",
+    "Time from the head of a request to the last byte of its answer.",
+    (*LABELS, "route"),
+    buckets=SECONDS,
+)
+_first = Histogram(
+    "glm_time_to_first_token_seconds", "Time from the start of generation to the first token.", LABELS, buckets=SECONDS
+)
 _in_flight = Gauge("glm_requests_in_flight", "Requests in flight.", LABELS, multiprocess_mode="livesum")
 _tokens = Counter("glm_generated_tokens_total", "Generated tokens of completed answers.", LABELS)
 _running = Gauge("glm_engine_running", "Answers being generated.", LABELS, multiprocess_mode="livesum")
@@ -62,8 +81,15 @@ _queued = Gauge("glm_engine_waiting", "Answers waiting for a row.", LABELS, mult
 _kv_used = Gauge("glm_engine_kv_tokens", "Reserved tokens of the KV cache.", LABELS, multiprocess_mode="livesum")
 _kv_all = Gauge("glm_engine_kv_capacity_tokens", "Tokens the KV cache can hold.", LABELS, multiprocess_mode="livesum")
 _mirrored = Counter("glm_mirrored_total", "Mirrored requests, by outcome.", (*LABELS, "outcome"))
-_load = Gauge("glm_model_load_seconds", "From start to ready.", LABELS, multiprocess_mode="livemax")
-_load_parts = Gauge("glm_model_load_part_seconds", "Parts of it.", (*LABELS, "part"), multiprocess_mode="livemax")
+_load = Gauge(
+    "glm_model_load_seconds", "Time from the start of a worker until it was ready.", LABELS, multiprocess_mode="livemax"
+)
+_load_parts = Gauge(
+    "glm_model_load_part_seconds",
+    "Time that a part of the load of a worker took.",
+    (*LABELS, "part"),
+    multiprocess_mode="livemax",
+)
 
 Metric = TypeVar("Metric", Counter, Gauge, Histogram)
 
@@ -83,7 +109,7 @@ class Metrics:
 
     def observe_first_token(self, seconds: float) -> None:
         """Observe the time from the call of the engine to the first piece of an answer."""
-        _of(_first, self.version, self.slot).observe(seconds)
+        _of(_first, self.version, self.slot).observe(_ticks(seconds))
 
     def count_tokens(self, count: int) -> None:
         """Count the generated tokens of a completed answer."""
@@ -133,7 +159,7 @@ def flush() -> None:
     """Add the requests that were counted since the last call. A worker calls it every 100 ms, and at its end."""
     for (version, slot, route, status), ended in _ended.items():
         _of(_requests, version, slot, route, status).inc(sum(ended.counts))
-        _of(_seconds, version, slot, route).add(ended.seconds, ended.counts)
+        _of(_seconds, version, slot, route).add(_ticks(ended.seconds), ended.counts)
     _ended.clear()
 
 
@@ -141,9 +167,14 @@ def render() -> bytes:
     """Return the metrics in Prometheus' text format, with those of all processes that share the directory, if set."""
     if not os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
         return generate_latest(REGISTRY)
+    forget_ended()
     registry = CollectorRegistry()
     metric_files.Collector(registry)
     return generate_latest(registry)
+
+
+def _ticks(seconds: float) -> float:
+    return round(seconds * _TICKS) / _TICKS
 
 
 def set_load_seconds(version: str, slot: str, parts: Mapping[str, float]) -> None:
@@ -154,6 +185,13 @@ def set_load_seconds(version: str, slot: str, parts: Mapping[str, float]) -> Non
 
 
 def forget_worker(pid: int) -> None:
-    """Remove the live gauges of a worker that has exited; its counters remain."""
-    if os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
-        mark_process_dead(pid)  # type: ignore[no-untyped-call]
+    """Remove the gauges of a worker that has exited, or is about to, and merge the counters of all that have."""
+    if directory := os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
+        metric_files.remove_gauges(Path(directory), pid)
+        metric_files.merge_ended(Path(directory))
+
+
+def forget_ended() -> None:
+    """Remove the gauges of all workers that have exited, and merge their counters."""
+    if directory := os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
+        metric_files.merge_ended(Path(directory))

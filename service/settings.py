@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -18,6 +18,8 @@ class Settings(BaseSettings):
     runtime: Path = Path("/run/glm")
     slot: Literal["blue", "green"]
 
+    keys: Path = Field(default=Path("/etc/glm/keys"), description="file of API keys; without it requests need no key")
+
     engine: Literal["model", "dummy"] = Field(default="model", description="dummy answers without a model; for tests")
     bind: str | None = Field(default=None, description="HOST:PORT to listen on without systemd, started by hand")
     workers: int = Field(default=1, ge=1)
@@ -30,6 +32,9 @@ class Settings(BaseSettings):
     body_rate: int = Field(default=500, ge=1, description="bytes a second that a request's body must bring on average")
     max_read_rate: int = Field(default=32 << 20, ge=1, description="bytes a second that are read of one address")
     read_timeout: float = Field(default=60, gt=0, description="time for which a client may read nothing of its answer")
+    keep_alive_comment: float = Field(
+        default=10, gt=0, description="time of silence after which a stream gets a comment, so that no proxy closes it"
+    )
     max_connections: int = Field(default=8192, ge=1, description="client connections of a worker")
     max_connections_per_address: int = Field(default=6144, ge=1, description="of these, from one address; more get 503")
     max_head: int = Field(default=1 << 16, ge=1024, description="size of a request's head")
@@ -38,6 +43,9 @@ class Settings(BaseSettings):
     handoff: bool = Field(default=True, description="pass idle connections to the owner; off only in benchmarks")
 
     served_model: str = "glm-4.6v-flash"
+    cors_origins: tuple[Annotated[str, Field(pattern=r"^(\*|https?://[^/\s]+)$")], ...] = Field(
+        default=(), description="origins whose pages may read answers, such as https://example.org, or *; a JSON list"
+    )
     max_body: int = Field(default=32 << 20, ge=1, description="size of a request body other than an uploaded file")
     max_bodies: int = Field(default=512 << 20, ge=1, description="size of all bodies that are read or being worked on")
     max_structure: int = Field(

@@ -13,7 +13,9 @@ from typing import Any, Protocol
 from service.contract.samples import ANSWERED, BROKEN_OFF, CLIENT_GONE, NOT_ANSWERED, Origin, SampleRing
 
 __all__ = [
+    "ANSWER_PATHS",
     "CHAT_PATH",
+    "KEEP_ALIVE_COMMENT",
     "MIRRORED_HEADER",
     "Capture",
     "Headers",
@@ -29,6 +31,8 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
 CHAT_PATH = "/v1/chat/completions"
+ANSWER_PATHS = frozenset((CHAT_PATH, "/v1/responses", "/v1/completions"))  # whose times and errors judge a version
+KEEP_ALIVE_COMMENT = b": keep-alive\n\n"  # server-sent; has no content, so it is neither timed nor captured
 MIRRORED_HEADER = b"x-glm-mirrored"  # requests the trailer; ignored except on a slot's internal socket
 _TRAILER = b"\n: %.6f %.6f\n"  # seconds, and seconds to the first piece or -1; a comment in server-sent events
 _TRAILER_PATTERN = re.compile(rb"\n: (\d+\.\d+) (-?\d+\.\d+)\n\Z")
@@ -55,6 +59,8 @@ class ResponseTimer:
 
     It is the only wrapper: the server makes it and leaves it in the request's state, as `timer`, where the application
     finds it to set `labels`. They return the headers that the answer gets when it begins.
+
+    `status` may be set while a streamed answer is sent, to that of an error which came too late for the head.
 
     With `trailer` the answer ends with a line that has the times as measured here. The live slot uses them for mirrored
     answers: times measured there would include the delays that its own model causes.
@@ -97,12 +103,13 @@ class ResponseTimer:
             return
         complete = not message.get("more_body", False)
         body = message.get("body", b"")
-        if self._first is None and not complete and body:
+        has_content = body != KEEP_ALIVE_COMMENT
+        if self._first is None and not complete and body and has_content:
             self._first = time.monotonic()
         if self._trailer and complete:
             message = {**message, "body": body + _TRAILER % self.times()}
         await self._send(message)
-        if self.capture:
+        if self.capture and has_content:
             self.capture.add_response(body, complete=complete)
 
     def times(self) -> tuple[float, float]:
@@ -124,7 +131,7 @@ class ResponseTimer:
         """Write the sample of the answer, once it has ended."""
         ended, started = self._ended, self._started
         first = -1.0 if self._first is None else self._first - started
-        kind = ANSWERED if self.scope["path"] == CHAT_PATH else NOT_ANSWERED
+        kind = ANSWERED if self.scope["path"] in ANSWER_PATHS else NOT_ANSWERED
         samples.write(ended, ended - started, first, self.status or 500, kind, 0.0, origin)
 
 

@@ -80,7 +80,12 @@ class RequestFactory:
         request = Request(
             Sequence(
                 prompt,
-                SamplingParams.resolve(sampling, self.checkpoint.generation_config),
+                SamplingParams.resolve(
+                    sampling,
+                    self.checkpoint.generation_config,
+                    vocabulary=self.checkpoint.model.config.text_config.vocab_size,
+                    end=self.checkpoint.end_tokens,
+                ),
                 OutputProcessor(detokenizer, StopStrings(sampling.stop), self.checkpoint.end_tokens),
                 max_tokens,
                 features=self.vision.features(prompt.images),

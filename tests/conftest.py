@@ -15,6 +15,7 @@ import pytest
 
 from service.demo_models import tiny
 from tests.box import Box, Engine, empty_host, live_host
+from tests.clients import table
 
 PHASES = ("preflight", "prepare", "vacate", "start", "verify", "canary", "cutover", "bake", "retire")
 
@@ -84,8 +85,9 @@ def add_release(checkpoints: dict[str, Path], tmp_path: Path) -> Callable[..., N
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add --long."""
+    """Add --long and --clients-table."""
     parser.addoption("--long", action="store_true", help="run the long proofs too (make test-all)")
+    parser.addoption("--clients-table", action="store_true", help="write the table of tests/clients/README.md")
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -143,14 +145,25 @@ def pytest_unconfigure(config: pytest.Config) -> None:
             _lock_of_run(os.getpid()).with_suffix(suffix).unlink(missing_ok=True)
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print the crash matrix: which version serves at the end, and how many requests were lost with the process."""
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Print the crash matrix, and what the packages of tests/clients do, which --clients-table also writes."""
     reports = [report for found in terminalreporter.stats.values() for report in found]
+    _print_crashes(terminalreporter, reports)
+    if clients := table.results(reports):
+        terminalreporter.section("the packages of tests/clients")
+        for line in table.lines(clients):
+            terminalreporter.write_line(line)
+        if config.getoption("--clients-table"):
+            table.write(clients)
+
+
+def _print_crashes(terminalreporter: pytest.TerminalReporter, reports: list[object]) -> None:
+    """Print which version serves at the end, and how many requests were lost with the process."""
     crashes = {
         tuple(cell): text
         for report in reports
         for name, (cell, text) in getattr(report, "user_properties", ())
-        if name == "crash" and report.when == "call"
+        if name == "crash" and getattr(report, "when", None) == "call"
     }
     for strategy in dict.fromkeys(cell[0] for cell in crashes):
         cells = {cell[1:]: found for cell, found in crashes.items() if cell[0] == strategy}

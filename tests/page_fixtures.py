@@ -30,6 +30,7 @@ class FakeService:
         self.error_in_stream = ""
         self.break_after: int | None = None
         self.send_done = True
+        self.waits = False  # the head names no version, and a comment precedes the answer
         self._allowed = math.inf
         self._changed = threading.Condition()
         self.requests: list[dict[str, Any]] = []
@@ -88,13 +89,16 @@ class FakeService:
             def _head(self, status: int, kind: str) -> None:
                 self.send_response(status)
                 self.send_header("Content-Type", kind)
-                self.send_header("X-Model-Version", fake.version)
+                if not (fake.waits and kind == "text/event-stream"):
+                    self.send_header("X-Model-Version", fake.version)
                 self.send_header("X-Slot", fake.slot)
 
             def _stream(self) -> None:
                 self._head(200, "text/event-stream")
                 self.send_header("Transfer-Encoding", "chunked")
                 self.end_headers()
+                if fake.waits:
+                    self._chunk(b": keep-alive\n\n")
                 deltas = [("reasoning_content", text) for text in fake.reasoning]
                 deltas += [("content", text) for text in fake.answer]
                 for number, (kind, text) in enumerate(deltas):
@@ -111,6 +115,7 @@ class FakeService:
                 self._chunk(b"")
 
             def _event(self, document: dict[str, Any]) -> None:
+                document = {**document, "system_fingerprint": fake.version}
                 self._chunk(b"data: " + json.dumps(document, ensure_ascii=False).encode() + b"\n\n")
 
             def _chunk(self, data: bytes) -> None:

@@ -12,7 +12,7 @@ import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ from starlette.testclient import TestClient
 from starlette.types import Message
 
 from service.app import create_app
-from service.engine import Delta, Finish, Priority, PromptTooLong, Sampling, TokenLogprob, Usage
+from service.engine import Conversation, Delta, Finish, Priority, PromptTooLong, Sampling, TokenLogprob, Usage
 from service.fairness.client import NOBODY, Client
 from service.identity import Identity
 from service.settings import Settings
@@ -43,16 +43,18 @@ class FakeEngine:
     alive: bool = True
     pause: bool = False  # yield to the event loop after each word
     logprobs: tuple[TokenLogprob, ...] = ()  # of each word
-    seen: list[tuple[list[dict[str, Any]], Sampling, bool | None]] = field(default_factory=list)
+    reason: Literal["stop", "length"] = "stop"
+    seen: list[tuple[Any, Sampling, bool | None]] = field(default_factory=list)
     tools: list[Sequence[dict[str, Any]]] = field(default_factory=list)
     priorities: list[Priority] = field(default_factory=list)
     clients: list[Client] = field(default_factory=list)
+    max_new_tokens: int = 1024
     cancelled: int = 0
     started: asyncio.Queue[None] = field(default_factory=asyncio.Queue)
 
     async def stream(
         self,
-        messages: list[dict[str, Any]],
+        messages: Conversation,
         sampling: Sampling,
         *,
         thinking: bool | None = None,
@@ -75,13 +77,17 @@ class FakeEngine:
                     await asyncio.Event().wait()
                 if self.pause:
                     await asyncio.sleep(0)
-                yield Finish("stop", 7, len(self.words)) if word is None else Delta(word, self.logprobs)
+                yield Finish(self.reason, 7, len(self.words)) if word is None else Delta(word, self.logprobs, 1, 7)
             finished = True
         finally:
             self.cancelled += not finished
 
-    def check_size(self, messages: list[dict[str, Any]], tools: Sequence[dict[str, Any]] = ()) -> None:
-        pass
+    def check_size(self, messages: Conversation, tools: Sequence[dict[str, Any]] = ()) -> int:
+        return 7
+
+    @property
+    def context_length(self) -> int:
+        return 4096
 
     def usage(self) -> Usage:
         return Usage(1, 2, 30, 400)
@@ -119,14 +125,19 @@ def events(text: str) -> list[Any]:
 
 def test_response_is_a_chat_completion() -> None:
     """The response has OpenAI's format, names the served model whatever the request names, and counts tokens."""
-    answer = client().post(CHAT, json={**HELLO, "model": "gpt-4o", "unknown": {"ignored": True}})
+    answer = client().post(CHAT, json={**HELLO, "model": "gpt-4o"})
     document = answer.json()
     assert answer.status_code == 200
     assert document["object"] == "chat.completion"
     assert document["model"] == "glm-4.6v-flash"
     assert document["choices"][0]["message"] == {"role": "assistant", "content": "Hello 世界", "refusal": None}
     assert document["choices"][0]["finish_reason"] == "stop"
-    assert document["usage"] == {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}
+    assert document["usage"] == {
+        "prompt_tokens": 7,
+        "completion_tokens": 3,
+        "total_tokens": 10,
+        "completion_tokens_details": {"reasoning_tokens": 0},
+    }
 
 
 @pytest.mark.parametrize("usage", [False, True])
@@ -159,6 +170,7 @@ def test_request_reaches_the_engine() -> None:
         *with_image({"url": picture(), "detail": "low"})["messages"],
         {"role": "tool", "content": [{"type": "text", "text": "4"}, {"type": "text", "text": "2"}]},
         *with_image(picture())["messages"],
+        {**with_image(picture())["messages"][0], "role": "tool", "tool_call_id": "call_1"},
     ]
     body = {
         "messages": messages,
@@ -171,13 +183,13 @@ def test_request_reaches_the_engine() -> None:
         "stop": "end",
         "n": 1,
         "user": "me",
-        "chat_template_kwargs": {"enable_thinking": False, "other": 1},
+        "chat_template_kwargs": {"enable_thinking": False},
     }
     assert client(engine).post(CHAT, json=body).status_code == 200
     [(got, sampling, thinking)] = engine.seen
-    assert [message["role"] for message in got] == ["system", "assistant", "user", "tool", "user"]
+    assert [message["role"] for message in got] == ["system", "assistant", "user", "tool", "user", "tool"]
     assert [got[0]["content"], got[1]["content"], got[3]["content"]] == ["be brief", "", "42"]
-    for message in (got[2], got[4]):
+    for message in (got[2], got[4], got[5]):
         assert message["content"][0] == {"type": "text", "text": "what?"}
         assert list(np.asarray(message["content"][1]["image"])[0, 0]) == [255, 0, 0]
     assert sampling == Sampling(max_tokens=5, temperature=0, top_p=0.5, top_k=3, seed=-4, stop=("end",))
@@ -321,7 +333,7 @@ INVALID_FIELDS: list[tuple[Any, str | None]] = [
     (field_of({"response_format": {"type": "grammar"}}), "response_format"),
     (field_of({"response_format": {"type": "json_schema"}}), "response_format.json_schema"),
     (field_of({"response_format": {"type": "json_schema", "json_schema": {}}}), "response_format.json_schema.schema"),
-    (field_of({"response_format": {"type": "json_object"}, "tools": [TOOL]}), "response_format"),
+    (field_of({"response_format": {"type": "json_object"}, "guided_json": {}}), "response_format"),
     (field_of({"tools": {}}), "tools"),
     (field_of({"tools": [{"type": "code_interpreter"}]}), "tools[0].type"),
     (field_of({"tools": [{"type": "function"}]}), "tools[0].function"),
@@ -330,10 +342,11 @@ INVALID_FIELDS: list[tuple[Any, str | None]] = [
         field_of({"tools": [{"type": "function", "function": {"name": "a", "parameters": "x"}}]}),
         "tools[0].function.parameters",
     ),
-    (field_of({"tools": [TOOL], "tool_choice": "required"}), "tool_choice"),
-    (field_of({"tools": [TOOL], "tool_choice": {}}), "tool_choice"),
-    (field_of({"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "now"}}}), "tool_choice"),
-    (field_of({"logit_bias": {"50256": -100}}), "logit_bias"),
+    (field_of({"tool_choice": "required"}), "tool_choice"),
+    (field_of({"tools": [TOOL], "tool_choice": "any"}), "tool_choice"),
+    (field_of({"tools": [TOOL], "tool_choice": {}}), "tool_choice.type"),
+    (field_of({"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "x"}}}), "tool_choice"),
+    (field_of({"logit_bias": {"50256": -101}}), "logit_bias.50256"),
     (field_of({"functions": [{"name": "f"}]}), "functions"),
     (field_of({"function_call": "auto"}), "function_call"),
     (field_of({"audio": {"voice": "alloy"}}), "audio"),
@@ -371,6 +384,21 @@ def test_invalid_field_is_a_400_that_names_it(body: Any, param: str | None) -> N
     assert answer.json()["error"]["param"] == param
     assert len(answer.json()["error"]["message"]) < 500
     assert not engine.seen
+
+
+@pytest.mark.parametrize(
+    ("kind", "instead"),
+    [("video_url", "send frames"), ("input_audio", "send what is said as text"), ("file", "send pages as images")],
+)
+def test_other_media_are_refused_with_what_to_send_instead(kind: str, instead: str) -> None:
+    """A video, audio or file is named, for every role."""
+    for role in ("user", "tool"):
+        answer = client().post(CHAT, json=content_of([{"type": kind, kind: {"url": "data:,x"}}], role))
+        assert answer.status_code == 400
+        error = answer.json()["error"]
+        assert error["param"] == "messages[0].content[0]"
+        assert f'not supported (type "{kind}")' in error["message"]
+        assert instead in error["message"]
 
 
 INVALID_BODIES = [

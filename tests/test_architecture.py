@@ -27,7 +27,8 @@ CHAINS = {
     ),
     "service": (
         ("contract", "settings", "identity", "isolation", "fairness", "model", "engine", "metric_files", "metrics",
-         "timing", "chat", "refusals", "api", "batches", "app", "process", "gunicorn.conf", "__main__"),
+         "timing", "chat", "completions", "responses", "refusals", "api", "batches", "app", "process",
+         "gunicorn.conf", "__main__"),
         ("contract", "timing", "routing", "handover", "process"),
         ("settings", "metrics", "refusals", "handover"),
         ("contract", "model", "demo_models"),

@@ -16,7 +16,7 @@ from starlette.types import Message
 from service.app import create_app
 from service.chat.errors import ApiError
 from service.chat.service import ChatService
-from service.engine import QueueTimeout, Refused, Sampling, TokenLogprob
+from service.engine import Grammar, QueueTimeout, Refused, Sampling, TokenLogprob
 from tests.test_app import CHAT, HELLO, IDENTITY, FakeEngine, client, events, raw, settings
 
 WEATHER = {
@@ -98,7 +98,13 @@ def test_n_choices_have_indexes_seeds_and_one_usage(whole: bool) -> None:
         assert (texts, ends) == (["Hello 世界"] * 3, [1, 1, 1])
         assert len({chunk["choices"][0]["index"] for chunk in chunks[3:6]}) == 3, "the streams run side by side"
     assert [sampling.seed for _, sampling, _ in engine.seen] == [2**63 - 2, 2**63 - 1, -(2**63)]
-    assert usage == {"prompt_tokens": 7, "completion_tokens": 9, "total_tokens": 16}
+    details = {"reasoning_tokens": 0}
+    assert usage == {
+        "prompt_tokens": 7,
+        "completion_tokens": 9,
+        "total_tokens": 16,
+        "completion_tokens_details": details,
+    }
 
 
 def test_failure_of_one_choice_cancels_all() -> None:
@@ -192,11 +198,11 @@ def test_logprobs_of_held_text_are_sent_once() -> None:
     ("given", "schema", "thinking"),
     [
         ({"response_format": {"type": "text"}}, None, None),
-        ({"response_format": {"type": "json_object"}}, {"type": "object"}, False),
+        ({"response_format": {"type": "json_object"}}, {"type": "object"}, None),
         (
             {"response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": {"enum": ["é"]}}}},
             {"enum": ["é"]},
-            False,
+            None,
         ),
         (
             {"response_format": {"type": "json_object"}, "chat_template_kwargs": {"enable_thinking": True}},
@@ -206,11 +212,11 @@ def test_logprobs_of_held_text_are_sent_once() -> None:
     ],
 )
 def test_response_format_becomes_a_schema(given: Any, schema: Any, thinking: bool | None) -> None:
-    """JSON formats reach the engine as a schema, and disable thinking unless the request enables it."""
+    """JSON formats reach the engine as a grammar, and leave thinking to the chat template by default."""
     engine = FakeEngine()
     complete(engine, **given)
     [(_, sampling, enabled)] = engine.seen
-    assert (sampling.json_schema and json.loads(sampling.json_schema), enabled) == (schema, thinking)
+    assert (sampling.grammar, enabled) == (schema and Grammar.of_document(schema), thinking)
 
 
 def test_reasoning_is_separate_from_content() -> None:
@@ -242,13 +248,19 @@ def test_tool_calls_are_parsed_from_the_text() -> None:
     assert len({call["id"] for call in alone["tool_calls"]}) == 2
 
 
-def test_tool_calls_are_streamed_complete() -> None:
-    """A stream has each call in one delta, with its index, and ends with finish_reason tool_calls."""
+def test_tool_calls_are_streamed_while_they_are_written() -> None:
+    """Each call begins with its index, id and name; its arguments follow in pieces; the stream ends with tool_calls."""
     chunks = stream(FakeEngine(CALL + CALL[1:]), tools=[WEATHER])
     choices = [chunk["choices"][0] for chunk in chunks]
-    calls = [call for choice in choices for call in choice["delta"].get("tool_calls", [])]
-    assert [call["index"] for call in calls] == [0, 1]
-    assert [json.loads(call["function"]["arguments"]) for call in calls] == [{"city": "Ulm"}] * 2
+    pieces = [piece for choice in choices for piece in choice["delta"].get("tool_calls", [])]
+    begins = [piece for piece in pieces if "id" in piece]
+    assert [(piece["index"], piece["type"], piece["function"]["name"]) for piece in begins] == [
+        (index, "function", "weather") for index in (0, 1)
+    ]
+    for index in (0, 1):
+        written = [piece["function"]["arguments"] for piece in pieces if piece["index"] == index]
+        assert len(written) > 1
+        assert json.loads("".join(written)) == {"city": "Ulm"}
     assert "".join(choice["delta"].get("content", "") for choice in choices) == "Let me see."
     assert choices[-1]["finish_reason"] == "tool_calls"
 

@@ -19,6 +19,7 @@ from service.contract.engine_settings import EngineSettings
 from service.engine import (
     Delta,
     Finish,
+    Grammar,
     Limits,
     PromptTooLong,
     QueueTimeout,
@@ -69,6 +70,7 @@ def test_words_depend_on_the_release_and_the_question(releases: dict[str, Path])
         assert finish.reason == "length"
         [delta, _] = [item async for item in first.stream(ASKED, Sampling(max_tokens=1, logprobs=1))]
         assert isinstance(delta, Delta)
+        assert (delta.tokens, delta.prompt_tokens) == (1, finish.prompt_tokens)
         assert delta.logprobs == (TokenLogprob(delta.text.encode(), 0.0, ((delta.text.encode(), 0.0),)),)
         assert (await answer(again, max_tokens=7))[0] == said
         another = (await answer(other, max_tokens=7))[0]
@@ -97,7 +99,7 @@ def test_rows_are_limited_and_freed(releases: dict[str, Path]) -> None:
         with pytest.raises(PromptTooLong):
             await anext(engine.stream([{"role": "user", "content": "long" * 100}], Sampling()))
         with pytest.raises(Refused):
-            await answer(engine, json_schema="{}")
+            await answer(engine, grammar=Grammar.of_document({}))
         stream = cast("Any", engine.stream(ASKED, Sampling(max_tokens=10_000)))
         await anext(stream)
         engine.close()

@@ -8,6 +8,7 @@ import io
 import itertools
 import json
 import os
+import re
 import shutil
 import threading
 import time
@@ -16,13 +17,14 @@ from contextlib import aclosing
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from service.contract.checks import Check
 from service.contract.engine_settings import EngineSettings
 from service.demo_models import tiny
-from service.engine import Delta, Finish, PromptTooLong, Refused, Sampling, mailbox
+from service.engine import Delta, Finish, Grammar, PromptTooLong, Refused, Sampling, mailbox
 from service.engine.detokenizer import Detokenizer, StopStrings
 from service.engine.model_engine import Limits, ModelEngine
 from service.engine.runner import Runner
@@ -92,6 +94,28 @@ def test_a_stream_ends_with_its_token_counts(engine: ModelEngine) -> None:
     assert len(texts) == 12
     assert all(texts)
     assert finish == Finish("length", 8, 12)
+
+
+def test_deltas_have_their_tokens_and_those_of_the_prompt(engine: ModelEngine) -> None:
+    """Together they are those of the Finish."""
+
+    async def items() -> list[Delta | Finish]:
+        return [item async for item in engine.stream(user("Hello"), GREEDY)]
+
+    *deltas, finish = asyncio.run(items())
+    assert isinstance(finish, Finish)
+    assert sum(delta.tokens for delta in deltas if isinstance(delta, Delta)) == finish.completion_tokens
+    assert {delta.prompt_tokens for delta in deltas} == {finish.prompt_tokens}
+
+
+def test_prompt_and_answer_fill_the_context(checkpoint: Path) -> None:
+    """An answer without end has the tokens that the prompt leaves of the context length."""
+    engine = load(checkpoint, rows=1, kv_tokens=256)
+    try:
+        _, finish = ask(engine, "Hello", Sampling(max_tokens=1000, temperature=0))
+        assert finish.prompt_tokens + finish.completion_tokens == engine.context_length == 256
+    finally:
+        engine.close()
 
 
 def test_deltas_between_the_first_and_the_last_are_delivered_together(
@@ -218,7 +242,7 @@ def test_an_output_follows_its_json_schema(engine: ModelEngine) -> None:
     """Constrained outputs are complete JSON of the schema, also in a batch with unconstrained ones."""
 
     async def all_at_once() -> list[Any]:
-        bound = Sampling(max_tokens=80, temperature=1.5, json_schema=json.dumps(SCHEMA))
+        bound = Sampling(max_tokens=80, temperature=1.5, grammar=Grammar.of_document(SCHEMA))
         free = Sampling(max_tokens=30, temperature=0)
         return await asyncio.gather(
             *(collect(engine, "Hello", bound, thinking=False) for _ in range(4)), collect(engine, "Hello", free)
@@ -235,13 +259,13 @@ def test_an_output_follows_its_json_schema(engine: ModelEngine) -> None:
 
 def test_a_schema_applies_after_the_reasoning(engine: ModelEngine) -> None:
     """Tokens of the reasoning are unconstrained; an invalid schema is refused."""
-    bound = Sampling(max_tokens=20, temperature=0, json_schema=json.dumps(SCHEMA))
+    bound = Sampling(max_tokens=20, temperature=0, grammar=Grammar.of_document(SCHEMA))
     assert (
         ask(engine, "Hello", bound, thinking=True)[0] == ask(engine, "Hello", Sampling(max_tokens=20, temperature=0))[0]
     )
-    for schema in ("{", "[1]", '{"type": "unheard"}'):
-        with pytest.raises(Refused, match="JSON schema"):
-            ask(engine, "Hello", Sampling(json_schema=schema))
+    for schema in ([1], {"type": "unheard"}, {"pattern": "("}, {"$ref": "#/none"}):
+        with pytest.raises(Refused, match=r"the JSON schema cannot be used: (it|a) [a-z$, -]*$"):
+            ask(engine, "Hello", Sampling(grammar=Grammar.of_document(schema)))
 
 
 @pytest.mark.parametrize("cut", [0, 3, 9])
@@ -270,6 +294,23 @@ def test_an_end_token_ends_the_output(checkpoint: Path, tmp_path: Path) -> None:
         assert ask(engine) == ("".join(texts[:3]), Finish("stop", 8, 4))
     finally:
         engine.close()
+
+
+def test_a_prompt_without_the_template_is_what_it_says(engine: ModelEngine, checkpoint: Path) -> None:
+    """The text that the template makes of a conversation gives its answer; images have no place in it."""
+    processor = Processor.read(checkpoint / "model")
+    text = processor.apply_chat_template(user("Hello"), tokenize=False, add_generation_prompt=True)
+
+    async def answer(prompt: Any) -> list[Any]:
+        return [item async for item in engine.stream(prompt, GREEDY)]
+
+    assert asyncio.run(answer(text))[-1].prompt_tokens == 8
+    whole = ["".join(one.text for one in asyncio.run(answer(prompt))[:-1]) for prompt in (text, user("Hello"))]
+    assert whole[0] == whole[1]
+    with pytest.raises(Refused, match=r"contains <\|image\|>"):
+        asyncio.run(answer("<|image|>"))
+    with pytest.raises(PromptTooLong):
+        asyncio.run(answer("x " * 700))
 
 
 def test_control_tokens_in_messages_are_plain_text(checkpoint: Path) -> None:
@@ -350,6 +391,24 @@ def test_a_conversation_of_all_roles_is_rendered(checkpoint: Path) -> None:
     )
 
 
+def test_pictures_in_results_of_tools_are_rendered_where_they_are(checkpoint: Path) -> None:
+    """Their patches are in the order of the parts, over messages of users and of tools."""
+    processor = Processor.read(checkpoint / "model")
+    sizes = [(28 * n, 56) for n in (2, 4, 6)]
+    first, second, third = ({"type": "image", "image": np.zeros((h, w, 3), np.uint8)} for w, h in sizes)
+    messages = [
+        *user([first, {"type": "text", "text": "look"}]),
+        {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "shoot", "arguments": {}}}]},
+        {"role": "tool", "content": [{"type": "text", "text": "before"}, second, third, {"type": "text", "text": "."}]},
+    ]
+    inputs = processor.inputs(messages, None)
+    text = re.sub(r"(<\|image\|>)+", "<|image|>", processor.tokenizer.decode(inputs["input_ids"][0]))
+    picture = "<|begin_of_image|><|image|><|end_of_image|>"
+    assert f"<|user|>\n{picture}look<|assistant|>" in text
+    assert f"<tool_response>\nbefore{picture}{picture}.\n</tool_response>" in text
+    assert [grid.prod() // 4 for grid in inputs["image_grid_thw"]] == [processor.image_tokens([size]) for size in sizes]
+
+
 @pytest.mark.parametrize(
     "content",
     [
@@ -362,7 +421,7 @@ def test_a_conversation_of_all_roles_is_rendered(checkpoint: Path) -> None:
 def test_a_prompt_that_is_too_long_is_refused_quickly(engine: ModelEngine, content: Any) -> None:
     """Text and images count together; a prompt far beyond the limit is refused before tokenization."""
     began = time.monotonic()
-    with pytest.raises(PromptTooLong, match="at most 600"):
+    with pytest.raises(PromptTooLong, match="maximum context length is 600 tokens"):
         ask(engine, content)
     assert time.monotonic() - began < 2
     assert ask(engine)[1].reason == "length", "later requests succeed"
@@ -624,7 +683,7 @@ def test_checks_pass_for_matching_replies(engine: ModelEngine, tmp_path: Path) -
         (Check(question="What?", image="/etc/passwd"), "not inside the release"),
         (Check(question="What?", image="link.png"), "not inside the release"),
         (Check(question="What?", image="data:image/png;base64,AAAA"), "not an image"),
-        (Check(question="word " * 2000), "at most 600"),
+        (Check(question="word " * 2000), "maximum context length is 600 tokens"),
     ],
 )
 def test_a_failed_check_says_what_was_asked_expected_and_got(

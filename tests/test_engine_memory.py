@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from service.contract.engine_settings import EngineSettings
-from service.engine import Delta, Finish, Limits, Priority, Sampling, model_engine
+from service.engine import Delta, Finish, Grammar, Limits, Priority, Sampling, model_engine
 from service.engine.core import Core
 from service.engine.detokenizer import OutputProcessor
 from service.engine.model_engine import ModelEngine
@@ -188,7 +188,7 @@ def engine(factory: RequestFactory) -> Iterator[ModelEngine]:
     engine.close()
 
 
-SCHEMA = Sampling(temperature=0, max_tokens=10, json_schema='{"type": "object"}')
+SCHEMA = Sampling(temperature=0, max_tokens=10, grammar=Grammar.of_document({"type": "object"}))
 calls = st.tuples(
     st.integers(0, len(CONTENTS) - 1),
     st.sampled_from([*SAMPLINGS, SCHEMA]),

@@ -9,9 +9,11 @@ import zlib
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
-from service.chat.images import ImageError, from_bytes, from_data_url, from_file
+from service.chat.images import MAX_ASPECT_RATIO, SMALL, ImageError, from_bytes, from_data_url, from_file, reduced
 
 LIMIT = 10_000
 
@@ -118,6 +120,20 @@ def test_transparency_is_composited_over_white(mode: str) -> None:
     """A transparent background becomes white."""
     clear = Image.new("RGBA", (8, 8), (0, 0, 0, 0)).convert(mode)
     assert from_bytes(encoded(clear), max_pixels=LIMIT).getpixel((2, 2)) == (255, 255, 255)
+
+
+@given(st.integers(1, 20_000), st.integers(1, 20_000))
+def test_an_image_of_little_detail_is_made_smaller(width: int, height: int) -> None:
+    """Its shape is kept, as far as whole pixels and the largest aspect ratio allow; a small one is not changed."""
+    found = reduced((width, height))
+    if max(width, height) <= SMALL:
+        assert found == (width, height)
+        return
+    assert max(found) == SMALL
+    assert max(found) <= MAX_ASPECT_RATIO * min(found)
+    if max(width, height) <= MAX_ASPECT_RATIO * min(width, height):
+        assert abs(min(found) - min(width, height) * SMALL / max(width, height)) < 1
+        assert (found[0] == SMALL) == (width >= height) or found[0] == found[1]
 
 
 def test_exif_orientation_is_applied() -> None:

@@ -219,6 +219,32 @@ class ContradictsVersion(CorrectServer):
         return {**super().headers(), "x-model-version": "2.0.0"}
 
 
+class NamesVersionInEvents(CorrectServer):
+    """Names the version in the events of a stream alone, since its head was sent before that was known."""
+
+    fingerprints: tuple[str, ...] = ("1.0.0",)
+
+    def headers(self) -> dict[str, str]:
+        return {name: value for name, value in super().headers().items() if name != "x-model-version"}
+
+    def events(self, parameters: dict[str, object]) -> list[str]:
+        *chunks, done = super().events(parameters)
+        names = [*self.fingerprints, *[self.fingerprints[-1]] * len(chunks)]
+        return [
+            *(
+                json.dumps({**json.loads(one), "system_fingerprint": name})
+                for one, name in zip(chunks, names, strict=False)
+            ),
+            done,
+        ]
+
+
+class ContradictsEvents(NamesVersionInEvents):
+    """Changes the version within a stream."""
+
+    fingerprints = ("1.0.0", "2.0.0")
+
+
 class SendsSurplus(CorrectServer):
     """Sends a second response after each, as some servers do before a close."""
 
@@ -309,6 +335,16 @@ def test_a_refused_connection_is_a_loss() -> None:
     assert loss_kinds(report) == {LossKind.REFUSED}
     assert all(stats.clients <= stats.lost == stats.sent for stats in report.by_class.values())
     assert report.sent < 200
+
+
+def test_the_version_of_a_stream_may_be_in_its_events_alone() -> None:
+    """It is counted there; two in one stream, or none at all, are a loss."""
+    report = load(NamesVersionInEvents(), STREAM)
+    assert (report.lost, set(report.by_version)) == (0, {"1.0.0"})
+    assert loss_kinds(load(ContradictsEvents(), STREAM)) == {LossKind.MIXED}
+    nameless = NamesVersionInEvents()
+    nameless.fingerprints = ("",)
+    assert loss_kinds(load(nameless, STREAM)) == {LossKind.HEADER}
 
 
 def test_an_announced_close_is_counted_and_not_a_loss() -> None:
@@ -512,6 +548,14 @@ def test_the_help_describes_every_class() -> None:
     text = CliRunner().invoke(main, ["--help"]).output
     for name, count in Mix().counts().items():
         assert re.search(rf"^  {name} \({count}\) +[A-Z]\w+", text, re.MULTILINE), text
+
+
+def test_an_api_key_that_no_header_can_have_is_an_error() -> None:
+    """The command ends with a usage error that does not repeat the key."""
+    result = CliRunner().invoke(main, ["127.0.0.1:1"], env={"GLM_API_KEY": "secret\r\nhost: y"})
+    assert result.exit_code == 2
+    assert "the API key has characters" in result.output
+    assert "secret" not in result.output
 
 
 async def command(*arguments: str) -> asyncio.subprocess.Process:

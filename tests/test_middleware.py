@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
+from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import Message, Receive, Scope, Send
@@ -38,7 +39,8 @@ def serve(
     async def send(message: Message) -> None:
         sent.append(message)
 
-    scope = {"type": "http", "method": "GET", "path": "/x", "headers": [(b"x-request-id", b"r7")], "state": state}
+    scope: Scope = {"type": "http", "method": "GET", "path": "/x", "headers": [(b"x-request-id", b"r7")]}
+    scope["state"], scope["app"] = state, Starlette()
     try:
         asyncio.run(RequestMiddleware(app, identity)(scope, receive, send))
     except ZeroDivisionError as error:

@@ -101,7 +101,7 @@ def test_image_reaches_the_model(client: openai.OpenAI) -> None:
 
 
 def test_tools_reach_the_prompt(client: openai.OpenAI) -> None:
-    """Tools and tool results lengthen the prompt; forcing a call is a 400."""
+    """Tools and tool results lengthen the prompt; a call that is demanded comes, with arguments of the schema."""
     tool: Any = {
         "type": "function",
         "function": {
@@ -133,8 +133,20 @@ def test_tools_reach_the_prompt(client: openai.OpenAI) -> None:
     for answer in (offered, after):  # a random model makes no call
         assert answer.choices[0].finish_reason == "length"
         assert answer.choices[0].message.tool_calls is None
-    with pytest.raises(openai.BadRequestError, match="tool_choice"):
-        client.chat.completions.create(model=MODEL, messages=HELLO, tools=[tool], tool_choice="required", max_tokens=8)
+    tool["function"]["parameters"]["properties"]["city"] = {"enum": ["Bonn", "Ulm"]}
+    forced = client.chat.completions.create(
+        model=MODEL,
+        messages=HELLO,
+        tools=[tool],
+        tool_choice="required",
+        parallel_tool_calls=False,
+        max_tokens=300,
+        reasoning_effort="none",  # which a random model would not end
+    )
+    [call] = forced.choices[0].message.tool_calls or []
+    assert call.type == "function"
+    assert json.loads(call.function.arguments)["city"] in ("Bonn", "Ulm")
+    assert forced.choices[0].finish_reason == "tool_calls"
 
 
 def test_several_choices(client: openai.OpenAI) -> None:

@@ -9,6 +9,7 @@ from jsonschema import Draft202012Validator
 from jsonschema.protocols import Validator
 from starlette.routing import Route
 
+from service.api.routes import Endpoint
 from service.chat.request import ChatRequest
 from tests.test_app import CHAT, HELLO, FakeEngine, client
 
@@ -40,15 +41,33 @@ def test_every_route_is_described(served: dict[str, Any]) -> None:
             assert operation["summary"]
 
 
+def test_security_is_that_of_the_routes(served: dict[str, Any]) -> None:
+    """Routes that are open to everybody say so; all others take a key in one of three headers, and may answer 401."""
+    schemes = served["components"]["securitySchemes"]
+    assert {scheme.get("name", "Authorization") for scheme in schemes.values()} == {
+        "Authorization",
+        "X-Api-Key",
+        "Api-Key",
+    }
+    assert served["security"] == [{}, *({name: []} for name in schemes)]
+    for route in client().app.routes:  # type: ignore[attr-defined]
+        assert isinstance(route, Endpoint)
+        for operation in served["paths"][route.path.replace(":path", "")].values():
+            assert operation.get("security") == ([] if route.access == "open" else None)
+            assert ("401" in operation["responses"]) == (route.access != "open")
+
+
 def test_request_schema_is_that_of_the_model(served: dict[str, Any]) -> None:
     """The schema has every field of ChatRequest, and accepts and rejects what the service does."""
     chat = served["paths"][CHAT]["post"]["requestBody"]["content"]["application/json"]["schema"]
     assert chat == {"$ref": "#/components/schemas/ChatRequest"}
-    assert set(served["components"]["schemas"]["ChatRequest"]["properties"]) == set(ChatRequest.model_fields)
+    assert set(served["components"]["schemas"]["ChatRequest"]["properties"]) == {
+        field.alias or name for name, field in ChatRequest.model_fields.items()
+    }
     check = _validator(served, "ChatRequest")
-    check.validate({**HELLO, "stop": "x", "modalities": ["text"]})
+    check.validate({**HELLO, "stop": "x", "modalities": ["text"], "best_of": 1, "store": True, "unheard": None})
     check.validate({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "data:,"}]}]})
-    invalid: list[Any] = [{"messages": "x"}, {**HELLO, "logit_bias": {"1": 2}}, {**HELLO, "tools": [{}]}]
+    invalid: list[Any] = [{"messages": "x"}, {**HELLO, "best_of": 2}, {**HELLO, "unheard": 1}, {**HELLO, "tools": [{}]}]
     for body in invalid:
         assert not check.is_valid(body), body
 

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.chat.output_parser import OutputParser, ParsedText
+from service.chat.tool_calls import joined
 
 WEATHER = {
     "type": "function",
@@ -129,7 +130,7 @@ def test_tool_calls_are_parsed_wherever_the_pieces_end() -> None:
     tools = [WEATHER, NOW]
     for parsed in (parser(tools=tools).parse(text), *(parse_pieces(pieces, tools=tools) for pieces in splits(text))):
         assert (parsed.reasoning, parsed.content) == ("call", "Let me see.")
-        first, second = parsed.calls
+        first, second = joined(parsed.calls)
         assert (first.name, json.loads(first.arguments)) == ("weather", ARGUMENTS)
         assert (second.name, second.arguments) == ("now", "{}")
         assert first.id != second.id
@@ -160,7 +161,7 @@ def test_value_may_contain_the_closing_tag() -> None:
     """A closing tag inside a value does not end the call."""
     text = "<tool_call>weather\n<arg_key>city</arg_key>\n<arg_value></tool_call></arg_value>\n</tool_call>"
     for pieces in splits(text):
-        [call] = parse_pieces(pieces, tools=[WEATHER]).calls
+        [call] = joined(parse_pieces(pieces, tools=[WEATHER]).calls)
         assert json.loads(call.arguments) == {"city": "</tool_call>"}
 
 
@@ -168,9 +169,26 @@ def test_value_may_contain_the_closing_tag() -> None:
 def test_values_that_are_not_json_are_strings(value: str) -> None:
     """Huge numbers, deep nesting and lone surrogates are passed as text."""
     text = f"<tool_call>weather<arg_key>days</arg_key><arg_value>{value}</arg_value></tool_call>"
-    [call] = parser(tools=[WEATHER]).parse(text).calls
+    [call] = joined(parser(tools=[WEATHER]).parse(text).calls)
     assert json.loads(call.arguments)["days"] == value
     call.arguments.encode()
+
+
+@pytest.mark.parametrize(
+    ("text", "reasoning", "content"),
+    [
+        ("<think>Now.<tool_call>now</tool_call></think>Done", "Now.", "Done"),
+        ("<think>Now.\n<tool_call>now</tool_call>", "Now.", ""),
+        ("<think><tool_call>now</tool_call>\nI called", "I called", ""),
+        ("Now.<tool_call>now</tool_call>", "", "Now."),
+        ("<think>It is <tool_call>unknown</tool_call>", "It is <tool_call>unknown</tool_call>", ""),
+    ],
+)
+def test_a_call_inside_the_reasoning_is_a_call(text: str, reasoning: str, content: str) -> None:
+    """Whether or not the reasoning is closed."""
+    for parsed in (parser(tools=[NOW]).parse(text), *(parse_pieces(pieces, tools=[NOW]) for pieces in splits(text))):
+        assert (parsed.reasoning, parsed.content) == (reasoning, content)
+        assert [call.name for call in joined(parsed.calls)] == ["now"] * ("unknown" not in text)
 
 
 def test_without_tools_a_call_is_text() -> None:
@@ -190,6 +208,6 @@ def test_splitting_does_not_change_the_result(words: list[str], data: st.DataObj
     pieces = [text[a:b] for a, b in itertools.pairwise([0, *ends, len(text)])]
 
     def plain(piece: ParsedText) -> Any:
-        return piece.reasoning, piece.content, [(call.name, call.arguments) for call in piece.calls]
+        return piece.reasoning, piece.content, [(call.name, call.arguments) for call in joined(piece.calls)]
 
     assert plain(parse_pieces(pieces, tools=[NOW])) == plain(parse_pieces([text], tools=[NOW]))

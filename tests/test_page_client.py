@@ -14,7 +14,7 @@ from tests.page_fixtures import (
     free_address,
     picture,
 )
-from ui.client import Fault, LiveSlot, ServiceClient, ServiceError, service_address
+from ui.client import Fault, LiveSlot, ServiceClient, ServiceError, api_key, service_address
 from ui.picture import LONGEST_EDGE, MAX_UNCHANGED, prepare
 
 
@@ -83,8 +83,27 @@ def test_service_address(monkeypatch: pytest.MonkeyPatch, listen: str, expected:
     assert service_address() == expected
 
 
+@pytest.mark.parametrize(("value", "expected"), [("key", "key"), (" key\n", "key"), ("", None)])
+def test_api_key(monkeypatch: pytest.MonkeyPatch, value: str, expected: str | None) -> None:
+    """The page's API key is that of the environment; an empty one is none."""
+    monkeypatch.setenv("GLM_API_KEY", value)
+    assert api_key() == expected
+
+
 def test_wildcard_address(service: FakeService) -> None:
     """For a service that listens on 0.0.0.0 the client connects to 127.0.0.1."""
     client = ServiceClient(service.address.replace("127.0.0.1", "0.0.0.0"))
     assert client.live().version == "1.0.0"
+    client.close()
+
+
+@pytest.mark.parametrize("waits", [False, True])
+def test_version_of_an_answer(service: FakeService, waits: bool) -> None:
+    """The head of an answer that had to wait names no version; then it is that of the events."""
+    service.waits = waits
+    client = ServiceClient(service.address)
+    with client.ask([{"role": "user", "content": "hello"}]) as answer:
+        assert answer.live == LiveSlot("" if waits else "1.0.0", "blue")
+        assert "".join(delta.text for delta in answer) == "".join(service.answer)
+        assert answer.live == LiveSlot("1.0.0", "blue")
     client.close()

@@ -47,7 +47,9 @@ def outcome(parse: Any) -> Any:
 def test_a_large_body_is_parsed_like_a_small_one(parser: RequestParser, body: bytes) -> None:
     """The same request, or the same error."""
     large = b" " * INLINE + body
-    assert outcome(lambda: asyncio.run(parser.parse(large, NOBODY))) == outcome(lambda: parse_request(large))
+    assert outcome(lambda: asyncio.run(parser.parse(large, NOBODY, ChatRequest))) == outcome(
+        lambda: parse_request(large)
+    )
 
 
 TEXT = [{"role": "user", "content": "x" * 9000}]
@@ -56,22 +58,22 @@ TEXT = [{"role": "user", "content": "x" * 9000}]
 @pytest.mark.parametrize(
     ("more", "param", "code", "reason"),
     [
-        ({"messages": TEXT}, "messages", "context_length_exceeded", "at most 1000 are allowed"),
+        ({"messages": TEXT}, "messages", "context_length_exceeded", "maximum context length is 1000 tokens"),
         ({"tools": [{"type": "function", "function": {"name": "f", "description": "x" * 9000}}]}, "messages",
-         "context_length_exceeded", "at most 1000 are allowed"),
+         "context_length_exceeded", "maximum context length is 1000 tokens"),
         ({"response_format": {"type": "json_schema", "json_schema": {"schema": {"enum": ["x" * 70_000]}}}},
          "response_format", None, "at most 65536 are allowed"),
-        ({"messages": []}, "messages", None, "at least 1 item"),
+        ({"messages": []}, "messages", None, "too few items"),
     ],
 )  # fmt: skip
 def test_what_is_refused_of_a_large_body_is_refused_elsewhere(
     parser: RequestParser, more: dict[str, Any], param: str, code: str, reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nothing of it is parsed in this process."""
-    monkeypatch.setattr(request_parser, "parse_request", None)
+    monkeypatch.setattr(request_parser, "parse_body", None)
     body = b" " * INLINE + json.dumps({"messages": [USER], **more}).encode()
     with pytest.raises(ApiError, match=reason) as error:
-        asyncio.run(parser.parse(body, NOBODY))
+        asyncio.run(parser.parse(body, NOBODY, ChatRequest))
     assert (error.value.status, error.value.param, error.value.code) == (400, param, code)
 
 
@@ -79,7 +81,7 @@ def test_images_are_no_text(parser: RequestParser) -> None:
     """The URL of an image may be as long as the body."""
     image = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + "A" * 100_000}}
     body = json.dumps({"messages": [{"role": "user", "content": [image]}]}).encode()
-    assert isinstance(asyncio.run(parser.parse(body, NOBODY)), ChatRequest)
+    assert isinstance(asyncio.run(parser.parse(body, NOBODY, ChatRequest)), ChatRequest)
 
 
 def test_a_body_that_ends_the_process_is_refused(parser: RequestParser, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,5 +94,5 @@ def test_a_body_that_ends_the_process_is_refused(parser: RequestParser, monkeypa
     with monkeypatch.context() as patch:
         patch.setattr(parser._processes, "call", die)
         with pytest.raises(ApiError, match="cannot be parsed: it takes more than 3 s"):
-            asyncio.run(parser.parse(body, NOBODY))
-    assert isinstance(asyncio.run(parser.parse(body, NOBODY)), ChatRequest)
+            asyncio.run(parser.parse(body, NOBODY, ChatRequest))
+    assert isinstance(asyncio.run(parser.parse(body, NOBODY, ChatRequest)), ChatRequest)

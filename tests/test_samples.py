@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import struct
 import tempfile
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -15,6 +17,7 @@ from deploy.analysis.samples import Samples
 from deploy.host import Host
 from service.contract.samples import Origin, Sample, SampleRing, new_samples
 from service.contract.worker_state import WorkerState
+from service.timing import Message, ResponseTimer
 
 VERSIONS = ("1.0.0", "1.1.0", "1.1.0-rc.1")
 CAPACITY = 8192
@@ -81,6 +84,32 @@ def test_a_sample_is_read_as_it_was_written(at: float, status: int, kind: int, o
         header = struct.pack("<8sQQ256s", b"glmring2", 1, 0, b"1.0.0")
         old.write_bytes(header + struct.pack("<dffHHf", at, 0.5, 0.25, status, kind, 2.0) + bytes(24 * (CAPACITY - 1)))
         assert new_samples(old, "1.0.0") == ([replace(sample, origin=Origin())], 1)
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/responses", "/v1/completions", "/healthz"])
+def test_answers_of_every_format_judge_a_version(tmp_path: Path, path: str) -> None:
+    """Requests that the model does not answer do not."""
+    state = WorkerState.of_this_process(slot="blue", generation=1, version="1.0.0")
+    ring = SampleRing(tmp_path / "1.samples", state)
+
+    async def answer() -> None:
+        async def receive() -> Message:
+            return {"type": "http.request", "body": b"", "more_body": False}
+
+        async def send(_message: Message) -> None:
+            pass
+
+        timer = ResponseTimer({"path": path}, receive, send)
+        await timer.receive()
+        await timer.send({"type": "http.response.start", "status": 200, "headers": []})
+        await timer.send({"type": "http.response.body", "body": b"x"})
+        timer.complete = True
+        timer.end(client_gone=False)
+        timer.write(ring, Origin())
+
+    asyncio.run(answer())
+    [found] = new_samples(tmp_path / "1.samples", "1.0.0")[0]
+    assert found.is_answer is path.startswith("/v1/")
 
 
 def test_a_damaged_ring_has_no_samples(tmp_path: Path) -> None:

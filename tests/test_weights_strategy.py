@@ -74,7 +74,9 @@ def _read(response: httpx.Response) -> Answer:
         chunks = [response.json()]
         text = json.dumps([[one["message"]["content"], one["logprobs"]] for one in chunks[0].get("choices", [])])
     prints = frozenset(chunk.get("system_fingerprint", "none") for chunk in chunks)
-    return Answer(response.status_code, response.headers["x-model-version"], prints, text)
+    # The head of a stream that waited for the new weights was sent before their version was known.
+    version = response.headers.get("x-model-version") or next(iter(prints))
+    return Answer(response.status_code, version, prints, text)
 
 
 def _ask(box: Box, body: dict[str, Any]) -> Answer:
@@ -158,7 +160,9 @@ def _endless(box: Box) -> Iterator[list[Answer]]:
             for chunk in response.iter_bytes():
                 began.set()
                 chunks.append(chunk)
-            headers = {name: response.headers[name] for name in ("content-type", "x-model-version")}
+            headers = {
+                name: response.headers[name] for name in response.headers if name in {"content-type", "x-model-version"}
+            }
             whole.append(_read(httpx.Response(response.status_code, headers=headers, content=b"".join(chunks))))
 
     thread = threading.Thread(target=run)

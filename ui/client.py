@@ -7,13 +7,13 @@ import os
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
 import httpx
 
-__all__ = ["AnswerStream", "Delta", "Fault", "LiveSlot", "ServiceClient", "ServiceError", "service_address"]
+__all__ = ["AnswerStream", "Delta", "Fault", "LiveSlot", "ServiceClient", "ServiceError", "api_key", "service_address"]
 
 # Seconds. During a swap requests wait in the backlog of the socket while a model is loaded.
 READ_TIMEOUT = 600.0
@@ -70,7 +70,9 @@ class Delta:
 
 
 class AnswerStream:
-    """A streamed answer: `live` is known at once, iterating yields its deltas.
+    """A streamed answer; iterating yields its deltas.
+
+    `live` is known at once, but for the version of an answer that has to wait: it comes with the first delta.
 
     Iterating raises ServiceError, also if the stream ends without `[DONE]`.
     """
@@ -98,6 +100,8 @@ class AnswerStream:
         event = _document(data)
         if "error" in event:
             raise _service_error(event, Fault.FAILED)
+        if not self.live.version:
+            self.live = replace(self.live, version=str(event.get("system_fingerprint", "")))
         try:
             choice = event["choices"][0] if event["choices"] else {"delta": {}}
             self.finish_reason = choice.get("finish_reason") or self.finish_reason
@@ -108,13 +112,17 @@ class AnswerStream:
 
 
 class ServiceClient:
-    """A client of the service at `address`, host:port; thread-safe, with a pool of kept connections."""
+    """A client of the service at `address`, host:port; thread-safe, with a pool of kept connections.
 
-    def __init__(self, address: str) -> None:
+    `key`: the API key that is sent; None if the service needs none.
+    """
+
+    def __init__(self, address: str, key: str | None = None) -> None:
         self.address = address
         host, _, port = address.rpartition(":")
         self._client = httpx.Client(
             base_url=f"http://{WILDCARD_ADDRESSES.get(host, host)}:{port}",
+            headers={"authorization": f"Bearer {key}"} if key else {},
             timeout=httpx.Timeout(READ_TIMEOUT, connect=30.0),
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=16, keepalive_expiry=KEEP_ALIVE),
             trust_env=False,  # the service is on this host: no proxy
@@ -147,6 +155,11 @@ class ServiceClient:
 def service_address() -> str:
     """Return the address of the service, host:port, from GLM_LISTEN."""
     return os.environ.get("GLM_LISTEN") or "127.0.0.1:8000"
+
+
+def api_key() -> str | None:
+    """Return the API key of the page from GLM_API_KEY; None without one."""
+    return os.environ.get("GLM_API_KEY", "").strip() or None
 
 
 @contextmanager

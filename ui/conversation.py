@@ -87,6 +87,7 @@ class Reply:
             with client.ask(messages) as answer:
                 self.live = answer.live
                 for delta in answer:
+                    self.live = answer.live
                     if self.stopped or time.monotonic() - self._viewed_at > VIEWER_TIMEOUT:
                         self.stopped = True
                         return

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import streamlit as st
 from PIL import Image, ImageDraw
 
-from ui.client import Fault, LiveSlot, ServiceClient, ServiceError, service_address
+from ui.client import Fault, LiveSlot, ServiceClient, ServiceError, api_key, service_address
 from ui.conversation import Conversation, Exchange, Question, Reply
 from ui.picture import EXTENSIONS, Picture, prepare
 from ui.texts import LANGUAGES, Texts, language_of
@@ -50,7 +50,7 @@ class LiveHistory:
 
 def connect(address: str) -> ServiceClient:
     """Return the client, which all sessions share."""
-    return ServiceClient(address)
+    return ServiceClient(address, api_key())
 
 
 def page_icon() -> Image.Image:

@@ -72,6 +72,7 @@ class _Command(click.Command):
     show_default=True,
     help="Seconds after which a request without a complete response is lost.",
 )
+@click.option("--api-key", envvar="GLM_API_KEY", show_envvar=True, help="The API key of all clients.")
 @click.option(
     "--no-compare",
     is_flag=True,
@@ -85,6 +86,7 @@ def main(
     think: float,
     out: str | None,
     model: str,
+    api_key: str | None,
     time_limit: float,
     no_compare: bool,
 ) -> None:
@@ -108,7 +110,19 @@ def main(
     """  # noqa: D301 - \b disables click's rewrapping
     name, number = (host, port) if port is not None else _address(host)
     mix = Mix().scaled(scale)
-    load = Load(name, number, mix, model=model, time_limit=time_limit, compare=not no_compare, think=think)
+    try:
+        load = Load(
+            name,
+            number,
+            mix,
+            model=model,
+            time_limit=time_limit,
+            compare=not no_compare,
+            think=think,
+            api_key=api_key,
+        )
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
     try:
         report = asyncio.run(_run(load, seconds))
     except OSError as error:

@@ -33,15 +33,17 @@ class Load:
         time_limit: float = TIME_LIMIT,
         compare: bool = True,
         think: float = 0.0,
+        api_key: str | None = None,
     ) -> None:
         """`time_limit` in seconds for each request; `compare=False` permits different texts by one version.
 
         `think` is the mean pause in seconds of the classes that otherwise send without one: busy, stream, pipelined.
+        Raises ValueError for an `api_key` that cannot be sent.
         """
         self.target = f"{host}:{port}"
         self._host, self._port = host, port
         self._mix = mix or Mix()
-        self._requests = RequestFactory(host, port, model)
+        self._requests = RequestFactory(host, port, model, api_key)
         self._validator = ResponseValidator(compare=compare)
         self._time_limit = time_limit
         self._think = think

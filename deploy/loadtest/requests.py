@@ -47,7 +47,11 @@ class RequestFactory:
     They are written here and not by h11, which refuses to send HTTP/1.0.
     """
 
-    def __init__(self, host: str, port: int, model: str) -> None:
+    def __init__(self, host: str, port: int, model: str, api_key: str | None = None) -> None:
+        """Raises ValueError if the API key has characters that a header cannot have."""
+        if api_key is not None and not (api_key.isascii() and api_key.isprintable()):
+            raise ValueError("the API key has characters that are not printable ASCII")
+        self._authorization = f"authorization: Bearer {api_key}\r\n" if api_key else ""
         self._host = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         self._model = model
 
@@ -71,7 +75,7 @@ class RequestFactory:
     def _get(self, path: str, body_type: BodyType, *, close: bool = False, http10: bool = False) -> Request:
         protocol = "HTTP/1.0" if http10 else "HTTP/1.1"
         connection = "connection: close\r\n" if close else ""
-        raw = f"GET {path} {protocol}\r\nhost: {self._host}\r\n{connection}\r\n".encode()
+        raw = f"GET {path} {protocol}\r\nhost: {self._host}\r\n{self._authorization}{connection}\r\n".encode()
         return Request(f"GET {path} {protocol}", raw, body_type, closes=close or http10)
 
     def _chat(self, number: int, tokens: int, *, stream: bool, padding: int) -> Request:
@@ -85,7 +89,7 @@ class RequestFactory:
         body = json.dumps(parameters).encode()
         path = "/v1/chat/completions"
         head = (
-            f"POST {path} HTTP/1.1\r\nhost: {self._host}\r\ncontent-type: application/json\r\n"
+            f"POST {path} HTTP/1.1\r\nhost: {self._host}\r\n{self._authorization}content-type: application/json\r\n"
             f"content-length: {len(body) + padding}\r\n\r\n"
         )
         body_type = BodyType.STREAM if stream else BodyType.CHAT

@@ -10,12 +10,16 @@ from deploy.loadtest.losses import LossKind, RequestLost
 from deploy.loadtest.requests import BodyType, Request
 from deploy.loadtest.responses import Response
 
-REQUIRED_HEADERS = ("x-model-version", "x-slot", "x-request-id")
+VERSION = "x-model-version"
+REQUIRED_HEADERS = (VERSION, "x-slot", "x-request-id")
 
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """The version and the slot that a response was sent by, from its headers."""
+    """The version and the slot that a response was sent by, from its headers.
+
+    The head of a stream that waited may lack the version; then it is that of the events.
+    """
 
     version: str
     slot: str
@@ -38,25 +42,26 @@ class ResponseValidator:
         if response.status != 200:
             body = response.body[:120].decode(errors="replace")
             raise RequestLost(LossKind.STATUS, f"{response.status} {response.reason}: {body}")
-        for name in REQUIRED_HEADERS:
-            if not response.headers.get(name):
-                raise RequestLost(LossKind.HEADER, f"200 without {name}")
-        origin = Origin(response.headers["x-model-version"], response.headers["x-slot"])
         text: str | None = None
+        version = response.headers.get(VERSION)
+        if request.body_type is BodyType.STREAM:
+            text, version = _stream_text(response.body, version)
+        for name in REQUIRED_HEADERS:
+            if not (version if name == VERSION else response.headers.get(name)):
+                raise RequestLost(LossKind.HEADER, f"200 without {name}")
+        origin = Origin(version or "", response.headers["x-slot"])
         match request.body_type:
             case BodyType.VERSION:
-                version = _object(response.body).get("version")
-                if version != origin.version:
+                named = _object(response.body).get("version")
+                if named != origin.version:
                     raise RequestLost(
-                        LossKind.MIXED, f"version {version!r} in the body, {origin.version!r} in the header"
+                        LossKind.MIXED, f"version {named!r} in the body, {origin.version!r} in the header"
                     )
             case BodyType.MODELS:
                 if not isinstance(_object(response.body).get("data"), list):
                     raise RequestLost(LossKind.MALFORMED, f"not a list of models: {response.body[:60]!r}")
             case BodyType.CHAT:
                 text = _chat_text(response.body)
-            case BodyType.STREAM:
-                text = _stream_text(response.body)
         if text is not None and self._compare:
             earlier = self._texts.setdefault((origin.version, request.body), text)
             if earlier != text:
@@ -83,7 +88,8 @@ def _chat_text(body: bytes) -> str:
         raise RequestLost(LossKind.MALFORMED, f"not a chat completion: {body[:60]!r}") from None
 
 
-def _stream_text(body: bytes) -> str:
+def _stream_text(body: bytes, header: str | None) -> tuple[str, str | None]:
+    """Return the text of a stream, and the version of its head or else of its events, which must not differ."""
     events = [
         line.removeprefix("data:").strip()
         for line in body.decode("utf-8", "replace").replace("\r\n", "\n").split("\n")
@@ -92,12 +98,14 @@ def _stream_text(body: bytes) -> str:
     if not events or events[-1] != "[DONE]":
         raise RequestLost(LossKind.CUT, f"stream ends without [DONE], after {len(events)} events")
     ids: set[object] = set()
+    versions: set[str] = {header} if header else set()
     text: list[str] = []
     for event in events[:-1]:
         chunk = _object(event)
         if "error" in chunk:
             raise RequestLost(LossKind.CUT, f"error in the stream: {event[:120]}")
         ids.add(chunk.get("id"))
+        versions |= {chunk["system_fingerprint"]} if chunk.get("system_fingerprint") else set()
         try:
             for choice in chunk.get("choices", []):
                 delta = choice.get("delta") or {}
@@ -108,4 +116,6 @@ def _stream_text(body: bytes) -> str:
             raise RequestLost(LossKind.MALFORMED, f"not a chat chunk: {event[:60]!r}") from None
     if len(ids) > 1:
         raise RequestLost(LossKind.MIXED, f"{len(ids)} completion ids in one stream")
-    return "".join(text)
+    if len(versions) > 1:
+        raise RequestLost(LossKind.MIXED, f"versions {', '.join(sorted(versions))} in one stream")
+    return "".join(text), next(iter(versions), None)

@@ -12,7 +12,7 @@ from deploy.host import Host
 from deploy.journal.journal import Journal
 from deploy.policy import Policy
 from deploy.rollout.plan import Context
-from service.contract import damage, regular_file
+from service.contract import damage, keys_file, regular_file
 from service.contract.generations import current
 from service.contract.slots import SLOTS
 
@@ -46,6 +46,7 @@ def examine(context: Context) -> list[Finding]:
         reason = error.strerror if isinstance(error, OSError) else str(error).partition("\n")[0]
         findings.append(Finding(good=False, what=f"{path} is ignored: {reason}", fix=_set_aside(path)))
     findings += _configuration(host)
+    findings += _keys(Path(host.setting("KEYS") or host.keys))
     return findings or [Finding(good=True, what="state files, journal and policy can be read")]
 
 
@@ -69,6 +70,22 @@ def _configuration(host: Host) -> Iterator[Finding]:
     except OSError as error:
         what = f"{host.settings}, the settings of the service, cannot be read: {error.strerror}"
         yield Finding(good=False, what=what, fix=f"edit or remove {host.settings}")
+
+
+def _keys(path: Path) -> Iterator[Finding]:
+    """Yield what is wrong with the file of API keys; its own service refuses to start with a damaged one."""
+    try:
+        keys_file.parse(regular_file.read(path, follow=True))
+        everybody = path.stat().st_mode & 0o007
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        return
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        yield Finding(good=False, what=f"the API keys {path} cannot be used: {reason}", fix=f"edit {path}")
+        return
+    if everybody:
+        what = f"every user of this host can read or write the API keys {path}"
+        yield Finding(good=False, what=what, fix=f"chmod o= {shlex.quote(str(path))}")
 
 
 def _last_live(context: Context) -> str:

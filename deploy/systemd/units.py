@@ -70,6 +70,7 @@ def render(host: Host, addresses: Addresses) -> dict[Path, str]:
         "@RUNTIME@": str(host.runtime),
         "@STATE@": str(host.state),
         "@SETTINGS@": str(host.settings),
+        "@KEYS@": str(host.keys),
         "@PYTHON@": sys.executable,
         "@CODE@": str(CODE),
         "@LISTEN@": addresses.listen,

@@ -6,6 +6,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 from starlette.types import Scope
 
+from service.api.routes import listed_paths
 from service.chat.errors import ApiError, error_object
 
 __all__ = ["error_response"]
@@ -17,10 +18,21 @@ def error_response(error: Exception, scope: Scope) -> Response | None:
         document = error_object(error.status, str(error), error.param, error.code)
         return JSONResponse(document, error.status, error.headers)
     if isinstance(error, HTTPException):
-        message = {
-            404: f"unknown URL: {scope['path'][:200]}",
-            405: f"method {scope['method'][:20]} is not allowed for this URL",
-        }.get(error.status_code, error.detail)
+        message = {404: _unknown_url, 405: _wrong_method}.get(error.status_code, _detail)(error, scope)
         code = {404: "unknown_url", 405: "method_not_allowed"}.get(error.status_code)
         return JSONResponse(error_object(error.status_code, message, code=code), error.status_code, error.headers)
     return None
+
+
+def _unknown_url(_error: HTTPException, scope: Scope) -> str:
+    paths = ", ".join(listed_paths(scope["app"].routes))
+    return f"unknown URL: {scope['path'][:200]}; there are {paths}; GET /openapi.json describes all"
+
+
+def _wrong_method(error: HTTPException, scope: Scope) -> str:
+    allowed = (error.headers or {}).get("Allow", "")
+    return f"method {scope['method'][:20]} is not allowed for this URL; allowed are {allowed}"
+
+
+def _detail(error: HTTPException, _scope: Scope) -> str:
+    return error.detail

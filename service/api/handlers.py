@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Literal, NotRequired
 
 from starlette.requests import Request
@@ -13,29 +14,36 @@ from typing_extensions import TypedDict
 
 from service import metrics
 from service.api.body import read_body
+from service.api.keys import InFlight
 from service.api.openapi import describes
 from service.api.scrapes import Scrapes
 from service.api.sse import EventStream, cancel_on_disconnect
+from service.chat.engine_request import ClientRequest
 from service.chat.errors import ApiError
 from service.chat.request import ChatRequest
 from service.chat.response import Completion
 from service.chat.service import ChatService
+from service.completions.request import CompletionRequest
+from service.completions.response import TextCompletion
 from service.engine import Engine
 from service.fairness.budget import Budget
 from service.fairness.client import Client
 from service.identity import Identity
+from service.responses.request import ResponsesRequest
+from service.responses.response import Response as ResponsesResponse
 from service.settings import Settings
 
 __all__ = ["Handlers"]
 
 
 class Model(TypedDict):
-    """A served model."""
+    """A served model; `max_model_len` is the most tokens of a prompt and its answer together."""
 
     id: str
     object: Literal["model"]
     created: int
     owned_by: str
+    max_model_len: int
 
 
 class Models(TypedDict):
@@ -80,28 +88,54 @@ class Handlers:
     @describes(body=ChatRequest, response=Completion, events=True, errors=(400, 413, 415, 429, 500))
     async def chat(self, request: Request) -> Response:
         """POST /v1/chat/completions, compatible with OpenAI's API."""
+        return await self._answer(request, ChatRequest)
+
+    @describes(body=ResponsesRequest, response=ResponsesResponse, events=True, errors=(400, 413, 415, 429, 500))
+    async def responses(self, request: Request) -> Response:
+        """POST /v1/responses, compatible with OpenAI's API, but stateless: nothing is stored."""
+        return await self._answer(request, ResponsesRequest)
+
+    @describes(body=CompletionRequest, response=TextCompletion, events=True, errors=(400, 413, 415, 429, 500))
+    async def completions(self, request: Request) -> Response:
+        """POST /v1/completions, compatible with OpenAI's API: the text of a prompt, without the chat template."""
+        return await self._answer(request, CompletionRequest)
+
+    async def _answer(self, request: Request, kind: type[ClientRequest]) -> Response:
         client = Client.of(request.scope)
-        holding = self._bodies.take(client, 0)
-        try:
+        with ExitStack() as holdings:
+            holding = self._bodies.take(client, 0)
+            holdings.callback(holding.give_back)
             body = await read_body(request, self._settings.max_body, holding)
-            chat_request = await self._chat.parse(body, client)
+            asked = await self._chat.parse(body, client, kind)
             del body
-            return await self._answer(request, chat_request, client)
-        finally:
-            holding.give_back()  # a stream's first event is here: the images and texts are in the engine
-
-    async def _answer(self, request: Request, chat_request: ChatRequest, client: Client) -> Response:
-        request.state.greedy = chat_request.temperature == 0  # read by the mirror: only greedy texts are comparable
-
-        def set_version(version: str) -> None:
-            request.state.version = version
-
-        if not chat_request.stream:
-            completion = self._chat.create_completion(chat_request, on_version=set_version, client=client)
+            request.state.greedy = asked.is_greedy  # read by the mirror: only greedy texts are comparable
+            if asked.stream:
+                return self._stream(request, asked, client, holdings.pop_all())
+            completion = self._chat.create_completion(
+                asked, on_version=_version_setter(request), client=client, on_size=_size_setter(request)
+            )
             return JSONResponse(await cancel_on_disconnect(request.receive, completion))
-        # The first event is awaited before the status is sent, so that errors before it get their status.
-        events = self._chat.stream_events(chat_request, request.state.request_id, set_version, client)
-        return EventStream(await cancel_on_disconnect(request.receive, anext(events)), events)
+
+    def _stream(self, request: Request, asked: ClientRequest, client: Client, holdings: ExitStack) -> Response:
+        """Return the stream; it gives `holdings` back with its first event, when the engine has images and texts."""
+        request_id: str = request.state.request_id
+        request.state.version = None  # until the request is admitted
+        answer = asked.answer_format()
+
+        def encode_error(error: Exception) -> bytes:
+            request.state.late_error = error
+            if timer := request.scope["state"].get("timer"):
+                timer.status = error.status if isinstance(error, ApiError) else 500  # as if the head had waited
+            return answer.encode_error(error, request_id)
+
+        # No proxy is before the internal socket, and the mirror compares the statuses of what it asks there.
+        is_internal = request.scope["state"].get("internal")
+        return EventStream(
+            self._chat.stream_events(asked, request_id, _version_setter(request), client, _size_setter(request)),
+            encode_error,
+            max_silence=None if is_internal else self._settings.keep_alive_comment,
+            before_first=holdings,
+        )
 
     @describes(response=Models)
     async def models(self, _request: Request) -> Response:
@@ -152,10 +186,28 @@ class Handlers:
         return Response(await self._scrapes.take(), headers={"content-type": metrics.CONTENT_TYPE})
 
     def _model(self) -> Model:
-        return {"id": self._settings.served_model, "object": "model", "created": self._created, "owned_by": "zai-org"}
+        return {
+            "id": self._settings.served_model,
+            "object": "model",
+            "created": self._created,
+            "owned_by": "zai-org",
+            "max_model_len": self._engine.context_length,
+        }
 
     def _hung(self) -> str:
         return f"the engine has work and has made no progress for {self._settings.stall} s"
+
+
+def _version_setter(request: Request) -> Callable[[str], None]:
+    def set_version(version: str) -> None:
+        request.state.version = version
+
+    return set_version
+
+
+def _size_setter(request: Request) -> Callable[[int], None]:
+    in_flight: InFlight | None = request.scope["state"].get("in_flight")
+    return in_flight.add_tokens if in_flight else lambda _tokens: None
 
 
 def _health(health: Health) -> Response:

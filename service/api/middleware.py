@@ -6,15 +6,17 @@ import itertools
 import logging
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from typing import Any
 
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.api.error_responses import error_response
-from service.chat.errors import unexpected
+from service.chat.errors import ApiError, unexpected
 from service.identity import Identity
 from service.refusals import RefusalLog
 from service.timing import Headers, ResponseTimer
@@ -30,17 +32,30 @@ class RequestMiddleware:
     """Labels every response, and answers unhandled exceptions with a 500.
 
     Every response carries X-Model-Version, X-Slot and X-Request-Id. The version is that of the weights that produced
-    the response, if the handler stored it in `request.state.version`, otherwise the current one. Handlers find the
-    request's id in `request.state.request_id`; a valid X-Request-Id of the client is kept.
+    the response, if the handler stored it in `request.state.version`, otherwise the current one. A handler stores None
+    for a stream whose head may be sent before its version is known: such a head has no X-Model-Version. Handlers find
+    the request's id in `request.state.request_id`; a valid X-Request-Id of the client is kept.
 
     Unhandled exceptions are caught here because Starlette's own handler runs outside all middleware: its response would
     lack the headers, and it raises the exception again, so that the server logs it a second time.
 
-    Requests that are answered with 400 to 499 are logged with their reason; see RefusalLog.
+    With `cors_origins`, browsers may let the pages of these origins read all answers, errors too.
+
+    Requests that are answered with 400 to 499 are logged with their reason; see RefusalLog. So are those whose streams
+    end with such an error in `request.state.late_error`, since their heads were sent before.
     """
 
-    def __init__(self, app: ASGIApp, identity: Identity) -> None:
-        self.app = app
+    def __init__(self, app: ASGIApp, identity: Identity, cors_origins: Sequence[str] = ()) -> None:
+        self._with_cors: Callable[[ASGIApp], ASGIApp] | None = None
+        if cors_origins:
+            self._with_cors = partial(
+                CORSMiddleware,
+                allow_origins=cors_origins,
+                allow_methods=("GET", "HEAD", "POST", "DELETE"),
+                allow_headers=("*",),
+                expose_headers=("X-Model-Version", "X-Slot", "X-Request-Id", "Retry-After"),
+            )
+        self.app = self._with_cors(app) if self._with_cors else app
         self.identity = identity
         self._ids = _request_ids()
         self._refusals = RefusalLog()
@@ -58,18 +73,22 @@ class RequestMiddleware:
         timer.labels = partial(self._labels, state)
         try:
             await self.app(scope, receive, send)
+            if isinstance(late := state.pop("late_error", None), ApiError) and late.status < 500:
+                self._log_refusal(scope, late.status, late)
         except ClientDisconnect:
             pass
         except Exception as error:
             if timer.status is not None:
                 raise  # the server closes the connection, so that the client does not take the response for complete
+            if state.get("version") is None:
+                state.pop("version", None)  # no weights were used: the current version answers
             response = error_response(error, scope)
             if response is None:
                 log.exception("request %s failed", request_id)
                 response = JSONResponse(unexpected(request_id), 500)
             elif response.status_code < 500:
                 self._log_refusal(scope, response.status_code, error)
-            await response(scope, receive, send)
+            await (self._with_cors(response) if self._with_cors else response)(scope, receive, send)
 
     def _log_refusal(self, scope: Scope, status: int, error: Exception) -> None:
         address = scope["client"][0] if scope.get("client") else ""
@@ -78,13 +97,10 @@ class RequestMiddleware:
             address, scope["method"], path.decode("latin-1"), status, str(getattr(error, "detail", error))
         )
 
-    def _labels(self, state: dict[str, str]) -> Headers:
-        version = state.get("version", self.identity.version)
-        return [
-            (b"x-model-version", version.encode()),
-            (b"x-slot", self.identity.slot.encode()),
-            (b"x-request-id", state["request_id"].encode()),
-        ]
+    def _labels(self, state: dict[str, Any]) -> Headers:
+        version: str | None = state.get("version", self.identity.version)
+        labels = [(b"x-slot", self.identity.slot.encode()), (b"x-request-id", state["request_id"].encode())]
+        return labels if version is None else [(b"x-model-version", version.encode()), *labels]
 
 
 def _given_id(scope: Scope) -> str | None:

@@ -16,8 +16,10 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, TypeAdapter
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import BaseRoute, Route
+from starlette.routing import BaseRoute
 
+from service.api.keys import Access
+from service.api.routes import Endpoint
 from service.chat.errors import ErrorBody
 from service.identity import Identity
 
@@ -25,10 +27,20 @@ __all__ = ["OpenApi", "describes"]
 
 JSON = "application/json"
 HEADERS = {
-    "X-Model-Version": "version of the release that produced the response",
+    "X-Model-Version": "version of the release that produced the response; a stream whose head was sent before that was"
+    " known has it in its events alone",
     "X-Slot": "slot that produced the response",
     "X-Request-Id": "the request's X-Request-Id, or a generated one",
 }
+
+SECURITY_SCHEMES: dict[str, dict[str, str]] = {
+    "bearer": {"type": "http", "scheme": "bearer"},
+    "x-api-key": {"type": "apiKey", "in": "header", "name": "X-Api-Key"},
+    "api-key": {"type": "apiKey", "in": "header", "name": "Api-Key"},
+}
+SECURITY: list[dict[str, list[str]]] = [{}, {"bearer": []}, {"x-api-key": []}, {"api-key": []}]
+"""The operator decides whether there are API keys: {} is a request without one."""
+ERRORS_OF_KEYS: dict[Access, tuple[int, ...]] = {"open": (), "metrics": (401, 403), "key": (401, 403, 429)}
 
 H = TypeVar("H", bound=Callable[..., Any])
 Shape = type | Mapping[str, Any]  # a pydantic model, a TypedDict, or a JSON schema
@@ -101,7 +113,7 @@ class OpenApi:
 
 def document(routes: Sequence[BaseRoute], version: str) -> dict[str, Any]:
     """Return the OpenAPI document; raises AttributeError for a route whose handler is not decorated."""
-    operations = [(route, _described(route)) for route in routes if isinstance(route, Route)]
+    operations = [(route, _described(route)) for route in routes if isinstance(route, Endpoint)]
     schemas = _Schemas([shape for _, described in operations for shape in described.shapes()])
     paths: dict[str, dict[str, Any]] = {}
     for route, described in operations:
@@ -113,17 +125,20 @@ def document(routes: Sequence[BaseRoute], version: str) -> dict[str, Any]:
         "info": {
             "title": "GLM",
             "version": version,
-            "description": "The version is that of the serving release. Unknown fields of requests are ignored.",
+            "description": "The version is that of the serving release. Unknown fields of requests are ignored. "
+            "A host may need API keys; send one, in one header.",
         },
+        "security": SECURITY,
         "paths": paths,
         "components": {
             "schemas": schemas.definitions,
+            "securitySchemes": SECURITY_SCHEMES,
             "headers": {name: {"description": text, "schema": {"type": "string"}} for name, text in HEADERS.items()},
         },
     }
 
 
-def _described(route: Route) -> _Description:
+def _described(route: Endpoint) -> _Description:
     described: _Description = route.endpoint.described  # type: ignore[attr-defined]
     return described
 
@@ -146,17 +161,20 @@ class _Schemas:
         return {media_type: {"schema": self._schemas[shape, mode] if isinstance(shape, type) else dict(shape)}}
 
 
-def _operation(route: Route, path: str, described: _Description, schemas: _Schemas) -> dict[str, Any]:
+def _operation(route: Endpoint, path: str, described: _Description, schemas: _Schemas) -> dict[str, Any]:
     summary = " ".join((route.endpoint.__doc__ or "").split())
     content = schemas.content(described.response, "serialization", described.response_type)
     if described.events:
         content["text/event-stream"] = {"schema": {"type": "string"}}
     error = schemas.content(ErrorBody, "serialization", JSON)
-    responses = {"200": _response(200, content)} | {str(code): _response(code, error) for code in described.errors}
+    errors = sorted({*described.errors, *ERRORS_OF_KEYS[route.access]})
+    responses = {"200": _response(200, content)} | {str(code): _response(code, error) for code in errors}
     if described.unavailable is not None:
         responses["503"] = _response(503, schemas.content(described.unavailable, "serialization", JSON))
     responses["default"] = _response(500, error) | {"description": "Any other error"}
     operation: dict[str, Any] = {"summary": summary, "operationId": route.name, "responses": responses}
+    if route.access == "open":
+        operation["security"] = []
     parameters = [
         {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
         for name in re.findall(r"\{(\w+)\}", path)

@@ -9,9 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
-from service.api.application import Endpoint
 from service.api.body import read_body
 from service.api.openapi import describes
+from service.api.routes import Endpoint
 from service.batches import schemas
 from service.batches.store import Batches, BatchParams
 from service.batches.upload import Upload
@@ -135,9 +135,11 @@ class BatchRoutes:
         """GET /v1/files/{id}/content."""
         file = await self._call(self._files.get, request.path_params["id"], key=_key(request))
         content = await self._call(self._files.read, file.id)
-        return StreamingResponse(
-            _chunks(content), media_type="application/octet-stream", headers={"content-length": str(file.bytes)}
-        )
+        headers = {"content-length": str(file.bytes), "content-type": "application/octet-stream"}
+        if request.method == "HEAD":  # nobody would get what is read
+            content.close()
+            return Response(headers=headers)
+        return StreamingResponse(_chunks(content), headers=headers)
 
     @describes(body=NewBatch, response=schemas.Batch, errors=(400, 404, 413, 415, 503, 507))
     async def create(self, request: Request) -> Response:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
-from service.api.application import Endpoint
+from service.api.routes import Endpoint
 from service.batches.api import BatchRoutes
 from service.batches.database import Database
 from service.batches.files import Files

@@ -7,16 +7,21 @@ them apart would cost more than to parse. Escapes and bytes beyond ASCII count a
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pydantic_core
+from pydantic_core import PydanticCustomError
 
-__all__ = ["JsonBudget", "TooComplex"]
+from service.engine import prompt_size
+
+__all__ = ["JsonBudget", "TooComplex", "require_json"]
 
 STRUCTURE, SLOW = b"[{,:", b"\\" + bytes(range(128, 256))
 PLAIN = bytes(set(range(256)) - set(STRUCTURE + SLOW))
 PIECE = 1 << 18  # bytes counted without a break, in which no other thread runs
 MAX_SLOW = 4 << 20  # bytes: 60 ms
+MAX_DEFINITION = 1 << 20  # characters of a schema or of a tool's parameters; a prompt of 131,072 tokens can have them
 
 
 class TooComplex(ValueError):
@@ -52,3 +57,13 @@ class JsonBudget:
             raise TooComplex(f"it has more than {self._limit} brackets, commas and colons; send less in one request")
         if self._slow < 0:
             raise TooComplex(f"it has more than {MAX_SLOW} escapes and bytes beyond ASCII; send less in one request")
+
+
+def require_json(value: Any) -> None:
+    """Raise a PydanticCustomError if a value that was parsed from JSON is too long or has infinity, as 1e999 is."""
+    if prompt_size.characters(value, MAX_DEFINITION) > MAX_DEFINITION:
+        raise PydanticCustomError("too_large", "is longer than any that is accepted")
+    try:
+        json.dumps(value, allow_nan=False)
+    except ValueError as error:
+        raise PydanticCustomError("not_json", "contains a number that JSON cannot represent") from error

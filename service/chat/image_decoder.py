@@ -16,26 +16,35 @@ from service.isolation.processes import Died, IsolatedProcesses, Refusal
 __all__ = ["EncodedImage", "ImageDecoder", "RgbImage", "begin"]
 
 BYTES_PER_PIXEL = 24
-"""Pillow takes 4 for an image in any mode but grey, and has five of them while it makes transparency white."""
+"""Pillow takes 4 for an image in any mode but grey. Of 20 million pixels, 18 bytes a pixel were the most that was
+measured, for PNGs of 16 bits with a transparent colour; with an alpha channel it was 16."""
 
 OVERHEAD = 192 << 20  # bytes for the encoded image, its copies in Pillow's plugins, and their code
 
 _SIZE = struct.Struct("<II")
-_MEASURE, _DECODE, _BASE64 = 1, 2, 4
+_MEASURE, _DECODE, _BASE64, _SMALL = 1, 2, 4, 8
 
 
 @dataclass(frozen=True)
 class EncodedImage:
-    """An image as it was sent, perhaps in base64, and its size in pixels, which its header states: (width, height)."""
+    """An image as it was sent, perhaps in base64; all sizes are (width, height) in pixels."""
 
     data: bytes
     is_base64: bool
-    size: tuple[int, int]
+    full_size: tuple[int, int]
+    """As its header states."""
+    is_small: bool = False
+    """Whether it is decoded to `images.SMALL` pixels a side at most."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """The size that it is decoded to."""
+        return images.reduced(self.full_size) if self.is_small else self.full_size
 
     @property
     def pixels(self) -> int:
-        """The number of pixels."""
-        return self.size[0] * self.size[1]
+        """The number of pixels that are decoded, before it is made smaller."""
+        return self.full_size[0] * self.full_size[1]
 
 
 @dataclass(frozen=True)
@@ -69,14 +78,14 @@ class ImageDecoder:
             seconds=seconds,
         )
 
-    def measure(self, data: bytes, *, is_base64: bool = False) -> EncodedImage:
+    def measure(self, data: bytes, *, is_base64: bool = False, is_small: bool = False) -> EncodedImage:
         """Read the header of an image."""
         size = _SIZE.unpack(self._call(_MEASURE | is_base64 * _BASE64, data))
-        return EncodedImage(data, is_base64, size)
+        return EncodedImage(data, is_base64, size, is_small)
 
     def decode(self, image: EncodedImage) -> RgbImage:
         """Decode to RGB."""
-        reply = self._call(_DECODE | image.is_base64 * _BASE64, image.data)
+        reply = self._call(_DECODE | image.is_base64 * _BASE64 | image.is_small * _SMALL, image.data)
         return RgbImage(_SIZE.unpack_from(reply), reply[_SIZE.size :])
 
     def close(self) -> None:
@@ -104,6 +113,8 @@ def begin(setup: bytes) -> Callable[[bytes], bytes]:
         if task & _MEASURE:
             return _SIZE.pack(*images.open_image(data, max_pixels=max_pixels).size)
         image = images.from_bytes(data, max_pixels=max_pixels)
+        if task & _SMALL:
+            image = image.resize(images.reduced(image.size), reducing_gap=2.0)
         return _SIZE.pack(*image.size) + image.tobytes()
 
     return answer

@@ -10,7 +10,9 @@ import binascii
 import io
 from pathlib import Path
 
-from PIL import Image, ImageOps
+from PIL import Image
+
+from service.chat.image_modes import load_rgb
 
 __all__ = [
     "ImageError",
@@ -21,11 +23,14 @@ __all__ = [
     "from_file",
     "is_remote",
     "open_image",
+    "reduced",
 ]
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 # The model's preprocessor rejects an aspect ratio of 200 or more, computed from rounded sides.
 MAX_ASPECT_RATIO = 190
+SMALL = 512
+"""Pixels of the longer side of an image of which the client asks for little detail, as in OpenAI's API."""
 
 # Disables Pillow's own limit: from_bytes checks the configured one before it decodes.
 Image.MAX_IMAGE_PIXELS = None
@@ -97,21 +102,20 @@ def open_image(data: bytes, *, max_pixels: int) -> Image.Image:
     return image
 
 
-def from_bytes(data: bytes, *, max_pixels: int) -> Image.Image:
-    """Decode to RGB; raises ImageError.
+def reduced(size: tuple[int, int]) -> tuple[int, int]:
+    """Return the size of an image (width, height) that is made to have at most SMALL pixels a side."""
+    longer, shorter = max(size), min(size)
+    if longer <= SMALL:
+        return size
+    shorter = max(-(-SMALL // MAX_ASPECT_RATIO), round(shorter * SMALL / longer))
+    return (SMALL, shorter) if size[0] == longer else (shorter, SMALL)
 
-    The EXIF orientation is applied, transparency is composited over white, and of an animation the first frame is used.
-    """
+
+def from_bytes(data: bytes, *, max_pixels: int) -> Image.Image:
+    """Decode to RGB, as `image_modes.load_rgb` does; raises ImageError."""
     image = open_image(data, max_pixels=max_pixels)
     try:
-        image.load()
-        upright = ImageOps.exif_transpose(image)
-        if upright.has_transparency_data:
-            upright = Image.alpha_composite(
-                Image.new("RGBA", upright.size, "white"),
-                upright.convert("RGBA"),
-            )
-        return upright.convert("RGB")
+        return load_rgb(image, data)
     except MemoryError:
         raise
     except Exception as error:  # as above

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from service.chat.tags import partial_tag
 
-__all__ = ["ReasoningSplitter", "split_reasoning"]
+__all__ = ["CLOSE_TAG", "OPEN_TAG", "ReasoningSplitter", "split_reasoning"]
 
 OPEN_TAG, CLOSE_TAG = "<think>", "</think>"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import AsyncGenerator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from json.encoder import encode_basestring as quoted
@@ -12,17 +12,17 @@ from typing import Any, Literal, NotRequired
 
 from typing_extensions import TypedDict
 
-from service.chat.errors import ApiError, ErrorBody, error_object, unexpected
+from service.chat.engine_request import ChoiceItem, ResponseHead
+from service.chat.errors import ApiError, error_object, unexpected
 from service.chat.output_parser import OutputParser
-from service.chat.tool_calls import ToolCall
+from service.chat.tool_calls import CallPiece, ToolCall, joined
+from service.chat.usage import CompletionUsage, StreamUsage, UsageCounter
 from service.engine import Delta, Finish, TokenLogprob
 
-__all__ = ["Completion", "Item", "ResponseHead", "collect_completion", "encode_events"]
+__all__ = ["ChatFormat", "Completion", "GeneratedToken", "error_event", "generated_tokens"]
 
 log = logging.getLogger("service")
 
-Item = Delta | Finish
-ChoiceItem = tuple[int, Item]  # index of the choice
 FinishReason = Literal["stop", "length", "tool_calls"]
 
 MIN_LOGPROB = -9999.0  # stands for minus infinity, which JSON cannot represent, as in OpenAI's API
@@ -83,14 +83,6 @@ class Choice(TypedDict):
     finish_reason: FinishReason
 
 
-class CompletionUsage(TypedDict):
-    """Token counts: those of the prompt once, those of all choices together."""
-
-    prompt_tokens: int
-    completion_tokens: int
-    total_tokens: int
-
-
 class Completion(TypedDict):
     """The response to a request that is not streamed."""
 
@@ -104,13 +96,50 @@ class Completion(TypedDict):
 
 
 @dataclass(frozen=True)
-class ResponseHead:
+class ChatFormat:
+    """The format of the response to a chat request; see ResponseFormat, and StreamUsage for the last two fields."""
+
+    thinking: bool
+    usage_at_end: bool = False
+    usage_in_every_event: bool = False
+
+    async def collect(
+        self, items: AsyncGenerator[ChoiceItem, None], parsers: Sequence[OutputParser], head: ResponseHead
+    ) -> Completion:
+        """See ResponseFormat."""
+        counter = UsageCounter(len(parsers), thinking=self.thinking, needs_open_tag=False)
+        return await _collect(items, parsers, _Head.of(head), counter)
+
+    def encode(
+        self,
+        first: ChoiceItem,
+        items: AsyncGenerator[ChoiceItem, None],
+        parsers: Sequence[OutputParser],
+        head: ResponseHead,
+        request_id: str,
+    ) -> AsyncGenerator[bytes, None]:
+        """See ResponseFormat; an error ends the stream without [DONE]."""
+        counter = UsageCounter(len(parsers), thinking=self.thinking, needs_open_tag=True)
+        usage = StreamUsage(counter, self.usage_at_end, self.usage_in_every_event)
+        return _encode(first, items, parsers, _Head.of(head), request_id, usage)
+
+    def encode_error(self, error: Exception, request_id: str) -> bytes:
+        """See ResponseFormat."""
+        return error_event(error, request_id)
+
+
+@dataclass(frozen=True)
+class _Head:
     """The fields that a completion, or every event of a stream, begins with."""
 
     id: str
     created: int
     model: str
     fingerprint: str
+
+    @classmethod
+    def of(cls, head: ResponseHead) -> _Head:
+        return cls(f"chatcmpl-{head.number}", head.created, head.model, head.version)
 
     def completion(self, choices: list[Choice], usage: CompletionUsage) -> Completion:
         """Return the completion."""
@@ -124,16 +153,22 @@ class ResponseHead:
             "usage": usage,
         }
 
-    def event(self, choices: str, usage: str) -> str:
-        """Return one event of a stream around encoded JSON; `usage` begins with a comma or is empty."""
+    @property
+    def event_before_choices(self) -> str:
+        """The beginning of an event of a stream, up to its choices, which are encoded JSON."""
         return (
             f'data: {{"id":{quoted(self.id)},"object":"chat.completion.chunk","created":{self.created},'
-            f'"model":{quoted(self.model)},"system_fingerprint":{quoted(self.fingerprint)},"choices":[{choices}]{usage}}}\n\n'
+            f'"model":{quoted(self.model)},"system_fingerprint":{quoted(self.fingerprint)},"choices":['
         )
 
+    @staticmethod
+    def event_after_choices(usage: str) -> str:
+        """Return the rest of the event; `usage` is the field with a comma before it, or empty."""
+        return f"]{usage}}}\n\n"
 
-async def collect_completion(
-    items: AsyncGenerator[ChoiceItem, None], parsers: Sequence[OutputParser], head: ResponseHead
+
+async def _collect(
+    items: AsyncGenerator[ChoiceItem, None], parsers: Sequence[OutputParser], head: _Head, counter: UsageCounter
 ) -> Completion:
     """Collect the engine's items into one completion with a choice for each parser."""
     texts: list[list[str]] = [[] for _ in parsers]
@@ -141,28 +176,29 @@ async def collect_completion(
     finished: dict[int, Finish] = {}
     async with aclosing(items):
         async for index, item in items:
+            counter.add(index, item)
             if isinstance(item, Finish):
                 finished[index] = item
             else:
                 texts[index].append(item.text)
-                tokens[index] += _tokens(item.logprobs)
+                tokens[index] += generated_tokens(item.logprobs)
     choices = [
         _choice(index, "".join(texts[index]), tokens[index], parser, finished[index].reason)
         for index, parser in enumerate(parsers)
     ]
-    return head.completion(choices, _usage(finished.values()))
+    return head.completion(choices, counter.usage())
 
 
 def _choice(
     index: int, text: str, tokens: list[GeneratedToken], parser: OutputParser, reason: Literal["stop", "length"]
 ) -> Choice:
-    parsed = parser.parse(text)
+    parsed = parser.parse(text, is_complete=reason == "stop")
     message: AssistantMessage = {"role": "assistant", "content": parsed.content, "refusal": None}
     if parsed.reasoning:
         message["reasoning_content"] = parsed.reasoning
     if parsed.calls:
         message["content"] = parsed.content or None
-        message["tool_calls"] = [_tool_call(call) for call in parsed.calls]
+        message["tool_calls"] = [_tool_call(call) for call in joined(parsed.calls)]
     return {
         "index": index,
         "message": message,
@@ -171,31 +207,31 @@ def _choice(
     }
 
 
-async def encode_events(
+async def _encode(
     first: ChoiceItem,
     items: AsyncGenerator[ChoiceItem, None],
     parsers: Sequence[OutputParser],
-    head: ResponseHead,
+    head: _Head,
     request_id: str,
-    *,
-    usage: bool,
+    usage: StreamUsage,
 ) -> AsyncGenerator[bytes, None]:
     """Encode the engine's items, `first` before the others, as server-sent events, at most one chunk for each item.
 
     An error ends the stream with an error object as the last event, without [DONE].
     """
-    encoders = [_ChoiceEncoder(head, index, parser, usage=usage) for index, parser in enumerate(parsers)]
-    finished: list[Finish] = []
+    encoders = [_ChoiceEncoder(head, index, parser, usage) for index, parser in enumerate(parsers)]
+    unfinished = len(encoders)
+    usage.add(*first)
     begin = b"".join(encoder.begin() for encoder in encoders)
     async with aclosing(items):
         index, item = first
         try:
             while True:
                 if isinstance(item, Finish):
-                    finished.append(item)
+                    unfinished -= 1
                     if chunk := begin + encoders[index].end(item.reason):
-                        if len(finished) == len(encoders):
-                            yield chunk + _last_events(head, finished, usage=usage)
+                        if not unfinished:
+                            yield chunk + _last_events(head, usage)
                             return
                         yield chunk
                         begin = b""
@@ -203,22 +239,30 @@ async def encode_events(
                     yield chunk
                     begin = b""
                 index, item = await anext(items)
-        except ApiError as error:
-            yield _error_event(error_object(error.status, str(error), error.param, error.code))
-        except Exception:
-            log.exception("request %s failed while its response was streamed", request_id)
-            yield _error_event(unexpected(request_id))
+                usage.add(index, item)
+        except Exception as error:
+            yield error_event(error, request_id)
+
+
+def error_event(error: Exception, request_id: str) -> bytes:
+    """Encode the error object that ends a stream; logs an error that is no ApiError."""
+    if isinstance(error, ApiError):
+        document = error_object(error.status, str(error), error.param, error.code)
+    else:
+        log.error("request %s failed while its response was streamed", request_id, exc_info=error)
+        document = unexpected(request_id)
+    return f"data: {_json(document)}\n\n".encode()
 
 
 class _ChoiceEncoder:
     """Encodes the events of one choice. Constant parts are encoded once, because nearly every token has an event."""
 
-    def __init__(self, head: ResponseHead, index: int, parser: OutputParser, *, usage: bool) -> None:
+    def __init__(self, head: _Head, index: int, parser: OutputParser, usage: StreamUsage) -> None:
         self._parser = parser
-        self._calls = 0
-        before, _, after = head.event("\0", ',"usage":null' if usage else "").partition("\0")
-        self._before = f'{before}{{"index":{index},"delta":'
-        self._after = f"}}{after}"
+        self._usage = usage
+        self._has_calls = False
+        self._before = f'{head.event_before_choices}{{"index":{index},"delta":'
+        self._after = "}" + head.event_after_choices(',"usage":null' if usage.at_end else "")
         self._plain_before = f'{self._before}{{"content":'.encode()
         self._plain_after = f'}},"logprobs":null,"finish_reason":null{self._after}'.encode()
 
@@ -227,15 +271,15 @@ class _ChoiceEncoder:
 
     def feed(self, delta: Delta) -> bytes:
         reasoning, content, calls = self._parser.feed(delta.text)
-        if content and not (reasoning or calls or delta.logprobs):
+        if content and not (reasoning or calls or delta.logprobs or self._usage.in_every_event):
             return self._plain_before + quoted(content).encode() + self._plain_after
-        return self._events(reasoning, content, calls, _tokens(delta.logprobs))
+        return self._events(reasoning, content, calls, generated_tokens(delta.logprobs))
 
     def end(self, reason: FinishReason) -> bytes:
-        last = self._events(*self._parser.flush(), [])
-        return last + self._event("{}", reason="tool_calls" if self._calls and reason == "stop" else reason)
+        last = self._events(*self._parser.flush(is_complete=reason == "stop"), [])
+        return last + self._event("{}", reason="tool_calls" if self._has_calls and reason == "stop" else reason)
 
-    def _events(self, reasoning: str, content: str, calls: Sequence[ToolCall], tokens: list[GeneratedToken]) -> bytes:
+    def _events(self, reasoning: str, content: str, calls: Sequence[CallPiece], tokens: list[GeneratedToken]) -> bytes:
         """Encode what is not empty; logprobs go with the first event, or with an empty content if there is no other."""
         deltas: list[dict[str, Any]] = []
         if reasoning:
@@ -243,9 +287,8 @@ class _ChoiceEncoder:
         if content or (tokens and not reasoning and not calls):
             deltas.append({"content": content})
         if calls:
-            numbered = enumerate(calls, self._calls)
-            deltas.append({"tool_calls": [{"index": number, **_tool_call(call)} for number, call in numbered]})
-            self._calls += len(calls)
+            deltas += ({"tool_calls": [_tool_call_piece(piece)]} for piece in _merged(calls))
+            self._has_calls = True
         chunk = b""
         for delta in deltas:
             chunk += self._event(_json(delta), tokens)
@@ -254,25 +297,45 @@ class _ChoiceEncoder:
 
     def _event(self, delta: str, tokens: Sequence[GeneratedToken] = (), reason: FinishReason | None = None) -> bytes:
         logprobs = _json({"content": tokens, "refusal": None}) if tokens else "null"
-        return f'{self._before}{delta},"logprobs":{logprobs},"finish_reason":{_json(reason)}{self._after}'.encode()
+        after = self._after
+        if self._usage.in_every_event:
+            after = "}" + _Head.event_after_choices(_usage_field(self._usage))
+        return f'{self._before}{delta},"logprobs":{logprobs},"finish_reason":{_json(reason)}{after}'.encode()
 
 
-def _last_events(head: ResponseHead, finished: Sequence[Finish], *, usage: bool) -> bytes:
-    usage_event = head.event("", f',"usage":{_json(_usage(finished))}').encode() if usage else b""
-    return usage_event + b"data: [DONE]\n\n"
+def _last_events(head: _Head, usage: StreamUsage) -> bytes:
+    event = head.event_before_choices + head.event_after_choices(_usage_field(usage)) if usage.at_end else ""
+    return f"{event}data: [DONE]\n\n".encode()
 
 
-def _usage(finished: Iterable[Finish]) -> CompletionUsage:
-    finished = list(finished)
-    prompt, completion = finished[0].prompt_tokens, sum(finish.completion_tokens for finish in finished)
-    return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+def _usage_field(usage: StreamUsage) -> str:
+    return f',"usage":{_json(usage.counter.usage())}'
 
 
 def _tool_call(call: ToolCall) -> ResponseToolCall:
     return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
 
 
-def _tokens(logprobs: Sequence[TokenLogprob]) -> list[GeneratedToken]:
+def _tool_call_piece(piece: CallPiece) -> dict[str, Any]:
+    if piece.name is None:
+        return {"index": piece.number, "function": {"arguments": piece.arguments}}
+    function = {"name": piece.name, "arguments": piece.arguments}
+    return {"index": piece.number, "id": piece.id, "type": "function", "function": function}
+
+
+def _merged(pieces: Sequence[CallPiece]) -> list[CallPiece]:
+    """Join the pieces of one call that come at once."""
+    found: list[CallPiece] = []
+    for piece in pieces:
+        if found and piece.name is None and piece.number == found[-1].number:
+            found[-1] = found[-1]._replace(arguments=found[-1].arguments + piece.arguments)
+        else:
+            found.append(piece)
+    return found
+
+
+def generated_tokens(logprobs: Sequence[TokenLogprob]) -> list[GeneratedToken]:
+    """Return tokens with their log probabilities as OpenAI's API has them."""
     return [
         {**_token_prob(token.data, token.logprob), "top_logprobs": [_token_prob(*other) for other in token.top]}
         for token in logprobs
@@ -285,7 +348,3 @@ def _token_prob(data: bytes, logprob: float) -> TokenProb:
 
 def _json(document: Any) -> str:
     return json.dumps(document, ensure_ascii=False, separators=(",", ":"))
-
-
-def _error_event(document: ErrorBody) -> bytes:
-    return f"data: {_json(document)}\n\n".encode()

@@ -5,21 +5,20 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
 from contextlib import aclosing, contextmanager
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from service.chat.admission import Admission, Ticket
+from service.chat.engine_request import ClientRequest, EngineRequest, ResponseHead
 from service.chat.errors import ApiError, invalid
 from service.chat.image_fetcher import ImageFetcher
 from service.chat.output_parser import OutputParser
 from service.chat.prompt_messages import Conversation, PromptMessages
-from service.chat.request import ChatRequest
 from service.chat.request_parser import RequestParser
 from service.chat.reservation import Reservation
-from service.chat.response import Completion, Item, ResponseHead, collect_completion, encode_events
 from service.chat.stream_merge import merge_streams
-from service.engine import Engine, Finish, Priority, PromptTooLong, QueueTimeout, Refused, Sampling
+from service.engine import Delta, Engine, Finish, Priority, PromptTooLong, QueueTimeout, Refused
 from service.fairness.budget import Budget, Exhausted, Holding
 from service.fairness.client import BATCHES, NOBODY, Client
 from service.identity import Identity
@@ -28,8 +27,10 @@ from service.settings import Settings
 
 __all__ = ["ChatService"]
 
+R = TypeVar("R", bound=ClientRequest)
 
-def _ignore_version(_version: str) -> None:
+
+def _ignore(_value: object) -> None:
     pass
 
 
@@ -56,53 +57,61 @@ class ChatService:
         self._pixels = Budget.shared(settings.max_open_pixels, settings.client_share)
 
     async def complete(self, document: dict[str, Any], *, priority: Priority = "interactive") -> dict[str, Any]:
-        """Answer a request given as a JSON object with a `chat.completion`; streaming is not supported."""
+        """Answer a chat request given as a JSON object with a `chat.completion`; streaming is not supported."""
         request = await self._parser.parse_document(document)
         if request.stream:
             raise invalid("stream must be false: streaming is not supported in a batch", param="stream")
         return dict(await self.create_completion(request, priority, client=BATCHES))
 
-    async def parse(self, body: bytes | bytearray, client: Client) -> ChatRequest:
-        """Parse and validate a request body."""
-        return await self._parser.parse(body, client)
+    async def parse(self, body: bytes | bytearray, client: Client, kind: type[R]) -> R:
+        """Parse and validate the body of a request of this kind."""
+        return await self._parser.parse(body, client, kind)
 
     async def create_completion(
         self,
-        request: ChatRequest,
+        request: ClientRequest,
         priority: Priority = "interactive",
-        on_version: Callable[[str], None] = _ignore_version,
+        on_version: Callable[[str], None] = _ignore,
         client: Client = NOBODY,
-    ) -> Completion:
-        """Answer with a `chat.completion`; `on_version` receives the version of the weights before they are used."""
-        with self._reserve(request, priority, client) as reservation:
-            conversation = await self._prepare(request, reservation, client)
-            request, parsers = request.without_messages(), self._parsers(request, conversation.tools)
-            async with self._admission.admit(request.n or 1) as ticket:
+        on_size: Callable[[int], None] = _ignore,
+    ) -> Mapping[str, Any]:
+        """Return the whole response; `on_version` receives the version of the weights before they are used.
+
+        `on_size` receives the tokens that all choices may take, prompts and answers, by an estimate and before any work
+        on them; it may raise ApiError.
+        """
+        asked, answer = request.engine_request(), request.answer_format()
+        del request
+        with self._reserve(asked, priority, client) as reservation:
+            conversation = await self._prepare(asked, reservation, client, on_size)
+            asked, parsers = asked.without_messages(), self._parsers(asked)
+            async with self._admission.admit(asked.choices) as ticket:
                 on_version(ticket.version)
-                items = merge_streams(self._streams(request, conversation, priority, ticket, reservation, client))
+                items = merge_streams(self._streams(asked, conversation, priority, ticket, reservation, client))
                 del conversation
-                return await collect_completion(items, parsers, self._head(ticket.version))
+                return await answer.collect(items, parsers, self._head(ticket.version))
 
     async def stream_events(
         self,
-        request: ChatRequest,
+        request: ClientRequest,
         request_id: str,
-        on_version: Callable[[str], None] = _ignore_version,
+        on_version: Callable[[str], None] = _ignore,
         client: Client = NOBODY,
+        on_size: Callable[[int], None] = _ignore,
     ) -> AsyncGenerator[bytes, None]:
         """Answer with server-sent events. ApiError is raised before the first event only; later errors are events."""
-        include_usage = bool(request.stream_options and request.stream_options.include_usage)
-        with self._reserve(request, "interactive", client) as reservation:
-            conversation = await self._prepare(request, reservation, client)
-            request, parsers = request.without_messages(), self._parsers(request, conversation.tools)
-            async with self._admission.admit(request.n or 1) as ticket:
+        asked, answer = request.engine_request(), request.answer_format()
+        del request
+        with self._reserve(asked, "interactive", client) as reservation:
+            conversation = await self._prepare(asked, reservation, client, on_size)
+            asked, parsers = asked.without_messages(), self._parsers(asked)
+            async with self._admission.admit(asked.choices) as ticket:
                 on_version(ticket.version)
-                streams = self._streams(request, conversation, "interactive", ticket, reservation, client)
+                streams = self._streams(asked, conversation, "interactive", ticket, reservation, client)
                 del conversation
                 async with aclosing(merge_streams(streams)) as items:
                     first = await anext(items)
-                    head = self._head(ticket.version)
-                    encoded = encode_events(first, items, parsers, head, request_id, usage=include_usage)
+                    encoded = answer.encode(first, items, parsers, self._head(ticket.version), request_id)
                     async with aclosing(encoded) as events:
                         async for event in events:
                             yield event
@@ -114,16 +123,23 @@ class ChatService:
         await self._fetcher.close()
 
     def _head(self, version: str) -> ResponseHead:
-        return ResponseHead(f"chatcmpl-{uuid.uuid4().hex}", int(time.time()), self._settings.served_model, version)
+        return ResponseHead(uuid.uuid4().hex, int(time.time()), self._settings.served_model, version)
 
-    def _parsers(self, request: ChatRequest, tools: list[dict[str, Any]]) -> list[OutputParser]:
-        thinking = request.thinking is not False
-        return [OutputParser(thinking=thinking, boxes=self._settings.boxes, tools=tools) for _ in range(request.n or 1)]
+    def _parsers(self, asked: EngineRequest) -> list[OutputParser]:
+        return [
+            OutputParser(
+                thinking=asked.thinking is not False,
+                boxes=self._settings.boxes,
+                tools=asked.tools,
+                parallel_calls=asked.parallel_calls,
+            )
+            for _ in range(asked.choices)
+        ]
 
     @contextmanager
-    def _reserve(self, request: ChatRequest, priority: Priority, client: Client) -> Iterator[Reservation]:
+    def _reserve(self, asked: EngineRequest, priority: Priority, client: Client) -> Iterator[Reservation]:
         """Take the request's places in the queue, before any work on it; raises ApiError."""
-        answers = request.n or 1
+        answers = asked.choices
         if answers > self._settings.max_choices:
             raise invalid(f"n must be at most {self._settings.max_choices}", param="n")
         reservation = Reservation(answers, self._take_places(client, answers) if priority == "interactive" else None)
@@ -146,13 +162,16 @@ class ChatService:
                 headers={"Retry-After": "1"},
             ) from None
 
-    async def _prepare(self, request: ChatRequest, reservation: Reservation, client: Client) -> Conversation:
+    async def _prepare(
+        self, asked: EngineRequest, reservation: Reservation, client: Client, on_size: Callable[[int], None]
+    ) -> Conversation:
         """Return the conversation, with its images fetched and decoded as soon as their pixels have room."""
-        conversation = await self._prompt_messages.build(request, client)
+        conversation = await self._prompt_messages.build(asked, client)
         try:
-            self._engine.check_size(conversation.messages, conversation.tools)
+            tokens = self._engine.check_size(conversation.messages, conversation.tools)
         except PromptTooLong as error:
-            raise invalid(str(error), param=error.param, code="context_length_exceeded") from error
+            raise _too_long(error, asked.param) from error
+        on_size((tokens + (asked.sampling.max_tokens or self._engine.max_new_tokens)) * asked.choices)
         if conversation.pixels:
             try:
                 async with asyncio.timeout(self._settings.max_wait if client != BATCHES else None):
@@ -169,14 +188,14 @@ class ChatService:
 
     def _streams(
         self,
-        request: ChatRequest,
+        asked: EngineRequest,
         conversation: Conversation,
         priority: Priority,
         ticket: Ticket,
         reservation: Reservation,
         client: Client,
-    ) -> list[AsyncGenerator[Item, None]]:
-        """Return one stream for each of the `n` choices; none has started."""
+    ) -> list[AsyncGenerator[Delta | Finish, None]]:
+        """Return one stream for each of the choices; none has started."""
 
         def started() -> None:
             ticket.started()
@@ -186,27 +205,28 @@ class ChatService:
             self._stream(
                 self._engine.stream(
                     conversation.messages,
-                    _sampling(request, index),
-                    thinking=request.thinking,
+                    asked.sampling_of(index),
+                    thinking=asked.thinking,
                     tools=conversation.tools,
                     priority=priority,
                     client=client,
                 ),
                 started,
                 ticket.version,
+                asked.param,
             )
-            for index in range(request.n or 1)
+            for index in range(asked.choices)
         ]
 
     async def _stream(
-        self, stream: AsyncIterator[Item], started: Callable[[], None], version: str
-    ) -> AsyncGenerator[Item, None]:
+        self, stream: AsyncIterator[Delta | Finish], started: Callable[[], None], version: str, field: str
+    ) -> AsyncGenerator[Delta | Finish, None]:
         """Stream one choice from the engine; call `started` at its first item, and maintain the metrics."""
         metrics = Metrics(version, self._slot)
         began, waiting = time.monotonic(), True
         try:
             # The Engine protocol asks for an iterator only, but every engine is an async generator.
-            async with aclosing(cast("AsyncGenerator[Item, None]", stream)):
+            async with aclosing(cast("AsyncGenerator[Delta | Finish, None]", stream)):
                 async for item in stream:
                     if waiting:
                         waiting = False
@@ -217,29 +237,19 @@ class ChatService:
                         metrics.count_tokens(item.completion_tokens)
                     yield item
         except PromptTooLong as error:
-            raise invalid(str(error), param=error.param, code="context_length_exceeded") from error
+            raise _too_long(error, field) from error
         except Refused as error:
-            raise invalid(str(error), param=error.param) from error
+            raise invalid(str(error), param=_param(error, field)) from error
         except QueueTimeout as error:
             raise ApiError(429, str(error), code="queue_timeout", headers={"Retry-After": "5"}) from error
         finally:
             metrics.set_engine_usage(self._engine.usage())
 
 
-def _sampling(request: ChatRequest, index: int) -> Sampling:
-    """Return the sampling of one of the `n` choices; with a seed, every choice has a different one derived from it."""
-    seed = request.seed if request.seed is None else (request.seed + index + 2**63) % 2**64 - 2**63
-    return Sampling(
-        max_tokens=request.max_completion_tokens or request.max_tokens,
-        temperature=request.temperature,
-        top_p=request.top_p,
-        top_k=request.top_k,
-        min_p=request.min_p,
-        repetition_penalty=request.repetition_penalty,
-        presence_penalty=request.presence_penalty or 0.0,
-        frequency_penalty=request.frequency_penalty or 0.0,
-        seed=seed,
-        stop=tuple(request.stop or ()),
-        logprobs=(request.top_logprobs or 0) if request.logprobs else None,
-        json_schema=request.json_schema,
-    )
+def _too_long(error: PromptTooLong, field: str) -> ApiError:
+    return invalid(str(error), param=_param(error, field), code="context_length_exceeded")
+
+
+def _param(error: Refused, field: str) -> str:
+    """Return the field at fault; `field` is what the request calls its messages."""
+    return field if error.param == Refused.param else error.param

@@ -14,6 +14,7 @@ from service.contract import atomic, fields
 __all__ = ["Successor"]
 
 _NAME = "successor.json"
+_OF_CLIENTS = "GLM_API_KEY"  # no setting of the service, and not to be written to a file
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,8 @@ class Successor:
     @classmethod
     def of_this_process(cls) -> Successor:
         """Return the interpreter and settings of the calling process."""
-        settings = {name: value for name, value in os.environ.items() if name.startswith("GLM_")}
+        names = {name for name in os.environ if name.startswith("GLM_")} - {_OF_CLIENTS}
+        settings = {name: os.environ[name] for name in names}
         return cls(settings.get("GLM_PYTHON", sys.executable), settings)
 
     @classmethod

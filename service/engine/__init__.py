@@ -11,9 +11,11 @@ in `dummy.py`.
 """
 
 from service.engine.protocol import (
+    Conversation,
     Delta,
     Engine,
     Finish,
+    Grammar,
     Limits,
     Priority,
     PromptTooLong,
@@ -26,9 +28,11 @@ from service.engine.protocol import (
 )
 
 __all__ = [
+    "Conversation",
     "Delta",
     "Engine",
     "Finish",
+    "Grammar",
     "Limits",
     "Priority",
     "PromptTooLong",

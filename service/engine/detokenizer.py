@@ -65,13 +65,28 @@ class StopStrings:
 
 
 class OutputProcessor:
-    """Turns the output tokens of one request into deltas. `end` holds the token ids that end the output."""
+    """Turns the output tokens of one request into deltas.
 
-    def __init__(self, detokenizer: Detokenizer, stops: StopStrings, end: frozenset[int]) -> None:
+    `end` holds the token ids that end the output. Stop strings are not looked for in the text before the
+    `min_tokens`-th token. `prompt_tokens` is repeated in every delta.
+    """
+
+    def __init__(
+        self,
+        detokenizer: Detokenizer,
+        stops: StopStrings,
+        end: frozenset[int],
+        *,
+        min_tokens: int = 0,
+        prompt_tokens: int = 0,
+    ) -> None:
         self._detokenizer = detokenizer
         self._stops = stops
         self._end = end
-        self._logprobs: list[TokenLogprob] = []  # of tokens whose text is not yet sent
+        self._missing = min_tokens
+        self._prompt_tokens = prompt_tokens
+        self._tokens = 0  # whose text is not yet sent
+        self._logprobs: list[TokenLogprob] = []  # of them
         self.ended = False  # set by an end token or a stop string, not by the token limit
 
     def push(self, token: int, logprob: TokenLogprob | None = None) -> Delta | None:
@@ -79,9 +94,13 @@ class OutputProcessor:
         if token in self._end:
             self.ended = True
             return None
+        self._tokens += 1
         if logprob:
             self._logprobs.append(logprob)
-        text = self._stops.push(self._detokenizer.push(token))
+        self._missing -= 1
+        text = self._detokenizer.push(token)
+        if self._missing <= 0:
+            text = self._stops.push(text)
         self.ended = self._stops.matched
         return self._delta(text) if text else None
 
@@ -91,8 +110,9 @@ class OutputProcessor:
         return self._delta(text) if text or self._logprobs else None
 
     def _delta(self, text: str) -> Delta:
-        logprobs, self._logprobs = tuple(self._logprobs), []
-        return Delta(text, logprobs)
+        delta = Delta(text, tuple(self._logprobs), self._tokens, self._prompt_tokens)
+        self._logprobs, self._tokens = [], 0
+        return delta
 
 
 def _overlap(text: str, stop: str) -> int:

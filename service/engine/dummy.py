@@ -17,6 +17,7 @@ from typing import Any
 
 from service.engine import prompt_size
 from service.engine.protocol import (
+    Conversation,
     Delta,
     Finish,
     Limits,
@@ -37,6 +38,7 @@ __all__ = ["DummyEngine"]
 
 TOKEN_SECONDS = 0.002  # between two words of an answer
 IMAGE_TOKENS = 64
+MAX_NEW_TOKENS = 1 << 20  # of one answer
 ROW_TOKENS = 4096  # of cache, reported for each row
 WORDS = ("amber", "birch", "cedar", "delta", "ember", "fjord", "grove", "heath", "inlet", "jetty", "knoll", "larch")
 
@@ -54,7 +56,7 @@ class DummyEngine:
 
     def __init__(self, checksum: int, release: Release, limits: Limits) -> None:
         self._checksum = checksum
-        self._max_new_tokens = release.engine.max_new_tokens
+        self.max_new_tokens = release.engine.max_new_tokens
         self._capacity = release.engine.rows * ROW_TOKENS
         self._rows = release.engine.rows
         self._limits = limits
@@ -74,7 +76,7 @@ class DummyEngine:
 
     async def stream(
         self,
-        messages: list[dict[str, Any]],
+        messages: Conversation,
         sampling: Sampling,
         *,
         thinking: bool | None = None,  # noqa: ARG002
@@ -85,10 +87,10 @@ class DummyEngine:
         """See Engine. Rows are given to clients in turn, whatever the priority."""
         self.check_size(messages, tools)
         prompt, prompt_tokens = _read(messages)
-        if sampling.json_schema:
+        if sampling.grammar:
             raise Refused("the dummy engine supports no schemas")
         turn = await self._await_row(client, self._limits.max_wait if priority == "interactive" else None)
-        tokens = min(sampling.max_tokens or self._max_new_tokens, 1 << 20)
+        tokens = min(sampling.max_tokens or self.max_new_tokens, MAX_NEW_TOKENS)
         promised = prompt_tokens + tokens
         self._promised += promised
         try:
@@ -100,7 +102,8 @@ class DummyEngine:
                 if self._closed:
                     raise RuntimeError("the engine was closed")
                 text = f" {words.choice(WORDS)}" if count else words.choice(WORDS)
-                yield Delta(text, () if sampling.logprobs is None else (_logprob(text, sampling.logprobs),))
+                logprobs = () if sampling.logprobs is None else (_logprob(text, sampling.logprobs),)
+                yield Delta(text, logprobs, 1, prompt_tokens)
                 count += 1
             yield Finish("length", prompt_tokens, count)
         finally:
@@ -108,12 +111,13 @@ class DummyEngine:
             self._running.remove(turn)
             self._give_rows()
 
-    def check_size(self, messages: list[dict[str, Any]], tools: Sequence[dict[str, Any]] = ()) -> None:
+    def check_size(self, messages: Conversation, tools: Sequence[dict[str, Any]] = ()) -> int:
         """See Engine."""
         limit = self._limits.max_prompt_tokens
         tokens = prompt_size.estimate(messages, tools, lambda sizes: IMAGE_TOKENS * len(list(sizes)), limit)
         if tokens > limit:
             raise PromptTooLong.estimated(tokens, limit)
+        return tokens
 
     def read_weights(self, release: Release, progress: Progress) -> Mapping[str, Any]:
         """See WorkerEngine."""
@@ -124,6 +128,11 @@ class DummyEngine:
         if self._closed:
             raise RuntimeError("the engine is closed")
         self._checksum = weights["checksum"]
+
+    @property
+    def context_length(self) -> int:
+        """See Engine."""
+        return self._limits.max_prompt_tokens + MAX_NEW_TOKENS
 
     def usage(self) -> Usage:
         """See Engine."""
@@ -170,10 +179,10 @@ class DummyEngine:
             turn.came.set()
 
 
-def _read(messages: list[dict[str, Any]]) -> tuple[str, int]:
+def _read(messages: Conversation) -> tuple[str, int]:
     """Return the text of a conversation and its number of tokens, four characters each."""
     texts, images = [], 0
-    for message in messages:
+    for message in [{"role": "", "content": messages}] if isinstance(messages, str) else messages:
         content = message.get("content") or ""
         parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
         texts += [message["role"], *(part["text"] for part in parts if part["type"] == "text")]

@@ -1,4 +1,4 @@
-"""Constrained decoding: the tokens that a JSON schema allows at each position of an output."""
+"""Constrained decoding: the tokens that a grammar allows at each position of an output."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from service.engine.schema_compiler import SchemaCompiler
-from service.engine.schema_probe import InvalidSchema, SchemaProbe
+from service.engine.grammar_compiler import GrammarCompiler
+from service.engine.grammar_probe import GrammarProbe, InvalidGrammar
+from service.engine.protocol import Grammar
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher
     from transformers import PreTrainedTokenizerFast
 
-__all__ = ["Constraint", "GrammarCompiler"]
+__all__ = ["Constraint", "Grammars"]
 
 
 class Constraint:
@@ -53,10 +54,10 @@ class Constraint:
             self._start_token = None
 
 
-class GrammarCompiler:
-    """Compiles JSON schemas to constraints for one tokenizer. `end` holds the token ids that end an output.
+class Grammars:
+    """Compiles grammars to constraints for one tokenizer. `end` holds the token ids that end an output.
 
-    `max_schema` is the limit of a schema, in characters.
+    `max_schema` is the limit of a grammar, in characters.
     """
 
     def __init__(
@@ -65,31 +66,35 @@ class GrammarCompiler:
         self._tokenizer = tokenizer
         self._vocabulary = vocabulary
         self._end = end
-        self._probe = SchemaProbe(self._setup, max_schema)
-        self._compiler: SchemaCompiler | None = None
+        self._probe = GrammarProbe(self._setup, max_schema)
+        self._compiler: GrammarCompiler | None = None
 
     def warm_up(self) -> None:
-        """Prepare for the first schema: for 150,000 tokens that takes 1 s, in which no other thread runs."""
+        """Prepare for the first grammar: for 150,000 tokens that takes 1 s, in which no other thread runs."""
         if self._compiler is None:
-            self._compiler = SchemaCompiler(**self._setup())
+            self._compiler = GrammarCompiler(**self._setup())
 
-    def check(self, schema: str) -> None:
-        """Return if the schema can be compiled; raises Refused."""
-        self._probe.check(schema)
+    def check(self, grammar: Grammar) -> None:
+        """Return if the grammar can be compiled; raises Refused."""
+        self._probe.check(grammar)
 
-    def compile(self, schema: str, *, thinking: bool) -> Constraint:
-        """Return a constraint for a JSON schema; if `thinking`, it starts after `</think>`. Raises Refused."""
-        self.check(schema)
+    def compile(self, grammar: Grammar, *, thinking: bool) -> Constraint:
+        """Return a constraint; it starts after the token that the grammar names, else after `</think>` if `thinking`.
+
+        Raises Refused.
+        """
+        self.check(grammar)
         self.warm_up()
         assert self._compiler
         try:
-            matcher = self._compiler.compile(schema)
+            matcher = self._compiler.compile(grammar.text)
         except ValueError as error:
-            raise InvalidSchema(str(error)) from error
-        return Constraint(matcher, self._tokenizer.convert_tokens_to_ids("</think>") if thinking else None)
+            raise InvalidGrammar(str(error), grammar) from error
+        after = grammar.after or ("</think>" if thinking else None)
+        return Constraint(matcher, self._tokenizer.convert_tokens_to_ids(after) if after else None)
 
     def close(self) -> None:
-        """End the processes that try schemas."""
+        """End the processes that try grammars."""
         self._probe.close()
 
     def _setup(self) -> dict[str, Any]:

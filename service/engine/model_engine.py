@@ -24,10 +24,10 @@ from service.engine import tensors
 from service.engine.cache import Budget, SlotCache
 from service.engine.core import Core
 from service.engine.detokenizer import Detokenizer, OutputProcessor, StopStrings
-from service.engine.grammar import GrammarCompiler
+from service.engine.grammar import Grammars
 from service.engine.mailbox import Dispatcher, EngineCall
 from service.engine.prompt import PromptBuilder
-from service.engine.protocol import Delta, Finish, Limits, Priority, Sampling, Usage
+from service.engine.protocol import Conversation, Delta, Finish, Limits, Priority, Refused, Sampling, Usage
 from service.engine.runner import Runner
 from service.engine.sampling_params import SamplingParams
 from service.engine.sequence import Event, Sequence
@@ -65,10 +65,11 @@ class ModelEngine:
             client_rows=limits.client_rows,
         )
         self._prompt_builder = PromptBuilder(processor, model, min(limits.max_prompt_tokens, budget.columns - 1))
+        self._vocabulary = int(model.get_output_embeddings().weight.shape[0])
         self._vision = VisionEncoder(model, cache_bytes=settings.image_cache_mib << 20)
-        self._grammars = GrammarCompiler(
+        self._grammars = Grammars(
             processor.tokenizer,
-            int(model.get_output_embeddings().weight.shape[0]),
+            self._vocabulary,
             checkpoint.end_tokens,
             max_schema=limits.max_schema,
         )
@@ -124,7 +125,7 @@ class ModelEngine:
 
     async def stream(
         self,
-        messages: list[dict[str, Any]],
+        messages: Conversation,
         sampling: Sampling,
         *,
         thinking: bool | None = None,
@@ -150,7 +151,7 @@ class ModelEngine:
                     raise event
                 if opens_thinking:
                     opens_thinking = False
-                    yield Delta("<think>")
+                    yield Delta("<think>", tokens=0, prompt_tokens=sequence.prompt.length)
                 yield event
                 if isinstance(event, Finish):
                     return
@@ -175,9 +176,19 @@ class ModelEngine:
             self._inbox.put(call)
         await asyncio.wrap_future(call.future)
 
-    def check_size(self, messages: list[dict[str, Any]], tools: abc.Sequence[dict[str, Any]] = ()) -> None:
+    @property
+    def max_new_tokens(self) -> int:
         """See Engine."""
-        self._prompt_builder.check_size(messages, tools)
+        return self._settings.max_new_tokens
+
+    def check_size(self, messages: Conversation, tools: abc.Sequence[dict[str, Any]] = ()) -> int:
+        """See Engine."""
+        return self._prompt_builder.check_size(messages, tools)
+
+    @property
+    def context_length(self) -> int:
+        """See Engine."""
+        return self.columns
 
     def usage(self) -> Usage:
         """See Engine."""
@@ -206,7 +217,7 @@ class ModelEngine:
 
     def _prepare(
         self,
-        messages: list[dict[str, Any]],
+        messages: Conversation,
         sampling: Sampling,
         thinking: bool | None,
         tools: abc.Sequence[dict[str, Any]],
@@ -214,21 +225,35 @@ class ModelEngine:
         client: Client = NOBODY,
     ) -> Sequence:
         """Build the sequence of a request; may be called in any thread."""
-        if sampling.json_schema:
-            self._grammars.check(sampling.json_schema)  # first: to build a prompt takes longer than to refuse it
+        if sampling.grammar:
+            self._grammars.check(sampling.grammar)  # first: to build a prompt takes longer than to refuse it
+        end, defaults = self._checkpoint.end_tokens, self._checkpoint.generation_config
+        params = SamplingParams.resolve(sampling, defaults, vocabulary=self._vocabulary, end=end)
         prompt = self._prompt_builder.build(messages, thinking, tools)
+        max_new_tokens = min(sampling.max_tokens or self._settings.max_new_tokens, self.columns - prompt.length)
+        if sampling.min_tokens > max_new_tokens:
+            raise Refused(
+                f"min_tokens is {sampling.min_tokens}; the output can have at most {max_new_tokens} tokens",
+                "min_tokens",
+            )
         constraint = (
-            self._grammars.compile(sampling.json_schema, thinking=prompt.may_think and thinking is not False)
-            if sampling.json_schema
+            self._grammars.compile(sampling.grammar, thinking=prompt.may_think and thinking is not False)
+            if sampling.grammar
             else None
         )
-        detokenizer = Detokenizer(self._checkpoint.processor.text)
+        output = OutputProcessor(
+            Detokenizer(self._checkpoint.processor.text),
+            StopStrings(sampling.stop),
+            end.union(sampling.stop_token_ids),
+            min_tokens=sampling.min_tokens,
+            prompt_tokens=prompt.length,
+        )
         features = self._vision.features(prompt.images)
         return Sequence(
             prompt.without_images(),
-            SamplingParams.resolve(sampling, self._checkpoint.generation_config),
-            OutputProcessor(detokenizer, StopStrings(sampling.stop), self._checkpoint.end_tokens),
-            min(sampling.max_tokens or self._settings.max_new_tokens, self.columns - prompt.length),
+            params,
+            output,
+            max_new_tokens,
             features=features,
             constraint=constraint,
             priority=priority,

@@ -13,7 +13,7 @@ from jinja2 import TemplateError, TemplateSyntaxError
 from torch import Tensor
 
 from service.engine import prompt_size
-from service.engine.protocol import PromptTooLong, Refused
+from service.engine.protocol import Conversation, PromptTooLong, Refused
 from service.engine.token_counter import TokenCounter
 
 if TYPE_CHECKING:
@@ -22,14 +22,6 @@ if TYPE_CHECKING:
     from service.model.processor import Processor
 
 __all__ = ["Prompt", "PromptBuilder", "PromptImage"]
-
-
-class ForbiddenName(Refused):
-    """A name in the request contains a control token."""
-
-    def __init__(self, message: str, param: str) -> None:
-        super().__init__(message)
-        self.param = param
 
 
 @dataclass(frozen=True)
@@ -75,13 +67,13 @@ class PromptBuilder:
         self._think = processor.tokenizer.convert_tokens_to_ids("<think>")
         self._end_think = processor.tokenizer.convert_tokens_to_ids("</think>")
 
-    def build(
-        self, messages: list[dict[str, Any]], thinking: bool | None, tools: Sequence[dict[str, Any]] = ()
-    ) -> Prompt:
+    def build(self, messages: Conversation, thinking: bool | None, tools: Sequence[dict[str, Any]] = ()) -> Prompt:
         """Return the prompt; raises Refused, and PromptTooLong, before tokenization if an estimate is too long."""
         self.check_size(messages, tools)
         if prompt_size.characters([messages, tools], prompt_size.LONG) > prompt_size.LONG:
             self._check_text(messages, tools)
+        if isinstance(messages, str):
+            return self._build_text(messages)
         self._check_names([message.get("tool_calls") for message in messages], "messages")
         self._check_names(tools, "tools")
         messages = [_with_arrays(message) for message in messages]
@@ -107,17 +99,35 @@ class PromptBuilder:
             think_open=self._think in last and self._end_think not in last,
         )
 
+    def _build_text(self, text: str) -> Prompt:
+        """Return the prompt of a text as it is."""
+        try:
+            ids = self._processor.text_ids(text)
+        except ValueError as error:
+            raise Refused(str(error)) from None
+        length = int(ids.shape[1])
+        if length > self._max_tokens:
+            raise PromptTooLong(length, self._max_tokens)
+        if not length:
+            raise Refused("the prompt is empty")
+        token_types = torch.zeros_like(ids)
+        positions, delta = self._get_rope_index(ids, token_types)
+        return Prompt(
+            ids[0], positions[:, 0], int(delta[0, 0]), token_types[0] == 1, (), may_think=False, think_open=False
+        )
+
     def close(self) -> None:
         """End the processes that count tokens."""
         self._counter.close()
 
-    def check_size(self, messages: list[dict[str, Any]], tools: Sequence[dict[str, Any]]) -> None:
+    def check_size(self, messages: Conversation, tools: Sequence[dict[str, Any]]) -> int:
         """See Engine."""
         tokens = prompt_size.estimate(messages, tools, self._processor.image_tokens, self._max_tokens)
         if tokens > self._max_tokens:
             raise PromptTooLong.estimated(tokens, self._max_tokens)
+        return tokens
 
-    def _check_text(self, messages: list[dict[str, Any]], tools: Sequence[dict[str, Any]]) -> None:
+    def _check_text(self, messages: Conversation, tools: Sequence[dict[str, Any]]) -> None:
         """Raise PromptTooLong if the texts alone have too many tokens."""
         tokens = self._counter.count([*prompt_size.texts(messages, tools)])
         if tokens > self._max_tokens:
@@ -128,7 +138,7 @@ class PromptBuilder:
         if isinstance(value, dict):
             for name in value:
                 if any(token in name for token in self._control_tokens):
-                    raise ForbiddenName(f"the name {name[:80]!r} contains a control token of the model", param)
+                    raise Refused(f"the name {name[:80]!r} contains a control token of the model", param)
         if isinstance(value, dict | list | tuple):
             for inner in value.values() if isinstance(value, dict) else value:
                 self._check_names(inner, param)

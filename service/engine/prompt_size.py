@@ -19,7 +19,7 @@ _DIGITS_PER_BIT = 0.302
 
 
 def estimate(
-    messages: Sequence[Mapping[str, Any]],
+    messages: Sequence[Mapping[str, Any]] | str,
     tools: Sequence[Mapping[str, Any]],
     image_tokens: Callable[[Iterable[tuple[int, int]]], int],
     limit: int,
@@ -44,8 +44,11 @@ def characters(value: Any, limit: int, sizes: list[tuple[int, int]] | None = Non
     return found
 
 
-def texts(messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+def texts(messages: Sequence[Mapping[str, Any]] | str, tools: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """Yield the texts that templates render of a conversation; of earlier reasoning they may leave out."""
+    if isinstance(messages, str):
+        yield messages
+        return
     for message in messages:
         content = message.get("content") or ""
         yield from [content] if isinstance(content, str) else (part["text"] for part in content if "text" in part)

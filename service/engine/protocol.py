@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 from service.fairness.client import NOBODY, Client
 from service.model.release import Progress, Release
 
 __all__ = [
+    "Conversation",
     "Delta",
     "Engine",
     "Finish",
+    "Grammar",
     "Limits",
     "Priority",
     "PromptTooLong",
@@ -22,9 +25,34 @@ __all__ = [
     "TokenLogprob",
     "Usage",
     "WorkerEngine",
+    "json_rule",
 ]
 
 Priority = Literal["interactive", "batch"]
+
+Conversation = list[dict[str, Any]] | str
+"""The messages that the chat template renders, or the text of a prompt as it is; see `Engine.stream`."""
+
+
+class Grammar(NamedTuple):
+    """What an output must be: `text` is in llguidance's dialect of Lark. `param` names the field that asked for it."""
+
+    text: str
+    param: str = "response_format"
+    kind: str = "JSON schema"  # of what the field has, for messages
+    after: str | None = None  # the token after whose first occurrence it applies; None: from the begin, or `</think>`
+
+    @classmethod
+    def of_document(cls, schema: Any) -> Grammar:
+        """Return the grammar of JSON documents that follow a JSON schema."""
+        return cls(f"start: document\n{json_rule('document', schema)}")
+
+
+def json_rule(name: str, schema: Any) -> str:
+    """Return the rule of a grammar that is JSON of a schema, without white space: models can write that without end."""
+    options = {"whitespace_flexible": False, "coerce_one_of": True, "lenient": True}
+    schema = {**schema, "x-guidance": options} if isinstance(schema, dict) else schema
+    return f"{name}: %json {json.dumps(schema, ensure_ascii=False)}"
 
 
 @dataclass(frozen=True)
@@ -41,8 +69,12 @@ class Sampling:
     frequency_penalty: float = 0.0
     seed: int | None = None
     stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()  # end the output, beside the end tokens of the checkpoint
+    min_tokens: int = 0  # before, neither end tokens nor stop strings end the output
+    ignore_eos: bool = False  # the end tokens of the checkpoint are never sampled
+    logit_bias: tuple[tuple[int, float], ...] = ()  # token id, and what is added to its logit
     logprobs: int | None = None  # most likely tokens to report beside the sampled one; None: no report at all
-    json_schema: str | None = None  # the output, after any reasoning, is JSON that follows this schema
+    grammar: Grammar | None = None  # of the output after any reasoning
 
 
 @dataclass(frozen=True)
@@ -58,11 +90,14 @@ class TokenLogprob:
 class Delta:
     """Text appended to the output, in whole characters, and the log probabilities of its tokens.
 
-    The text is empty only if `logprobs` is not: for tokens that add no text, such as an end token.
+    The text is empty only if `logprobs` is not: for tokens that add no text, such as an end token. `tokens` is the
+    number of output tokens since the last delta, `prompt_tokens` that of the prompt, with image tokens.
     """
 
     text: str
     logprobs: tuple[TokenLogprob, ...] = ()
+    tokens: int = 1
+    prompt_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -79,12 +114,22 @@ class Refused(ValueError):
 
     param = "messages"
 
+    def __init__(self, message: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param or self.param
+
 
 class PromptTooLong(Refused):
-    """The conversation, images included, exceeds the limit; the message gives both numbers, in tokens."""
+    """The conversation, images included, exceeds the limit; the message gives both numbers, in tokens.
+
+    Client libraries search it for "maximum context length is … tokens", which OpenAI's has.
+    """
 
     def __init__(self, tokens: int, limit: int, more: str = "") -> None:
-        super().__init__(f"the conversation has {tokens} tokens{more}, images included; at most {limit} are allowed")
+        super().__init__(
+            f"This model's maximum context length is {limit} tokens."
+            f" However, the conversation has {tokens} tokens{more}, images included. Please shorten it."
+        )
 
     @classmethod
     def estimated(cls, tokens: int, limit: int) -> PromptTooLong:
@@ -127,7 +172,7 @@ class Engine(Protocol):
 
     def stream(
         self,
-        messages: list[dict[str, Any]],
+        messages: Conversation,
         sampling: Sampling,
         *,
         thinking: bool | None = None,
@@ -140,21 +185,32 @@ class Engine(Protocol):
         The first item follows the first token: until then the request counts as waiting, and an error has no item
         before it.
 
-        A message is `{"role", "content"}` plus other fields of the chat template (`tool_calls`, `reasoning_content`,
-        …); its content is a string or a list of `{"type": "text", "text"}` and
-        `{"type": "image", "image": image}`, where the image is RGB and has a `size` (width, height) and NumPy's array
-        interface, as PIL's have. `tools` are OpenAI's definitions, rendered by the template. A request
-        of priority `batch` runs only in rows that no interactive request needs. The clients' requests are prepared in
-        turn, and the next row is given to the waiting client that holds the fewest. Closing the iterator, or cancelling
-        the task that awaits it, frees the row within two steps.
+        Messages that are a string are the prompt itself: the chat template is not used, and control tokens in it are
+        what they say, except those of images. Otherwise a message is `{"role", "content"}` plus other fields of the
+        chat template (`tool_calls`, `reasoning_content`, …); its content is a string or a list of
+        `{"type": "text", "text"}` and `{"type": "image", "image": image}`, where the image is RGB and has a `size`
+        (width, height) and NumPy's array interface, as PIL's have. `tools` are OpenAI's definitions, rendered by the
+        template. A request of priority `batch` runs only in rows that no interactive request needs. The clients'
+        requests are prepared in turn, and the next row is given to the waiting client that holds the fewest. Closing
+        the iterator, or cancelling the task that awaits it, frees the row within two steps.
         """
         ...
 
-    def check_size(self, messages: list[dict[str, Any]], tools: Sequence[dict[str, Any]] = ()) -> None:
-        """Raise PromptTooLong if an estimate of the prompt's tokens exceeds the limit.
+    @property
+    def max_new_tokens(self) -> int:
+        """Tokens that an answer has at most if `max_tokens` is not given."""
+        ...
+
+    def check_size(self, messages: Conversation, tools: Sequence[dict[str, Any]] = ()) -> int:
+        """Return an estimate of the prompt's tokens; raises PromptTooLong if it exceeds the limit.
 
         Everything that reaches the chat template counts. Of an image only `size` is used, (width, height) in pixels.
         """
+        ...
+
+    @property
+    def context_length(self) -> int:
+        """The most tokens that a prompt and its answer have together; the limit of a prompt may be lower."""
         ...
 
     def usage(self) -> Usage:

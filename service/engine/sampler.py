@@ -36,7 +36,7 @@ class Sampler:
     def sample(self, logits: Tensor, sequences: list[Sequence]) -> tuple[list[int], list[TokenLogprob | None]]:
         """Return a token for each row of `logits` (sequences, vocabulary), and its log probabilities if requested."""
         raw = logits.float()
-        scores = self._constrain(self._counts.penalise(raw, sequences), sequences)
+        scores = self._constrain(_biased(self._counts.penalise(raw, sequences), sequences), sequences)
         chosen = scores.argmax(-1)
         groups: dict[Draw, list[int]] = {}
         for index, sequence in enumerate(sequences):
@@ -154,6 +154,21 @@ class _TokenCounts:
         self._prompt[index] = False
         self._prompt[index, sequence.prompt.ids.to(logits.device)] = True
         self._rows[sequence.number] = _CountedRow(index)
+
+
+def _biased(logits: Tensor, sequences: list[Sequence]) -> Tensor:
+    """Return logits (sequences, vocabulary) with the biases that the sequences have at their next token."""
+    found = [
+        (index, bias)
+        for index, sequence in enumerate(sequences)
+        for bias in sequence.params.biases(len(sequence.tokens))
+    ]
+    if not found:
+        return logits
+    rows = torch.cat([torch.full_like(bias.tokens, index) for index, bias in found]).to(logits.device)
+    tokens = torch.cat([bias.tokens for _, bias in found]).to(logits.device)
+    values = torch.cat([bias.values for _, bias in found]).to(logits)
+    return logits.index_put((rows, tokens), values, accumulate=True)
 
 
 def _select_draw(params: SamplingParams) -> Draw:

@@ -12,10 +12,11 @@ __all__ = ["BATCHES", "NOBODY", "Client"]
 
 
 class Client(NamedTuple):
-    """A client: an API key of an address. Keys are not checked here, so those of one address share its part.
+    """A client: an API key of an address. Those of one address share its part.
 
-    `address` is empty for connections without one (a Unix socket), `key` for requests without `Authorization`; else it
-    is a digest of the key, which also names the owner of files and batches: another one would make them unreachable.
+    `address` is empty for connections without one (a Unix socket). `key` names the owner of files and batches: another
+    one would make them unreachable. It is the name of a key that was checked; else a digest of what `Authorization`
+    has, or empty without it.
     """
 
     address: str
@@ -25,8 +26,12 @@ class Client(NamedTuple):
     def of(cls, scope: Mapping[str, Any]) -> Client:
         """Return the client of an ASGI request."""
         peer = scope.get("client")
+        address = network_of(peer[0]) if peer else ""
+        caller = scope.get("state", {}).get("caller")
+        if caller is not None:
+            return cls(address, caller)
         header = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
-        return cls(network_of(peer[0]) if peer else "", _digest(header.strip()))
+        return cls(address, _digest(header.strip()))
 
 
 NOBODY = Client("")

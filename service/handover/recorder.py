@@ -43,7 +43,7 @@ class Recorder:
             timer.write(self._samples, origin)
             self._state.pinned -= origin.is_pinned
         count_request(
-            scope["state"].get("version", self._state.version),
+            scope["state"].get("version") or self._state.version,
             self._state.slot,
             getattr(scope.get("route"), "path", _OTHER_ROUTES) if origin else _INTERNAL_ROUTE,
             "500" if status == BROKEN_OFF else str(status),

@@ -15,6 +15,7 @@ from transformers.models.glm46v.processing_glm46v import Glm46VProcessor
 from transformers.processing_utils import ProcessorMixin
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import BatchFeature, PreTrainedTokenizerFast
     from transformers.image_processing_utils import BaseImageProcessor
 
@@ -75,6 +76,18 @@ class Processor(Glm46VProcessor):  # type: ignore[misc]  # transformers is untyp
             sanitize_control_tokens=True,
             **variables,
         )
+
+    def text_ids(self, text: str) -> Tensor:
+        """Return the tokens (1, tokens) of a prompt as it is, in which control tokens are what they say.
+
+        Raises ValueError if there are some of images or videos, which such a prompt cannot have.
+        """
+        ids: Tensor = self.tokenizer(text, return_tensors="pt")["input_ids"]
+        found = {self.image_token_id, self.video_token_id}.intersection(ids[0].tolist())
+        if found:
+            token = self.tokenizer.convert_ids_to_tokens(found.pop())
+            raise ValueError(f"the prompt contains {token}; images are sent in the messages of a chat request")
+        return ids
 
     def text(self, tokens: list[int]) -> str:
         """Decode tokens; special tokens are omitted, except those around the final answer."""

@@ -15,6 +15,7 @@ from uvicorn.config import Config
 from uvicorn_worker import UvicornWorker
 
 from service import metrics
+from service.api.keys import ApiKeys, KeysError
 from service.app import create_app
 from service.chat.admission import Admission
 from service.contract.generations import Generation
@@ -65,13 +66,14 @@ class SlotWorker(UvicornWorker):  # type: ignore[misc]  # Gunicorn's classes car
             signal.signal(number, self.handle_quit)
         try:
             asyncio.run(self._load_and_serve())
-        except (ReleaseError, CheckFailed) as error:
+        except (ReleaseError, CheckFailed, KeysError) as error:
             self._fail(str(error))
         except (MemoryError, RuntimeError, OSError) as error:
             logger.exception("the worker failed")
             self._fail(f"{type(error).__name__}: {error}")
 
     async def _load_and_serve(self) -> None:
+        keys = ApiKeys.of(self.master.settings)  # first: without them nothing is answered
         heartbeat = asyncio.create_task(self._heartbeat())
         engine = await self._prepare()
         heartbeat.cancel()
@@ -80,7 +82,7 @@ class SlotWorker(UvicornWorker):  # type: ignore[misc]  # Gunicorn's classes car
         server: SlotServer
         identity = Identity(self.release.version, settings.slot, master.record.generation)
         admission = Admission(identity)
-        app = create_app(engine, identity, settings, serving=lambda: server.is_serving, admission=admission)
+        app = create_app(engine, identity, settings, serving=lambda: server.is_serving, admission=admission, keys=keys)
 
         async def notify_while_healthy() -> None:
             state.answering = engine.answering()

@@ -19,9 +19,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from service.chat import image_decoder
 from service.chat.errors import ApiError
 from service.chat.image_decoder import EncodedImage, ImageDecoder
 from service.chat.images import ImageError
+from service.chat.request import ChatRequest
 from service.chat.service import ChatService
 from service.contract.engine_settings import EngineSettings
 from service.engine import Limits
@@ -30,6 +32,7 @@ from service.fairness.client import Client
 from service.model.release import Release
 from tests.test_app import IDENTITY, FakeEngine
 from tests.test_app import settings as service_settings
+from tests.test_image_colours import GREY, RGB, chunk
 from tests.test_images import encoded
 
 
@@ -55,7 +58,9 @@ def decoder() -> Iterator[ImageDecoder]:
 def complete(chat: ChatService, document: dict[str, Any], address: str = "") -> Any:
     async def answer() -> Any:
         client = Client(address)
-        return await chat.create_completion(await chat.parse(json.dumps(document).encode(), client), client=client)
+        return await chat.create_completion(
+            await chat.parse(json.dumps(document).encode(), client, ChatRequest), client=client
+        )
 
     return answer()
 
@@ -67,12 +72,16 @@ def forbid_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ImageDecoder, "decode", never)
 
 
-@given(sides=st.lists(st.integers(1, 40), min_size=1, max_size=6), limit=st.integers(1, 3000))
+@given(sides=st.lists(st.integers(1, 40), min_size=1, max_size=6), asked=st.integers(0, 6), limit=st.integers(1, 3000))
 @settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
-def test_pixels_are_summed_over_the_request_before_any_is_decoded(sides: list[int], limit: int) -> None:
-    """A request of many allowed pictures is refused if together they have too many pixels."""
+def test_pixels_are_summed_over_the_request_before_any_is_decoded(sides: list[int], asked: int, limit: int) -> None:
+    """Many allowed pictures, also in results of tools, are refused if together they have too many pixels."""
     chat = ChatService(FakeEngine(), IDENTITY, service_settings(max_request_pixels=limit))
     document = request(*map(plain, sides))
+    [message] = document["messages"]
+    parts = [{"type": "text", "text": "?"}, *message["content"]]
+    document["messages"] = [message | {"content": parts[: asked + 1]}]
+    document["messages"] += [{"role": "tool", "content": parts[asked + 1 :]}] if parts[asked + 1 :] else []
     pixels = sum(side**2 for side in sides)
     try:
         if pixels <= limit:
@@ -124,10 +133,6 @@ def test_pixels_of_all_requests_together_are_bounded(sides: list[tuple[str, int]
     assert most <= total
 
 
-def chunk(kind: bytes, data: bytes = b"") -> bytes:
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-
 def many_chunks(count: int) -> bytes:
     """A PNG with so many text chunks before its pixels."""
     whole = plain(8)
@@ -163,9 +168,23 @@ def test_a_picture_that_takes_long_is_given_up(decoder: ImageDecoder, kind: str)
 
 def test_a_picture_that_lies_about_its_size_takes_no_more_memory(decoder: ImageDecoder) -> None:
     """A decoder that is told another size than the header's fails; it does not take the worker with it."""
-    small = EncodedImage(plain(3000), is_base64=False, size=(1, 1))
+    small = EncodedImage(plain(3000), is_base64=False, full_size=(1, 1))
     with pytest.raises(ImageError, match="at most 4000000 pixels"):
         decoder.decode(small)
+
+
+def test_pictures_of_16_bits_stay_within_the_bytes_of_a_pixel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With little memory beside: they pass through modes of 4 bytes; colour with a transparent one is read twice."""
+    monkeypatch.setattr(image_decoder, "OVERHEAD", 24 << 20)
+    side = 4000
+    decoder = ImageDecoder(max_pixels=side**2, processes=1, seconds=10)
+    for kind, row in ((GREY, bytes(2 * side)), (RGB, bytes(6 * side))):
+        for more in (b"", chunk(b"tRNS", b"\0\1" * (len(row) // side // 2))):
+            head = chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 16, kind, 0, 0, 0))
+            pixels = chunk(b"IDAT", zlib.compress((b"\0" + row) * side, 1))
+            data = b"\x89PNG\r\n\x1a\n" + head + more + pixels + chunk(b"IEND")
+            assert decoder.decode(decoder.measure(data)).size == (side, side)
+    decoder.close()
 
 
 KINDS = ["PNG", "JPEG", "WEBP", "GIF", "BMP"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +13,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from service.contract.engine_settings import EngineSettings
-from service.engine import Finish, Limits, Refused, Sampling
+from service.engine import Finish, Grammar, Limits, Refused, Sampling
 from service.engine.model_engine import ModelEngine
 from service.engine.prompt_size import characters
 from service.isolation.processes import IsolatedProcesses
@@ -41,8 +40,8 @@ def ask(engine: ModelEngine, schema: Any) -> str | None:
     """Begin an answer with a schema; returns why it was refused."""
 
     async def answer() -> None:
-        text = json.dumps(schema)
-        async for item in engine.stream(ASKED, Sampling(max_tokens=30, json_schema=text), thinking=False):
+        grammar = Grammar.of_document(schema)
+        async for item in engine.stream(ASKED, Sampling(max_tokens=30, grammar=grammar), thinking=False):
             assert item or isinstance(item, Finish)
 
     try:

@@ -14,9 +14,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from service.chat.errors import ApiError
+from service.chat.request import ChatRequest
 from service.chat.service import ChatService
 from service.contract.engine_settings import EngineSettings
-from service.engine import Limits, Sampling
+from service.engine import Conversation, Limits, Sampling
 from service.engine.dummy import DummyEngine
 from service.engine.model_engine import ModelEngine
 from service.engine.prompt_size import CHARACTERS_PER_TOKEN, characters
@@ -105,7 +106,7 @@ def processor(checkpoints: dict[str, Path]) -> Processor:
 @given(messages=st.lists(MESSAGE, min_size=1, max_size=4), tools=TOOLS)
 @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 def test_the_count_bounds_what_the_template_renders(
-    processor: Processor, messages: list[dict[str, Any]], tools: list[dict[str, Any]]
+    processor: Processor, messages: Conversation, tools: list[dict[str, Any]]
 ) -> None:
     """Nothing reaches the prompt that was not counted: it has at most the tokens that the estimate admits."""
     rendered = processor.apply_chat_template(messages, tools=tools or None, tokenize=False, add_generation_prompt=True)
@@ -167,7 +168,7 @@ def test_one_address_leaves_a_part_of_the_queue(monkeypatch: pytest.MonkeyPatch)
         chat = ChatService(engine, Identity("1", "green", 1), settings(max_queue=4, client_share=0.5))
 
         async def ask(client: Client) -> Any:
-            request = await chat.parse(json.dumps(HELLO).encode(), client)
+            request = await chat.parse(json.dumps(HELLO).encode(), client, ChatRequest)
             return await chat.create_completion(request, client=client)
 
         flood = [asyncio.create_task(ask(Client("attacker", str(key)))) for key in range(6)]

@@ -121,7 +121,7 @@ def generate(model: Any, rows: int, device: torch.device) -> float:
 
 def decode(core: Core, default: Any, rows: int) -> float:
     """Return the tokens a second of the engine's decode steps, with `rows` requests after their prefill."""
-    params = SamplingParams.resolve(Sampling(temperature=0), default)
+    params = SamplingParams.resolve(Sampling(temperature=0), default, vocabulary=0, end=frozenset())
     requests = []
     for _ in range(rows):
         positions = torch.arange(PROMPT).expand(3, -1)

@@ -28,7 +28,7 @@ from rich.console import Console
 from rich.table import Table
 
 from service.demo_models import tiny
-from service.engine import Delta, Finish, Sampling, Usage
+from service.engine import Conversation, Delta, Finish, Sampling, Usage
 from tests.bench import chat_load
 from tests.bench.chat_load import ChatLoad
 from tests.bench.measurement import Measurement, percentile
@@ -67,9 +67,7 @@ class ChildEngine:
         self._waiting: dict[int, asyncio.Queue[Any]] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
 
-    async def stream(
-        self, messages: list[dict[str, Any]], sampling: Sampling, **more: Any
-    ) -> AsyncIterator[Delta | Finish]:
+    async def stream(self, messages: Conversation, sampling: Sampling, **more: Any) -> AsyncIterator[Delta | Finish]:
         """See Engine."""
         if self._loop is None:
             self._loop = asyncio.get_running_loop()
@@ -89,8 +87,16 @@ class ChildEngine:
             del self._waiting[number]
             self._pipe.send((number, None, None, None))
 
-    def check_size(self, messages: list[dict[str, Any]], tools: Any = ()) -> None:
+    max_new_tokens = 1024
+
+    def check_size(self, messages: Conversation, tools: Any = ()) -> int:
         """Check nothing: the child does."""
+        return 0
+
+    @property
+    def context_length(self) -> int:
+        """Return 0: the benchmark does not use it."""
+        return 0
 
     def usage(self) -> Usage:
         """Return zeros: the benchmark does not use them."""

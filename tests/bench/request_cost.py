@@ -1,7 +1,8 @@
 """What does a request cost beyond plain Starlette on plain Uvicorn?
 
 The same answer of GET /healthz is asked of one worker of a live slot and of a bare Starlette application, in turns. The
-ratio of the two is what the handover, the ledger, the metrics and the headers leave of the throughput.
+ratio of the two is what the handover, the ledger, the metrics and the headers leave of the throughput. A scrape after
+1,000 workers have ended is compared with one before, too.
 """
 
 from __future__ import annotations
@@ -31,10 +32,13 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 from service.demo_models import tiny
+from service.metric_files import Collector, merge_ended
 from tests.box import CODE, Box, empty_host, wait_for
 
 CONNECTIONS = 16
 TARGET = 0.75
+ENDED = 1000
+PID_MAX = 1 << 22  # of Linux
 REQUEST = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
@@ -135,6 +139,30 @@ def live_slot() -> Iterator[Box]:
         yield box
 
 
+def scrape_ratio(metrics: Path, pid: int) -> float:
+    """Return how much longer a scrape takes after ENDED workers like this one have ended than before."""
+
+    def seconds() -> float:
+        times = []
+        for _ in range(20):
+            began = time.perf_counter()
+            Collector(None, str(directory)).collect()
+            times.append(time.perf_counter() - began)
+        return median(times)
+
+    with tempfile.TemporaryDirectory() as name:
+        directory = Path(name)
+        files = list(metrics.glob(f"*_{pid}.db"))
+        for file in files:
+            shutil.copy(file, directory)
+        before = seconds()
+        for ended in range(PID_MAX + 1, PID_MAX + 1 + ENDED):
+            for file in files:
+                shutil.copy(file, directory / file.name.replace(str(pid), str(ended)))
+            merge_ended(directory)
+        return seconds() / before
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure both in turns, and print the medians and their ratio."""
     parser = argparse.ArgumentParser(
@@ -153,6 +181,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         for server in (slot, plain_one):
             measure(server, 1)  # warm-up
         seconds = options.seconds
+        scrapes = scrape_ratio(box.host.runtime / "metrics", worker.pid)
         turns += [(measure(slot, seconds), measure(plain_one, seconds)) for _ in range(options.turns)]
     table = Table(
         *("GET /healthz", "requests/s", "CPU µs a request"),
@@ -166,6 +195,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     rate, cost = median(a.rate / b.rate for a, b in turns), median(b.cost / a.cost for a, b in turns)
     table.add_row("ratio", f"{rate:.2f}", f"{cost:.2f}")
     Console().print(table)
+    Console().print(f"a scrape after {ENDED:,} workers that ended takes {scrapes:.2f} times as long as before")
 
 
 def _answers(server: Server) -> bool:

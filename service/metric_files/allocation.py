@@ -1,4 +1,4 @@
-"""The files that processes share their metrics in: allocated before they are mapped, and read whatever they hold.
+"""The files of this process, which are allocated before they are mapped.
 
 prometheus_client maps sparse files: writing a page for which the file system has no room raises SIGBUS.
 """
@@ -8,26 +8,22 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import struct
-from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from prometheus_client import mmap_dict, values
-from prometheus_client.multiprocess import MultiProcessCollector
 
-__all__ = ["Collector", "install"]
+from service.metric_files.directory import DAMAGED, locked
+
+__all__ = ["install"]
 
 logger = logging.getLogger("gunicorn.error")
 
 _Dict: Any = mmap_dict.MmapedDict  # the library has no types
-_Collector: Any = MultiProcessCollector
 _values: Any = values
 
 _MAX_SIZE = 1 << 26  # bytes; those of a worker have some ten kilobytes
 _ENTRY = 64  # bytes of an entry beside its key, at most
-_DAMAGED = (OSError, ValueError, RuntimeError, IndexError, KeyError, struct.error)
 
 
 class _AllocatedDict(_Dict):  # type: ignore[misc]
@@ -46,9 +42,10 @@ class _AllocatedDict(_Dict):  # type: ignore[misc]
             super().__init__(filename, read_mode)
             return
         try:
-            _create(filename)
-            super().__init__(filename)
-        except _DAMAGED as error:
+            with locked(Path(filename).parent):  # so that no merge takes them for those of a process of the same pid
+                _create(filename)
+                super().__init__(filename)
+        except DAMAGED as error:
             self._keep_private(filename, error, b"")
 
     def _init_value(self, key: str) -> None:
@@ -89,24 +86,6 @@ def _create(filename: str) -> None:
         raise
     finally:
         os.close(descriptor)
-
-
-class Collector(_Collector):  # type: ignore[misc]
-    """Collects the metrics of all processes; what is no file of metrics is left out."""
-
-    def collect(self) -> Any:
-        """Return the metrics."""
-        paths = Path(self._path).glob("*.db")
-        files = [str(path) for path in paths if path.is_file() and not path.is_symlink()]
-        with suppress(*_DAMAGED):
-            return self.merge(files, accumulate=True)
-        return self.merge(list(self._readable(files)), accumulate=True)
-
-    def _readable(self, files: list[str]) -> Iterator[str]:
-        for path in files:
-            with suppress(*_DAMAGED):
-                self.merge([path], accumulate=True)
-                yield path
 
 
 def install() -> None:
