@@ -28,6 +28,7 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
     "object": st.dictionaries(st.text(max_size=3), JSON, max_size=3),
     "array": st.lists(JSON, max_size=3),
 }
+TYPES = {"properties": {"a": {"type": "string"}, "b": {"type": "string"}}}
 AMBIGUOUS = ("</arg_value>", "<|begin_of_box|>")
 
 
@@ -189,6 +190,21 @@ def test_calls_as_models_write_them(text: str, content: str, calls: list[Any]) -
 def test_a_call_that_was_cut_off_is_not_completed() -> None:
     """At the limit of tokens more arguments might have followed."""
     assert parse([f"<tool_call>weather\n{CITY}\n"], TOOLS, is_complete=False) == ("", [("weather", '{"city": "Ulm"')])
+
+
+@given(st.data())
+def test_an_output_that_is_cut_off_has_no_part_of_a_call_in_its_content(data: st.DataObject) -> None:
+    """Wherever that is: behind `<tool_call>` comes the name of a tool, so the rest is a call. Its tag is one token."""
+    call = written("f", {"a": "x", "b": "y"})
+    text = f"Hello.\n{call}\n{call}"
+    tags = [at for at in range(len(text)) if text.startswith("<tool_call>", at)]
+    places = [at for at in range(len(text)) if not any(tag < at < tag + len("<tool_call>") for tag in tags)]
+    at = data.draw(st.sampled_from(places))
+    parser = ToolCallParser([{"function": {"name": "f", "parameters": TYPES}}])
+    content, pieces = parser.feed(text[:at])
+    rest, more = parser.flush(is_complete=False)
+    assert "Hello.".startswith((content + rest).strip())
+    assert len(joined([*pieces, *more])) <= 2
 
 
 def test_all_calls_but_the_first_are_dropped_if_asked_for() -> None:

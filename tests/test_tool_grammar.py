@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,14 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from service.chat.json_schema import UnsupportedSchema
+from service.chat.output_parser import OutputParser
 from service.chat.request import ChatRequest
 from service.chat.tool_calls import ToolCallParser, joined
 from service.engine import Grammar
+from service.engine.grammar import Grammars
 
 LONGEST = 2000  # tokens
+END = ("<|user|>",)
 
 
 class Writer:
@@ -52,6 +56,15 @@ class Writer:
 @pytest.fixture(scope="module")
 def writer(checkpoints: dict[str, Path]) -> Writer:
     return Writer(checkpoints["1.0.0"])
+
+
+@pytest.fixture(scope="module")
+def reasoner(checkpoints: dict[str, Path]) -> Iterator[Grammars]:
+    tokenizer = AutoTokenizer.from_pretrained(checkpoints["1.0.0"])
+    end = frozenset(tokenizer.convert_tokens_to_ids(list(END)))
+    found = Grammars(tokenizer, len(tokenizer), end, max_schema=1 << 16)
+    yield found
+    found.close()
 
 
 PLAIN = st.sampled_from(
@@ -127,6 +140,31 @@ def test_a_named_function_is_called_once(writer: Writer) -> None:
     assert {tuple(name for name, _ in parsed(writer.write(named, seed), TOOLS)[1]) for seed in range(20)} == {("two",)}
     assert {len(parsed(writer.write(single, seed), TOOLS)[1]) for seed in range(20)} == {1}
     assert max(len(parsed(writer.write(many, seed), TOOLS)[1]) for seed in range(20)) > 1
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.lists(functions(), min_size=1, max_size=2, unique_by=lambda one: str(one["name"])), st.integers(0, 99))
+def test_a_demanded_call_comes_also_after_reasoning(reasoner: Grammars, found: list[Any], seed: int) -> None:
+    """Whether the model reasons or not, begins with a line end, or tries to end its output within its reasoning."""
+    tools = [{"type": "function", "function": function} for function in found]
+    grammar = request(tools, tool_choice="required").grammar
+    assert grammar
+    tokenizer, dice = reasoner._tokenizer, random.Random(seed)
+    is_open = dice.random() < 0.3
+    constraint, tokens = reasoner.compile(grammar, thinking=True, is_open=is_open), []
+    likely = tokenizer.convert_tokens_to_ids(
+        ["<think>", "</think>", "\u010a", "</arg_value>", "</tool_call>", '"', "}", "]", *END]
+    )
+    end = tokenizer.convert_tokens_to_ids(list(END))
+    while not constraint.complete and not set(tokens[-1:]) & set(end):
+        allowed = constraint.allowed(len(tokenizer)).nonzero()[:, 0].tolist()
+        tokens.append(dice.choice([one for one in likely if one in allowed and dice.random() < 0.7] or allowed))
+        constraint.advance(tokens[-1])
+        assert len(tokens) < LONGEST
+    text = "<think>" * is_open + tokenizer.decode(tokens[:-1] if tokens[-1] in end else tokens)
+    parsed = OutputParser(thinking=True, boxes=False, tools=tools).parse(text)
+    assert parsed.content.strip() == ""
+    assert parsed.calls
 
 
 def test_a_call_or_a_document(writer: Writer) -> None:

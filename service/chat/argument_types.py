@@ -62,7 +62,7 @@ class ArgumentTypes:
         schema = self._of(name)
         found = next((value for value in self._readings(text, schema) if schema.accepts(value)), text)
         if isinstance(found, float) and found.is_integer() and not schema.accepts(0.5):
-            return int(found)
+            return int(found) if abs(found) < sys.float_info.max else text
         return found
 
     def _of(self, name: str) -> _Schema:
@@ -71,7 +71,7 @@ class ArgumentTypes:
     @staticmethod
     def _readings(text: str, schema: _Schema) -> Iterator[Any]:
         found = _json(text)
-        if found is None or isinstance(found, dict | list):
+        if text == "null" or isinstance(found, dict | list):
             yield found
         if not schema.accepts(_ABSENT):  # it names types: a string is no number
             yield text

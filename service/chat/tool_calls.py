@@ -84,15 +84,24 @@ class ToolCallParser:
     def flush(self, *, is_complete: bool = True) -> tuple[str, list[CallPiece]]:
         """Return what was held back, at the end of the input; white space after a call is dropped.
 
-        `is_complete`: the model has ended the output, which was not cut off. Then a call need not be closed.
+        `is_complete`: the model has ended the output, which was not cut off. Then a call need not be closed. What can
+        only be the beginning of a call that was cut off is no text.
         """
         text, self._held = self._begun + self._held, ""
-        if self._state in (self._in_text, self._in_name, self._in_first_key, self._after_first_key):
-            return ("" if self._calls and not text.strip() else text), []
+        if not is_complete and self._state in (self._in_first_key, self._after_first_key):
+            self._begin()
+        elif self._state in (self._in_text, self._in_name, self._in_first_key, self._after_first_key):
+            is_cut = not is_complete and self._state == self._in_name and self._begins_name(text)
+            return ("" if is_cut or (self._calls and not text.strip()) else text), []
         if self._state == self._between and is_complete:
             self._end()
         pieces, self._pieces = self._pieces, []
         return "", pieces
+
+    def _begins_name(self, text: str) -> bool:
+        """Whether a text is a tag with a function's name, or the beginning of one, and perhaps a part of the next tag."""
+        name = text.lstrip().removeprefix(OPEN).partition("<")[0].strip()
+        return any(function.startswith(name) for function in self._functions)
 
     # Each state takes what it can from the held text and returns the content in it; None if it needs more text.
 

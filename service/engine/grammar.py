@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from copy import copy
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,20 +20,41 @@ if TYPE_CHECKING:
 __all__ = ["Constraint", "Grammars"]
 
 
-class Constraint:
-    """Position of one output in its grammar.
+class Reasoning(NamedTuple):
+    """Tokens of the reasoning that may precede what a grammar describes, and whether the prompt has opened it."""
 
-    If `start_token` is given, the grammar applies to the tokens after its first occurrence, else to all.
+    opening: int  # <think>
+    closing: int  # </think>
+    newline: int  # which may come before it, once
+    is_open: bool = False
+
+
+class Constraint:
+    """Position of one output in its grammar. `end` holds the tokens that end an output.
+
+    With `after`, the grammar applies to the tokens after that one, and what comes before is free. With `reasoning`, the
+    output begins with reasoning or at once with what the grammar describes; reasoning is free, but cannot end the
+    output: then what was asked for would be missing.
     """
 
-    def __init__(self, matcher: LLMatcher, start_token: int | None) -> None:
+    def __init__(
+        self,
+        matcher: LLMatcher,
+        end: Iterable[int],
+        *,
+        after: int | None = None,
+        reasoning: Reasoning | None = None,
+    ) -> None:
         self._matcher = matcher
-        self._start_token = start_token
+        self._end = list(end)
+        self._after = after
+        self._reasoning = reasoning
+        self._free: Tensor | None = None  # what reasoning may have
 
     @property
     def active(self) -> bool:
-        """Whether the grammar restricts the next token."""
-        return self._start_token is None and not self.complete
+        """Whether the next token is restricted."""
+        return self._after is None and not self.complete
 
     @property
     def complete(self) -> bool:
@@ -41,17 +63,35 @@ class Constraint:
 
     def allowed(self, vocabulary: int) -> Tensor:
         """Return the tokens that may come next: bool (vocabulary,), on the CPU."""
+        if self._reasoning and self._reasoning.is_open:
+            if self._free is None:
+                self._free = torch.ones(vocabulary, dtype=torch.bool)
+                self._free[self._end] = False
+            return self._free
         # Not by llguidance.torch: to import it takes seconds, in which this thread serves no request.
         mask = torch.frombuffer(bytearray(self._matcher.compute_bitmask()), dtype=torch.uint8)
         bits: Tensor = (mask[:, None] >> torch.arange(8, dtype=torch.uint8)) & 1
-        return bits.reshape(-1)[:vocabulary].bool()
+        found = bits.reshape(-1)[:vocabulary].bool()
+        if self._reasoning:
+            found[[self._reasoning.opening, self._reasoning.newline]] = True
+        return found
 
     def advance(self, token: int) -> None:
         """Consume the next token of the output."""
-        if self._start_token is None:
+        reasoning = self._reasoning
+        if self._after is not None:
+            self._after = None if token == self._after else self._after
+        elif reasoning is None:
             self._matcher.consume_token(token)
-        elif token == self._start_token:
-            self._start_token = None
+        elif reasoning.is_open:
+            self._reasoning = None if token == reasoning.closing else reasoning
+        elif token == reasoning.opening:
+            self._reasoning = reasoning._replace(is_open=True)
+        elif token == reasoning.newline:
+            self._reasoning = reasoning._replace(newline=reasoning.opening)
+        else:
+            self._reasoning = None
+            self._matcher.consume_token(token)
 
 
 class Grammars:
@@ -78,10 +118,11 @@ class Grammars:
         """Return if the grammar can be compiled; raises Refused."""
         self._probe.check(grammar)
 
-    def compile(self, grammar: Grammar, *, thinking: bool) -> Constraint:
-        """Return a constraint; it starts after the token that the grammar names, else after `</think>` if `thinking`.
+    def compile(self, grammar: Grammar, *, thinking: bool, is_open: bool = False) -> Constraint:
+        """Return a constraint. Raises Refused.
 
-        Raises Refused.
+        `thinking`: reasoning may come first, unless the grammar names the token that it begins after. `is_open`: the
+        prompt ends within reasoning.
         """
         self.check(grammar)
         self.warm_up()
@@ -90,8 +131,17 @@ class Grammars:
             matcher = self._compiler.compile(grammar.text)
         except ValueError as error:
             raise InvalidGrammar(str(error), grammar) from error
-        after = grammar.after or ("</think>" if thinking else None)
-        return Constraint(matcher, self._tokenizer.convert_tokens_to_ids(after) if after else None)
+        if grammar.after:
+            return Constraint(matcher, self._end, after=self._tokenizer.convert_tokens_to_ids(grammar.after))
+        return Constraint(matcher, self._end, reasoning=self._reasoning(is_open=is_open) if thinking else None)
+
+    def _reasoning(self, *, is_open: bool) -> Reasoning | None:
+        """Return the tokens of reasoning; None if the tokenizer has none."""
+        known = self._tokenizer.get_added_vocab()
+        if not {"<think>", "</think>"} <= known.keys():
+            return None
+        newline, *rest = self._tokenizer.encode("\n", add_special_tokens=False)
+        return Reasoning(known["<think>"], known["</think>"], known["<think>"] if rest else newline, is_open)
 
     def close(self) -> None:
         """End the processes that try grammars."""

@@ -237,7 +237,9 @@ class ModelEngine:
                 "min_tokens",
             )
         constraint = (
-            self._grammars.compile(sampling.grammar, thinking=prompt.may_think and thinking is not False)
+            self._grammars.compile(
+                sampling.grammar, thinking=prompt.may_think and thinking is not False, is_open=prompt.think_open
+            )
             if sampling.grammar
             else None
         )

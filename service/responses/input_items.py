@@ -157,14 +157,14 @@ class _Turn:
     """What the assistant has said and called until somebody else follows."""
 
     path: str
-    reasoning: str | None = None
+    reasoning: list[str] = field(default_factory=list)
     parts: list[TextPart | ImagePart] = field(default_factory=list)
     calls: list[MessageToolCall] = field(default_factory=list)
 
     def message(self) -> Message:
-        return _message(
-            "assistant", self.parts or None, reasoning_content=self.reasoning, tool_calls=self.calls or None
-        )
+        reasoning = "".join(self.reasoning) if self.reasoning else None
+        calls = self.calls or None
+        return _message("assistant", self.parts or None, reasoning_content=reasoning, tool_calls=calls)
 
 
 def messages_of(items: Sequence[Any], field: str = "input") -> Iterator[tuple[str, Message]]:
@@ -200,7 +200,7 @@ def _begins_turn(turn: _Turn, item: Any) -> bool:
 
 def _add(turn: _Turn, item: Any) -> None:
     if isinstance(item, ReasoningItem):
-        turn.reasoning = (turn.reasoning or "") + item.text
+        turn.reasoning.append(item.text)
     elif isinstance(item, MessageItem):
         turn.parts += _parts(item.content)
     else:
