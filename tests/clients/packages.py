@@ -22,9 +22,10 @@ CELLS = {
     "streamed_call": "call streamed",
     "schema": "JSON schema",
     "schema_with_tools": "schema and tools",
+    "responses": "/v1/responses",
 }
 """Every cell and its title in the table."""
-ALL = tuple(CELLS)
+CHAT = tuple(cell for cell in CELLS if cell != "responses")
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Package:
     name: str
     program: str
     environment: str = "openai-3"
-    cells: tuple[str, ...] = ALL
+    cells: tuple[str, ...] = CHAT
     title: str = ""
 
     def __str__(self) -> str:
@@ -68,7 +69,7 @@ class Package:
 
 
 PACKAGES = (
-    Package("openai", "openai_client.py"),
+    Package("openai", "openai_client.py", cells=tuple(CELLS)),
     Package("openai", "openai_client.mjs", "node", title="openai (npm)"),
     Package("litellm", "litellm_client.py"),
     Package("langchain-openai", "langchain_client.py"),
@@ -79,15 +80,15 @@ PACKAGES = (
         "openai-2",
         ("text", "stream", "picture", "named", "streamed_call", "schema"),
     ),
-    Package("openai-agents", "agents_client.py"),
+    Package("openai-agents", "agents_client.py", cells=tuple(CELLS)),
     Package(
         "llama-index-llms-openai-like",
         "llama_index_client.py",
         "openai-2",
-        tuple(cell for cell in ALL if cell != "schema_with_tools"),
+        tuple(cell for cell in CHAT if cell != "schema_with_tools"),
     ),
     Package("smolagents", "smolagents_client.py"),
-    Package("semantic-kernel", "semantic_kernel_client.py", cells=tuple(cell for cell in ALL if cell != "named")),
+    Package("semantic-kernel", "semantic_kernel_client.py", cells=tuple(cell for cell in CHAT if cell != "named")),
     Package("@ai-sdk/openai-compatible", "ai_client.mjs", "node", title="ai, @ai-sdk/openai-compatible (npm)"),
     Package("llm", "llm_client.py", cells=("text", "stream", "picture", "tools", "schema", "schema_with_tools")),
     Package("guidellm", "guidellm_client.py", "guidellm", ("stream",)),

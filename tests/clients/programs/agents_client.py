@@ -1,11 +1,19 @@
-"""The `openai-agents` package, on chat completions."""
+"""The `openai-agents` package, on chat completions and on responses."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import agents
-from agents import Agent, ModelSettings, OpenAIChatCompletionsModel, Runner, StopAtTools, function_tool
+from agents import (
+    Agent,
+    ModelSettings,
+    OpenAIChatCompletionsModel,
+    OpenAIResponsesModel,
+    Runner,
+    StopAtTools,
+    function_tool,
+)  # fmt: skip
 from cells import COUNT, HELLO, MODEL, PAINT, PICTURE_URL, SKILLS, WHAT, Answer, Shape, call, main, paint, streamed
 from openai import AsyncOpenAI
 from openai.types.responses import ResponseFunctionToolCall, ResponseTextDeltaEvent
@@ -14,11 +22,11 @@ agents.set_tracing_disabled(True)  # traces go to api.openai.com
 TOOL = function_tool(paint)
 
 
-def agent(choice: str | None = None, *, once: bool = False, **more: Any) -> Agent[None]:
+def agent(choice: str | None = None, *, once: bool = False, model: Any = None, **more: Any) -> Agent[None]:
     """Make an agent; `once`: it ends with its first call."""
     return Agent(
         name="painter",
-        model=OpenAIChatCompletionsModel(MODEL, AsyncOpenAI(max_retries=0)),
+        model=(model or OpenAIChatCompletionsModel)(MODEL, AsyncOpenAI(max_retries=0)),
         model_settings=ModelSettings(temperature=0, tool_choice=choice),
         tool_use_behavior=StopAtTools(stop_at_tool_names=["paint"]) if once else "run_llm_again",
         **more,
@@ -81,6 +89,13 @@ async def schema_with_tools() -> Answer:
     return {"document": run.final_output.model_dump()}
 
 
+async def responses() -> Answer:
+    said = await Runner.run(agent(model=OpenAIResponsesModel), HELLO)
+    run = await Runner.run(agent("required", once=True, model=OpenAIResponsesModel, tools=[TOOL]), PAINT)
+    [made, *_] = calls(run.new_items)
+    return {"text": said.final_output, "call": call(made.name, made.arguments)}
+
+
 main(
     text=text,
     stream=stream,
@@ -91,4 +106,5 @@ main(
     streamed_call=streamed_call,
     schema=schema,
     schema_with_tools=schema_with_tools,
+    responses=responses,
 )

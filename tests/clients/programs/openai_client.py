@@ -80,6 +80,18 @@ def parse(**more: Any) -> Answer:
     return {"document": message.parsed.model_dump()}
 
 
+def responses() -> Answer:
+    whole = client.responses.create(model=MODEL, input=HELLO, temperature=0).output_text
+    pieces = [
+        event.delta
+        for event in client.responses.create(model=MODEL, input=HELLO, temperature=0, stream=True)
+        if event.type == "response.output_text.delta"
+    ]
+    assert "".join(pieces) == whole
+    parsed = client.responses.parse(model=MODEL, input=PAINT, text_format=Shape, temperature=0).output_parsed
+    return {"text": whole, "document": parsed.model_dump()}
+
+
 main(
     text=text,
     stream=stream,
@@ -90,4 +102,5 @@ main(
     streamed_call=streamed_call,
     schema=parse,
     schema_with_tools=lambda: parse(tools=[TOOL], parallel_tool_calls=False),
+    responses=responses,
 )
