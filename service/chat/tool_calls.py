@@ -99,7 +99,7 @@ class ToolCallParser:
         return "", pieces
 
     def _begins_name(self, text: str) -> bool:
-        """Whether a text is a tag with the beginning of a function's name, or with a name and a part of the next tag."""
+        """Whether a text is a tag with the beginning of a function's name, or a name and a part of the next tag."""
         name = text.lstrip().removeprefix(OPEN).partition("<")[0].strip()
         return any(function.startswith(name) for function in self._functions)
 

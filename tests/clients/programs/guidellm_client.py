@@ -17,7 +17,7 @@ def stream() -> Answer:
         prompts.write_text((json.dumps({"prompt": COUNT}) + "\n") * 4)
         command = [
             Path(sys.executable).with_name("guidellm"), "run", "--disable-console",
-            "--backend", f"kind=openai_http,target={URL.removesuffix('/v1')},model={MODEL},validate_backend=false",
+            "--backend", f"kind=openai_http,target={URL.removesuffix('/v1')},model={MODEL}",
             "--profile", "kind=synchronous",
             "--constraint", "kind=max_requests,count=3",
             "--data", f"kind=json_file,path={prompts}",
