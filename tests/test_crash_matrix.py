@@ -39,18 +39,23 @@ LOADED = ("canary", "cutover", "bake", "retire")  # phases in which it may have 
 KEPT, NEW = 3, 1
 PAUSE = 0.02  # seconds between two requests of a client; they are not to take the cores from the rollout
 REPRESENTATIVE = {
+    ("overlap", "controller", "prepare"),
     ("overlap", "controller", "cutover"),
     ("overlap", "candidate worker", "start"),
     ("overlap", "candidate master", "canary"),
     ("overlap", "old worker", "bake"),
     ("overlap", "old master", "preflight"),
+    ("overlap", "power", "verify"),
     ("overlap", "power", "retire"),
     ("swap", "controller", "vacate"),
+    ("swap", "controller", "retire"),
     ("swap", "candidate worker", "verify"),
     ("swap", "candidate master", "bake"),
     ("swap", "old worker", "preflight"),
     ("swap", "old master", "start"),
+    ("swap", "power", "prepare"),
     ("swap", "power", "cutover"),
+    ("weights", "controller", "preflight"),
     ("weights", "controller", "vacate"),
     ("weights", "old worker", "verify"),
     ("weights", "old master", "prepare"),
