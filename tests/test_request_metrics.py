@@ -123,6 +123,38 @@ async def test_failures_are_the_same_in_ledger_samples_and_metrics(host: Host) -
     assert host.blue.ledger == Ledger(accepted=4, failed=2, client_aborted=2, internal=1)
 
 
+CHUNKED = f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n".encode()
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'2\r\n{"\r\nno chunk\r\n',
+        b"1;" + b"a" * 200_000,
+        b"1\r\na\r\n" * 10_000,
+        b"2\r\n{}\r\n0\r\n" + b"a: b\r\n" * 20_000,
+        b"5\r\n{",
+    ],
+    ids=["no chunk", "extension", "tiny chunks", "trailers", "disconnect"],
+)
+async def test_a_body_that_its_client_spoils_is_no_failure_of_the_version(host: Host, body: bytes) -> None:
+    """Else one client could have versions rolled back: what failed is what the analysis compares."""
+    client = await host.client()
+    client.send(CHUNKED)
+    await until(lambda: any(one.cycle for one in host.blue.connections), "the application, which reads the body")
+    await asyncio.sleep(0.05)
+    client.send(body)
+    if body == b"5\r\n{":
+        client.abort()
+    else:
+        assert (await client.reply()).status in (400, 413, 431)
+    await until(lambda: bool(statuses(host)), "the end")
+    assert statuses(host) == [CLIENT_GONE]
+    assert host.blue.ledger.failed == 0
+    [(key, _)] = counted(await scrape(host), host.blue.state.version).items()
+    assert key[1] == "499"
+
+
 async def test_requests_in_flight_are_those_of_the_version_that_is_served(host: Host) -> None:
     """The gauge follows within a tick; after a weight swap the earlier version has none."""
     version = host.blue.state.version

@@ -148,7 +148,8 @@ class Handlers:
         """GET /v1/models/{id}."""
         name = request.path_params["id"]
         if name != self._settings.served_model:
-            raise ApiError(404, f"no such model: {name[:200]}", param="model", code="model_not_found")
+            message = f"no such model: {name[:200]}; {self._settings.served_model} is served here"
+            raise ApiError(404, message, param="model", code="model_not_found")
         return JSONResponse(self._model())
 
     @describes(response=Health, unavailable=Health)

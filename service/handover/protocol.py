@@ -204,7 +204,11 @@ class RequestProtocol(RequestReader):
         self.flow.resume_reading()
 
     def refuse(self, status: int) -> None:
-        """Answer what is not HTTP or too large; the ledger counts it as a completed request."""
+        """Answer what is not HTTP or too large; the ledger counts it as a completed request.
+
+        An application that was reading its body has not failed: the client has ended the request.
+        """
+        self._client_gone = True
         cycle = self.cycle
         can_answer = self._has_partial_head or not cycle or not cycle.response_started or cycle.response_complete
         if not self.in_flight:
