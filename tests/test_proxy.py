@@ -8,7 +8,7 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -85,12 +85,15 @@ def test_an_answer_of_half_a_minute_is_complete_through_a_swap(box: Box, tmp_pat
     assert len(found[0].split()) == WORDS
 
 
-def test_a_stream_that_waits_longer_than_the_proxy_is_complete(box: Box, tmp_path: Path) -> None:
+def test_a_stream_that_waits_longer_than_the_proxy_is_complete(
+    box: Box, add_release: Callable[..., None], tmp_path: Path
+) -> None:
     """It has to wait for a row: its head and comments come meanwhile, so that nginx does not close it."""
-    settings = {"rows": 1}
-    (box.host.root / "releases/1.0.0/engine.json").write_text(json.dumps(settings))
+    settings = tmp_path / "engine.json"
+    settings.write_text(json.dumps({"rows": 1}))
+    add_release(box, "2.0.0", "--engine", str(settings))
     box.configure(threads=1, max_wait=200)
-    box.glmctl("deploy", "1.0.0", "--bake", "0")
+    box.glmctl("deploy", "2.0.0", "--bake", "0")
     with proxy(box, tmp_path) as client:
         first = threading.Thread(target=ask, args=(client, WORDS * SILENCE // 25), kwargs={"stream": True})
         first.start()
