@@ -125,7 +125,8 @@ def document(routes: Sequence[BaseRoute], version: str) -> dict[str, Any]:
         "info": {
             "title": "GLM",
             "version": version,
-            "description": "The version is that of the serving release. Unknown fields of requests are ignored. "
+            "description": "The version is that of the serving release. A field of a request is obeyed, described as "
+            "without effect on the answer, or refused with its name, as unknown ones are. "
             "A host may need API keys; send one, in one header.",
         },
         "security": SECURITY,
