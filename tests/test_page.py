@@ -49,8 +49,8 @@ def page(service: FakeService, monkeypatch: pytest.MonkeyPatch) -> Iterator[AppT
     clients: list[ServiceClient] = []
     init = ServiceClient.__init__
 
-    def record(client: ServiceClient, address: str) -> None:
-        init(client, address)
+    def record(client: ServiceClient, address: str, key: str | None = None) -> None:
+        init(client, address, key)
         clients.append(client)
 
     monkeypatch.setattr(ServiceClient, "__init__", record)
