@@ -151,7 +151,8 @@ def test_a_demanded_call_comes_also_after_reasoning(reasoner: Grammars, found: l
     assert grammar
     tokenizer, dice = reasoner._tokenizer, random.Random(seed)
     is_open = dice.random() < 0.3
-    constraint, tokens = reasoner.compile(grammar, thinking=True, is_open=is_open), []
+    constraint = reasoner.compile(grammar, thinking=True, is_open=is_open)
+    tokens: list[int] = []
     likely = tokenizer.convert_tokens_to_ids(
         ["<think>", "</think>", "\u010a", "</arg_value>", "</tool_call>", '"', "}", "]", *END]
     )
