@@ -13,8 +13,9 @@ from pydantic_core import core_schema
 from service.chat import messages, request_model, tool_definitions, validation_messages
 from service.chat.errors import ApiError
 from service.chat.known_fields import DroppedFields, UnsupportedFields
-from service.chat.request import ChatRequest, StreamOptions, parse_request
+from service.chat.request import ChatRequest, parse_request
 from service.chat.request_model import Neutral, RequestModel
+from service.chat.sampling_fields import StreamOptions
 from service.engine import Grammar
 from tests.test_app import CHAT, HELLO, FakeEngine, client, picture
 

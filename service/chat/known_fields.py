@@ -33,16 +33,7 @@ class UnsupportedFields(RequestModel):
 
     audio: Unsupported = None
     functions: Unsupported = None
-    function_call: Annotated[
-        None,
-        Neutral(
-            (
-                "none",
-                {},
-                False,
-            )
-        ),
-    ] = None
+    function_call: Annotated[None, Neutral(("none", {}, False))] = None
     moderation: Unsupported = None
     verbosity: Annotated[None, Neutral(("medium",))] = None
     web_search_options: Unsupported = None

@@ -16,19 +16,19 @@ from service.chat.formats import FormatFields
 from service.chat.json_schema import UnsupportedSchema
 from service.chat.known_fields import DroppedFields, UnsupportedFields
 from service.chat.messages import Message
-from service.chat.request_model import Dropped, Items, RequestModel
+from service.chat.request_model import Items, combination_error
 from service.chat.response import ChatFormat
+from service.chat.sampling_fields import MAX_TOKENS, SamplingFields, StreamOptions
 from service.chat.thinking import ThinkingFields
 from service.chat.tool_definitions import NamedTool, Tool, ToolChoice
 from service.chat.tool_grammar import grammar_of_calls, grammar_of_strict_calls
 from service.chat.validation_messages import MAX_MESSAGE, validation_error
-from service.engine import Grammar, Sampling
+from service.engine import Grammar
 
 __all__ = ["ChatRequest", "parse_body", "parse_document", "parse_request"]
 
 R = TypeVar("R", bound=ClientRequest)
 
-MAX_TOKENS = 2**31 - 1
 MAX_MESSAGES = 10_000  # a prompt of 32,768 tokens has no room for more
 MAX_BIASES = 300
 MAX_STOP_TOKENS = 64
@@ -37,29 +37,16 @@ MAX_STRUCTURE = 150_000
 length of a prompt, has at most as many, since each is a token as a rule; the rest is for the JSON around it."""
 
 
-class StreamOptions(RequestModel):
-    """Options of a streamed response."""
-
-    include_usage: bool | None = None
-    include_obfuscation: Dropped = None
-    continuous_usage_stats: bool | None = Field(default=None, description="every chunk has the usage so far")
-
-
-def wrap_string(value: Any) -> Any:
-    return [value] if isinstance(value, str) else value
-
-
 def _check_modalities(value: Any) -> None:
     if value not in (None, ["text"], []):
         raise PydanticCustomError("modalities", 'must be ["text"]: only text output is supported')
 
 
-StopString = Annotated[str, Field(min_length=1, max_length=1000)]
 TokenId = Annotated[int, Field(ge=0, le=MAX_TOKENS)]
 TokenKey = Annotated[str, Field(pattern=r"^[0-9]{1,9}$")]
 
 
-class ChatRequest(ClientRequest, FormatFields, ThinkingFields, DroppedFields, UnsupportedFields):
+class ChatRequest(SamplingFields, FormatFields, ThinkingFields, DroppedFields, UnsupportedFields):
     """The body of POST /v1/chat/completions. Outside `messages`, null selects the default.
 
     A field is obeyed, or refused with its name; what is accepted without effect cannot change the answer.
@@ -67,27 +54,15 @@ class ChatRequest(ClientRequest, FormatFields, ThinkingFields, DroppedFields, Un
 
     messages: Items[Message] = Field(min_length=1, max_length=MAX_MESSAGES)
     model: str | None = Field(default=None, description="ignored: a host serves one model, which the response names")
-    stream_options: StreamOptions | None = None
-    n: int | None = Field(default=None, ge=1, description="number of choices; limited by the server's settings")
     max_tokens: int | None = Field(default=None, ge=1, le=MAX_TOKENS, description="unless max_completion_tokens is set")
     max_completion_tokens: int | None = Field(default=None, ge=1, le=MAX_TOKENS)
     min_tokens: int | None = Field(
         default=None, ge=0, le=MAX_TOKENS, description="before, neither end tokens nor stop strings end the output"
     )
     ignore_eos: bool | None = Field(default=None, description="true: the model cannot end the output")
-    top_p: float | None = Field(default=None, gt=0, le=1)
-    top_k: int | None = Field(default=None, ge=-1, le=MAX_TOKENS)
-    min_p: float | None = Field(default=None, ge=0, le=1)
-    repetition_penalty: float | None = Field(default=None, gt=0, le=10)
-    presence_penalty: float | None = Field(default=None, ge=-2, le=2)
-    frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
     logit_bias: dict[TokenKey, Annotated[float, Field(ge=-100, le=100)]] | None = Field(
         default=None, max_length=MAX_BIASES, description="what is added to the logits of tokens, by their ids"
     )
-    seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
-    stop: Annotated[
-        Items[StopString] | None, BeforeValidator(wrap_string, json_schema_input_type=list[StopString] | str | None)
-    ] = Field(default=None, max_length=4)
     stop_token_ids: Items[TokenId] | None = Field(
         default=None, max_length=MAX_STOP_TOKENS, description="tokens that end the output, beside those of the model"
     )
@@ -105,16 +80,14 @@ class ChatRequest(ClientRequest, FormatFields, ThinkingFields, DroppedFields, Un
 
     @model_validator(mode="after")
     def _check_combinations(self) -> ChatRequest:
-        if self.stream_options is not None and not self.stream:
-            raise _combination_error("stream_options", "is only allowed when stream is true")
         if self.top_logprobs and not self.logprobs:
-            raise _combination_error("top_logprobs", "is only allowed when logprobs is true")
+            raise combination_error("top_logprobs", "is only allowed when logprobs is true")
         if self.must_call and not self.tools:
-            raise _combination_error("tool_choice", "is only allowed with tools")
+            raise combination_error("tool_choice", "is only allowed with tools")
         if isinstance(self.tool_choice, NamedTool) and not self.chosen_tools:
-            raise _combination_error("tool_choice", "names no function of tools")
+            raise combination_error("tool_choice", "names no function of tools")
         if self.output_limit and (self.min_tokens or 0) > self.output_limit:
-            raise _combination_error("min_tokens", "is more than the output may have by max_tokens")
+            raise combination_error("min_tokens", "is more than the output may have by max_tokens")
         self._check_grammar()
         return self
 
@@ -124,25 +97,16 @@ class ChatRequest(ClientRequest, FormatFields, ThinkingFields, DroppedFields, Un
             grammar = self.grammar  # kept, as long as the tools are there
         except UnsupportedSchema as error:
             field = "tools" if self.must_call or form is None else form.field
-            raise _combination_error(field, f"has a JSON schema that cannot be used: {error}") from error
+            raise combination_error(field, f"has a JSON schema that cannot be used: {error}") from error
         for field in ("min_tokens", "ignore_eos"):
             if grammar and getattr(self, field):
                 reason = f"is not allowed with {grammar.param}, which says where the output ends"
-                raise _combination_error(field, reason)
+                raise combination_error(field, reason)
 
     def engine_request(self) -> EngineRequest:
         """See ClientRequest."""
-        sampling = Sampling(
+        sampling = self.sampling(
             max_tokens=self.output_limit,
-            temperature=self.temperature,
-            top_p=self.top_p,
-            top_k=self.top_k,
-            min_p=self.min_p,
-            repetition_penalty=self.repetition_penalty,
-            presence_penalty=self.presence_penalty or 0.0,
-            frequency_penalty=self.frequency_penalty or 0.0,
-            seed=self.seed,
-            stop=tuple(self.stop or ()),
             stop_token_ids=tuple(self.stop_token_ids or ()),
             min_tokens=self.min_tokens or 0,
             ignore_eos=bool(self.ignore_eos),
@@ -200,10 +164,6 @@ class ChatRequest(ClientRequest, FormatFields, ThinkingFields, DroppedFields, Un
     def enabled_tools(self) -> list[dict[str, Any]]:
         """The definitions of the tools that the prompt offers to the model."""
         return [tool.definition() for tool in self.tools or ()] if self.tool_choice != "none" else []
-
-
-def _combination_error(param: str, reason: str) -> PydanticCustomError:
-    return PydanticCustomError("combination", "{param} {reason}", {"param": param, "reason": reason})
 
 
 def parse_request(body: bytes | bytearray, max_structure: int = MAX_STRUCTURE) -> ChatRequest:

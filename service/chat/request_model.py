@@ -23,7 +23,7 @@ from pydantic import (
 )
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
-__all__ = ["Dropped", "Items", "Neutral", "RequestModel", "Unsupported"]
+__all__ = ["Dropped", "Items", "Neutral", "RequestModel", "Unsupported", "combination_error"]
 
 T = TypeVar("T")
 
@@ -101,3 +101,8 @@ Dropped = Annotated[
     Field(description="accepted without effect: it does not change the answer"),
 ]
 """A field that does not change the answer, whatever its value."""
+
+
+def combination_error(param: str, reason: str) -> PydanticCustomError:
+    """Return the error of a field that is valid by itself, and not beside the others."""
+    return PydanticCustomError("combination", "{param} {reason}", {"param": param, "reason": reason})

@@ -13,8 +13,9 @@ from service.chat.engine_request import ClientRequest, EngineRequest
 from service.chat.formats import JsonObjectFormat, JsonSchema, JsonSchemaFormat, TextFormat
 from service.chat.known_fields import DroppedFields
 from service.chat.messages import ImagePart, Message, TextPart
-from service.chat.request import MAX_MESSAGES, MAX_TOKENS, ChatRequest
+from service.chat.request import MAX_MESSAGES, ChatRequest
 from service.chat.request_model import Dropped, Items, Neutral, RequestModel, Unsupported
+from service.chat.sampling_fields import MAX_TOKENS
 from service.chat.tool_definitions import Function, Tool
 from service.responses.input_items import InputItem, messages_of
 from service.responses.response import ResponsesFormat
