@@ -26,10 +26,10 @@ CHAINS = {
         ("loadtest",),
     ),
     "service": (
-        ("contract", "settings", "identity", "isolation", "fairness", "model", "engine", "metric_files", "metrics",
+        ("contract", "settings", "identity", "isolation", "http_client", "fairness", "model", "engine", "metric_files", "metrics",
          "timing", "chat", "completions", "responses", "refusals", "api", "batches", "app", "process",
          "gunicorn.conf", "__main__"),
-        ("contract", "timing", "routing", "handover", "process"),
+        ("contract", "timing", "http_client", "routing", "handover", "process"),
         ("settings", "metrics", "refusals", "handover"),
         ("contract", "model", "demo_models"),
     ),

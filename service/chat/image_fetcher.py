@@ -7,9 +7,8 @@ import ssl
 from collections.abc import Sequence
 from http import HTTPStatus
 
-import httpx
-
 from service.chat.images import ImageError
+from service.http_client import httpx
 
 __all__ = ["ImageFetcher"]
 

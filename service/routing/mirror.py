@@ -16,9 +16,8 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-import httpx
-
 from service.contract.samples import BROKEN_OFF, DIFFERENT, EQUAL, MIRRORED, Origin, Sample, SampleRing
+from service.http_client import httpx
 from service.routing.compare import compare, is_failure
 from service.routing.origin import origin_of
 from service.routing.ownership import Gate
