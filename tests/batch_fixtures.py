@@ -21,13 +21,14 @@ from openai import DefaultHttpxClient, OpenAI
 from openai.types import Batch
 
 from service.api.application import Application
+from service.batches.batch_params import BatchParams
 from service.batches.claims import Claims
 from service.batches.database import Database
 from service.batches.files import Files
 from service.batches.owner import current_owner, owner_of
 from service.batches.runner import BatchRunner
 from service.batches.service import BatchService
-from service.batches.store import Batches, BatchParams
+from service.batches.store import Batches
 from service.chat.errors import ApiError
 from service.engine import Priority
 from service.identity import Identity

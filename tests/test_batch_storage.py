@@ -18,10 +18,10 @@ import pytest
 from starlette.testclient import TestClient
 
 from service.app import create_app
+from service.batches.batch_params import BatchParams
 from service.batches.claims import Outcome
 from service.batches.database import BUSY_TIMEOUT, Unavailable
 from service.batches.owner import current_owner
-from service.batches.store import BatchParams
 from tests.batch_fixtures import (
     ENDPOINT,
     IDENTITY,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
+from functools import wraps
 from typing import Annotated, Any, BinaryIO, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
@@ -13,7 +14,8 @@ from service.api.body import read_body
 from service.api.openapi import describes
 from service.api.routes import Endpoint
 from service.batches import schemas
-from service.batches.store import Batches, BatchParams
+from service.batches.batch_params import BatchParams
+from service.batches.storage import Storage
 from service.batches.upload import Upload
 from service.chat.errors import invalid
 from service.fairness.client import Client
@@ -25,6 +27,7 @@ MAX_BODY = 1 << 16  # bytes of POST /v1/batches; up to 16 metadata entries make 
 CHUNK = 1 << 18  # bytes read at a time from a downloaded file
 
 M = TypeVar("M", bound=BaseModel)
+Handler = Callable[[Request], Awaitable[Response]]
 
 _STRICT = ConfigDict(strict=True, frozen=True, extra="ignore")
 
@@ -69,39 +72,48 @@ class _BatchQuery(BaseModel):
 class BatchRoutes:
     """The handlers, one method per route."""
 
-    def __init__(self, batches: Batches, settings: Settings) -> None:
-        self._batches = batches
-        self._files = batches.files
-        self._call = batches.database.call
+    def __init__(self, storage: Storage, settings: Settings) -> None:
+        self._storage = storage
+        self._call = storage.call
         self._settings = settings
 
     def routes(self) -> list[Endpoint]:
         """Return the routes."""
         return [
-            Endpoint("/v1/files", self.upload, method="POST"),
-            Endpoint("/v1/files", self.list_files),
-            Endpoint("/v1/files/{id}", self.file),
-            Endpoint("/v1/files/{id}", self.delete_file, method="DELETE"),
-            Endpoint("/v1/files/{id}/content", self.content),
-            Endpoint("/v1/batches", self.create, method="POST"),
-            Endpoint("/v1/batches", self.list_batches),
-            Endpoint("/v1/batches/{id}", self.batch),
-            Endpoint("/v1/batches/{id}/cancel", self.cancel, method="POST"),
+            Endpoint("/v1/files", self._opened(self.upload), method="POST"),
+            Endpoint("/v1/files", self._opened(self.list_files)),
+            Endpoint("/v1/files/{id}", self._opened(self.file)),
+            Endpoint("/v1/files/{id}", self._opened(self.delete_file), method="DELETE"),
+            Endpoint("/v1/files/{id}/content", self._opened(self.content)),
+            Endpoint("/v1/batches", self._opened(self.create), method="POST"),
+            Endpoint("/v1/batches", self._opened(self.list_batches)),
+            Endpoint("/v1/batches/{id}", self._opened(self.batch)),
+            Endpoint("/v1/batches/{id}/cancel", self._opened(self.cancel), method="POST"),
         ]
+
+    def _opened(self, handler: Handler) -> Handler:
+        """Return the handler, which opens the storage first."""
+
+        @wraps(handler)
+        async def handle(request: Request) -> Response:
+            await self._storage.open()
+            return await handler(request)
+
+        return handle
 
     @describes(
         body=schemas.Form, body_type="multipart/form-data", response=schemas.File, errors=(400, 413, 415, 503, 507)
     )
     async def upload(self, request: Request) -> Response:
         """POST /v1/files: multipart, purpose=batch; streamed to disk, and visible once it is complete."""
-        draft = await self._call(self._files.draft, _key(request))
+        draft = await self._call(self._storage.files.draft, _key(request))
         try:
             form = Upload(draft, self._settings.max_file)
-            await form.read(request, self._batches.database)
+            await form.read(request, self._storage.database)
             if form.fields.get("purpose") != "batch":
                 raise invalid("purpose must be batch", param="purpose")
             seconds = _expiry(form.fields)
-            file = await self._call(self._files.add, draft, form.filename or "", "batch", seconds)
+            file = await self._call(self._storage.files.add, draft, form.filename or "", "batch", seconds)
         finally:
             await self._call(draft.close)
         return JSONResponse(file.document())
@@ -111,7 +123,7 @@ class BatchRoutes:
         """GET /v1/files."""
         query = _parse(_FileQuery, dict(request.query_params))
         page = await self._call(
-            self._files.list,
+            self._storage.files.list,
             after=query.after, limit=query.limit, newest_first=query.order == "desc", purpose=query.purpose,
             key=_key(request),
         )  # fmt: skip
@@ -120,21 +132,21 @@ class BatchRoutes:
     @describes(response=schemas.File, errors=(404, 503))
     async def file(self, request: Request) -> Response:
         """GET /v1/files/{id}."""
-        file = await self._call(self._files.get, request.path_params["id"], key=_key(request))
+        file = await self._call(self._storage.files.get, request.path_params["id"], key=_key(request))
         return JSONResponse(file.document())
 
     @describes(response=schemas.Deleted, errors=(400, 404, 503, 507))
     async def delete_file(self, request: Request) -> Response:
         """DELETE /v1/files/{id}."""
         file_id = request.path_params["id"]
-        await self._call(self._files.delete, file_id, key=_key(request))
+        await self._call(self._storage.files.delete, file_id, key=_key(request))
         return JSONResponse({"id": file_id, "object": "file", "deleted": True})
 
     @describes(response=schemas.Bytes, response_type="application/octet-stream", errors=(404, 503))
     async def content(self, request: Request) -> Response:
         """GET /v1/files/{id}/content."""
-        file = await self._call(self._files.get, request.path_params["id"], key=_key(request))
-        content = await self._call(self._files.read, file.id)
+        file = await self._call(self._storage.files.get, request.path_params["id"], key=_key(request))
+        content = await self._call(self._storage.files.read, file.id)
         headers = {"content-length": str(file.bytes), "content-type": "application/octet-stream"}
         if request.method == "HEAD":  # nobody would get what is read
             content.close()
@@ -152,24 +164,26 @@ class BatchRoutes:
             body.metadata,
             body.output_expires_after.seconds if body.output_expires_after else None,
         )
-        return JSONResponse(await self._call(self._batches.create, params, key=_key(request)))
+        return JSONResponse(await self._call(self._storage.batches.create, params, key=_key(request)))
 
     @describes(query=_BatchQuery, response=schemas.BatchPage, errors=(400, 503))
     async def list_batches(self, request: Request) -> Response:
         """GET /v1/batches."""
         query = _parse(_BatchQuery, dict(request.query_params))
-        page = await self._call(self._batches.list, after=query.after, limit=query.limit, key=_key(request))
+        page = await self._call(self._storage.batches.list, after=query.after, limit=query.limit, key=_key(request))
         return JSONResponse(page.document())
 
     @describes(response=schemas.Batch, errors=(404, 503))
     async def batch(self, request: Request) -> Response:
         """GET /v1/batches/{id}."""
-        return JSONResponse(await self._call(self._batches.get, request.path_params["id"], key=_key(request)))
+        return JSONResponse(await self._call(self._storage.batches.get, request.path_params["id"], key=_key(request)))
 
     @describes(response=schemas.Batch, errors=(400, 404, 503, 507))
     async def cancel(self, request: Request) -> Response:
         """POST /v1/batches/{id}/cancel."""
-        return JSONResponse(await self._call(self._batches.cancel, request.path_params["id"], key=_key(request)))
+        return JSONResponse(
+            await self._call(self._storage.batches.cancel, request.path_params["id"], key=_key(request))
+        )
 
 
 def _key(request: Request) -> str:

@@ -20,6 +20,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as NoConnection
 from sqlalchemy.schema import CreateColumn
 
+from service.batches.database_file import DatabaseFile
 from service.batches.room import Reserve, free
 from service.batches.tables import SCHEMA, tables
 from service.chat.errors import ApiError
@@ -70,7 +71,8 @@ class Database:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self.path = directory / "batches.db"
+        self.file = DatabaseFile(directory)
+        self.path = self.file.path
         self._engine: Engine | None = None
         self._inode: tuple[int, int] | None = None
         self._lock = threading.Lock()  # of engine and inode
@@ -122,19 +124,6 @@ class Database:
             found = free(self.directory)
         if found < least:
             raise _unavailable(self.directory, f"{found} bytes are free, and {least} are kept back", full=True)
-
-    def stamp(self) -> tuple[int, ...]:
-        """Return a value that differs after every change by any process; empty without a database.
-
-        It holds inode, time and size of the file and its write-ahead log: two system calls and no lock, whereas
-        `PRAGMA data_version` needs a connection and a thread.
-        """
-        stamp: tuple[int, ...] = ()
-        for path in (self.path, self.path.with_name(f"{self.path.name}-wal")):
-            with suppress(OSError):
-                status = path.stat()
-                stamp += (status.st_ino, status.st_mtime_ns, status.st_size)
-        return stamp
 
     def close(self) -> None:
         """Close all connections and the threads."""

@@ -122,14 +122,14 @@ class BatchRunner:
         if now < self._poll_at:
             return False
         self._poll_at = now + POLL_INTERVAL
-        return not self._idle or now >= self._idle_poll_at or self._database.stamp() != self._stamp
+        return not self._idle or now >= self._idle_poll_at or self._database.file.stamp() != self._stamp
 
     async def _poll(self) -> None:
         """Store outcomes, get the next assignment and start it."""
         self._wake.clear()
         now = time.monotonic()
         self._poll_at, self._idle_poll_at = now + POLL_INTERVAL, now + IDLE_POLL_INTERVAL
-        self._stamp = self._database.stamp()
+        self._stamp = self._database.file.stamp()
         if not self._stamp and not self._may_hold_claims:  # no database: no file was ever uploaded
             self._idle = True
             return

@@ -6,12 +6,12 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import Connection, delete, select, update
 
 from service.batches import lines
+from service.batches.batch_params import BatchParams
 from service.batches.database import Database, Unavailable
 from service.batches.files import Draft, File, Files, Page, find
 from service.batches.tables import ENDED, batches, items, visible
@@ -19,24 +19,12 @@ from service.chat.errors import ApiError, invalid
 from service.fairness.client import NOBODY
 from service.settings import Settings
 
-__all__ = ["BatchParams", "Batches"]
+__all__ = ["Batches"]
 
 COMPLETION_WINDOW = 24 * 3600  # seconds; the only window that is accepted
 _ROWS = 500  # results read at a time: all results of a batch may exceed memory
 _TIMES = ("in_progress_at", "expires_at", "finalizing_at", "completed_at", "failed_at", "expired_at", "cancelling_at",
           "cancelled_at")  # fmt: skip
-
-
-@dataclass(frozen=True)
-class BatchParams:
-    """The parameters of a new batch."""
-
-    input_file_id: str
-    endpoint: str
-    completion_window: str
-    metadata: dict[str, str] | None = None
-    output_seconds: int | None = None
-    """Seconds until output and error file expire; None: never."""
 
 
 class Batches:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import Request
 
-from service.batches.database import Database
-from service.batches.files import Draft
 from service.chat.errors import ApiError, invalid
+
+if TYPE_CHECKING:
+    from service.batches.database import Database
+    from service.batches.files import Draft
 
 __all__ = ["Upload"]
 

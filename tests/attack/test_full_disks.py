@@ -18,9 +18,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from service.batches.batch_params import BatchParams
 from service.batches.database import Unavailable
 from service.batches.room import free
-from service.batches.store import BatchParams
 from service.chat.errors import ApiError
 from service.contract.samples import Sample, SampleRing, check
 from service.contract.worker_state import WorkerState
