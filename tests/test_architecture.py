@@ -27,8 +27,8 @@ CHAINS = {
     ),
     "service": (
         ("contract", "settings", "identity", "isolation", "http_client", "fairness", "model", "engine",
-         "metric_files", "metrics", "timing", "chat", "completions", "responses", "refusals", "api", "batches", "app", "process",
-         "gunicorn.conf", "__main__"),
+         "metric_files", "metrics", "timing", "chat", "completions", "responses", "refusals", "api", "batches",
+         "app", "process", "gunicorn.conf", "__main__"),
         ("contract", "timing", "http_client", "routing", "handover", "process"),
         ("settings", "metrics", "refusals", "handover"),
         ("contract", "model", "demo_models"),

@@ -1,4 +1,4 @@
-"""What a worker imports before it reads a weight: half of transformers, and all of torch still works."""
+"""What a worker imports before it serves: half of transformers, no SQLAlchemy, and all of torch still works."""
 
 from __future__ import annotations
 
@@ -31,6 +31,14 @@ def test_unused_parts_of_transformers_are_left_out() -> None:
     imported = set(json.loads(done.stdout))
     assert {"transformers.models.glm4v.modeling_glm4v", "transformers.models.glm46v.processing_glm46v"} <= imported
     assert not imported & {"torch._dynamo", "torch.distributed.tensor", "torch.distributed.fsdp", "scipy"}
+
+
+def test_what_most_servers_never_use_is_left_out() -> None:
+    """The application comes without the database of batches, and without the command line of httpx."""
+    done = run("import json, sys, service.app; print(json.dumps(sorted(sys.modules)))")
+    imported = set(json.loads(done.stdout))
+    assert "httpx" in imported
+    assert not imported & {"sqlalchemy", "click", "rich", "torch"}
 
 
 def test_torch_works_whole_afterwards() -> None:
