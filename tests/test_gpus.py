@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import socket
@@ -12,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
@@ -19,6 +21,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from prometheus_client import REGISTRY
 
 from deploy.errors import Refused
 from deploy.host import Host
@@ -33,7 +36,8 @@ from service.contract.engine_settings import EngineSettings
 from service.contract.generations import Generation, current
 from service.contract.worker_state import WorkerState
 from service.model.release import Release
-from service.process import gpus
+from service.process import gpus, worker
+from service.process.worker import SlotWorker
 from service.settings import Settings
 from tests.box import CODE, kill, wait_for
 from tests.fake_nvml import pynvml
@@ -236,6 +240,48 @@ def test_a_pinned_worker_uses_the_gpu_that_it_sees(device: str, pinned: str) -> 
     release = Release(Path("/nowhere/1"), "1", EngineSettings(device=device, rows=7), ())
     expected = replace(release, engine=EngineSettings(device=pinned, rows=7))
     assert gpus.on_pinned_gpu(release) == expected
+
+
+def test_a_worker_loads_onto_its_gpu_and_is_counted_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engine is told the device that it sees; /metrics counts the worker by the number in nvidia-smi."""
+    release = Release(Path("/nowhere/1"), "1", EngineSettings(device="cuda:3"), ())
+    loaded: list[str] = []
+
+    def load(release: Release, *_: object) -> Any:
+        loaded.append(release.engine.device)
+        return SimpleNamespace(warm_up=lambda _: None)
+
+    monkeypatch.setattr(worker.loader, "load", load)
+    monkeypatch.setattr(worker, "gc", SimpleNamespace(collect=lambda: None, freeze=lambda: None))
+    one: Any = SlotWorker.__new__(SlotWorker)
+    one.release, one.gpu = release, ALL[3]
+    state = WorkerState.of_this_process(slot="blue", generation=1, version="1", device=one.gpu.label)
+    one.state_file = SimpleNamespace(state=state)
+    record = SimpleNamespace(ready=False)
+    one.master = SimpleNamespace(settings=SimpleNamespace(slot="blue"), import_seconds=0.0, record=record)
+    asyncio.run(one._prepare())
+    assert loaded == ["cuda"]
+    assert REGISTRY.get_sample_value("glm_workers", {"slot": "blue", "device": "cuda:3"}) == 1
+
+
+@pytest.mark.parametrize(("strategy", "free"), [("overlap", "4.0 GiB"), ("weights", "1.0 GiB")])
+def test_preflight_looks_at_the_slot_that_will_hold_the_release(strategy: str, free: str) -> None:
+    """A candidate is loaded onto the GPUs of the idle slot; other weights go onto those of the live one."""
+    with host_with(4, "blue = [0, 1]\ngreen = [3]") as host:
+        release = StoredRelease(Path("/nowhere/2"), Manifest(version="2", created_at="", files=()))
+        context: Any = SimpleNamespace(
+            host=host,
+            slots=SimpleNamespace(live="blue", idle="green"),
+            releases=SimpleNamespace(get=lambda _: release),
+            systemd=SimpleNamespace(memory_max=lambda _: None),
+        )
+        plan: Any = SimpleNamespace(version="2", strategy=strategy)
+        too_much = memory.Need(weights=5 << 30, cache=0, workspace=0)
+        with (
+            patch.object(memory, "need", lambda *_, **__: too_much),
+            pytest.raises(Refused, match=f"{free} are free on the cuda"),
+        ):
+            memory.require(context, plan)
 
 
 def test_status_tells_the_gpu_of_each_worker() -> None:
