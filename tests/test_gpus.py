@@ -63,7 +63,7 @@ def host_with(cards: int, devices: str = "", **variables: object) -> Iterator[Ho
 def of_service(host: Host, slot: str, device: str) -> list[int]:
     """The numbers of the GPUs that the workers of a generation get."""
     release = Release(Path("/nowhere/1"), "1", EngineSettings(device=device), ())
-    found = gpus.find(release, Settings(slot=slot, policy=host.policy))  # type: ignore[arg-type]
+    found = gpus.find(release, Settings(slot=slot, policy=host.policy))
     return [gpu.index for gpu in found]
 
 
@@ -231,7 +231,7 @@ def test_torch_sees_the_pinned_gpu_alone(monkeypatch: pytest.MonkeyPatch) -> Non
         gpus.pin(gpu)
         assert torch.cuda.device_count() == 1
         assert torch.cuda._get_nvml_device_index(0) == gpu.index
-    assert not torch.cuda.is_initialized()
+    assert not torch.cuda._initialized
 
 
 @pytest.mark.parametrize(("device", "pinned"), [("cuda:3", "cuda"), ("cuda", "cuda"), ("auto", "auto")])
