@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import os
 import signal
 import socket
@@ -22,7 +23,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client import REGISTRY
+from rich.console import Console
 
+from deploy.commands.status import _table
 from deploy.errors import Refused
 from deploy.host import Host
 from deploy.policy import Policy
@@ -31,10 +34,12 @@ from deploy.releases.store import Release as StoredRelease
 from deploy.reports import report
 from deploy.reports.overview import _devices
 from deploy.rollout import memory
+from deploy.systemd.units import Addresses, render
 from service.contract.devices import Devices, Gpu
 from service.contract.engine_settings import EngineSettings
 from service.contract.generations import Generation, current
 from service.contract.worker_state import WorkerState
+from service.engine import loader
 from service.model.release import Release
 from service.process import gpus, worker
 from service.process.worker import SlotWorker
@@ -251,7 +256,7 @@ def test_a_worker_loads_onto_its_gpu_and_is_counted_there(monkeypatch: pytest.Mo
         loaded.append(release.engine.device)
         return SimpleNamespace(warm_up=lambda _: None)
 
-    monkeypatch.setattr(worker.loader, "load", load)
+    monkeypatch.setattr(loader, "load", load)
     monkeypatch.setattr(worker, "gc", SimpleNamespace(collect=lambda: None, freeze=lambda: None))
     one: Any = SlotWorker.__new__(SlotWorker)
     one.release, one.gpu = release, ALL[3]
@@ -294,7 +299,22 @@ def test_status_tells_the_gpu_of_each_worker() -> None:
     assert devices == [first, first | {"device": "cuda:10"}]
     assert report.workers({"workers": 2, "devices": devices}) == "2 workers on cuda:2, cuda:10"
     assert report.workers({"workers": 1, "devices": [first | {"device": "cpu"}]}) == "1 worker"
+    shown: dict[str, Any] = dict.fromkeys(("version", "generation", "p95"), None) | dict.fromkeys(("gate", "state"), "")
+    shown |= dict.fromkeys(("share", "mirror", "in_flight", "connections", "memory"), 0)
+    slots = {"blue": shown | {"workers": 2, "devices": devices, "load": {}}}
+    slots["green"] = shown | {"workers": 1, "devices": [first | {"device": "cpu"}], "load": {}}
+    console = Console(file=io.StringIO(), width=report.WIDTH, record=True)
+    console.print(_table({"live": "blue", "listen": None, "summary": None, "slots": slots}))
+    lines = console.export_text().splitlines()
+    assert [line for line in lines if " on cuda" in line] == ["blue has 2 workers on cuda:2, cuda:10"]
     assert _devices(None) == []
+
+
+def test_the_unit_names_the_policy_of_its_host() -> None:
+    """The service reads [devices] in the file that preflight reads, also in a user's installation."""
+    with host_with(0) as host:
+        unit = render(host, Addresses())[host.units / "glm@.service"]
+        assert f"GLM_POLICY={host.policy}\n" in unit
 
 
 def test_the_default_is_read_where_there_is_no_table(tmp_path: Path) -> None:
