@@ -66,11 +66,15 @@ class Host:
 
     def setting(self, name: str) -> str | None:
         """Return the value of GLM_<name> in the settings of the service; None if it is not set there."""
+        return self.variable(f"GLM_{name}")
+
+    def variable(self, name: str) -> str | None:
+        """Return the value of an environment variable in the settings of the service; None if it is not set there."""
         try:
             lines = regular_file.read(self.settings, follow=True).decode(errors="replace").splitlines()
         except OSError:
             return None
-        found = [line.partition("=")[2] for line in lines if line.partition("=")[0].strip() == f"GLM_{name}"]
+        found = [line.partition("=")[2] for line in lines if line.partition("=")[0].strip() == name]
         return found[-1].strip().strip("\"'") if found else None
 
     def unit(self, slot: str) -> str:

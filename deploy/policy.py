@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import tomllib
+from typing import Annotated
 
-from pydantic import BaseModel, ByteSize, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ByteSize, ConfigDict, Field, PlainValidator, ValidationError, field_validator
 
 from deploy.errors import Refused
 from deploy.host import Host
 from service.contract import regular_file
+from service.contract.devices import Devices
 
 __all__ = ["Hooks", "Limits", "Memory", "Policy"]
 
@@ -83,6 +85,7 @@ class Policy(BaseModel):
     hooks: Hooks = Hooks()
     analysis: Limits = Limits()
     memory: Memory = Memory()
+    devices: Annotated[Devices, PlainValidator(Devices.parse)] = Devices()
 
     @classmethod
     def of(cls, host: Host) -> Policy:

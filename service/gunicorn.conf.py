@@ -1,9 +1,13 @@
-"""Gunicorn's configuration: the settings, and the hooks that connect the generation's Master to the arbiter."""
+"""Gunicorn's configuration: the settings, and the hooks that connect the generation's Master to the arbiter.
+
+The number of workers depends on the release and on the GPUs of the host: the master sets it.
+"""
 
 from typing import Any
 
 from service import metrics
 from service.engine import loader
+from service.process import gpus
 from service.process.master import Master
 from service.settings import Settings
 
@@ -11,7 +15,6 @@ _settings = Settings()  # from the environment
 
 bind = [_settings.bind] if _settings.bind else []  # under systemd glm.socket passes the listening socket
 worker_class = "service.process.worker.SlotWorker"
-workers = _settings.workers
 timeout = 30  # seconds without a sign of life after which a worker is replaced
 graceful_timeout = _settings.drain + 5  # the worker keeps the drain time itself; this is the upper limit
 keepalive = _settings.keep_alive
@@ -38,10 +41,17 @@ def on_reload(server: Any) -> None:
     server.master.supervise(server)
 
 
+def pre_fork(server: Any, worker: Any) -> None:
+    """Choose the worker's GPU. In the master, where Gunicorn keeps the worker for as long as its process runs."""
+    worker.gpu = gpus.free(server.master.gpus, [running.gpu for running in server.WORKERS.values()])
+
+
 def post_fork(server: Any, worker: Any) -> None:
-    """Give the worker its generation."""
+    """Give the worker its generation, and its GPU before anything can use another one."""
     worker.master = server.master
     worker.master.descriptors.close_clients()
+    if worker.gpu:
+        gpus.pin(worker.gpu)
 
 
 def pre_exec(server: Any) -> None:

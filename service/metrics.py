@@ -40,6 +40,7 @@ __all__ = [
     "forget_ended",
     "forget_worker",
     "render",
+    "set_device",
     "set_load_seconds",
 ]
 
@@ -89,6 +90,9 @@ _load_parts = Gauge(
     "Time that a part of the load of a worker took.",
     (*LABELS, "part"),
     multiprocess_mode="livemax",
+)
+_workers = Gauge(
+    "glm_workers", "Workers that have loaded their model, by device.", ("slot", "device"), multiprocess_mode="livesum"
 )
 
 Metric = TypeVar("Metric", Counter, Gauge, Histogram)
@@ -182,6 +186,11 @@ def set_load_seconds(version: str, slot: str, parts: Mapping[str, float]) -> Non
     _load.labels(version, slot).set(sum(parts.values()))
     for part, seconds in parts.items():
         _load_parts.labels(version, slot, part).set(seconds)
+
+
+def set_device(slot: str, device: str) -> None:
+    """Count this worker on its device, `cpu` or `cuda:N`, until it ends."""
+    _workers.labels(slot, device).set(1)
 
 
 def forget_worker(pid: int) -> None:

@@ -19,10 +19,11 @@ class Settings(BaseSettings):
     slot: Literal["blue", "green"]
 
     keys: Path = Field(default=Path("/etc/glm/keys"), description="file of API keys; without it requests need no key")
+    policy: Path = Field(default=Path("/etc/glm/glm.toml"), description="its [devices] names the GPUs of each slot")
 
     engine: Literal["model", "dummy"] = Field(default="model", description="dummy answers without a model; for tests")
     bind: str | None = Field(default=None, description="HOST:PORT to listen on without systemd, started by hand")
-    workers: int = Field(default=1, ge=1)
+    workers: int = Field(default=0, ge=0, description="0: one for each GPU of the slot, or one on the CPU")
     threads: int = Field(default=0, ge=0, description="torch threads of a worker; 0: its share of the cores, less one")
     keep_alive: int = Field(default=75, ge=1, description="time until an idle client connection is closed")
     drain: int = Field(default=120, ge=0, description="time a stopping worker waits for its requests in flight")

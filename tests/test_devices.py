@@ -27,6 +27,7 @@ from service.engine.model_engine import ModelEngine
 from service.model.checkpoint import _device
 from service.model.release import Release, ReleaseError
 from tests.box import Box
+from tests.release_fixtures import host_in
 
 USABLE = ["auto", "cpu", "cuda", "cuda:0", "cuda:1"]
 KINDS = ["auto", "cpu", "cuda", "meta", "mps", "hpu", "mkldnn", "quantum"]
@@ -90,24 +91,25 @@ def test_both_programs_agree_on_engine_settings(document: dict[str, Any]) -> Non
             assert memory.need(stored, workers=1, device="cpu").total > 0
 
 
-@given(name=st.one_of(st.sampled_from(USABLE), names), count=st.integers(0, 3), workers=st.integers(1, 3))
-def test_preflight_finds_the_gpus_of_a_release_or_refuses_it(name: str, count: int, workers: int) -> None:
+@given(name=st.one_of(st.sampled_from(USABLE), names), count=st.integers(0, 3))
+def test_preflight_finds_the_gpus_of_a_release_or_refuses_it(name: str, count: int) -> None:
     """It returns the GPUs that the workers will use, none for the CPU, and refuses a device that the host lacks."""
-    gpus = [memory._Gpu(free=number, used_by={}) for number in range(count)]
+    gpus = [memory._Gpu(number, f"GPU-{number}", free=number, used_by={}) for number in range(count)]
+    host = host_in(Path("/nowhere"))
     release = StoredRelease(Path("/nowhere/1"), Manifest(version="1", created_at="", files=(), engine={"device": name}))
     expected = {
-        "auto": gpus[:workers],
-        "cuda": gpus[:workers] or None,
+        "auto": gpus,
+        "cuda": gpus or None,
         "cuda:0": gpus[:1] or None,
         "cuda:1": gpus[1:2] or None,
         **{cpu: [] for cpu in ("cpu", "cpu:0", "cpu:1", "cpu:99")},
     }.get(name)
     with patch.object(memory, "_gpus", lambda: gpus):
         if expected is not None:
-            assert memory._gpus_of(release, workers) == expected
+            assert memory._gpus_of(release, host, "green") == expected
             return
         with pytest.raises(Refused, match="device") as refused:
-            memory._gpus_of(release, workers)
+            memory._gpus_of(release, host, "green")
     assert refused.value.hint
 
 
@@ -120,7 +122,7 @@ def test_a_release_for_a_gpu_is_refused_on_a_host_without(box: Box, add_release:
 
     add_release(box, "2.0.0", change=need_gpu)
     error = box.glmctl("deploy", "2.0.0", expect=3).stderr
-    assert "2.0.0 needs the device cuda, and this host has 0 visible GPUs" in error
+    assert "2.0.0 cannot be served: the release needs the device cuda, and green has 0 visible GPUs" in error
     assert "Traceback" not in error
     record = box.json("history")["rollouts"][-1]
     assert (record["version"], record["outcome"]) == ("2.0.0", "refused")

@@ -24,7 +24,7 @@ one = metrics.Metrics("1.0.0", "blue")
 one.observe_first_token(0.1); one.count_tokens(3); one.set_in_flight(1); one.count_mirrored("equal")
 one.set_engine_usage(Usage(1, 2, 30, 400))
 metrics.count_request("1.0.0", "blue", "/x", "200", 0.1); metrics.flush()
-metrics.set_load_seconds("1.0.0", "blue", {"reading": 2.5})
+metrics.set_load_seconds("1.0.0", "blue", {"reading": 2.5}); metrics.set_device("blue", "cuda:1")
 print(metrics.render().decode(), end="")
 """
 OTHER_UNITS = "milliseconds|ms|minutes|hours|days|bits|kilobytes|kb|mib|megabytes|percent|celsius|tokens_per_second"
@@ -46,7 +46,7 @@ def text(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 def test_names_units_and_help(text: str) -> None:
     """Counters end in _total and nothing else does, units are base units, and every metric has a HELP line."""
     families = [one for one in text_string_to_metric_families(text) if re.fullmatch("glm_.*(?<!_created)", one.name)]
-    assert len(families) == 12
+    assert len(families) == 13
     assert len({one.documentation for one in families}) == len(families)
     for one in families:
         assert re.fullmatch(r"[a-z]+(_[a-z]+)*", one.name), one.name

@@ -257,7 +257,7 @@ def test_watch_in_json(watched: Watched) -> None:
         for slot in one["slots"].values():
             assert set(slot) == {
                 "version", "state", "gate", "generation", "share", "mirror", "in_flight", "connections", "workers",
-                "memory", "requests_per_s", "p95", "ttft_p95", "load", "status_text",
+                "devices", "memory", "requests_per_s", "p95", "ttft_p95", "load", "status_text",
             }  # fmt: skip
     first = documents[0]
     busy = [one for one in documents if all(one["slots"][slot]["ttft_p95"] for slot in ("blue", "green"))]

@@ -107,8 +107,9 @@ def _table(document: dict[str, Any]) -> RenderableType:
         for name, slot in document["slots"].items()
         if slot["load"] and slot["state"] == "ready"
     ]
+    devices = [f"{name} has {report.workers(slot)}" for name, slot in document["slots"].items() if report.gpus(slot)]
     listen = f"listening on {document['listen'] or 'nothing (run `glmctl install`)'}"
-    return Group(table, "", *loads, listen, *([document["summary"]] if document["summary"] else []))
+    return Group(table, "", *loads, *devices, listen, *([document["summary"]] if document["summary"] else []))
 
 
 def _line(document: dict[str, Any]) -> str:

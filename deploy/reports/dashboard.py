@@ -12,8 +12,9 @@ from rich.table import Table
 from rich.text import Text
 
 from deploy.analysis.verdict import Metric, Verdict
-from deploy.display import count, duration, size
+from deploy.display import duration, size
 from deploy.journal.record import Record
+from deploy.reports import report
 from deploy.reports.overview import View
 from deploy.reports.report import clock_time
 from deploy.reports.timeline import Stage, stages
@@ -60,7 +61,7 @@ class Dashboard:
         rows.add_row("requests", _rate(slot["requests_per_s"]), _Sparkline(view.recent.get(name, []), color))
         rows.add_row("p95", duration(slot["p95"]), Text(f"ttft {duration(slot['ttft_p95'])}", "dim"))
         rows.add_row("clients", str(slot["connections"]))
-        rows.add_row("memory", size(slot["memory"]), Text(count(slot["workers"], "worker"), "dim"))
+        rows.add_row("memory", size(slot["memory"]), Text(report.workers(slot), "dim"))
         number = f" #{slot['generation']}" if slot["generation"] else ""
         title = Text.assemble((name, f"bold {color}"), (number + (" live" if is_live else ""), color))
         return Panel(Group(_state(slot), rows), title=title, title_align="left", border_style=color)

@@ -82,6 +82,7 @@ class Overview:
             "in_flight": generation.in_flight if generation else 0,
             "connections": generation.connections if generation else 0,
             "workers": len(generation.alive_workers) if generation else 0,
+            "devices": _devices(generation),
             "memory": sum(_memory(worker.pid) for worker in generation.alive_workers) if generation else 0,
             "requests_per_s": stats.requests_per_s if stats else None,
             "p95": stats.p95 if stats else None,
@@ -124,6 +125,15 @@ class Overview:
         elif live_stats:
             live = live_stats.between(began - _BEFORE, began)
         return Verdict(window=record.phase, metrics=measure(candidate, live))
+
+
+def _devices(generation: Generation | None) -> list[dict[str, Any]]:
+    """Return the device of each worker that runs, in the order of the devices."""
+    workers = generation.alive_workers if generation else []
+    return [
+        {"device": worker.device, "pid": worker.pid, "phase": worker.phase, "in_flight": worker.in_flight}
+        for worker in sorted(workers, key=lambda worker: (len(worker.device), worker.device, worker.pid))
+    ]
 
 
 def _memory(pid: int) -> int:

@@ -6,6 +6,7 @@ import io
 import sys
 from collections.abc import Mapping
 from datetime import datetime
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -14,10 +15,12 @@ from rich.table import Table
 from deploy.display import count, duration
 from deploy.journal.receipt import Receipt
 from deploy.journal.record import Record
+from service.contract.devices import CPU
 
 __all__ = [
     "WIDTH",
     "clock_time",
+    "gpus",
     "interruption",
     "load_parts",
     "receipt_sentence",
@@ -26,6 +29,7 @@ __all__ = [
     "stdout",
     "summary",
     "text",
+    "workers",
 ]
 
 WIDTH = 110  # columns where the terminal's width is unknown
@@ -87,6 +91,17 @@ def interruption(record: Record) -> str:
 def load_parts(load: Mapping[str, float]) -> str:
     """Return the parts of a load as text, e.g. "imports 2.1 s, reading 3.0 s"; without those of less than 10 ms."""
     return ", ".join(f"{part} {duration(seconds)}" for part, seconds in load.items() if seconds >= 0.01)
+
+
+def gpus(slot: Mapping[str, Any]) -> list[str]:
+    """Return the GPUs of a slot's workers, e.g. `cuda:0`; `slot` is one of a status document."""
+    return [one["device"] for one in slot["devices"] if one["device"] != CPU]
+
+
+def workers(slot: Mapping[str, Any]) -> str:
+    """Return the number of a slot's workers with their GPUs as text, e.g. "2 workers on cuda:0, cuda:1"."""
+    found = gpus(slot)
+    return count(slot["workers"], "worker") + (f" on {', '.join(found)}" if found else "")
 
 
 def clock_time(at: str | None) -> str:

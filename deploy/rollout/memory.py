@@ -11,13 +11,14 @@ from typing import Any
 import psutil
 from pydantic import BaseModel, PositiveInt
 
-from deploy.display import count
 from deploy.errors import Refused
+from deploy.host import Host
 from deploy.policy import Policy
 from deploy.releases.checkpoint import read_tensors
 from deploy.releases.store import Release
 from deploy.rollout.plan import Context, Plan
 from service.contract import engine_settings
+from service.contract.devices import Gpu, gpus_of_workers
 from service.contract.engine_settings import EngineSettings, parse_device
 from service.contract.generations import current
 
@@ -102,10 +103,9 @@ def _read_config(path: Path) -> tuple[_Text, str]:
 def require(context: Context, plan: Plan) -> Need:
     """Return what the release needs; raises Refused, with the figures, if it does not fit or its device is missing."""
     release = context.releases.get(plan.version)
-    workers = _workers(context)
-    gpus = _gpus_of(release, workers)
+    gpus = _gpus_of(release, context.host, _slot(context, plan))
     device = "cuda" if gpus else "cpu"
-    needed = need(release, workers=workers, device=device)
+    needed = need(release, workers=_workers(context.host) or 1, device=device)
     if plan.strategy == "weights":
         needed = Need(needed.weights, 0, 0)  # the new weights are read beside those in use; the rest stays
     live = context.slots.live
@@ -133,15 +133,20 @@ def require(context: Context, plan: Plan) -> Need:
     raise Refused(f"{plan.version} needs {needed}; {_size(available)} are free on the {device}{beside}", hint=hint)
 
 
-def _workers(context: Context) -> int:
-    setting = context.host.setting("WORKERS") or "1"
-    return max(1, int(setting)) if setting.isdecimal() else 1
+def _workers(host: Host) -> int:
+    """Return GLM_WORKERS; 0 if it is not set."""
+    setting = host.setting("WORKERS") or "0"
+    return int(setting) if setting.isdecimal() else 0
+
+
+def _slot(context: Context, plan: Plan) -> str:
+    """Return the slot whose workers will hold the release."""
+    return context.slots.idle if plan.strategy != "weights" else context.slots.live or context.slots.idle
 
 
 def _unit_limit(context: Context, plan: Plan) -> float:
     """Return the bytes that the candidate's unit may use; infinity without a limit."""
-    slot = context.slots.idle if plan.strategy != "weights" else context.slots.live or context.slots.idle
-    limit = context.systemd.memory_max(context.host.unit(slot))
+    limit = context.systemd.memory_max(context.host.unit(_slot(context, plan)))
     return float("inf") if limit is None else limit
 
 
@@ -155,20 +160,20 @@ def _settings(release: Release) -> EngineSettings:
         ) from error
 
 
-def _gpus_of(release: Release, workers: int) -> list[_Gpu]:
-    """Return the GPUs that the workers would use, none for the CPU; raises Refused if the host lacks them."""
-    name = _settings(release).device
-    kind, index = parse_device(name)
-    if kind == "cpu":
+def _gpus_of(release: Release, host: Host, slot: str) -> list[_Gpu]:
+    """Return the GPUs that the workers of `slot` would use, none for the CPU; raises Refused if the host lacks them."""
+    device = _settings(release).device
+    if parse_device(device)[0] == "cpu":
         return []
-    gpus = _gpus()
-    used = gpus[:workers] if index is None else gpus[index : index + 1]
-    if kind == "cuda" and not used:
+    try:
+        gpus = Policy.of(host).devices.of(slot, _gpus(), host.variable("CUDA_VISIBLE_DEVICES"))
+        return gpus_of_workers(device, gpus, _workers(host), slot)
+    except ValueError as error:
         raise Refused(
-            f"{release.version} needs the device {name}, and this host has {count(len(gpus), 'visible GPU')}",
-            hint="`nvidia-smi` lists them; a release whose engine.json has the device auto runs on the CPU too",
-        )
-    return used
+            f"{release.version} cannot be served: {error}",
+            hint=f"`nvidia-smi -L` lists the GPUs, and [devices] in {host.policy} names those of a slot; a release "
+            "whose engine.json has the device auto also runs on a CPU",
+        ) from error
 
 
 def _free(gpus: list[_Gpu]) -> int:
@@ -192,7 +197,7 @@ def _proportional(pid: int) -> int:
 
 
 @dataclass(frozen=True)
-class _Gpu:
+class _Gpu(Gpu):
     free: int
     used_by: dict[int, int]
     """Bytes by pid."""
@@ -221,7 +226,10 @@ def _read_gpus(nvml: Any) -> Iterator[_Gpu]:
         handle = nvml.nvmlDeviceGetHandleByIndex(index)
         processes = nvml.nvmlDeviceGetComputeRunningProcesses(handle)
         yield _Gpu(
-            int(nvml.nvmlDeviceGetMemoryInfo(handle).free), {one.pid: int(one.usedGpuMemory or 0) for one in processes}
+            index=index,
+            uuid=str(nvml.nvmlDeviceGetUUID(handle)),
+            free=int(nvml.nvmlDeviceGetMemoryInfo(handle).free),
+            used_by={one.pid: int(one.usedGpuMemory or 0) for one in processes},
         )
 
 

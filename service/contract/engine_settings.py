@@ -28,7 +28,7 @@ class EngineSettings:
     """Settings of the engine for one release; the defaults suit GLM-4.6V-Flash."""
 
     device: str = "auto"
-    """`cpu`, `cuda`, `cuda:N`, or `auto`: the GPU if the host has one."""
+    """`cpu`, `cuda`, `cuda:N` (the Nth GPU of the slot, from 0, alone), or `auto`: the GPUs if the host has any."""
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     max_new_tokens: int = 1024
     """For a request that sets no limit."""

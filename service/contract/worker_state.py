@@ -85,6 +85,8 @@ class WorkerState:
     generation: int = 0
     start_ticks: int | None = None
     """With `pid` it identifies the process; clock ticks since boot."""
+    device: str = "cpu"
+    """`cpu`, or the GPU that it is pinned to: `cuda:N`, with its number in `nvidia-smi`."""
     step: str = ""
     progress: float = 0.0
     error: str | None = None
@@ -106,7 +108,7 @@ class WorkerState:
     """Seconds since the epoch."""
 
     @classmethod
-    def of_this_process(cls, *, slot: str, generation: int, version: str) -> WorkerState:
+    def of_this_process(cls, *, slot: str, generation: int, version: str, device: str = "cpu") -> WorkerState:
         """Return the state of a worker that has just started."""
         return cls(
             pid=os.getpid(),
@@ -115,6 +117,7 @@ class WorkerState:
             slot=slot,
             generation=generation,
             start_ticks=processes.own_start_ticks(),
+            device=device,
         )
 
     @classmethod

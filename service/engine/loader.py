@@ -47,8 +47,9 @@ def load(release: Release, settings: Settings, progress: Progress) -> WorkerEngi
         from service.engine.dummy import DummyEngine
 
         logger.warning("GLM_ENGINE=dummy: no model is loaded, answers are random words; for tests only")
+        logger.info("CUDA_VISIBLE_DEVICES=%s", os.environ.get("CUDA_VISIBLE_DEVICES", ""))
         return DummyEngine.load(release, limits=limits, progress=progress)
     from service.engine.model_engine import ModelEngine
 
-    threads = settings.threads or max(1, (os.cpu_count() or 1) // settings.workers - 1)
+    threads = settings.threads or max(1, (os.cpu_count() or 1) // max(1, settings.workers) - 1)
     return ModelEngine.load(release, threads=threads, limits=limits, progress=progress)

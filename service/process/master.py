@@ -19,6 +19,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
+from service.contract.devices import Gpu
 from service.contract.generations import Generation, generation_directories, worker_states
 from service.contract.processes import start_ticks
 from service.contract.successor import Successor
@@ -27,6 +28,7 @@ from service.contract.worker_state import WorkerState
 from service.handover.fd_passing import Outcome
 from service.handover.sockets import SlotSockets
 from service.model.release import Release, ReleaseError
+from service.process import gpus
 from service.process.descriptors import Descriptors
 from service.process.sdnotify import ServiceManager
 from service.routing.ownership import Gate
@@ -58,6 +60,8 @@ class Master:
     sockets: SlotSockets
     manager: ServiceManager
     descriptors: Descriptors
+    gpus: tuple[Gpu, ...] = ()
+    """One for each worker; none on the CPU."""
     import_seconds: float = 0.0
     """How long the imports took that every worker is forked with."""
     _is_recorded: bool = True  # False while the record cannot be written, which is logged once
@@ -68,7 +72,7 @@ class Master:
     def begin(cls, server: Any) -> Master:
         """Claim the slot's next generation number and bind its sockets.
 
-        Exits with NOT_READY without a listening socket, or if the slot has no release that can be served.
+        Exits with NOT_READY without a listening socket, or if the slot has no release that can be served with its GPUs.
         """
         settings = Settings()  # from the environment
         manager, descriptors = ServiceManager(), Descriptors.take()
@@ -82,6 +86,11 @@ class Master:
             release = Release.read((settings.root / settings.slot).resolve(strict=True))
         except (OSError, ReleaseError) as error:
             _refuse(manager, f"slot {settings.slot} holds no release that can be served: {error}")
+        try:
+            of_workers = gpus.find(release, settings)
+        except gpus.GpusError as error:
+            _refuse(manager, str(error))
+        settings = settings.model_copy(update={"workers": len(of_workers) or settings.workers or 1})
         slot_directory = settings.runtime / settings.slot
         try:
             slot_directory.mkdir(parents=True, exist_ok=True)
@@ -99,7 +108,7 @@ class Master:
             parent=server.master_pid or None,
             workers_wanted=settings.workers,
         )
-        master = cls(settings, release, record, directory, sockets, manager, descriptors)
+        master = cls(settings, release, record, directory, sockets, manager, descriptors, of_workers)
         master.publish()
         return master
 
@@ -145,7 +154,9 @@ class Master:
             return self.release
 
     def supervise(self, server: Any) -> None:
-        """Install the signal handlers and the timer, after Gunicorn has its sockets and before it forks a worker."""
+        """Set number of workers, signal handlers and timer, after Gunicorn has its sockets and before it forks."""
+        server.cfg.set("workers", self.settings.workers)
+        server.num_workers = self.settings.workers
         server.cfg.set("daemon", True)  # from here on only the WINCH handler reads it, which does nothing without it
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
             signal.signal(number, lambda sig, frame: self._stop(server, sig, frame))

@@ -18,6 +18,7 @@ from service import metrics
 from service.api.keys import ApiKeys, KeysError
 from service.app import create_app
 from service.chat.admission import Admission
+from service.contract.devices import Gpu, label
 from service.contract.generations import Generation
 from service.contract.worker_state import WorkerState, WorkerStateFile
 from service.engine import WorkerEngine, loader
@@ -25,6 +26,7 @@ from service.handover.connection import Connection
 from service.handover.server import SlotServer
 from service.identity import Identity
 from service.model.release import Release, ReleaseError
+from service.process import gpus
 from service.process.checks import CheckFailed, run_checks
 from service.process.load_times import LoadTimes
 from service.process.master import NOT_READY, Master
@@ -42,6 +44,8 @@ class SlotWorker(UvicornWorker):  # type: ignore[misc]  # Gunicorn's classes car
 
     master: Master
     """Set by the `post_fork` hook."""
+    gpu: Gpu | None = None
+    """The only one that it sees, set by the `pre_fork` hook; None on the CPU."""
     release: Release
     """The release that this worker loads."""
     state_file: WorkerStateFile
@@ -60,6 +64,7 @@ class SlotWorker(UvicornWorker):  # type: ignore[misc]  # Gunicorn's classes car
             slot=self.master.settings.slot,
             generation=self.master.record.generation,
             version=self.release.version,
+            device=label(self.gpu),
         )
         self.state_file = WorkerStateFile(self.master.directory / f"{state.pid}.json", state)
         for number in (signal.SIGQUIT, signal.SIGTERM, signal.SIGINT):
@@ -135,7 +140,8 @@ class SlotWorker(UvicornWorker):  # type: ignore[misc]  # Gunicorn's classes car
             times.enter(step)
             state.step, state.progress, state.load = step, share, times.parts
 
-        engine = await asyncio.to_thread(loader.load, self.release, settings, progress)
+        release = gpus.on_pinned_gpu(self.release) if self.gpu else self.release
+        engine = await asyncio.to_thread(loader.load, release, settings, progress)
         state.phase = "warming up"
         await asyncio.to_thread(engine.warm_up, progress)
         state.phase = "checking"
@@ -145,6 +151,7 @@ class SlotWorker(UvicornWorker):  # type: ignore[misc]  # Gunicorn's classes car
         times.enter("")
         state.load = times.parts
         metrics.set_load_seconds(self.release.version, settings.slot, state.load)
+        metrics.set_device(settings.slot, state.device)
         return engine
 
     async def _heartbeat(self) -> None:
