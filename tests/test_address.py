@@ -75,7 +75,11 @@ def findings(box: Box, *, good: bool) -> list[dict[str, str]]:
 
 
 @pytest.mark.parametrize(
-    "damage", [edit, edit_and_reload, there_and_back, stop, restart, restart_while_the_live_slot_is_awaited]
+    "damage",
+    [
+        *(edit, there_and_back, stop, restart_while_the_live_slot_is_awaited),
+        *(pytest.param(damage, marks=pytest.mark.long) for damage in (edit_and_reload, restart)),
+    ],
 )
 def test_doctor_finds_a_lost_socket_and_its_fix_works(box: Box, other: str, damage: Callable[[Box, str], None]) -> None:
     """Doctor's first complaint is of glm.socket; its fix makes doctor content, and a deploy move every client.
@@ -121,15 +125,15 @@ def test_install_changes_no_address_that_serves(box: Box, other: str, tmp_path: 
     box.glmctl("install", "--listen", "localhost:8000", expect=2)
 
 
-@pytest.mark.parametrize("unit", ["glm-live.service", "glm.target", "glm.socket", "glm@blue.service"])
-def test_starting_what_serves_changes_nothing(box: Box, unit: str) -> None:
+def test_starting_what_serves_changes_nothing(box: Box) -> None:
     """A unit that is started gets the listening socket too; it stays non-blocking, and no worker hangs in accept()."""
-    box.systemctl("start", unit)
-    box.get("/version")
     [worker] = box.generation("blue").alive_workers
     state = box.host.runtime / f"blue/1/{worker.pid}.json"
-    written = state.stat().st_mtime_ns
-    wait_for(lambda: state.stat().st_mtime_ns > written, 5, "the next write of the worker's state")
+    for unit in ("glm-live.service", "glm.target", "glm.socket", "glm@blue.service"):
+        box.systemctl("start", unit)
+        box.get("/version")
+        written = state.stat().st_mtime_ns
+        wait_for(lambda: state.stat().st_mtime_ns > written, 5, f"after {unit} the next write of the worker's state")  # noqa: B023
 
 
 def test_a_slot_without_a_listening_socket_does_not_start(box: Box, other: str) -> None:

@@ -102,7 +102,7 @@ def test_abort_returns_all_requests_to_the_live_slot(box: Box) -> None:
     assert "no canary is under way" in refused.stderr
 
 
-@pytest.mark.parametrize("share", ["--canary", "--mirror"])
+@pytest.mark.parametrize("share", ["--canary", pytest.param("--mirror", marks=pytest.mark.long)])
 def test_abort_works_until_the_rename(box: Box, share: str) -> None:
     """An abort after the last step, here by a pre_cutover hook, still prevents the cutover."""
     box.host.policy.write_text('[hooks]\npre_cutover = ["glmctl abort"]\n')

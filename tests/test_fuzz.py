@@ -17,7 +17,7 @@ from tests.fuzz.targets import TARGETS
 from tests.fuzz.trial import run, run_one
 
 SEED = 6  # of four inputs the second one meets the fault
-INPUTS = {"heads": 400, "requests": 300, "schemas": 150, "images": 500, "state_files": 500}
+INPUTS = {"heads": 400, "requests": 150, "schemas": 150, "images": 500, "state_files": 500}
 
 
 @pytest.mark.parametrize("name", TARGETS)

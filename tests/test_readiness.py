@@ -104,9 +104,9 @@ def test_failed_check_exits_with_4(box: Box, tmp_path: Path, add_release: AddRel
 @pytest.mark.parametrize(
     ("name", "contents", "reason"),
     [
-        ("config.json", "{", "config.json"),
+        pytest.param("config.json", "{", "config.json", marks=pytest.mark.long),
         ("config.json", '{"model_type": "bert", "architectures": ["BertModel"]}', "bert"),
-        ("tokenizer.json", "nothing", "tokenizer"),
+        pytest.param("tokenizer.json", "nothing", "tokenizer", marks=pytest.mark.long),
         ("chat_template.jinja", "{% for", "template"),
     ],
 )

@@ -381,8 +381,7 @@ def test_a_worker_killed_afterwards_is_replaced_with_the_new_weights(box: Box) -
     "phase",
     [
         "vacate",
-        "cutover",
-        *(pytest.param(phase, marks=pytest.mark.long) for phase in ("preflight", "prepare", "verify")),
+        *(pytest.param(phase, marks=pytest.mark.long) for phase in ("preflight", "prepare", "verify", "cutover")),
     ],
 )
 def test_the_controller_killed(box: Box, phase: str) -> None:
