@@ -109,7 +109,7 @@ def test_a_version_that_is_worse_is_rolled_back(traffic: list[Sample], fault: Fa
 def test_a_version_with_a_slower_tail_is_rolled_back(
     traffic: list[Sample], shares: tuple[float, ...], rollouts: int
 ) -> None:
-    """A version whose slowest tenth takes 1.5 times as long is mostly rolled back, in more than 90 of a hundred rollouts.
+    """A version whose slowest tenth takes 1.5 times as long is mostly rolled back: in more than 90 of 100 rollouts.
 
     A canary finds most of them, and without one the bake does.
     """
