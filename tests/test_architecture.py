@@ -30,7 +30,7 @@ CHAINS = {
          "timing", "chat", "completions", "responses", "refusals", "api", "batches", "app", "process",
          "gunicorn.conf", "__main__"),
         ("contract", "timing", "routing", "handover", "process"),
-        ("settings", "metrics", "refusals", "handover"),
+        ("settings", "fairness", "metrics", "refusals", "handover"),
         ("contract", "model", "demo_models"),
     ),
 }  # fmt: skip

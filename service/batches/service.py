@@ -11,10 +11,13 @@ from service.batches.database import Database
 from service.batches.files import Files
 from service.batches.runner import BatchRunner, Completer
 from service.batches.store import Batches
+from service.fairness.timed_pool import TimedPool
 from service.identity import Identity
 from service.settings import Settings
 
 __all__ = ["BatchService"]
+
+THREADS = 4  # for the requests of clients; the runner has those of the database
 
 
 class BatchService:
@@ -26,7 +29,8 @@ class BatchService:
     def __init__(self, chat: Completer, identity: Identity, settings: Settings, *, serving: Callable[[], bool]) -> None:
         self._database = Database(settings.state)
         batches = Batches(self._database, Files(self._database, settings), settings)
-        self.routes: list[Endpoint] = BatchRoutes(batches, settings).routes()
+        self._threads = TimedPool(THREADS, "files", settings.file_share)
+        self.routes: list[Endpoint] = BatchRoutes(batches, settings, self._threads).routes()
         self.runner = BatchRunner(batches, chat, identity, rows=settings.batch_rows, serving=serving)
 
     @asynccontextmanager
@@ -35,4 +39,5 @@ class BatchService:
         self.runner.start()
         yield
         await self.runner.stop()
+        self._threads.close()
         self._database.close()
