@@ -27,8 +27,8 @@ __all__ = ["BatchRoutes"]
 
 MAX_BODY = 1 << 16  # bytes of POST /v1/batches; up to 16 metadata entries make most of it
 CHUNK = 1 << 18  # bytes read at a time from a downloaded file
-FILES = 200  # of a list that are read at a time: about 50 kB
-BATCHES = 10  # of a list that are read at a time: each has up to 40 kB, most of it metadata and errors
+FILES = 200  # of a list that are read at a time: 50 kB, or up to 350 kB by their names
+BATCHES = 5  # of a list that are read at a time: each has up to 100 kB, most of it metadata and errors
 
 M = TypeVar("M", bound=BaseModel)
 
