@@ -84,5 +84,8 @@ class Settings(BaseSettings):
     max_stored: int = Field(default=20 << 30, ge=0, description="size of all stored files; more get 413")
     max_stored_per_key: int = Field(default=5 << 30, ge=0, description="the same of one API key, or of all without one")
     state_reserve: int = Field(default=256 << 20, ge=0, description="free bytes that files leave on the disk; else 507")
+    file_share: float = Field(
+        default=0.1, gt=0, description="seconds of processor time a second for the files and batches of one address"
+    )
     max_batch_lines: int = Field(default=50_000, ge=1, description="requests of one batch; OpenAI allows as many")
     batch_rows: int = Field(default=8, ge=0, description="batch requests that a worker runs at a time; 0: none")

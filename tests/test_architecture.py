@@ -30,7 +30,7 @@ CHAINS = {
          "metric_files", "metrics", "timing", "chat", "completions", "responses", "refusals", "api", "batches",
          "app", "process", "gunicorn.conf", "__main__"),
         ("contract", "timing", "http_client", "routing", "handover", "process"),
-        ("settings", "metrics", "refusals", "handover"),
+        ("settings", "fairness", "metrics", "refusals", "handover"),
         ("contract", "model", "demo_models"),
     ),
 }  # fmt: skip

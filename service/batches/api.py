@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator
-from functools import wraps
+from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial, wraps
 from typing import Annotated, Any, BinaryIO, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
@@ -15,16 +15,21 @@ from service.api.openapi import describes
 from service.api.routes import Endpoint
 from service.batches import schemas
 from service.batches.batch_params import BatchParams
+from service.batches.pages import respond
 from service.batches.storage import Storage
 from service.batches.upload import Upload
-from service.chat.errors import invalid
+from service.chat.errors import ApiError, invalid
+from service.fairness.budget import Exhausted
 from service.fairness.client import Client
+from service.fairness.timed_pool import MAX_WAITING, Calls, TimedPool
 from service.settings import Settings
 
 __all__ = ["BatchRoutes"]
 
 MAX_BODY = 1 << 16  # bytes of POST /v1/batches; up to 16 metadata entries make most of it
 CHUNK = 1 << 18  # bytes read at a time from a downloaded file
+FILES = 200  # of a list that are read at a time: 50 kB, or up to 350 kB by their names
+BATCHES = 5  # of a list that are read at a time: each has up to 100 kB, most of it metadata and errors
 
 M = TypeVar("M", bound=BaseModel)
 Handler = Callable[[Request], Awaitable[Response]]
@@ -72,10 +77,10 @@ class _BatchQuery(BaseModel):
 class BatchRoutes:
     """The handlers, one method per route."""
 
-    def __init__(self, storage: Storage, settings: Settings) -> None:
+    def __init__(self, storage: Storage, settings: Settings, threads: TimedPool) -> None:
         self._storage = storage
-        self._call = storage.call
         self._settings = settings
+        self._threads = threads
 
     def routes(self) -> list[Endpoint]:
         """Return the routes."""
@@ -102,60 +107,64 @@ class BatchRoutes:
         return handle
 
     @describes(
-        body=schemas.Form, body_type="multipart/form-data", response=schemas.File, errors=(400, 413, 415, 503, 507)
+        body=schemas.Form, body_type="multipart/form-data", response=schemas.File, errors=(400, 413, 415, 429, 503, 507)
     )
     async def upload(self, request: Request) -> Response:
         """POST /v1/files: multipart, purpose=batch; streamed to disk, and visible once it is complete."""
-        draft = await self._call(self._storage.files.draft, _key(request))
+        calls = self._calls(request)
+        draft = await calls.run(self._storage.files.draft, calls.client.key)
         try:
             form = Upload(draft, self._settings.max_file)
-            await form.read(request, self._storage.database)
+            await form.read(request, calls)
             if form.fields.get("purpose") != "batch":
                 raise invalid("purpose must be batch", param="purpose")
             seconds = _expiry(form.fields)
-            file = await self._call(self._storage.files.add, draft, form.filename or "", "batch", seconds)
+            file = await calls.run(self._storage.files.add, draft, form.filename or "", "batch", seconds)
         finally:
-            await self._call(draft.close)
+            await calls.run(draft.close)
         return JSONResponse(file.document())
 
-    @describes(query=_FileQuery, response=schemas.FilePage, errors=(400, 503))
+    @describes(query=_FileQuery, response=schemas.FilePage, errors=(400, 429, 503))
     async def list_files(self, request: Request) -> Response:
         """GET /v1/files."""
         query = _parse(_FileQuery, dict(request.query_params))
-        page = await self._call(
-            self._storage.files.list,
-            after=query.after, limit=query.limit, newest_first=query.order == "desc", purpose=query.purpose,
-            key=_key(request),
-        )  # fmt: skip
-        return JSONResponse(page.document())
+        calls = self._calls(request)
+        find = partial(
+            self._storage.files.list, newest_first=query.order == "desc", purpose=query.purpose, key=calls.client.key
+        )
+        return await respond(request, calls, find, after=query.after, limit=query.limit, size=FILES)
 
-    @describes(response=schemas.File, errors=(404, 503))
+    @describes(response=schemas.File, errors=(404, 429, 503))
     async def file(self, request: Request) -> Response:
         """GET /v1/files/{id}."""
-        file = await self._call(self._storage.files.get, request.path_params["id"], key=_key(request))
+        calls = self._calls(request)
+        file = await calls.run(self._storage.files.get, request.path_params["id"], key=calls.client.key)
         return JSONResponse(file.document())
 
-    @describes(response=schemas.Deleted, errors=(400, 404, 503, 507))
+    @describes(response=schemas.Deleted, errors=(400, 404, 429, 503, 507))
     async def delete_file(self, request: Request) -> Response:
         """DELETE /v1/files/{id}."""
+        calls = self._calls(request)
         file_id = request.path_params["id"]
-        await self._call(self._storage.files.delete, file_id, key=_key(request))
+        await calls.run(self._storage.files.delete, file_id, key=calls.client.key)
         return JSONResponse({"id": file_id, "object": "file", "deleted": True})
 
-    @describes(response=schemas.Bytes, response_type="application/octet-stream", errors=(404, 503))
+    @describes(response=schemas.Bytes, response_type="application/octet-stream", errors=(404, 429, 503))
     async def content(self, request: Request) -> Response:
         """GET /v1/files/{id}/content."""
-        file = await self._call(self._storage.files.get, request.path_params["id"], key=_key(request))
-        content = await self._call(self._storage.files.read, file.id)
+        calls = self._calls(request)
+        file = await calls.run(self._storage.files.get, request.path_params["id"], key=calls.client.key)
+        content = await calls.run(self._storage.files.read, file.id)
         headers = {"content-length": str(file.bytes), "content-type": "application/octet-stream"}
         if request.method == "HEAD":  # nobody would get what is read
             content.close()
             return Response(headers=headers)
-        return StreamingResponse(_chunks(content), headers=headers)
+        return StreamingResponse(_chunks(content, calls), headers=headers)
 
-    @describes(body=NewBatch, response=schemas.Batch, errors=(400, 404, 413, 415, 503, 507))
+    @describes(body=NewBatch, response=schemas.Batch, errors=(400, 404, 413, 415, 429, 503, 507))
     async def create(self, request: Request) -> Response:
         """POST /v1/batches."""
+        calls = self._calls(request)
         body = _parse(NewBatch, bytes(await read_body(request, MAX_BODY)))
         params = BatchParams(
             body.input_file_id,
@@ -164,30 +173,41 @@ class BatchRoutes:
             body.metadata,
             body.output_expires_after.seconds if body.output_expires_after else None,
         )
-        return JSONResponse(await self._call(self._storage.batches.create, params, key=_key(request)))
+        return JSONResponse(await calls.run(self._storage.batches.create, params, key=calls.client.key))
 
-    @describes(query=_BatchQuery, response=schemas.BatchPage, errors=(400, 503))
+    @describes(query=_BatchQuery, response=schemas.BatchPage, errors=(400, 429, 503))
     async def list_batches(self, request: Request) -> Response:
         """GET /v1/batches."""
         query = _parse(_BatchQuery, dict(request.query_params))
-        page = await self._call(self._storage.batches.list, after=query.after, limit=query.limit, key=_key(request))
-        return JSONResponse(page.document())
+        calls = self._calls(request)
+        find = partial(self._storage.batches.list, key=calls.client.key)
+        return await respond(request, calls, find, after=query.after, limit=query.limit, size=BATCHES)
 
-    @describes(response=schemas.Batch, errors=(404, 503))
+    @describes(response=schemas.Batch, errors=(404, 429, 503))
     async def batch(self, request: Request) -> Response:
         """GET /v1/batches/{id}."""
-        return JSONResponse(await self._call(self._storage.batches.get, request.path_params["id"], key=_key(request)))
+        calls = self._calls(request)
+        batch = await calls.run(self._storage.batches.get, request.path_params["id"], key=calls.client.key)
+        return JSONResponse(batch)
 
-    @describes(response=schemas.Batch, errors=(400, 404, 503, 507))
+    @describes(response=schemas.Batch, errors=(400, 404, 429, 503, 507))
     async def cancel(self, request: Request) -> Response:
         """POST /v1/batches/{id}/cancel."""
-        return JSONResponse(
-            await self._call(self._storage.batches.cancel, request.path_params["id"], key=_key(request))
-        )
+        calls = self._calls(request)
+        batch = await calls.run(self._storage.batches.cancel, request.path_params["id"], key=calls.client.key)
+        return JSONResponse(batch)
 
-
-def _key(request: Request) -> str:
-    return Client.of(request.scope).key
+    def _calls(self, request: Request) -> Calls:
+        """Return the calls of a request before any work on it; raises ApiError 429."""
+        try:
+            return self._threads.calls(Client.of(request.scope))
+        except Exhausted as error:
+            raise ApiError(
+                429,
+                f"{MAX_WAITING} requests of this client for files and batches wait; try again later",
+                code="queue_full",
+                headers={"Connection": "close", "Retry-After": "1"},  # a body is not read
+            ) from error
 
 
 def _parse(model: type[M], source: bytes | dict[str, Any]) -> M:
@@ -214,7 +234,7 @@ def _expiry(fields: dict[str, str]) -> int | None:
         raise invalid(f"{param}: {detail['msg']}", param=param) from error
 
 
-def _chunks(file: BinaryIO) -> Iterator[bytes]:
+async def _chunks(file: BinaryIO, calls: Calls) -> AsyncIterator[bytes]:
     with file:
-        while chunk := file.read(CHUNK):
+        while chunk := await calls.run(file.read, CHUNK):
             yield chunk

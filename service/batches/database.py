@@ -80,7 +80,10 @@ class Database:
         self._reserve = Reserve(directory)
 
     async def call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run a blocking function in a thread pool of this database, so that a slow disk blocks nothing else."""
+        """Run a blocking function of the runner in a thread, so that a slow disk blocks nothing else.
+
+        The requests of clients have a pool of their own; see TimedPool.
+        """
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._threads, partial(function, *args, **kwargs))
 
@@ -140,7 +143,7 @@ class Database:
             engine = create_engine(
                 f"sqlite:///{self.path}",
                 connect_args={"timeout": BUSY_TIMEOUT},
-                pool_size=THREADS,
+                pool_size=2 * THREADS,  # as many threads work for clients
                 pool_timeout=BUSY_TIMEOUT,
             )
             event.listen(engine, "connect", _configure)

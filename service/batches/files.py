@@ -9,29 +9,28 @@ import time
 import uuid
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 from sqlalchemy import Connection, delete, func, or_, select
 
 from service.batches.database import Database, storage_errors
+from service.batches.pages import Page
 from service.batches.room import BLOCK, Stored, charged, require_quota
 from service.batches.tables import ENDED, batches, files, visible
 from service.chat.errors import ApiError, invalid
 from service.fairness.client import NOBODY
 from service.settings import Settings
 
-__all__ = ["Draft", "File", "Files", "Page"]
+__all__ = ["Draft", "File", "Files"]
 
 DEFAULT_EXPIRY = 30 * 24 * 3600  # seconds until an upload expires, as in OpenAI's API
 
 
-@dataclass(frozen=True)
-class File:
-    """The metadata of a file; times in seconds since the epoch."""
+class File(NamedTuple):
+    """The metadata of a file, in the order of _COLUMNS; times in seconds since the epoch."""
 
     id: str
     bytes: int
@@ -55,22 +54,7 @@ class File:
         }
 
 
-@dataclass(frozen=True)
-class Page:
-    """One page of a list, and whether another follows."""
-
-    data: list[dict[str, Any]]
-    has_more: bool
-
-    def document(self) -> dict[str, Any]:
-        """Return OpenAI's JSON object."""
-        return {
-            "object": "list",
-            "data": self.data,
-            "first_id": self.data[0]["id"] if self.data else None,
-            "last_id": self.data[-1]["id"] if self.data else None,
-            "has_more": self.has_more,
-        }
+_COLUMNS = [files.c[name] for name in File._fields]
 
 
 class Draft:
@@ -135,7 +119,7 @@ class Draft:
             finally:
                 os.close(directory)
         file = File(self.id, self.size, int(time.time()), expires_at, filename, purpose)
-        connection.execute(files.insert().values(file.__dict__ | {"key_hash": self.key}))
+        connection.execute(files.insert().values(file._asdict() | {"key_hash": self.key}))
         return file
 
     def keep(self) -> None:
@@ -195,23 +179,21 @@ class Files:
             return find(connection, file_id, key)
 
     def list(
-        self, *, after: str | None, limit: int, newest_first: bool, purpose: str | None, key: str = NOBODY.key
+        self, *, after: str | int | None, limit: int, newest_first: bool, purpose: str | None, key: str = NOBODY.key
     ) -> Page:
-        """List files by creation time; `after` is the id of the last file of the page before."""
+        """List files by creation time; `after` is the id of the last file before them, or the number of its row."""
         with self.database.reading() as connection:
-            query = select(files).where(files.c.key_hash == key, _not_expired())
+            query = select(files.c.number, *_COLUMNS).where(files.c.key_hash == key, _not_expired())
             if purpose is not None:
                 query = query.where(files.c.purpose == purpose)
             if after is not None:
-                last = connection.execute(
-                    select(files.c.number).where(files.c.id == after, visible(files, key))
-                ).scalar()
-                if last is None:
-                    raise invalid(f"no such file: {after[:100]}", param="after")
+                last = after if isinstance(after, int) else _number(connection, after, key)
                 query = query.where(files.c.number < last if newest_first else files.c.number > last)
             order = files.c.number.desc() if newest_first else files.c.number
             rows = connection.execute(query.order_by(order).limit(limit + 1)).all()
-        return Page([_file(row).document() for row in rows[:limit]], len(rows) > limit)
+        has_more = len(rows) > limit
+        found = [(number, File(*columns).document()) for number, *columns in rows[:limit]]
+        return Page([document for _, document in found], found[-1][0] if found else None, has_more)
 
     def read(self, file_id: str) -> BinaryIO:
         """Open the content of a file whose id is in the database; it stays readable after the file is deleted."""
@@ -264,10 +246,20 @@ class Files:
 
 def find(connection: Connection, file_id: str, key: str) -> File:
     """Return the metadata of a file of that key, within a transaction; raises ApiError 404."""
-    row = connection.execute(select(files).where(files.c.id == file_id, visible(files, key), _not_expired())).first()
+    query = select(*_COLUMNS).where(files.c.id == file_id, visible(files, key), _not_expired())
+    row = connection.execute(query).first()
     if row is None:
         raise ApiError(404, f"no such file: {file_id[:100]}", param="file_id", code="not_found")
-    return _file(row)
+    return File(*row)
+
+
+def _number(connection: Connection, file_id: str, key: str) -> int:
+    """Return the number of a file of that key, which may have expired; raises ApiError 400."""
+    query = select(files.c.number).where(files.c.id == file_id, visible(files, key))
+    number: int | None = connection.execute(query).scalar()
+    if number is None:
+        raise invalid(f"no such file: {file_id[:100]}", param="after")
+    return number
 
 
 def _stored(connection: Connection, key: str | None) -> Stored:
@@ -275,10 +267,6 @@ def _stored(connection: Connection, key: str | None) -> Stored:
     everything = connection.execute(select(blocks)).scalar_one()
     of_key = connection.execute(select(blocks).where(files.c.key_hash == key)).scalar_one()
     return Stored(everything * BLOCK, of_key * BLOCK)
-
-
-def _file(row: Any) -> File:
-    return File(row.id, row.bytes, row.created_at, row.expires_at, row.filename, row.purpose)
 
 
 def _not_expired() -> Any:

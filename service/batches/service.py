@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from service.api.routes import Endpoint
 from service.batches.api import BatchRoutes
 from service.batches.storage import Storage
+from service.fairness.timed_pool import TimedPool
 from service.identity import Identity
 from service.settings import Settings
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["BatchService"]
 
 WAIT_INTERVAL = 0.5  # seconds between two looks for the database of a first upload
+THREADS = 4  # for the requests of clients; the runner has those of the database
 
 
 class BatchService:
@@ -33,7 +35,8 @@ class BatchService:
         self._rows = settings.batch_rows
         self._serving = serving
         self._storage = Storage(settings)
-        self.routes: list[Endpoint] = BatchRoutes(self._storage, settings).routes()
+        self._threads = TimedPool(THREADS, "files", settings.file_share)
+        self.routes: list[Endpoint] = BatchRoutes(self._storage, settings, self._threads).routes()
 
     @asynccontextmanager
     async def lifespan(self, _app: object) -> AsyncIterator[None]:
@@ -44,6 +47,7 @@ class BatchService:
             await asyncio.wait([starting])
         elif runner := starting.result():
             await runner.stop()
+        self._threads.close()
         self._storage.close()
 
     async def _start(self) -> BatchRunner | None:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from typing import TYPE_CHECKING, ParamSpec, TypeVar
+from typing import TYPE_CHECKING
 
 from service.batches.database_file import DatabaseFile
 from service.settings import Settings
@@ -15,9 +14,6 @@ if TYPE_CHECKING:
     from service.batches.store import Batches
 
 __all__ = ["Storage"]
-
-P = ParamSpec("P")
-T = TypeVar("T")
 
 
 class Storage:
@@ -56,10 +52,6 @@ class Storage:
         self.database = Database(self._settings.state)
         self.files = Files(self.database, self._settings)
         self.batches = Batches(self.database, self.files, self._settings)
-
-    async def call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run a blocking method of files or batches in a thread of the database."""
-        return await self.database.call(function, *args, **kwargs)
 
     def close(self) -> None:
         """Close the database."""

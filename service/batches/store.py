@@ -13,7 +13,8 @@ from sqlalchemy import Connection, delete, select, update
 from service.batches import lines
 from service.batches.batch_params import BatchParams
 from service.batches.database import Database, Unavailable
-from service.batches.files import Draft, File, Files, Page, find
+from service.batches.files import Draft, File, Files, find
+from service.batches.pages import Page
 from service.batches.tables import ENDED, batches, items, visible
 from service.chat.errors import ApiError, invalid
 from service.fairness.client import NOBODY
@@ -68,18 +69,16 @@ class Batches:
         with self.database.reading() as connection:
             return _document(_find(connection, batch_id, key))
 
-    def list(self, *, after: str | None, limit: int, key: str = NOBODY.key) -> Page:
-        """List batches, newest first; `after` is the id of the last batch of the page before."""
+    def list(self, *, after: str | int | None, limit: int, key: str = NOBODY.key) -> Page:
+        """List batches, newest first; `after` is the id of the last batch before them, or the number of its row."""
         with self.database.reading() as connection:
             query = select(batches).where(batches.c.key_hash == key).order_by(batches.c.number.desc())
             if after is not None:
-                same = batches.c.id == after, visible(batches, key)
-                last = connection.execute(select(batches.c.number).where(*same)).scalar()
-                if last is None:
-                    raise invalid(f"no such batch: {after[:100]}", param="after")
+                last = after if isinstance(after, int) else _number(connection, after, key)
                 query = query.where(batches.c.number < last)
             rows = connection.execute(query.limit(limit + 1)).all()
-        return Page([_document(row) for row in rows[:limit]], len(rows) > limit)
+        found = rows[:limit]
+        return Page([_document(row) for row in found], found[-1].number if found else None, len(rows) > limit)
 
     def cancel(self, batch_id: str, *, key: str = NOBODY.key) -> dict[str, Any]:
         """Cancel a batch; results so far are kept. Raises ApiError 400 if the batch is finalizing or has ended."""
@@ -186,6 +185,15 @@ def _find(connection: Connection, batch_id: str, key: str | None = None) -> Any:
     if row is None:
         raise ApiError(404, f"no such batch: {batch_id[:100]}", param="batch_id", code="not_found")
     return row
+
+
+def _number(connection: Connection, batch_id: str, key: str) -> int:
+    """Return the number of a batch of that key; raises ApiError 400."""
+    query = select(batches.c.number).where(batches.c.id == batch_id, visible(batches, key))
+    number: int | None = connection.execute(query).scalar()
+    if number is None:
+        raise invalid(f"no such batch: {batch_id[:100]}", param="after")
+    return number
 
 
 def _set(connection: Connection, batch_id: str, **values: Any) -> None:

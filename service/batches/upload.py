@@ -9,9 +9,9 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import Request
 
 from service.chat.errors import ApiError, invalid
+from service.fairness.timed_pool import Calls
 
 if TYPE_CHECKING:
-    from service.batches.database import Database
     from service.batches.files import Draft
 
 __all__ = ["Upload"]
@@ -38,7 +38,7 @@ class Upload:
         self._fields_size = 0
         self._complete = False
 
-    async def read(self, request: Request, database: Database) -> None:
+    async def read(self, request: Request, calls: Calls) -> None:
         """Read the request body; raises ApiError 400, 413 and 415, and Unavailable."""
         kind, options = parse_options_header(request.headers.get("content-type"))
         if kind != b"multipart/form-data" or not options.get(b"boundary"):
@@ -49,7 +49,7 @@ class Upload:
         if length.isdecimal() and int(length[:20]) > self._max_file + (1 << 16):  # 64 KiB for headers and fields
             raise self._too_large()
         if length.isdecimal():
-            await database.call(self._draft.require, max(0, int(length) - (1 << 16)))
+            await calls.run(self._draft.require, max(0, int(length) - (1 << 16)))
         try:
             parser = MultipartParser(
                 options[b"boundary"],
@@ -65,7 +65,7 @@ class Upload:
                 },
             )
             async for chunk in request.stream():
-                await database.call(self._parse, parser, chunk)
+                await calls.run(self._parse, parser, chunk)
             parser.finalize()
         except FormParserError as error:
             raise _unreadable(str(error)) from error

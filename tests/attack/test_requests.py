@@ -21,7 +21,7 @@ PREPARED = 4 * DEFAULTS.max_pixels + 50 * 9_633_792  # bytes for one image, of w
 GROWTH = DEFAULTS.max_bodies + 3 * DEFAULTS.max_open_pixels + PREPARED  # bytes, from the sum in SECURITY.md
 WORK = {"many pixels"}  # what the engine computes
 ANSWERED = WORK | {"metrics", "openapi", "files"}
-SHORT = {"numbers, 20 MB", "depth", "text", "tools", "too many pixels", "openapi", "parts", "schema: patterns"}
+SHORT = {"numbers, 20 MB", "depth", "text", "tools", "too many pixels", "openapi", "files", "parts", "schema: patterns"}
 STATUSES = {b"200", b"400", b"429"}
 
 
