@@ -198,6 +198,15 @@ def test_without_systemd_rollouts_are_skipped(tmp_path: Path, monkeypatch: pytes
     assert "install systemd and util-linux" in part["why"]
 
 
+def test_releases_of_another_kind_are_not_measured(tmp_path: Path) -> None:
+    """A directory that was kept is used for the shape and the cache that its releases were made with."""
+    (tmp_path / "releases.json").write_text('{"shape": "small", "kv_tokens": 0}')
+    releases.require_space(Plan("small", "cpu", tmp_path))
+    for plan in (Plan("9b", "cpu", tmp_path), Plan("small", "cpu", tmp_path, kv_tokens=4096)):
+        with pytest.raises(GlmError, match="the shape small with default KV tokens"):
+            releases.require_space(plan)
+
+
 class Usage(NamedTuple):
     """As shutil.disk_usage returns it."""
 
@@ -254,10 +263,10 @@ def test_files_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert bandwidth.read_all(sorted(tmp_path.iterdir())) == sum(sizes)
 
 
-def load_report(**changes: Any) -> LoadReport:
-    """Return the report of a load that saw 1.0.0 until 12.5 s, then 1.1.0."""
+def load_report(*, last: float = 12.5, first: float = 12.4) -> LoadReport:
+    """Return the report of a load that got the last answer of 1.0.0 and the first of 1.1.0 at these times."""
     latency = Latency(p50_ms=1, p99_ms=1, max_ms=1)
-    switches = [Switch(9.0, 9.1, "1.0.0"), Switch(12.4, 12.5, "1.0.0"), Switch(12.5, 12.6, "1.1.0")]
+    switches = [Switch(9.0, 9.1, "1.0.0"), Switch(12.0, last, "1.0.0"), Switch(12.0, first, "1.1.0")]
     busy = ClassReport(
         clients=1, sent=100, ok=99, lost=1, latency=latency, longest_pause_ms=250, by_version={}, by_slot={},
         connections=1, idle_closes=0, announced_closes=0, switches=switches,
@@ -296,6 +305,12 @@ def test_figures_of_a_rollout(code: int, outcome: str, switch: float | None, hel
         "rollouts.weights_switch": switch, "rollouts.weights_wait": 0.25, "rollouts.weights_sent": 100,
         "rollouts.weights_lost": 1, "rollouts.weights_held": held,
     }  # fmt: skip
+
+
+def test_a_swap_is_over_with_the_first_answer_of_the_new_version() -> None:
+    """While it loads no version answers."""
+    figures = rollouts.rollout_figures("swap", 0, 10.0, 30.0, "1.0.0", RECORD, load_report(last=11.0, first=25.0))
+    assert figures["rollouts.swap_switch"] == 15.0
 
 
 def test_a_rollout_has_all_its_figures() -> None:

@@ -57,11 +57,13 @@ def read_all(files: list[Path]) -> int:
     """Read `files` with several threads, piece by piece; returns their size in bytes."""
     pieces = [(file, start) for file in files for start in range(0, file.stat().st_size, _CHUNK)]
     with ThreadPoolExecutor(_THREADS) as threads:
-        return sum(threads.map(_read, pieces))
+        return sum(threads.map(_read, (pieces[number::_THREADS] for number in range(_THREADS))))
 
 
-def _read(piece: tuple[Path, int]) -> int:
-    file, start = piece
-    with file.open("rb", buffering=0) as reader:
-        reader.seek(start)
-        return reader.readinto(bytearray(_CHUNK)) or 0
+def _read(pieces: list[tuple[Path, int]]) -> int:
+    buffer, size = bytearray(_CHUNK), 0
+    for file, start in pieces:
+        with file.open("rb", buffering=0) as reader:
+            reader.seek(start)
+            size += reader.readinto(buffer)
+    return size

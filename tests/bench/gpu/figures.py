@@ -61,7 +61,7 @@ def _figures() -> Iterator[Figure]:
         yield Figure(f"rollouts.{strategy}", "", f"{strategy}: outcome")
         yield Figure(f"rollouts.{strategy}_seconds", "s", f"{strategy}: the command")
         yield Figure(f"rollouts.{strategy}_preflight", "s", f"{strategy}: its preflight")
-        yield Figure(f"rollouts.{strategy}_switch", "s", f"{strategy}: command to the last answer by the old version")
+        yield Figure(f"rollouts.{strategy}_switch", "s", f"{strategy}: command until the new version gives all answers")
         yield Figure(f"rollouts.{strategy}_wait", "s", f"{strategy}: longest wait of a client")
         yield Figure(f"rollouts.{strategy}_sent", "", f"{strategy}: requests sent")
         yield Figure(f"rollouts.{strategy}_lost", "", f"{strategy}: requests lost")

@@ -53,9 +53,10 @@ def _beyond_reading(values: Values) -> float | None:
 
 
 def _fits(values: Values) -> bool | None:
-    """Whether a deploy by overlap, with the default KV cache in the live slot, was not refused."""
-    outcome = values["rollouts.overlap"]
-    return None if outcome is None else outcome != "refused"
+    """Whether a candidate became ready beside the live slot, both with the KV cache that the engine takes."""
+    return {"refused": False, "not ready": False, "done": True, "rolled back": True, "drain cut": True}.get(
+        str(values["rollouts.overlap"])
+    )
 
 
 def _lost(values: Values) -> str | None:
@@ -132,7 +133,9 @@ def table(run: Run) -> Table:
     header = run.header
     where = header.get("card") if header.get("device") == "cuda" else "CPU"
     title = f"shape {header.get('shape')}, {where}, commit {header.get('commit') or 'unknown'}"
-    found = Table(title=title, box=SIMPLE_HEAD, width=80, padding=0, show_edge=False)
+    found = Table(
+        title=title, title_justify="left", caption_justify="left", box=SIMPLE_HEAD, width=80, padding=0, show_edge=False
+    )
     found.add_column("", ratio=1)
     for name, style, width in (("seen", "dim", 10), ("here", "bold", 11), ("goal", "", 9)):
         found.add_column(name, justify="right", style=style, width=width)

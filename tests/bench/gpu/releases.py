@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ VERSIONS = ("1.0.0", "1.1.0")
 GLMCTL = str(Path(sys.executable).with_name("glmctl"))
 _SHARD = 4 << 30  # bytes; as the model is published
 _RESERVE = 1 << 30  # bytes
+_KIND = "releases.json"  # what the releases in a directory are
 _SIZES = {"9b": 20_600_000_000, "small": 30_000_000}  # bytes of a release, rounded up
 
 
@@ -64,7 +66,12 @@ def shards(plan: Plan) -> list[Path]:
 
 
 def require_space(plan: Plan) -> None:
-    """Raise GlmError if the disk cannot hold the releases while they are made."""
+    """Raise GlmError if the directory holds releases of another kind, or the disk cannot hold those to be made."""
+    kind = {"shape": plan.shape, "kv_tokens": plan.kv_tokens}
+    with suppress(FileNotFoundError):
+        if (found := json.loads((plan.directory / _KIND).read_text())) != kind:
+            described = f"the shape {found['shape']} with {found['kv_tokens'] or 'default'} KV tokens"
+            raise GlmError(f"{plan.directory} holds releases of {described}", hint="choose another --dir, or remove it")
     missing = sum(not (plan.root / "releases" / version).exists() for version in VERSIONS)
     needed = (missing + 1) * _SIZES[plan.shape] + _RESERVE if missing else _RESERVE
     free = shutil.disk_usage(plan.directory).free
@@ -87,6 +94,7 @@ def remove(directory: Path) -> None:
 def make(plan: Plan, report: Report) -> None:
     """Make the releases that are missing below `plan.directory`; raises GlmError if glmctl refuses one."""
     env = os.environ | {"GLM_USER": "1", "GLM_ROOT": str(plan.root)}
+    (plan.directory / _KIND).write_text(json.dumps({"shape": plan.shape, "kv_tokens": plan.kv_tokens}))
     for seed, version in enumerate(VERSIONS, 1):
         if (plan.root / "releases" / version).exists():
             report.say(f"  release {version} of an earlier run is used")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -22,7 +22,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from deploy.errors import GlmError
 from tests.bench.gpu.figures import FIGURES, Value
 
-__all__ = ["Report", "Run", "text"]
+__all__ = ["Report", "Run", "Step", "text"]
 
 _INTERVAL = 10.0  # seconds between two lines of progress where stdout is not a terminal
 
@@ -47,7 +47,8 @@ class Report:
         """Record a figure of FIGURES; `note` says why there is no value."""
         figure = FIGURES[name]
         self._append({"figure": name, "value": value, "unit": figure.unit} | ({"note": note} if note else {}))
-        self.console.print(f"  {figure.what:<60} {text(value):>7} {figure.unit}", markup=False, soft_wrap=True)
+        line = f"  {figure.what:<60} {text(value):>7} {figure.unit}".rstrip()
+        self.console.print(line, markup=False, soft_wrap=True)
         if note:
             self.console.print(f"    {note}", style="yellow", markup=False, soft_wrap=True)
 
@@ -75,25 +76,28 @@ class Report:
             self.console.print(f"  {outcome}: {why}", style="yellow", markup=False, soft_wrap=True)
 
     @contextmanager
-    def step(self, title: str, total: float | None = None) -> Iterator[_Step]:
+    def step(self, title: str, total: float | None = None) -> Iterator[Step]:
         """Show what is being done for as long as it takes: a moving line on a terminal, some lines elsewhere."""
         if self.console.is_terminal:
             bar = (BarColumn(bar_width=20),) if total else ()
             columns = (SpinnerColumn(), TextColumn("{task.description}"), *bar, TimeElapsedColumn())
             with Progress(*columns, console=self.console, transient=True) as progress:
                 task = progress.add_task(title, total=total)
-                yield _Step(lambda done: progress.update(task, completed=done))
+                yield Step(
+                    lambda done: progress.update(task, completed=done),
+                    lambda text: progress.update(task, description=f"{title}: {text}"[: self.console.width - 12]),
+                )
             return
         self.console.print(f"  … {title}", markup=False, soft_wrap=True)
         last = time.monotonic()
 
-        def update(done: float) -> None:
+        def tell(text: str) -> None:
             nonlocal last
-            if total and time.monotonic() - last >= _INTERVAL:
+            if time.monotonic() - last >= _INTERVAL:
                 last = time.monotonic()
-                self.console.print(f"  … {title}: {done / total:.0%}", markup=False, soft_wrap=True)
+                self.console.print(f"  … {title}: {text}", markup=False, soft_wrap=True)
 
-        yield _Step(update)
+        yield Step(lambda done: tell(f"{done / total:.0%}") if total else None, tell)
 
     def _append(self, line: dict[str, Any]) -> None:
         stamped = line | {"at": datetime.now(UTC).isoformat(timespec="seconds")}
@@ -102,10 +106,13 @@ class Report:
 
 
 @dataclass(frozen=True)
-class _Step:
-    """`update` takes the part that is done, of the step's total."""
+class Step:
+    """What is being done now."""
 
-    update: Any
+    update: Callable[[float], None]
+    """Takes the part that is done, of the step's total."""
+    tell: Callable[[str], None]
+    """Takes what is being done."""
 
 
 @dataclass
@@ -154,4 +161,4 @@ def text(value: Value) -> str:
         return "yes" if value else "no"
     if isinstance(value, float):
         return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
-    return str(value)
+    return f"{value:,}" if isinstance(value, int) else str(value)

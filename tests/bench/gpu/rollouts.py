@@ -19,7 +19,7 @@ from tests.bench.gpu.figures import STRATEGIES, Value
 from tests.bench.gpu.load import mixed_load
 from tests.bench.gpu.machine import free_memory
 from tests.bench.gpu.releases import GLMCTL, VERSIONS, Plan
-from tests.bench.gpu.report import Report
+from tests.bench.gpu.report import Report, Step
 
 __all__ = ["measure", "rollout_figures"]
 
@@ -35,8 +35,8 @@ def measure(plan: Plan, report: Report) -> None:
             host = _Host(sandbox, plan, report)
             host.configure()
             report.figure("rollouts.missing_program", host.deploy_without_systemd_run())
-            with report.step(f"deploy of {VERSIONS[0]} on an empty host"):
-                first = host.glmctl("deploy", VERSIONS[0], "--bake", "0s")
+            with report.step(f"deploy {VERSIONS[0]} on an empty host") as step:
+                first = host.glmctl("deploy", VERSIONS[0], "--bake", "0s", step=step)
             if first.code:
                 raise RuntimeError(f"glmctl deploy {VERSIONS[0]}: {first.error}")
             report.figure("rollouts.free", free_memory() / 1e9)
@@ -67,13 +67,21 @@ class _Host:
         self._sandbox.host.settings.parent.mkdir(parents=True, exist_ok=True)
         self._sandbox.host.settings.write_text("GLM_ENGINE=model\n")
 
-    def glmctl(self, *words: str, env: dict[str, str] | None = None) -> _Command:
-        """Run glmctl, with the last line of its stderr as `error`."""
+    def glmctl(self, *words: str, step: Step | None = None, env: dict[str, str] | None = None) -> _Command:
+        """Run glmctl; its progress is shown in `step`, and the end of it is the `error`."""
+        lines: list[str] = []
         began = time.monotonic()
-        done = subprocess.run([GLMCTL, *words], env=self._sandbox.env | (env or {}), capture_output=True, text=True)
-        seconds = time.monotonic() - began
-        lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
-        return _Command(done.returncode, " ".join(lines[-2:]), began, seconds)
+        process = subprocess.Popen(
+            [GLMCTL, *words], env=self._sandbox.env | (env or {}), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+            text=True,
+        )  # fmt: skip
+        with process:
+            assert process.stderr is not None
+            for line in filter(None, (" ".join(line.split()) for line in process.stderr)):
+                lines.append(line)
+                if step:
+                    step.tell(line)
+        return _Command(process.returncode, " ".join(lines[-2:]), began, time.monotonic() - began)
 
     def deploy_without_systemd_run(self) -> int:
         """Return the exit code of a deploy where systemd-run is not on PATH."""
@@ -91,10 +99,10 @@ class _Host:
         path = self._plan.directory / f"load-{strategy}.json"
         options = self._options(strategy)
         with (
-            self._report.step(f"deploy {version} {' '.join(options)}, under load"),
+            self._report.step(f"deploy {version} {' '.join(options)}, under load") as step,
             mixed_load(self._sandbox.addresses.listen, path, before=1 if self._plan.quick else 3) as load,
         ):
-            command = self.glmctl("deploy", version, *options)
+            command = self.glmctl("deploy", version, *options, step=step)
             time.sleep(1)  # answers of the new version
             report = load.stop()
         record = Journal(self._sandbox.host).last_of("deploy", version)
@@ -128,13 +136,12 @@ def rollout_figures(
 
     Times of the cutover are None where there was none.
     """
-    last = report.last_response_by(live, sent_after=began) if live and code in {0, 6} else None
     steps = record.steps if record else []
     found: dict[str, Value] = {
         "": _OUTCOMES.get(code, f"failed with {code}"),
         "_seconds": seconds,
         "_preflight": seconds_between(steps[0].at, steps[1].at) if len(steps) > 1 else None,
-        "_switch": last.answered - began if last else None,
+        "_switch": _moved_at(report, live, began) if code in {0, 6} else None,
         "_wait": report.longest_pause_ms / 1000,
         "_sent": report.sent,
         "_lost": report.lost,
@@ -144,3 +151,11 @@ def rollout_figures(
         held = record.pause_ms if record and code in {0, 6} else None
         figures["rollouts.weights_held"] = None if held is None else held / 1000
     return figures
+
+
+def _moved_at(report: LoadReport, old: str | None, began: float) -> float | None:
+    """Return the seconds from `began` until both the last answer by `old` and the first by another version had come."""
+    switches = [switch for one in report.by_class.values() for switch in one.switches if switch.answered > began]
+    first = min((switch.answered for switch in switches if switch.version != old), default=None)
+    last = max((switch.answered for switch in switches if switch.version == old), default=began)
+    return None if first is None else max(first, last) - began
