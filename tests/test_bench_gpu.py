@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import re
 import shutil
@@ -200,10 +201,15 @@ def test_without_systemd_rollouts_are_skipped(tmp_path: Path, monkeypatch: pytes
 
 def test_releases_of_another_kind_are_not_measured(tmp_path: Path) -> None:
     """A directory that was kept is used for the shape and the cache that its releases were made with."""
-    (tmp_path / "releases.json").write_text('{"shape": "small", "kv_tokens": 0}')
+    (tmp_path / "releases.json").write_text('{"shape": "small", "device": "cpu", "kv_tokens": 0}')
     releases.require_space(Plan("small", "cpu", tmp_path))
-    for plan in (Plan("9b", "cpu", tmp_path), Plan("small", "cpu", tmp_path, kv_tokens=4096)):
-        with pytest.raises(GlmError, match="the shape small with default KV tokens"):
+    others = (
+        Plan("9b", "cpu", tmp_path),
+        Plan("small", "cuda", tmp_path),
+        Plan("small", "cpu", tmp_path, kv_tokens=4096),
+    )
+    for plan in others:
+        with pytest.raises(GlmError, match="the shape small for cpu with default KV tokens"):
             releases.require_space(plan)
 
 
@@ -251,7 +257,20 @@ def test_the_checkpoint_is_written_in_shards(tmp_path: Path, monkeypatch: pytest
     files = sorted((tmp_path / "1").glob("*.safetensors"))
     assert len(files) > 2
     assert all(file.stat().st_size < (2 << 20) + largest for file in files)
-    assert json.loads((tmp_path / "1/engine.json").read_text()) == {"kv_tokens": 4096}
+    assert json.loads((tmp_path / "1/engine.json").read_text()) == {"device": "cpu", "kv_tokens": 4096}
+
+
+def test_the_9b_shape_is_the_true_one() -> None:
+    """10.29 G parameters, of which the space on the disk is computed, in shards of 4 GiB at most."""
+    from tests.bench import device
+
+    shapes = releases.tensor_shapes(device.config("9b"))
+    groups = list(releases.shard_names(shapes))
+    assert [name for names in groups for name in names] == list(shapes)
+    sizes = [sum(2 * math.prod(shapes[name]) for name in names) for names in groups]
+    assert sum(sizes) == pytest.approx(2 * 10.29e9, rel=0.001)
+    assert sum(sizes) < releases.SIZES["9b"]
+    assert max(sizes) <= 4 << 30
 
 
 def test_files_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

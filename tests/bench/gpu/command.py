@@ -10,6 +10,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 
 from deploy.errors import GlmError
@@ -60,9 +61,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--json",
         type=Path,
-        default=Path("bench-gpu.json"),
+        default=Path(f"bench-gpu-{datetime.now(UTC):%Y%m%d-%H%M%S}.json"),
         metavar="FILE",
-        help="results; the file with the suffix .jsonl gets each as it comes (default: %(default)s)",
+        help="results; the file with the suffix .jsonl gets each as it comes (default: bench-gpu-TIME.json)",
     )
     parser.add_argument("--table", type=Path, metavar="FILE", help="print the table of a file of JSON lines, and exit")
     options = parser.parse_args(argv)
@@ -118,9 +119,9 @@ def _run(plan: Plan, options: argparse.Namespace, command: str) -> int:
     report = Report(options.json.with_suffix(".jsonl"))
     header = machine.describe() | {"command": command, "shape": plan.shape, "device": plan.device, "quick": plan.quick}
     report.begin(header)
-    report.say(f"shape {plan.shape} on {header['card'] if plan.device == 'cuda' else 'the CPU'}"
-               f"{'' if options.shape else ' (--shape chooses)'}, in {plan.directory}; "
-               f"figures as they come: {report.path}")  # fmt: skip
+    chosen = "" if options.shape else "; --shape chooses another"
+    report.say(f"shape {plan.shape} on {header['card'] if plan.device == 'cuda' else 'the CPU'}{chosen}")
+    report.say(f"releases in {plan.directory}, figures as they come in {report.path}")
     try:
         with report.part("releases"):
             releases.make(plan, report)

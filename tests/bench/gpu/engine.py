@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import statistics
 import time
 from typing import Any
@@ -27,6 +28,8 @@ def measure(plan: Plan, report: Report) -> None:
 
     logging.disable_progress_bar()
     device = torch.device(plan.device)
+    if device.type == "cpu":
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) - 1))  # as a worker does
     size = sum(file.stat().st_size for file in shards(plan))
     report.figure("engine.weights", size / 1e9)
     times, model = [], None

@@ -28,6 +28,7 @@ class MixedLoad:
 
     def __init__(self, address: str, path: Path) -> None:
         self._path = path
+        path.unlink(missing_ok=True)  # that of an earlier run
         # --no-compare: in bf16 an answer depends on the batch
         command = [sys.executable, "-m", "deploy.loadtest", address, "--seconds", "0", "--scale", str(MIXED_SCALE),
                    "--time-limit", str(_TIME_LIMIT), "--no-compare", "--json", str(path)]  # fmt: skip

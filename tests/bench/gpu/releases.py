@@ -7,6 +7,7 @@ deleted once it has been imported; the disk holds three copies of the weights at
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -22,14 +23,26 @@ from deploy.errors import GlmError
 from service.contract.slots import SLOTS, Slots
 from tests.bench.gpu.report import Report
 
-__all__ = ["GLMCTL", "VERSIONS", "Plan", "make", "remove", "require_space", "shards", "write_checkpoint"]
+__all__ = [
+    "GLMCTL",
+    "SIZES",
+    "VERSIONS",
+    "Plan",
+    "make",
+    "remove",
+    "require_space",
+    "shard_names",
+    "shards",
+    "tensor_shapes",
+    "write_checkpoint",
+]
 
 VERSIONS = ("1.0.0", "1.1.0")
 GLMCTL = str(Path(sys.executable).with_name("glmctl"))
 _SHARD = 4 << 30  # bytes; as the model is published
 _RESERVE = 1 << 30  # bytes
 _KIND = "releases.json"  # what the releases in a directory are
-_SIZES = {"9b": 20_600_000_000, "small": 30_000_000}  # bytes of a release, rounded up
+SIZES = {"9b": 20_600_000_000, "small": 30_000_000}  # bytes of a release, rounded up
 
 
 @dataclass(frozen=True)
@@ -52,6 +65,11 @@ class Plan:
         """The checkpoint of the first release."""
         return self.root / "releases" / VERSIONS[0] / "model"
 
+    @property
+    def kind(self) -> dict[str, Any]:
+        """What the releases are made for; others are not used."""
+        return {"shape": self.shape, "device": self.device, "kv_tokens": self.kv_tokens}
+
     def clear_slots(self) -> None:
         """Remove the slots' symlinks of an earlier server."""
         slots = Slots(self.root)
@@ -67,13 +85,14 @@ def shards(plan: Plan) -> list[Path]:
 
 def require_space(plan: Plan) -> None:
     """Raise GlmError if the directory holds releases of another kind, or the disk cannot hold those to be made."""
-    kind = {"shape": plan.shape, "kv_tokens": plan.kv_tokens}
     with suppress(FileNotFoundError):
-        if (found := json.loads((plan.directory / _KIND).read_text())) != kind:
-            described = f"the shape {found['shape']} with {found['kv_tokens'] or 'default'} KV tokens"
+        if (found := json.loads((plan.directory / _KIND).read_text())) != plan.kind:
+            described = (
+                f"the shape {found['shape']} for {found['device']} with {found['kv_tokens'] or 'default'} KV tokens"
+            )
             raise GlmError(f"{plan.directory} holds releases of {described}", hint="choose another --dir, or remove it")
     missing = sum(not (plan.root / "releases" / version).exists() for version in VERSIONS)
-    needed = (missing + 1) * _SIZES[plan.shape] + _RESERVE if missing else _RESERVE
+    needed = (missing + 1) * SIZES[plan.shape] + _RESERVE if missing else _RESERVE
     free = shutil.disk_usage(plan.directory).free
     if free < needed:
         raise GlmError(
@@ -94,14 +113,14 @@ def remove(directory: Path) -> None:
 def make(plan: Plan, report: Report) -> None:
     """Make the releases that are missing below `plan.directory`; raises GlmError if glmctl refuses one."""
     env = os.environ | {"GLM_USER": "1", "GLM_ROOT": str(plan.root)}
-    (plan.directory / _KIND).write_text(json.dumps({"shape": plan.shape, "kv_tokens": plan.kv_tokens}))
+    (plan.directory / _KIND).write_text(json.dumps(plan.kind))
     for seed, version in enumerate(VERSIONS, 1):
         if (plan.root / "releases" / version).exists():
             report.say(f"  release {version} of an earlier run is used")
             continue
         checkpoint = plan.directory / "checkpoint"
         shutil.rmtree(checkpoint, ignore_errors=True)
-        with report.step(f"release {version}: weights of {_SIZES[plan.shape] / 1e9:.3g} GB", 1.0) as step:
+        with report.step(f"release {version}: random weights", 1.0) as step:
             write_checkpoint(checkpoint, plan, seed, step.update)
         started = time.monotonic()
         with report.step(f"release {version}: glmctl release add"):
@@ -122,7 +141,7 @@ def write_checkpoint(out: Path, plan: Plan, seed: int, progress: Callable[[float
     """Write a checkpoint; `progress` is called with the part of the weights that is written, 0.0 to 1.0."""
     import torch
     from safetensors.torch import save_file
-    from transformers import GenerationConfig, Glm4vForConditionalGeneration
+    from transformers import GenerationConfig
 
     from service.demo_models import layout, tiny
 
@@ -135,16 +154,15 @@ def write_checkpoint(out: Path, plan: Plan, seed: int, progress: Callable[[float
     ).save_pretrained(out)
     layout.write_preprocessors(out)
     layout.write_chat_template(out)
-    if plan.kv_tokens:
-        (out / "engine.json").write_text(json.dumps({"kv_tokens": plan.kv_tokens}))
-    with torch.device("meta"):
-        model = Glm4vForConditionalGeneration(config)
-    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    settings = {"device": "cpu" if plan.device == "cpu" else "auto", "kv_tokens": plan.kv_tokens}
+    (out / "engine.json").write_text(json.dumps(settings))
+    shapes = tensor_shapes(config)
     device = torch.device(plan.device)
     generator = torch.Generator(device).manual_seed(seed)
     answers = torch.tensor(tiny.word_tokens(vocabulary), device=device)
     total = sum(_bytes(shape) for shape in shapes.values())
-    groups, weight_map, written = list(_groups(shapes)), {}, 0
+    groups, written = list(shard_names(shapes)), 0
+    weight_map: dict[str, str] = {}
     for number, names in enumerate(groups, 1):
         file, tensors = f"model-{number:05}-of-{len(groups):05}.safetensors", {}
         for name in names:
@@ -173,8 +191,18 @@ def _configuration(shape: str, vocabulary: dict[str, int]) -> Any:
     return config
 
 
-def _groups(shapes: dict[str, tuple[int, ...]]) -> Iterator[list[str]]:
-    """Yield the names of the tensors of each shard."""
+def tensor_shapes(config: Any) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the tensors of a model, by name, without memory for them."""
+    import torch
+    from transformers import Glm4vForConditionalGeneration
+
+    with torch.device("meta"):
+        model = Glm4vForConditionalGeneration(config)
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+
+
+def shard_names(shapes: dict[str, tuple[int, ...]]) -> Iterator[list[str]]:
+    """Yield the names of the tensors of each shard, in their order."""
     names: list[str] = []
     size = 0
     for name, shape in shapes.items():
@@ -187,7 +215,4 @@ def _groups(shapes: dict[str, tuple[int, ...]]) -> Iterator[list[str]]:
 
 
 def _bytes(shape: tuple[int, ...]) -> int:
-    size = 2  # bfloat16
-    for edge in shape:
-        size *= edge
-    return size
+    return 2 * math.prod(shape)  # bfloat16

@@ -80,7 +80,7 @@ class Report:
         """Show what is being done for as long as it takes: a moving line on a terminal, some lines elsewhere."""
         if self.console.is_terminal:
             bar = (BarColumn(bar_width=20),) if total else ()
-            columns = (SpinnerColumn(), TextColumn("{task.description}"), *bar, TimeElapsedColumn())
+            columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), *bar, TimeElapsedColumn())
             with Progress(*columns, console=self.console, transient=True) as progress:
                 task = progress.add_task(title, total=total)
                 yield Step(

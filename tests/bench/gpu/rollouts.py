@@ -99,7 +99,7 @@ class _Host:
         path = self._plan.directory / f"load-{strategy}.json"
         options = self._options(strategy)
         with (
-            self._report.step(f"deploy {version} {' '.join(options)}, under load") as step,
+            self._report.step(f"deploy {version}, {strategy}") as step,
             mixed_load(self._sandbox.addresses.listen, path, before=1 if self._plan.quick else 3) as load,
         ):
             command = self.glmctl("deploy", version, *options, step=step)
@@ -155,7 +155,7 @@ def rollout_figures(
 
 def _moved_at(report: LoadReport, old: str | None, began: float) -> float | None:
     """Return the seconds from `began` until both the last answer by `old` and the first by another version had come."""
-    switches = [switch for one in report.by_class.values() for switch in one.switches if switch.answered > began]
+    switches = [switch for one in report.by_class.values() for switch in one.switches]
     first = min((switch.answered for switch in switches if switch.version != old), default=None)
     last = max((switch.answered for switch in switches if switch.version == old), default=began)
     return None if first is None else max(first, last) - began
