@@ -221,15 +221,28 @@ class Usage(NamedTuple):
     free: int
 
 
-def test_the_disk_must_have_room(
+@pytest.mark.parametrize(("made", "needed"), [(0, 62.8), (1, 42.2), (2, 1.0)])
+def test_the_disk_must_have_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, made: int, needed: float) -> None:
+    """The releases that are missing need room, and the checkpoint of which the last one is made."""
+    plan = Plan("9b", "cpu", tmp_path)
+    for version in releases.VERSIONS[:made]:
+        (plan.root / "releases" / version).mkdir(parents=True)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(100, 40, int((needed + 0.1) * 1e9)))
+    releases.require_space(plan)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(100, 40, int((needed - 0.1) * 1e9)))
+    with pytest.raises(GlmError, match=f"the releases of the shape 9b need {needed + 0.1:.1f} GB"):
+        releases.require_space(plan)
+
+
+def test_nothing_is_written_to_a_full_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The 9B shape needs three copies of 20.6 GB while its releases are made; nothing is written without."""
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(100, 40, 60 * 10**9))
+    """The command is refused like one with a wrong option."""
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(100, 100, 0))
     with pytest.raises(SystemExit) as exit_:
-        command.main(["--shape", "9b", "--dir", str(tmp_path), "--json", str(tmp_path / "x.json")])
+        command.main(["--shape", "small", "--dir", str(tmp_path), "--json", str(tmp_path / "x.json")])
     assert exit_.value.code == 2
-    assert "has 60.0 GB free; the releases of the shape 9b need 62.9 GB" in " ".join(capsys.readouterr().err.split())
+    assert "--dir names another directory" in " ".join(capsys.readouterr().err.split())
     assert list(tmp_path.iterdir()) == []
 
 
@@ -240,6 +253,7 @@ def test_the_checkpoint_is_written_in_shards(tmp_path: Path, monkeypatch: pytest
     """The engine loads it, no file is larger than a shard unless a tensor is, and another seed gives other weights."""
     import torch
 
+    from service.model import checkpoint_files
     from tests.bench import device
 
     monkeypatch.setattr(releases, "_SHARD", 2 << 20)
@@ -256,6 +270,7 @@ def test_the_checkpoint_is_written_in_shards(tmp_path: Path, monkeypatch: pytest
     largest = max(tensor.nbytes for tensor in first.values())
     files = sorted((tmp_path / "1").glob("*.safetensors"))
     assert len(files) > 2
+    assert checkpoint_files.shards(tmp_path / "1") == files
     assert all(file.stat().st_size < (2 << 20) + largest for file in files)
     assert json.loads((tmp_path / "1/engine.json").read_text()) == {"device": "cpu", "kv_tokens": 4096}
 
