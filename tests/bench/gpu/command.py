@@ -119,12 +119,12 @@ def _run(plan: Plan, options: argparse.Namespace, command: str) -> int:
     report = Report(options.json.with_suffix(".jsonl"))
     header = machine.describe() | {"command": command, "shape": plan.shape, "device": plan.device, "quick": plan.quick}
     report.begin(header)
-    chosen = "" if options.shape else "; --shape chooses another"
-    report.say(f"shape {plan.shape} on {header['card'] if plan.device == 'cuda' else 'the CPU'}{chosen}")
+    where = header["card"] if plan.device == "cuda" else "the CPU"
+    room = f"{'has' if plan.shape == '9b' else 'lacks'} {_ROOM >> 30} GiB of free GPU memory for the 9B shape"
+    report.say(f"shape {plan.shape} on {where}" + ("" if options.shape else f", which {room}"))
     report.say(f"releases in {plan.directory}, figures as they come in {report.path}")
     try:
-        with report.part("releases"):
-            releases.make(plan, report)
+        measure_in_child(releases.make, "releases", plan, report)  # draws the weights on the device
         if Run.read(report.path).parts["releases"]["outcome"] == "done":
             for part in options.only:
                 _measure(part, plan, report)
