@@ -8,7 +8,7 @@ import statistics
 import time
 from typing import Any
 
-from tests.bench.gpu.figures import COLUMNS, ROWS
+from tests.bench.gpu.figures import COLUMNS, FIGURES, ROWS
 from tests.bench.gpu.releases import Plan, shards
 from tests.bench.gpu.report import Report
 
@@ -56,7 +56,7 @@ def _rates(plan: Plan, report: Report, model: Any) -> None:
     with report.step("warm-up of the engine"):
         core.warm_up()
     for rows in ROWS:
-        with report.step(f"decoding {rows} rows"):
+        with report.step(FIGURES[f"engine.rate_{rows}"].what):
             if plan.quick:
                 rate = gpu.decode(core, model.generation_config, rows, tokens=_QUICK_TOKENS)
             else:
@@ -86,7 +86,7 @@ def _columns(plan: Plan, report: Report, model: Any) -> None:
         return
     steps = 4 if plan.quick else _STEPS
     for columns in COLUMNS:
-        with report.step(f"decoding one row of {columns:,} columns"):
+        with report.step(FIGURES[f"engine.step_{columns}"].what):
             request = gpu.submit(core, model.generation_config, prompt=columns - 2 * steps, tokens=2 * steps)
             _run(core, request, tokens=steps)  # the prompt, and steps that are not counted
             times = []

@@ -16,7 +16,7 @@ from pathlib import Path
 from deploy.errors import GlmError
 from service.contract.generations import Generation, current
 from service.contract.slots import Slots, release_target
-from tests.bench.gpu.figures import CLIENTS, LOAD_PARTS
+from tests.bench.gpu.figures import CLIENTS, FIGURES, LOAD_PARTS
 from tests.bench.gpu.load import chats, mixed_load
 from tests.bench.gpu.machine import CODE
 from tests.bench.gpu.releases import VERSIONS, Plan
@@ -36,7 +36,7 @@ def measure(plan: Plan, report: Report) -> None:
         first = 0
         for clients in CLIENTS:
             rounds = 1 if plan.quick else _ROUNDS
-            with report.step(f"{clients} clients of 64 tokens"):
+            with report.step(FIGURES[f"http.rate_{clients}"].what):
                 if not plan.quick:
                     chats(address, clients, rounds=1, tokens=64, first=first)  # captures CUDA graphs
                 first += clients
