@@ -9,7 +9,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 # Hundreds of processes start here; with the variable set, each would compile again what it imports.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help setup demo test test-all clients clients-table lint unit bench soak fuzz clean
+.PHONY: help setup demo test test-all clients clients-table lint unit bench bench-gpu soak fuzz clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -57,6 +57,9 @@ bench: $(VENV)/.ready  ## the engine beside transformers, then what a handover a
 	python -m tests.bench.canary
 	python -m tests.bench.request_cost
 	python -m tests.bench.swap
+
+bench-gpu: $(VENV)/.ready  ## engine, server and rollouts on a GPU, with the 9B shape: docs/DEVICE.md; without one: ARGS='--shape small --quick'
+	python -m tests.bench.gpu $(ARGS)
 
 soak: $(VENV)/.ready  ## a thousand cutovers under load: nothing lost, nothing left behind; for the night; ARGS=--cutovers=200
 	python -m tests.bench.soak $(ARGS)

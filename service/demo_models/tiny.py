@@ -16,7 +16,7 @@ from typing import Any, Literal
 from service.demo_models import layout
 from service.demo_models.layout import Size
 
-__all__ = ["SIZES", "Size", "make"]
+__all__ = ["SIZES", "Size", "corpus", "initial_values", "make", "word_tokens"]
 
 WORDS = """
 a able about above across after again air all almost along also always am among an and animal another answer any apple
@@ -56,14 +56,14 @@ def make(
     The same arguments give the same bytes. Returns the number of `parameters` and the size of all files in `bytes`.
     """
     out.mkdir(parents=True, exist_ok=True)
-    vocabulary = layout.write_tokenizer(out, _corpus(), tokens=1500)
+    vocabulary = layout.write_tokenizer(out, corpus(), tokens=1500)
     parameters = _write_model(out, vocabulary, SIZES[size], seed, dtype)
     layout.write_preprocessors(out)
     layout.write_chat_template(out)
     return {"parameters": parameters, "bytes": sum(file.stat().st_size for file in out.iterdir())}
 
 
-def _corpus() -> Iterator[str]:
+def corpus() -> Iterator[str]:
     """Yield every word often enough to become one token, with and without a space before it."""
     for word in WORDS.split():
         yield from [f" {word}"] * 8 + [word, word.capitalize()]
@@ -77,9 +77,11 @@ def _write_model(out: Path, vocabulary: dict[str, int], size: Size, seed: int, d
     with torch.device("meta"):
         model = Glm4vForConditionalGeneration(layout.config(vocabulary, size))
     model = model.to(getattr(torch, dtype)).to_empty(device="cpu")
-    words = {f"\u0120{word}" for word in WORDS.split()}  # U+0120 is a space in the byte-level alphabet
-    answers = torch.tensor([token_id for token, token_id in vocabulary.items() if token in words])
-    _initialize(model, answers, torch.Generator().manual_seed(seed))
+    answers = torch.tensor(word_tokens(vocabulary))
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(initial_values(name, torch.randn(parameter.shape, generator=generator), answers))
     model.generation_config = GenerationConfig(
         do_sample=True, temperature=0.8, top_p=0.6, top_k=2, **layout.stop_token_ids(vocabulary)
     )
@@ -87,27 +89,31 @@ def _write_model(out: Path, vocabulary: dict[str, int], size: Size, seed: int, d
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def _initialize(model: Any, answers: Any, generator: Any) -> None:
-    """Initialize the parameters at a scale that keeps activations stable and the logits of `answers` distinct.
+def word_tokens(vocabulary: dict[str, int]) -> list[int]:
+    """Return the ids of the tokens that are a word after a space."""
+    words = {f"\u0120{word}" for word in WORDS.split()}  # U+0120 is a space in the byte-level alphabet
+    return [token_id for token, token_id in vocabulary.items() if token in words]
 
-    The other rows of the head are zero, so their tokens are never chosen: a logit of zero is never the maximum of
-    hundreds of random ones. Answers therefore have no stop token and no partial characters.
+
+def initial_values(name: str, noise: Any, answers: Any) -> Any:
+    """Return the values of a parameter, made of standard normal `noise` of its shape, which may be overwritten.
+
+    Their scale keeps activations stable and the logits of `answers`, a tensor of token ids, distinct. The other rows of
+    the head are zero, so their tokens are never chosen: a logit of zero is never the maximum of hundreds of random
+    ones. Answers therefore have no stop token and no partial characters.
     """
     import torch
 
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            noise = torch.randn(parameter.shape, generator=generator)
-            if name == "lm_head.weight":
-                noise *= 4.0 * parameter.shape[1] ** -0.5
-                kept = torch.zeros_like(noise)
-                kept[answers] = noise[answers]
-                noise = kept
-            elif parameter.ndim == 1:
-                noise = 0.1 * noise + (1.0 if "norm" in name and name.endswith("weight") else 0.0)
-            elif "embed_tokens" not in name:
-                noise *= 1.6 * parameter[0].numel() ** -0.5
-            parameter.copy_(noise)
+    if name == "lm_head.weight":
+        noise *= 4.0 * noise.shape[1] ** -0.5
+        kept = torch.zeros_like(noise)
+        kept[answers] = noise[answers]
+        return kept
+    if noise.ndim == 1:
+        return 0.1 * noise + (1.0 if "norm" in name and name.endswith("weight") else 0.0)
+    if "embed_tokens" not in name:
+        noise *= 1.6 * noise[0].numel() ** -0.5
+    return noise
 
 
 def main(argv: list[str] | None = None) -> None:

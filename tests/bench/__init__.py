@@ -8,6 +8,7 @@
 - `swap`: how long do clients wait while one model replaces the other?
 - `soak`: is anything lost or left behind after a thousand cutovers?
 - `device`: how close are decoding and loading to the limits of a GPU?
+- `gpu`: what does the whole service do on this machine's GPU, from the weights on disk to a rollout under load?
 - `engine_process`: is the engine faster in a thread of the server or in a process of its own?
 - `kv_layout`: is attention faster over rows or over blocks of the KV cache?
 """

@@ -119,24 +119,34 @@ def generate(model: Any, rows: int, device: torch.device) -> float:
     return rows * TOKENS / best_seconds(run, device, repeats=2)
 
 
-def decode(core: Core, default: Any, rows: int) -> float:
-    """Return the tokens a second of the engine's decode steps, with `rows` requests after their prefill."""
+def build_core(model: Any, *, rows: int, columns: int) -> Core:
+    """Return the engine's loop with a cache of `rows` requests of `columns` tokens."""
+    budget = Budget.of(model, rows=rows, kv_tokens=rows * columns, context=columns)
+    return Core(Runner(model, SlotCache(model, budget)), lambda _: b"", chunk=512)
+
+
+def submit(core: Core, default: Any, *, prompt: int = PROMPT, tokens: int = TOKENS) -> Request:
+    """Add a greedy request for `tokens` tokens after a random prompt of `prompt` tokens."""
     params = SamplingParams.resolve(Sampling(temperature=0), default, vocabulary=0, end=frozenset())
-    requests = []
-    for _ in range(rows):
-        positions = torch.arange(PROMPT).expand(3, -1)
-        ids = torch.randint(1000, 2000, (PROMPT,))
-        prompt = Prompt(ids, positions, 0, torch.zeros(PROMPT, dtype=torch.bool), (), may_think=False, think_open=False)
-        output = OutputProcessor(Detokenizer(lambda ids: " x" * len(ids)), StopStrings(()), frozenset())
-        requests.append(Request(prompt, params, output, TOKENS))
-        core.scheduler.add(requests[-1])
+    positions = torch.arange(prompt).expand(3, -1)
+    ids = torch.randint(1000, 2000, (prompt,))
+    inputs = Prompt(ids, positions, 0, torch.zeros(prompt, dtype=torch.bool), (), may_think=False, think_open=False)
+    output = OutputProcessor(Detokenizer(lambda ids: " x" * len(ids)), StopStrings(()), frozenset())
+    request = Request(inputs, params, output, tokens)
+    core.scheduler.add(request)
+    return request
+
+
+def decode(core: Core, default: Any, rows: int, tokens: int = TOKENS) -> float:
+    """Return the tokens a second of the engine's decode steps, with `rows` requests after their prefill."""
+    requests = [submit(core, default, tokens=tokens) for _ in range(rows)]
     while any(not request.tokens for request in requests):
         core.step()
     done = sum(len(request.tokens) for request in requests)
     started = time.perf_counter()
     while core.step():
         pass
-    return (rows * TOKENS - done) / (time.perf_counter() - started)
+    return (rows * tokens - done) / (time.perf_counter() - started)
 
 
 def bytes_per_step(model: Any) -> int:
@@ -172,8 +182,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         results["load to the copy (≥ 0.6)"] = size / load_seconds / link
         results["generate, batch of 1, tok/s"] = generate(model, 1, device)
         results[f"generate, batch of {ROWS}, tok/s"] = generate(model, ROWS, device)
-        budget = Budget.of(model, rows=ROWS, kv_tokens=ROWS * 2 * (PROMPT + TOKENS), context=2 * (PROMPT + TOKENS))
-        core = Core(Runner(model, SlotCache(model, budget)), lambda _: b"", chunk=512)
+        core = build_core(model, rows=ROWS, columns=2 * (PROMPT + TOKENS))
         core.warm_up()
         for rows in (1, ROWS):
             decode(core, model.generation_config, rows)  # captures the CUDA graphs
