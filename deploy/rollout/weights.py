@@ -100,11 +100,12 @@ class WeightsRollout:
         return cls(rollout, found.generation, order, WeightsOrderFile(host.root, found.slot, directory))
 
     def prepare(self) -> None:
-        """Have the new weights read while the old ones serve; raises NotReady."""
+        """Have the new weights read and compared with their digests while the old ones serve; raises NotReady."""
         readers = count(len(self.order.workers), "worker")
         self.rollout.enter("prepare", f"the weights of {self.order.after} into {readers} of {self.slot}")
         self._order("prepare")
         self._await("prepared", _POLL)
+        self.rollout.require_digests(self._workers)
         hooks.run(self.rollout, "pre_cutover")
 
     def vacate(self) -> None:
