@@ -87,6 +87,7 @@ def test_files_are_read_beside_each_other(releases: Releases, monkeypatch: pytes
     def advance(count: int) -> None:
         assert reporting.acquire(blocking=False)
         counts.append(count)
+        time.sleep(0.01)
         reporting.release()
 
     monkeypatch.setattr(Path, "open", open_together)

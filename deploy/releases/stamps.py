@@ -92,11 +92,8 @@ class Stamps:
     def write(self, release: Release, compared: States) -> None:
         """Record that the files, whose states were `compared` before they were read, match their digests.
 
-        Nothing is recorded if one has changed since or is writable, or if the stamp cannot be written: then the files
-        are compared again.
+        Nothing is recorded if one is writable, or if the stamp cannot be written: then the files are compared again.
         """
-        if len(compared) != len(release.manifest.files) + 1 or compared != states(release):
-            return
         if all(one.is_fixed for one in compared.values()):
             with suppress(OSError):
                 self._directory.mkdir(mode=0o755, parents=True, exist_ok=True)

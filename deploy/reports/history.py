@@ -90,7 +90,7 @@ def _facts(record: Record, phase: Phase) -> str:
         beside = "" if record.strategy == "swap" else ", beside the load"
         return f"digests compared in {duration(record.digests)}{beside}"
     if phase == "prepare" and record.staged:
-        return f"the new weights are staged in {record.staged}"
+        return f"the new weights were staged in {record.staged}"
     return ""
 
 
