@@ -74,7 +74,7 @@ def tamper(release: Release, name: str = WEIGHTS) -> None:
 
 def test_files_are_read_beside_each_other(releases: Releases, monkeypatch: pytest.MonkeyPatch) -> None:
     """Digests of several files are computed at a time; progress is reported by one thread at a time, for each byte."""
-    monkeypatch.setattr(digests.os, "cpu_count", lambda: SHARDS)
+    monkeypatch.setattr(os, "cpu_count", lambda: SHARDS)
     meeting, reporting = threading.Barrier(SHARDS, timeout=20), threading.Lock()
     opened = Path.open
     counts: list[int] = []
@@ -112,7 +112,7 @@ def test_the_first_difference_ends_the_comparison(releases: Releases, monkeypatc
     """The others are stopped, and the error names the file that differs, not one that was stopped."""
     release, endless, opened = releases.get("1.0.0"), Endless(), Path.open
     tamper(release)
-    monkeypatch.setattr(digests.os, "cpu_count", lambda: SHARDS + 2)
+    monkeypatch.setattr(os, "cpu_count", lambda: SHARDS + 2)
 
     def read_on(path: Path, *arguments: Any, **options: Any) -> Any:
         return endless if path.name == "0.safetensors" else opened(path, *arguments, **options)
@@ -284,7 +284,8 @@ def deploys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Deploys
             monkeypatch.setattr(Timers, name, lambda *_: None)
         monkeypatch.setattr("deploy.rollout.plan._WORKER_PUBLISH", 0.0)
         monkeypatch.setattr(preflight, "_check", lambda *_: None)
-        for phase in ("prepare", "vacate", "start", "canary", "cutover", "bake", "retire"):
+        phases: tuple[Phase, ...] = ("prepare", "vacate", "start", "canary", "cutover", "bake", "retire")
+        for phase in phases:
             monkeypatch.setattr(rollout, phase, found.play(phase))
         monkeypatch.setattr(candidate, "answer_of", lambda ask, _: ask())
         monkeypatch.setattr(candidate, "run_checks", lambda *_: None)

@@ -129,7 +129,7 @@ def test_staged_weights_are_those_that_were_read(place: Place) -> None:
         assert steps == sorted(steps)
         assert steps[-1] == 1.0
     assert memory.events == {"device memory": ["copied"], "pinned memory": ["copied", "pinned"]}.get(place, [])
-    tensors._copy(model, staged.weights)  # type: ignore[arg-type]
+    tensors._copy(model, staged.weights)
     staged.release()
     assert raw(model.state_dict()) == raw(weights)
     assert {name: tensor.data_ptr() for name, tensor in model.state_dict().items()} == addresses

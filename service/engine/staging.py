@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -74,29 +74,33 @@ class Memory:
 class _CudaMemory(Memory):
     def __init__(self, device: torch.device) -> None:
         super().__init__(device)
-        self._stream = torch.cuda.Stream(device)
+        self._stream = torch.Stream(device)
 
     def allocate(self, place: Place, size: int) -> Tensor:
-        with torch.cuda.stream(self._stream):
+        with self._stream:
             return super().allocate(place, size)
 
     @contextmanager
     def copying(self) -> Iterator[None]:
-        with torch.cuda.stream(self._stream):
+        with self._stream:
             yield
         self._stream.synchronize()
 
     def pin(
         self, block: Tensor
     ) -> None:  # torch's pinned tensors have a power of two as size, and are never given back
-        torch.cuda.check_error(torch.cuda.cudart().cudaHostRegister(block.data_ptr(), len(block), 0))
+        torch.cuda.check_error(_runtime().cudaHostRegister(block.data_ptr(), len(block), 0))
 
     def unpin(self, block: Tensor) -> None:
-        torch.cuda.check_error(torch.cuda.cudart().cudaHostUnregister(block.data_ptr()))
+        torch.cuda.check_error(_runtime().cudaHostUnregister(block.data_ptr()))
 
     def free(self, block: Tensor) -> None:
         super().free(block)
         torch.cuda.empty_cache()  # else the block would stay with this process
+
+
+def _runtime() -> Any:
+    return torch.cuda.cudart()  # type: ignore[no-untyped-call]
 
 
 def memory_of(device: torch.device) -> Memory | None:

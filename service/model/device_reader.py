@@ -85,16 +85,17 @@ class _CudaLink(Link):
 
     def __init__(self, device: torch.device) -> None:
         super().__init__(device)
-        self._stream = torch.cuda.Stream(device)
+        self._stream = torch.Stream(device)
 
     def buffer(self, size: int) -> Tensor:
         return torch.empty(size, dtype=torch.uint8, pin_memory=True)
 
     def used(self) -> AbstractContextManager[object]:
-        return torch.cuda.stream(self._stream)
+        return self._stream
 
     def mark(self) -> Callable[[], object]:
-        return self._stream.record_event().synchronize
+        event = self._stream.record_event()
+        return lambda: event.synchronize()
 
 
 @dataclass
@@ -218,7 +219,7 @@ class _Transfer:
 
 def _fill(memory: Tensor, piece: _Piece) -> None:
     """Read the bytes of a piece; raises ReleaseError if the file ends before."""
-    view, done = memoryview(memory.numpy()), 0
+    view, done = memory.numpy().data, 0
     while done < piece.size:
         count = os.preadv(piece.descriptor, [view[done : piece.size]], piece.begin + done)
         if not count:
