@@ -8,7 +8,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, Literal
 
 import pytest
 
@@ -423,6 +424,28 @@ def test_a_reload_compares_only_what_may_have_changed(
     tamper(deploys.releases.get("1.1.0"))
     with pytest.raises(Refused, match="its contents changed"):
         reload.reload(deploys.context, Plan("1.1.0", kind="reload"))
+
+
+@pytest.mark.parametrize("kind", ["deploy", "reload"])
+def test_the_parts_of_a_load_that_failed_are_recorded(
+    deploys: Deploys, monkeypatch: pytest.MonkeyPatch, kind: Literal["deploy", "reload"]
+) -> None:
+    """As far as it had come."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise NotReady("it crashed")
+
+    new = SimpleNamespace(load={"imports": 2.0, "reading": 1.0}, is_serving=False)
+    monkeypatch.setattr("deploy.rollout.new_generation.NewGeneration.wait", fail)
+    monkeypatch.setattr("deploy.rollout.new_generation.NewGeneration.found", new)
+    monkeypatch.setattr(reload, "require_units", lambda _: None)
+    for name in ("starting", "reloading"):
+        monkeypatch.setattr(f"deploy.systemd.systemctl.Systemd.{name}", lambda *_: None)
+    monkeypatch.setattr(rollout, "start", candidate.start)
+    begin = {"deploy": rollout.deploy, "reload": reload.reload}[kind]
+    with pytest.raises(NotReady, match="it crashed"):
+        begin(deploys.context, Plan("1.1.0", kind=kind))
+    assert (deploys.last.kind, deploys.last.load) == (kind, new.load)
 
 
 def test_a_dry_run_compares_and_writes_nothing(deploys: Deploys, compared: list[str]) -> None:

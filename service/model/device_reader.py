@@ -29,8 +29,8 @@ from service.model.release import ReleaseError
 
 __all__ = ["PIECE", "THREADS", "Link", "read"]
 
-THREADS = 8  # one reads about 5 GB/s from the page cache, a PCIe 5 link takes 55
-PIECE = 16 << 20  # bytes of a buffer; of each there are two a thread
+THREADS = 8  # one copies from the page cache more slowly than the link does from pinned memory
+PIECE = 8 << 20  # bytes of a buffer; there are two a thread, and torch keeps their pinned memory
 
 
 @dataclass
