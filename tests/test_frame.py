@@ -297,7 +297,7 @@ def test_an_unexpected_exception_in_a_reload(
 ) -> None:
     """The same for a reload: the slot leads to the old release again."""
     monkeypatch.setattr(reloading, "require_units", lambda _: None)
-    monkeypatch.setattr("deploy.releases.store.Releases.verify", lambda *_: None)
+    monkeypatch.setattr("deploy.releases.store.Releases.ensure", lambda *_: None)
     monkeypatch.setattr("deploy.rollout.new_generation.NewGeneration.wait", fail)
     monkeypatch.setattr("deploy.systemd.systemctl.Systemd.reloading", lambda *_: None)
     with pytest.raises(ZeroDivisionError):

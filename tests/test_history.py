@@ -17,7 +17,7 @@ from deploy.analysis.verdict import Metric, Verdict
 from deploy.journal.receipt import Line, Receipt
 from deploy.journal.record import HookRun, Record, Step
 from deploy.reports import history
-from deploy.reports.report import load_parts
+from deploy.reports.report import load_parts, summary
 from deploy.rollout.judge import WARM_UP
 from tests.box import CODE, live_host, wait_for
 
@@ -29,7 +29,7 @@ FIELDS = {
     "record": {
         "id", "kind", "strategy", "version", "slot", "previous", "previous_slot", "slot_held", "started_at", "ended_at",
         "seconds", "steps", "outcome", "reason", "switch_ms", "pause_ms", "canary", "step", "bake", "load", "analysis",
-        "hooks", "receipt", "drain", "keep_warm", "limits", "by_operator",
+        "hooks", "receipt", "drain", "digests", "staged", "keep_warm", "limits", "by_operator",
     },
     "step": {"phase", "at"},
     "verdict": {"window", "at", "seconds", "metrics", "mirrored", "length_ratio", "outcome", "reason", "pinned"},
@@ -150,6 +150,29 @@ def account(**more: int) -> Receipt:
         Line(slot="green", generation=1, version="1.1.0", accepted=5, completed=5, adopted=7, drained=1),
     ]
     return Receipt(lines=lines, accepted=14, completed=14, handed_out=7, adopted=7, drained=4, **more)
+
+
+def notes(record: Record) -> dict[str, str]:
+    """What is told of each phase beside its times."""
+    rows = (
+        re.match(r"(\w+) +\d\d:\d\d:\d\d +[\d.]+(?: +(.*))?$", line) for line in history.details(record).splitlines()
+    )
+    return {row[1]: row[2] or "" for row in rows if row}
+
+
+def test_what_took_the_time_is_told_beside_its_phase() -> None:
+    """The parts of a load, of a reload too; the digests; where new weights were staged."""
+    load = {"imports": 2.0, "reading": 3.0, "building": 0.001}
+    assert notes(rollout(load=load, digests=18.0)) == {
+        "preflight": "digests compared in 18.0 s, beside the load", "prepare": "",
+        "start": "imports 2.0 s, reading 3.0 s",
+        "verify": "", "cutover": "", "bake": "", "retire": "",
+    }  # fmt: skip
+    assert notes(rollout(kind="reload", steps=RELOAD, load=load)) == {"reload": "imports 2.0 s, reading 3.0 s"}
+    assert notes(rollout(strategy="swap", digests=18.0))["preflight"] == "digests compared in 18.0 s"
+    swapped = rollout(strategy="weights", staged="device memory", pause_ms=14.0)
+    assert notes(swapped)["prepare"] == "the new weights were staged in device memory"
+    assert "the longest wait was 14 ms; the new weights came from device memory." in summary(swapped)
 
 
 RELOAD = [Step(phase="reload", at="2026-01-01T00:00:00.000+00:00")]

@@ -104,6 +104,32 @@ def test_a_deploy_with_unit_files_of_another_version_is_refused(stocked_live: Bo
     assert box.slots.version("green") is None
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("strategy", ["overlap", "swap", "weights"])
+def test_tampered_weights_do_not_go_live(stocked_live: Box, strategy: str) -> None:
+    """One bit differs: the candidate is stopped again, and the live version serves as before (test_digests.py)."""
+    box = stocked_live
+    file = box.host.releases / "1.1.0/model/model.safetensors"
+    kept, mode = file.with_name("kept"), file.parent.stat().st_mode
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.parent.chmod(0o755)
+    file.rename(kept)
+    try:
+        file.write_bytes(content)
+        file.chmod(0o444)
+        stderr = box.glmctl("deploy", "1.1.0", "--strategy", strategy, expect=3 if strategy == "swap" else 4).stderr
+        assert "model/model.safetensors: its contents changed" in stderr
+        assert box.show("glm@green.service", "ActiveState") == "inactive"
+        answer = box.get("/version")
+        assert (answer.json()["version"], answer.headers["x-slot"]) == ("1.0.0", "blue")
+        record = box.json("history")["rollouts"][-1]
+        assert record["receipt"]["lost"] == 0
+    finally:
+        kept.rename(file)
+        file.parent.chmod(mode)
+
+
 @pytest.mark.parametrize(
     ("command", "reason"),
     [("/nowhere/at-all --loud", "there is no program /nowhere/at-all"), ("sh -c 'half", "is not a command")],

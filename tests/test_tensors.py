@@ -15,11 +15,12 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from service.demo_models import tiny
-from service.engine import Delta, Finish, Sampling, kernels, tensors
+from service.engine import Delta, Finish, Sampling, kernels, staging, tensors
 from service.engine.model_engine import ModelEngine
 from service.model.release import ReleaseError
 from tests.box import wait_for
 from tests.test_engine import image, load, release, user
+from tests.test_staging import FakeMemory
 
 SAMPLING = Sampling(max_tokens=12, temperature=0, logprobs=5)
 QUESTIONS: list[Any] = [
@@ -181,6 +182,8 @@ def test_on_a_device_the_memory_is_overwritten_in_place(paths: list[Path], monke
     """The CUDA code path, here on the CPU with private memory: addresses stay the same, outputs change."""
     monkeypatch.setattr(kernels, "_onednn_is_faster", lambda _: False)
     monkeypatch.setattr(tensors, "_assign", tensors._copy)
+    memory = FakeMemory(1 << 40, 0)
+    monkeypatch.setattr(staging, "memory_of", lambda _: memory)
     engine = load(paths[0])
     try:
         model = engine._model
@@ -189,7 +192,10 @@ def test_on_a_device_the_memory_is_overwritten_in_place(paths: list[Path], monke
                 setattr(module, name, nn.Parameter(parameter.clone(), requires_grad=False))
         kernels.install(model)
         addresses = {name: tensor.data_ptr() for name, tensor in model.state_dict().items()}
-        replace(engine, paths[1])
+        staged = engine.stage_weights(engine.read_weights(release(paths[1]), lambda *_: None), lambda *_: None)
+        asyncio.run(engine.replace_weights(staged.weights))
+        staged.release()
+        assert (staged.place, memory.held) == ("device memory", [])
         assert {name: tensor.data_ptr() for name, tensor in model.state_dict().items()} == addresses
         assert list(map(text, answers(engine))) == list(map(text, fresh(paths[1])))
     finally:

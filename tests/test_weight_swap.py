@@ -15,6 +15,7 @@ import pytest
 from service.chat.errors import ApiError
 from service.chat.request import parse_document
 from service.demo_models import tiny
+from service.engine.protocol import Staged
 from tests.test_app import picture
 from tests.weight_swap_fixtures import NEW, OLD, STEPS, Worker, describe_release, until
 
@@ -230,6 +231,59 @@ def test_weights_that_cannot_be_read_change_nothing(run: Callable[..., None]) ->
         assert "not a release" in worker.report["error"]
         assert worker.report["pause_ms"] is None
         assert (await worker.ask(SHORT))[0] == OLD
+
+    run(scenario)
+
+
+def test_requests_wait_for_the_copy_alone(run: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reading and staging come before the first request has to wait, and what was staged is freed after the last."""
+
+    async def scenario(worker: Worker) -> None:
+        events: list[tuple[str, bool]] = []
+        engine = worker.engine
+
+        def record(name: str) -> Callable[..., Any]:
+            original = getattr(engine, name)
+
+            def recorded(*arguments: Any) -> Any:
+                events.append((name, worker.admission.paused))
+                return original(*arguments)
+
+            return recorded
+
+        def stage(weights: Any, progress: Any) -> Staged:
+            events.append(("stage_weights", worker.admission.paused))
+            return Staged(weights, "device memory", lambda: events.append(("release", worker.admission.paused)))
+
+        for name in ("read_weights", "replace_weights"):
+            monkeypatch.setattr(engine, name, record(name))
+        monkeypatch.setattr(engine, "stage_weights", stage)
+        await worker.swap()
+        assert events == [
+            ("read_weights", False), ("read_weights", False), ("stage_weights", False), ("replace_weights", True),
+            ("release", False),
+        ]  # fmt: skip
+        assert worker.report["staged"] == "device memory"
+
+    run(scenario)
+
+
+def test_weights_that_cannot_be_staged_change_nothing(
+    run: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the reason, the order fails before any request has to wait, and the old weights serve."""
+
+    async def scenario(worker: Worker) -> None:
+        def fail(*_: object) -> None:
+            raise OSError("no such device")
+
+        before = await worker.ask(SHORT)
+        monkeypatch.setattr(worker.engine, "stage_weights", fail)
+        worker.order("prepare")
+        assert await worker.until("prepared", "failed") == "failed"
+        assert "no such device" in worker.report["error"]
+        assert (worker.report["pause_ms"], worker.report["staged"]) == (None, None)
+        assert await worker.ask(SHORT) == before
 
     run(scenario)
 

@@ -539,5 +539,6 @@ def test_the_pause_is_reported(box: Box) -> None:
     began = time.monotonic()
     pause = f"{record['pause_ms']:.0f} ms"
     assert pause in box.glmctl("history").stdout
-    assert f"the longest wait was {pause}" in box.json("status")["summary"]
+    assert f"the longest wait was {pause}; the new weights came from memory" in box.json("status")["summary"]
+    assert record["staged"] == "memory"
     assert record["pause_ms"] < (time.monotonic() - began + record["seconds"]) * 1000

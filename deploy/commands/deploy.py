@@ -141,11 +141,13 @@ def deploy(
 
     \b
     Phases, in order:
-      preflight  check units, policy, disk, memory and the release's digests
+      preflight  check units, policy, disk and memory, begin with the digests
       prepare    point the slot that is not live (the candidate) to VERSION
       vacate     with swap or weights: hold new requests, finish the others
       start      load VERSION and run its checks
-      verify     repeat the checks over HTTP, through the candidate's socket
+      verify     repeat the checks over HTTP, through the candidate's socket;
+                 the weights match their digests, unless they did and no
+                 file has changed
       canary     with --canary or --mirror: send it a share of the requests
       cutover    rename the symlink `live`; every client moves over
       bake       watch the new version; the old one stays loaded

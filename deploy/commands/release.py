@@ -88,6 +88,7 @@ def list_(options: Options) -> None:
 def verify(options: Options, version: str) -> None:
     """Compare every file of VERSION with its SHA-256 digest.
 
+    Everything is read, also where a deploy would not, because the files have not changed since they were compared last.
     Exit code 3 if a file was changed, is missing, or cannot be read.
 
     \b

@@ -104,6 +104,10 @@ class Record(BaseModel):
     """What the candidate is judged by; None without an analysis."""
     load: dict[str, float] = Field(default_factory=dict)
     """Seconds of each part of the candidate's load: imports, reading, building, warming up, checking."""
+    digests: float | None = None
+    """Seconds for which the release's files were compared with their digests, beside the load; None: not needed."""
+    staged: str | None = None
+    """With the strategy weights: the memory that the new weights were copied from while requests waited."""
     analysis: list[Verdict] = Field(default_factory=list)
     """The verdict on each canary step, and on the bake."""
     hooks: list[HookRun] = Field(default_factory=list)

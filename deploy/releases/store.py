@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
 import os
 import re
 import shutil
@@ -13,65 +12,26 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from deploy.errors import GlmError, Refused
 from deploy.host import Host
 from deploy.journal.journal import Journal
+from deploy.releases import digests
 from deploy.releases.checkpoint import check_images, checkpoint_files, read_checks, read_engine
+from deploy.releases.digests import Advance
+from deploy.releases.release import MANIFEST, File, Manifest, Release
+from deploy.releases.stamps import Stamps, states
 from service.contract import atomic, regular_file
 from service.contract.generations import all_generations
 from service.contract.slots import SLOTS, Slots
 
+__all__ = ["Advance", "File", "Manifest", "Release", "Releases"]
+
 _VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}")
-_CHUNK = 8 << 20
 _RESERVE = 64 << 20  # bytes that must stay free for journals and state files
 _STAGING = ".incoming-"
-
-Advance = Callable[[int], None]
-"""Called with the number of bytes processed since the last call."""
-
-
-class File(BaseModel):
-    """One file of a release; `path` is relative to the release directory."""
-
-    model_config = ConfigDict(frozen=True)
-
-    path: str
-    size: int
-    sha256: str
-
-
-class Manifest(BaseModel):
-    """The content of `release.json`."""
-
-    model_config = ConfigDict(frozen=True)
-
-    version: str
-    created_at: str
-    files: tuple[File, ...]
-    engine: dict[str, Any] = {}
-    checks: tuple[dict[str, Any], ...] = ()
-
-    @property
-    def size(self) -> int:
-        """Bytes of all files."""
-        return sum(file.size for file in self.files)
-
-
-@dataclass(frozen=True)
-class Release:
-    """A release on this host."""
-
-    path: Path
-    manifest: Manifest
-
-    @property
-    def version(self) -> str:
-        """The name of the release and of its directory."""
-        return self.path.name
 
 
 @dataclass(frozen=True)
@@ -105,20 +65,23 @@ class Releases:
         """Return the slots whose symlinks lead to `version`."""
         return tuple(slot for slot in SLOTS if Slots(self.host.root).version(slot) == version)
 
+    @property
+    def stamps(self) -> Stamps:
+        """Which releases were compared with their digests."""
+        return Stamps(self.host)
+
     def verify(self, version: str, advance: Advance = lambda _: None) -> Release:
-        """Compare every file of `version` with its digest; raises Refused with the first that differs."""
+        """Compare every file of `version` with its digest; raises Refused with one that differs."""
         release = self.get(version)
-        for file in release.manifest.files:
-            path = release.path / file.path
-            try:
-                size = path.stat().st_size
-            except OSError as error:
-                raise _damaged(version, file.path, "it is missing") from error
-            if size != file.size:
-                raise _damaged(version, file.path, f"it has {size} bytes instead of {file.size}")
-            if _digest(path, advance) != file.sha256:
-                raise _damaged(version, file.path, "its contents changed")
+        before = states(release)
+        digests.compare(release, advance)
+        self.stamps.write(release, before)
         return release
+
+    def ensure(self, version: str) -> None:
+        """The same, but only if the files may have changed since they were compared last; raises Refused."""
+        if not self.stamps.hold(self.get(version)):
+            self.verify(version)
 
     def remove(self, version: str) -> None:
         """Delete `version`, damaged or not.
@@ -135,6 +98,7 @@ class Releases:
         removed = self.host.releases / f"{_STAGING}removed-{version}-{os.getpid()}"
         with _locked(path):  # the lock survives the rename, so that no other call deletes the directory meanwhile
             path.rename(removed)
+            self.stamps.remove(version)
             _delete(removed)
 
     def prune(self, keep: int) -> tuple[str, ...]:
@@ -177,9 +141,9 @@ class Releases:
         settings = read_engine(engine or source / "engine.json", required=engine is not None)
         with self._staging(version) as staging:
             advance = begin(total)
-            entries = [_import(path, staging, f"model/{name}", advance) for path, name in files]
+            entries = digests.copy([(path, f"model/{name}") for path, name in files], staging, advance)
             images = check_images(release_checks, checks_file.parent)
-            entries += [_import(path, staging, name, lambda _: None) for path, name in images]
+            entries += digests.copy(list(images), staging, lambda _: None)
             manifest = Manifest(
                 version=version,
                 created_at=datetime.now(UTC).isoformat(timespec="milliseconds"),
@@ -187,7 +151,7 @@ class Releases:
                 engine=settings,
                 checks=release_checks,
             )
-            atomic.write_text(staging / "release.json", manifest.model_dump_json(indent=2), durable=True)
+            atomic.write_text(staging / MANIFEST, manifest.model_dump_json(indent=2), durable=True)
             for directory in (staging, *(path for path in staging.rglob("*") if path.is_dir())):
                 atomic.sync_directory(directory)
             _seal(staging)
@@ -196,11 +160,13 @@ class Releases:
             except OSError as error:
                 raise Refused(f"release {version} exists", hint="another process has just added it") from error
             atomic.sync_directory(self.host.releases)
-        return Release(final, manifest)
+        added = Release(final, manifest)
+        self.stamps.write(added, states(added))
+        return added
 
     def _read(self, path: Path) -> Release:
         try:
-            return Release(path, Manifest.model_validate_json(regular_file.read(path / "release.json")))
+            return Release(path, Manifest.model_validate_json(regular_file.read(path / MANIFEST)))
         except (OSError, ValidationError) as error:
             raise Refused(f"{path} is not a release: its release.json is missing or damaged") from error
 
@@ -233,38 +199,6 @@ class Releases:
             finally:
                 if staging.exists():
                     _delete(staging)
-
-
-def _import(source: Path, staging: Path, name: str, advance: Advance) -> File:
-    target = staging / name
-    target.parent.mkdir(parents=True, exist_ok=True)
-    digest = hashlib.sha256()
-    size = 0
-    try:
-        with source.open("rb") as reader, target.open("xb") as writer:
-            while chunk := reader.read(_CHUNK):
-                digest.update(chunk)
-                writer.write(chunk)
-                size += len(chunk)
-                advance(len(chunk))
-            writer.flush()
-            os.fsync(writer.fileno())
-    except OSError as error:
-        raise GlmError(f"cannot copy {source}: {error.strerror}", hint="nothing was published") from error
-    return File(path=name, size=size, sha256=digest.hexdigest())
-
-
-def _digest(path: Path, advance: Advance) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-            advance(len(chunk))
-    return digest.hexdigest()
-
-
-def _damaged(version: str, name: str, fault: str) -> Refused:
-    return Refused(f"release {version} is damaged: {name}: {fault}", hint="remove it and add it again")
 
 
 def _seal(directory: Path) -> None:

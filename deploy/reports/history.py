@@ -13,7 +13,7 @@ from rich.text import Text
 from deploy.analysis.verdict import Metric, Verdict
 from deploy.display import count, duration
 from deploy.journal.receipt import Line, Receipt
-from deploy.journal.record import HookRun, Record, seconds_between
+from deploy.journal.record import HookRun, Phase, Record, seconds_between
 from deploy.reports.report import WIDTH, clock_time, load_parts, receipt_sentence, receipt_table, summary
 from deploy.reports.timeline import stages
 
@@ -76,11 +76,22 @@ def _phases(record: Record) -> Table:
     for stage in stages(record):
         if stage.at is not None:
             note = {"failed": "ended here", "running": "under way"}.get(stage.state, "")
-            if stage.phase == "start" and record.load and not note:
-                note = load_parts(record.load)
+            note = note or _facts(record, stage.phase)
             seconds = "" if stage.seconds is None else f"{stage.seconds:.2f}"
             table.add_row(stage.name, clock_time(stage.at), seconds, note)
     return table
+
+
+def _facts(record: Record, phase: Phase) -> str:
+    """Return what else is known of a phase."""
+    if phase in {"start", "reload"}:
+        return load_parts(record.load)
+    if phase == "preflight" and record.digests is not None:
+        beside = "" if record.strategy == "swap" else ", beside the load"
+        return f"digests compared in {duration(record.digests)}{beside}"
+    if phase == "prepare" and record.staged:
+        return f"the new weights were staged in {record.staged}"
+    return ""
 
 
 def _analysis(verdicts: Sequence[Verdict]) -> Table:

@@ -69,6 +69,8 @@ def summary(record: Record) -> str:
     details = f"; first response {record.switch_ms:.0f} ms after the rename" if record.switch_ms else ""
     if record.pause_ms is not None:
         details += f"; the longest wait was {duration(record.pause_ms / 1000)}"
+    if record.staged is not None:
+        details += f"; the new weights came from {record.staged}"
     before = f" (before: {record.previous})" if record.previous else ""
     match record.outcome:
         case "done":

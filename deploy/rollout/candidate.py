@@ -44,16 +44,18 @@ def start(rollout: Rollout) -> None:
         context.display.progress("it is still warm")
         return
     new = NewGeneration(context, rollout.candidate, plan.version)
-    new.wait(
-        context.systemd.starting(rollout.unit),
-        lambda: new.load + (", clients wait" if rollout.is_swap else ""),
-        deadline=plan.deadline if rollout.is_swap else None,
-    )
-    rollout.record.load = new.found.load if new.found else {}
+    try:
+        new.wait(
+            context.systemd.starting(rollout.unit),
+            lambda: new.load + (", clients wait" if rollout.is_swap else ""),
+            deadline=plan.deadline if rollout.is_swap else None,
+        )
+    finally:
+        rollout.record.load = new.found.load if new.found else {}
 
 
 def verify(rollout: Rollout) -> None:
-    """Run the release's checks through the candidate's internal socket; raises NotReady."""
+    """Run the release's checks through the candidate's internal socket, and wait for its digests; raises NotReady."""
     version = rollout.plan.version
     release = rollout.context.releases.get(version)
     rollout.enter("verify", f"{count(len(checks_of(release)), 'check')} on {rollout.candidate}")
@@ -61,6 +63,7 @@ def verify(rollout: Rollout) -> None:
     if (served := answer_of(SlotClient(host, slot).version, watch)) != version:
         raise NotReady(f"{slot} serves {served} instead of {version}")
     answer_of(lambda: run_checks(host, release, slot), watch)
+    rollout.require_digests(watch)
 
 
 def remove(rollout: Rollout) -> None:

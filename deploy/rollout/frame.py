@@ -54,6 +54,8 @@ def recorded(rollout: Rollout, undo: Undo) -> Iterator[None]:
         raise
     else:
         rollout.end("done")
+    finally:
+        rollout.digests.stop()
 
 
 def _undo(rollout: Rollout, undo: Undo, cause: BaseException) -> bool:

@@ -108,6 +108,8 @@ def require(context: Context, plan: Plan) -> Need:
     needed = need(release, workers=_workers(context.host) or 1, device=device)
     if plan.strategy == "weights":
         needed = Need(needed.weights, 0, 0)  # the new weights are read beside those in use; the rest stays
+        if gpus:  # they are staged where there is room, else copied from the files
+            return needed
     live = context.slots.live
     generation = current(context.host.runtime, live) if live else None
     held = _held([worker.pid for worker in generation.alive_workers], gpus) if generation else 0

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 
 from rich.markup import escape
 
 from deploy.analysis.reference import Reference
 from deploy.display import Display
-from deploy.errors import DrainCut
+from deploy.errors import DrainCut, NotReady, Refused
 from deploy.host import Host
 from deploy.journal import receipt as receipts
 from deploy.journal.journal import Entry
 from deploy.journal.record import Kind, Phase, Record, RecordedLimits, Strategy
 from deploy.policy import Limits
 from deploy.releases.store import Releases
+from deploy.rollout.digests import DigestCheck
 from deploy.rollout.frozen import FrozenWorkers
 from deploy.rollout.liveness import Liveness
 from deploy.rollout.probe import Probe
@@ -124,6 +125,7 @@ class Rollout:
     """By slot."""
     hooks: Generator[None] | None = None
     """The operator's commands that run beside the bake."""
+    digests: DigestCheck = field(default_factory=DigestCheck)
     is_guarded: bool = False
     """Whether the timer runs that resumes the rollout if this process dies."""
 
@@ -198,6 +200,17 @@ class Rollout:
             self.context.display.line(f"[yellow]note[/] {escape(str(self.entry.unrecorded))}; the rollback goes on")
         elif phase != "preflight":
             self.guard()
+
+    def require_digests(self, watch: Callable[[], object] = lambda: None) -> None:
+        """Wait until the release's files were compared with their digests; `watch` is called meanwhile.
+
+        Raises NotReady if one differs.
+        """
+        try:
+            self.digests.finish(self.context.display, watch)
+        except Refused as error:
+            raise NotReady(str(error), hint=error.hint) from error
+        self.record.digests = self.digests.seconds
 
     def guard(self) -> None:
         """Start the timer that resumes the rollout if this process dies; `end` stops it."""

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from deploy.errors import Refused
 from deploy.journal.journal import Journal
+from deploy.releases import digests
 from deploy.rollout import hooks, memory
 from deploy.rollout.plan import Context, Plan, Rollout
 from deploy.rollout.waiting import is_warm
@@ -21,15 +22,27 @@ _FALSE = frozenset({"false", "0", "no", "off"})
 
 
 def preflight(rollout: Rollout) -> None:
-    """Check units, settings, disk, memory and the digests of the release; raises Refused."""
-    rollout.enter("preflight", f"release {rollout.plan.version}: digests, disk, units")
-    _check(rollout.context, rollout.plan)
+    """Check units, settings, disk and memory, and begin to compare the release with its digests; raises Refused.
+
+    A swap gives up the running version before it loads the new one: there the comparison is waited for.
+    """
+    context, plan = rollout.context, rollout.plan
+    rollout.enter("preflight", f"release {plan.version}: digests, disk, units")
+    _check(context, plan)
+    rollout.digests.begin(context.releases.get(plan.version), context.releases.stamps)
+    if rollout.is_swap:
+        rollout.digests.finish(context.display)
+        rollout.record.digests = rollout.digests.seconds
 
 
 def rehearse(context: Context, plan: Plan) -> None:
     """Run the same checks without a rollout, and write nothing; raises Refused."""
     context.display.phase("preflight", f"release {plan.version}: digests, disk, units")
     _check(context, plan)
+    release = context.releases.get(plan.version)
+    if not context.releases.stamps.hold(release):
+        with context.display.bytes(f"digests of {plan.version}", release.manifest.size) as advance:
+            digests.compare(release, advance)
 
 
 def require_units(context: Context) -> None:
@@ -75,10 +88,8 @@ def _check(context: Context, plan: Plan) -> None:
             raise Refused(f"the disk of {path} is full", hint="`glmctl release prune` removes old releases")
     if not os.access(context.host.root, os.W_OK):
         raise Refused(f"{context.host.root} is not writable", hint="run it as root, or with --user")
-    size = context.releases.get(plan.version).manifest.size
+    digests.require_sizes(context.releases.get(plan.version))
     _check_memory(context, plan)
-    with context.display.bytes(f"digests of {plan.version}", size) as advance:
-        context.releases.verify(plan.version, advance)
 
 
 def _check_memory(context: Context, plan: Plan) -> None:

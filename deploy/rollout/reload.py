@@ -32,7 +32,7 @@ def reload(context: Context, plan: Plan) -> Record:
         raise Refused(f"{unit} is not running", hint=f"{' '.join(context.systemd.argv('start', unit))}")
     journal = Journal(context.host)
     with journal.lock():
-        context.releases.verify(version)
+        context.releases.ensure(version)
         entry = begin(journal, "reload", version, live)
         rollout = Rollout.begin(context, Plan(version, kind="reload"), entry)
         new = NewGeneration(context, live, version)
@@ -47,7 +47,10 @@ def reload(context: Context, plan: Plan) -> Record:
         with recorded(rollout, undo):
             rollout.enter("reload", f"{unit}: a new generation of {version}")
             context.slots.point(live, release_target(version))
-            new.wait(context.systemd.reloading(unit), lambda: _progress(new))
+            try:
+                new.wait(context.systemd.reloading(unit), lambda: _progress(new))
+            finally:
+                rollout.record.load = new.found.load if new.found else {}
         return rollout.record
 
 

@@ -100,11 +100,12 @@ class WeightsRollout:
         return cls(rollout, found.generation, order, WeightsOrderFile(host.root, found.slot, directory))
 
     def prepare(self) -> None:
-        """Have the new weights read while the old ones serve; raises NotReady."""
+        """Have the new weights read and compared with their digests while the old ones serve; raises NotReady."""
         readers = count(len(self.order.workers), "worker")
         self.rollout.enter("prepare", f"the weights of {self.order.after} into {readers} of {self.slot}")
         self._order("prepare")
         self._await("prepared", _POLL)
+        self.rollout.require_digests(self._workers)
         hooks.run(self.rollout, "pre_cutover")
 
     def vacate(self) -> None:
@@ -228,11 +229,13 @@ def previous_version(context: Context) -> str | None:
 
 
 def _reports(rollout: Rollout, workers: list[WorkerState]) -> list[SwapReport]:
-    """Return what `workers` report of the rollout's order, and record the longest pause of requests."""
+    """Return what `workers` report of the rollout's order; record the longest pause, and where weights are staged."""
     found = [worker.swap for worker in workers if worker.swap is not None and worker.swap.id == rollout.record.id]
     pauses = [report.pause_ms for report in found if report.pause_ms is not None]
     if pauses:
         rollout.record.pause_ms = max(pauses)
+    if places := sorted({report.staged for report in found if report.staged is not None}):
+        rollout.record.staged = " and ".join(places)
     return found
 
 

@@ -56,7 +56,10 @@ class Ledger:
 
 @dataclass
 class SwapReport:
-    """The progress of a weights order in one worker; `pause_ms`: how long requests waited for it."""
+    """The progress of a weights order in one worker.
+
+    `pause_ms`: how long requests waited for it. `staged`: the memory from which the new weights replace the old ones.
+    """
 
     id: str
     state: str
@@ -64,6 +67,7 @@ class SwapReport:
     progress: float = 0.0
     error: str | None = None
     pause_ms: float | None = None
+    staged: str | None = None
 
 
 @dataclass

@@ -26,6 +26,7 @@ from service.engine.protocol import (
     QueueTimeout,
     Refused,
     Sampling,
+    Staged,
     TokenLogprob,
     Usage,
 )
@@ -122,6 +123,11 @@ class DummyEngine:
     def read_weights(self, release: Release, progress: Progress) -> Mapping[str, Any]:
         """See WorkerEngine."""
         return {"checksum": _checksum(release.model, progress)}
+
+    def stage_weights(self, weights: Mapping[str, Any], progress: Progress) -> Staged:
+        """See WorkerEngine."""
+        progress("staging", 1.0)
+        return Staged(weights, "memory")
 
     async def replace_weights(self, weights: Mapping[str, Any]) -> None:
         """See WorkerEngine."""

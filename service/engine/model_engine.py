@@ -20,14 +20,14 @@ from typing import Any
 import torch
 
 from service.contract.engine_settings import EngineSettings
-from service.engine import tensors
+from service.engine import staging, tensors
 from service.engine.cache import Budget, SlotCache
 from service.engine.core import Core
 from service.engine.detokenizer import Detokenizer, OutputProcessor, StopStrings
 from service.engine.grammar import Grammars
 from service.engine.mailbox import Dispatcher, EngineCall
 from service.engine.prompt import PromptBuilder
-from service.engine.protocol import Conversation, Delta, Finish, Limits, Priority, Refused, Sampling, Usage
+from service.engine.protocol import Conversation, Delta, Finish, Limits, Priority, Refused, Sampling, Staged, Usage
 from service.engine.runner import Runner
 from service.engine.sampling_params import SamplingParams
 from service.engine.sequence import Event, Sequence
@@ -163,6 +163,10 @@ class ModelEngine:
         weights = checkpoints.read_weights(release.model, release.engine, progress)
         tensors.require_match(self._model, weights)
         return weights
+
+    def stage_weights(self, weights: Weights, progress: Progress) -> Staged:
+        """See WorkerEngine."""
+        return staging.stage(weights, staging.memory_of(self._model.device), progress)
 
     async def replace_weights(self, weights: Weights) -> None:
         """Replace the model's weights as soon as no request is running or waiting; later requests use the new ones.

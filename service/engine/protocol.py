@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -226,6 +226,17 @@ class Engine(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Staged:
+    """Weights that were read, where they can replace the model's within one copy, or without one."""
+
+    weights: Mapping[str, Any]
+    place: str
+    """As an operator reads it: memory, device memory, pinned memory or mapped files."""
+    release: Callable[[], None] = lambda: None
+    """Frees what they take beside the model. They must not be used afterwards."""
+
+
 class WorkerEngine(Engine, Protocol):
     """What a worker requires of an engine in addition."""
 
@@ -235,6 +246,10 @@ class WorkerEngine(Engine, Protocol):
 
     def read_weights(self, release: Release, progress: Progress) -> Mapping[str, Any]:
         """Read the weights of a release of the same architecture, in any thread; raises ReleaseError."""
+        ...
+
+    def stage_weights(self, weights: Mapping[str, Any], progress: Progress) -> Staged:
+        """Bring weights that were read to where replacing the model's takes the least time; in any thread."""
         ...
 
     async def replace_weights(self, weights: Mapping[str, Any]) -> None:

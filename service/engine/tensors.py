@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["Weights", "replace", "require_match"]
 
 Weights = Mapping[str, Tensor]
-"""Tensors on the CPU, by their names in the model."""
+"""Tensors by their names in the model: on the CPU, or staged on the model's device."""
 
 
 def require_match(model: Glm4vForConditionalGeneration, weights: Weights) -> None:
@@ -60,7 +60,7 @@ def _copy(model: Glm4vForConditionalGeneration, weights: Weights) -> None:
     current = model.state_dict()
     with torch.no_grad():
         for name, tensor in weights.items():
-            current[name].copy_(tensor)
+            current[name].copy_(tensor, non_blocking=True)  # one after the other, without a pause between them
     if model.device.type == "cuda":
         torch.cuda.synchronize(model.device)  # the next step may run in another stream
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from service.model.release import ReleaseError
 
-__all__ = ["ARCHITECTURE", "check", "first_line", "shards"]
+__all__ = ["ARCHITECTURE", "check", "errors_of", "first_line", "shards"]
 
 ARCHITECTURE = "Glm4vForConditionalGeneration"
 REQUIRED = ("config.json", "tokenizer.json", "tokenizer_config.json", "preprocessor_config.json")
@@ -49,6 +50,19 @@ def shards(path: Path) -> list[Path]:
         if not shard.is_file():
             raise ReleaseError(f"{shard} is missing")
     return found
+
+
+@contextmanager
+def errors_of(shard: Path) -> Iterator[None]:
+    """Raise ReleaseError, which names the file, for what goes wrong while it is read."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except SafetensorError as error:
+        raise ReleaseError(f"{shard} is damaged or truncated: {first_line(error)}") from error
+    except OSError as error:
+        raise ReleaseError(f"{shard} cannot be read: {error.strerror or error}") from error
 
 
 def first_line(error: Exception) -> str:

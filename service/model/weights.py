@@ -1,8 +1,8 @@
 """Weights from safetensors files into a model, copying each byte at most once.
 
 The model is built without memory of its own and takes over the tensors read from the files. On the CPU they remain
-views of the files, shared with all workers of the host through the page cache; otherwise each is read directly to the
-device.
+views of the files, shared with all workers of the host through the page cache; to a device they are copied through a
+few pinned buffers (`device_reader.py`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from service.model.release import Progress, ReleaseError
+from service.model import device_reader
+from service.model.checkpoint_files import errors_of
+from service.model.release import Progress
 
 if TYPE_CHECKING:
     from transformers import Glm4vConfig, Glm4vForConditionalGeneration
@@ -49,10 +51,12 @@ def read(
     shards: Sequence[Path], device: torch.device, dtype: torch.dtype | None, progress: Progress
 ) -> dict[str, Tensor]:
     """Read all tensors of all shards to `device`; raises ReleaseError naming the file at fault."""
-    state: dict[str, Tensor] = {}
     meter = _Meter(sum(shard.stat().st_size for shard in shards) or 1, progress)
+    if device.type != "cpu":
+        return device_reader.read(shards, device, dtype, meter.add)
+    state: dict[str, Tensor] = {}
     with ThreadPoolExecutor(CONCURRENT_SHARDS, "load") as threads:
-        for tensors in threads.map(lambda shard: _read_shard(shard, device, dtype, meter), shards):
+        for tensors in threads.map(lambda shard: _map_shard(shard, dtype, meter), shards):
             state.update(tensors)
     return state
 
@@ -101,23 +105,16 @@ class _Meter:
             self._progress("reading weights", min(1.0, self._done / self._total))
 
 
-def _read_shard(shard: Path, device: torch.device, dtype: torch.dtype | None, meter: _Meter) -> dict[str, Tensor]:
-    from safetensors import SafetensorError, safe_open
+def _map_shard(shard: Path, dtype: torch.dtype | None, meter: _Meter) -> dict[str, Tensor]:
+    from safetensors import safe_open
 
     tensors: dict[str, Tensor] = {}
-    try:
-        if device.type == "cpu":
-            _fill_page_cache(shard, meter)
-        with safe_open(shard, framework="pt", device=str(device)) as file:
+    with errors_of(shard):
+        _fill_page_cache(shard, meter)
+        with safe_open(shard, framework="pt", device="cpu") as file:
             for name in file.keys():  # noqa: SIM118  # not a mapping
                 tensor: Tensor = file.get_tensor(name)
-                if device.type != "cpu":
-                    meter.add(tensor.nbytes)
                 tensors[name] = tensor.to(dtype) if dtype and tensor.is_floating_point() else tensor
-    except SafetensorError as error:
-        raise ReleaseError(f"{shard} is damaged or truncated: {str(error).splitlines()[0]}") from error
-    except OSError as error:
-        raise ReleaseError(f"{shard} cannot be read: {error.strerror or error}") from error
     return tensors
 
 

@@ -1,8 +1,9 @@
 """Replaces the weights of a running model: carries out a weights order in one worker.
 
-The worker reads the new weights while it serves. Then it blocks new requests, waits until the admitted ones are
-answered, replaces the weights, and runs the release's checks. After that the order and the slot's symlink decide, for
-all workers alike, whether the new weights are kept; only then are the waiting requests answered.
+The worker reads the new weights while it serves, and brings them to where they can replace the old ones fastest. Then
+it blocks new requests, waits until the admitted ones are answered, replaces the weights, and runs the release's checks.
+After that the order and the slot's symlink decide, for all workers alike, whether the new weights are kept; only then
+are the waiting requests answered.
 """
 
 from __future__ import annotations
@@ -72,13 +73,14 @@ class WeightSwapper:
         try:
             release, new = await asyncio.to_thread(self._read, order.after, report)
             _, old = await asyncio.to_thread(self._read, order.before, SwapReport(order.id, "preparing"))
-            self._report(report, "prepared")
-            await self._await_step(order, "vacate")
-            async with asyncio.timeout(order.seconds), self._vacated(order, report):
-                self._report(report, "vacated")
-                await self._await_step(order, "verify")
-                async with self._restored_on_failure(old):
-                    await self._try(order, release, new, report)
+            async with self._staged(new, report) as staged:
+                self._report(report, "prepared")
+                await self._await_step(order, "vacate")
+                async with asyncio.timeout(order.seconds), self._vacated(order, report):
+                    self._report(report, "vacated")
+                    await self._await_step(order, "verify")
+                    async with self._restored_on_failure(old):
+                        await self._try(order, release, staged, report)
         except _KeepOld:
             self._report(report, "back")
         except TimeoutError:
@@ -117,9 +119,13 @@ class WeightSwapper:
         try:
             _, new = await asyncio.to_thread(self._read, version, report)
             _, old = await asyncio.to_thread(self._read, self.identity.version, report)
-            vacated = self._vacated(None, report)
-            async with asyncio.timeout(_MAX_WAIT), vacated, self._restored_on_failure(old):
-                await self.engine.replace_weights(new)
+            async with (
+                self._staged(new, report) as staged,
+                asyncio.timeout(_MAX_WAIT),
+                self._vacated(None, report),
+                self._restored_on_failure(old),
+            ):
+                await self.engine.replace_weights(staged)
                 self._set_version(version)
         except Exception:
             logger.exception("cannot replace the weights of %s by those of %s", self.identity.version, version)
@@ -131,6 +137,21 @@ class WeightSwapper:
 
         release = Release.read((self.order_file.slots.root / "releases" / version).resolve())
         return release, self.engine.read_weights(release, progress)
+
+    @asynccontextmanager
+    async def _staged(self, new: Mapping[str, Any], report: SwapReport) -> AsyncIterator[Mapping[str, Any]]:
+        """Stage the new weights for the block."""
+
+        def progress(step: str, share: float) -> None:
+            report.step, report.progress = step, share
+
+        staged = await asyncio.to_thread(self.engine.stage_weights, new, progress)
+        report.staged = staged.place
+        try:
+            yield staged.weights
+        finally:
+            if not self.engine.closed:  # else its thread may still read them, and the process is about to end
+                await asyncio.to_thread(staged.release)
 
     @asynccontextmanager
     async def _vacated(self, order: WeightsOrder | None, report: SwapReport) -> AsyncIterator[None]:
