@@ -20,6 +20,11 @@ class Settings(BaseSettings):
 
     keys: Path = Field(default=Path("/etc/glm/keys"), description="file of API keys; without it requests need no key")
 
+    policy: Path = Field(
+        default=Path("/etc/glm/glm.toml"),
+        description="file whose table [memory] says how much of a GPU a slot may take",
+    )
+
     engine: Literal["model", "dummy"] = Field(default="model", description="dummy answers without a model; for tests")
     bind: str | None = Field(default=None, description="HOST:PORT to listen on without systemd, started by hand")
     workers: int = Field(default=1, ge=1)

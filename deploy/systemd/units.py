@@ -71,6 +71,7 @@ def render(host: Host, addresses: Addresses) -> dict[Path, str]:
         "@STATE@": str(host.state),
         "@SETTINGS@": str(host.settings),
         "@KEYS@": str(host.keys),
+        "@POLICY@": str(host.policy),
         "@PYTHON@": sys.executable,
         "@CODE@": str(CODE),
         "@LISTEN@": addresses.listen,

@@ -136,7 +136,7 @@ class SlotWorker(UvicornWorker):  # type: ignore[misc]  # Gunicorn's classes car
             state.step, state.progress, state.load = step, share, times.parts
 
         engine = await asyncio.to_thread(loader.load, self.release, settings, progress)
-        state.phase = "warming up"
+        state.phase, state.memory = "warming up", engine.memory
         await asyncio.to_thread(engine.warm_up, progress)
         state.phase = "checking"
         await run_checks(engine, self.release, progress)

@@ -172,7 +172,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         results["load to the copy (≥ 0.6)"] = size / load_seconds / link
         results["generate, batch of 1, tok/s"] = generate(model, 1, device)
         results[f"generate, batch of {ROWS}, tok/s"] = generate(model, ROWS, device)
-        budget = Budget.of(model, rows=ROWS, kv_tokens=ROWS * 2 * (PROMPT + TOKENS), context=2 * (PROMPT + TOKENS))
+        budget = Budget.of(ROWS * 2 * (PROMPT + TOKENS), rows=ROWS, context=2 * (PROMPT + TOKENS))
         core = Core(Runner(model, SlotCache(model, budget)), lambda _: b"", chunk=512)
         core.warm_up()
         for rows in (1, ROWS):

@@ -1,0 +1,24 @@
+"""Quantised checkpoints, which the engine does not run: its kernels, weight swap and sizes are those of plain tensors."""
+
+from __future__ import annotations
+
+__all__ = ["WAY_OUT", "method_of"]
+
+WAY_OUT = (
+    "use the checkpoint that it was made from, as published in bfloat16; or load it with transformers where its "
+    "quantisation library is installed, call dequantize() on the model, and save_pretrained()"
+)
+
+_KEYS = ("quantization_config", "compression_config")
+
+
+def method_of(config: object) -> str | None:
+    """Return the method by which a config.json says that the weights are quantised; None if they are not."""
+    if not isinstance(config, dict):
+        return None
+    for part in (config, config.get("text_config"), config.get("vision_config")):
+        for key in _KEYS if isinstance(part, dict) else ():
+            if found := part.get(key):
+                method = found.get("quant_method") if isinstance(found, dict) else None
+                return str(method or "an unknown method")[:100]
+    return None
