@@ -99,7 +99,7 @@ def crowd(box: Box, version: str) -> Iterator[Crowd]:
 
 @pytest.mark.model
 def test_two_copies_that_do_not_fit_are_refused(small_box: Box) -> None:
-    """Exit code 3 with the figures; --strategy swap is suggested only if one copy fits. Without a flag, another way is."""
+    """Exit code 3 with the figures; swap is suggested only if one copy fits. Without a flag another way is chosen."""
     rehearsed = small_box.glmctl("deploy", "1.1.0", "--dry-run", "--json")
     assert json.loads(rehearsed.stdout)["strategy"] == "weights"
     assert "strategy   weights: 1.1.0 needs" in rehearsed.stderr

@@ -8,7 +8,6 @@ from typing import Any
 
 import psutil
 
-from deploy.errors import GlmError
 from deploy.policy import Policy
 from deploy.releases.store import Release
 from deploy.rollout import gpus, memory, need
@@ -40,7 +39,7 @@ def views(context: Context, resident: Mapping[str, int]) -> list[dict[str, Any]]
     """Return the documents of `examine`; none if the devices cannot be examined."""
     try:
         return [asdict(view) for view in examine(context, resident)]
-    except (GlmError, OSError, ValueError, psutil.Error):
+    except Exception:  # the driver and its bindings are not ours, and status must not fail for them
         return []
 
 
@@ -58,7 +57,7 @@ def examine(context: Context, resident: Mapping[str, int]) -> list[DeviceView]:
         return [_view(context, f"cuda:{gpu.index}", memory.survey(context, [gpu]), release) for gpu in found]
     host = psutil.virtual_memory()
     of_host = Memory(Device("cpu", int(host.total), int(host.available)), dict(resident))
-    return [_view(context, "host memory", of_host, release)]
+    return [_view(context, "host", of_host, release)]
 
 
 def _view(context: Context, name: str, found: Memory, release: Release | None) -> DeviceView:
@@ -72,6 +71,11 @@ def _view(context: Context, name: str, found: Memory, release: Release | None) -
 
 def text(view: Mapping[str, Any]) -> str:
     """Return the document of a device as a line of at most 80 columns."""
-    held = "".join(f"{slot} {size / _GIB:.1f}, " for slot, size in view["slots"].items() if size)
-    room = {None: "", True: "; another copy fits", False: "; another copy does not fit"}[view["fits"]]
-    return f"{view['name']} (GiB): {held}free {view['free'] / _GIB:.1f} of {view['total'] / _GIB:.1f}{room}"
+    held = "".join(f", {slot} {_gib(size)}" for slot, size in view["slots"].items() if size)
+    room = {None: "", True: "; another copy fits", False: "; no other copy fits"}[view["fits"]]
+    return f"{view['name']}: {_gib(view['free'])} of {_gib(view['total'])} GiB free{held}{room}"
+
+
+def _gib(size: int) -> str:
+    number = size / _GIB
+    return f"{number:.1f}" if number < 100 else f"{number:.0f}"

@@ -18,7 +18,7 @@ __all__ = ["Choice", "choose"]
 
 @dataclass(frozen=True)
 class Choice:
-    """A strategy, and why it is the right one; None if preflight is going to refuse the rollout anyway."""
+    """A strategy, and why it was chosen; None if there was no choice, or the rollout is going to be refused anyway."""
 
     strategy: Strategy
     reason: str | None
@@ -33,7 +33,7 @@ def choose(context: Context, version: str, *, needs_two: bool = False) -> Choice
     if needs_two:
         return Choice("overlap", "a canary or a mirror needs two loaded versions")
     if live is None or not (found := current(context.host.runtime, live)) or not found.is_serving:
-        return Choice("overlap", "no version is serving")
+        return Choice("overlap", None)
     try:
         if is_warm(context, idle, version):
             return Choice("overlap", f"{version} is still loaded in {idle}")
