@@ -1,4 +1,4 @@
-"""Quantised checkpoints, which the engine does not run: its kernels, weight swap and sizes are those of plain tensors."""
+"""Quantised checkpoints, which the engine does not run: it computes with plain tensors."""
 
 from __future__ import annotations
 
