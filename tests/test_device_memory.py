@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 
 from deploy.errors import Refused
@@ -29,6 +31,7 @@ from service.engine.memory import MemoryShare
 from service.engine.model_engine import ModelEngine
 from service.model import checkpoint
 from service.model.release import Release
+from service.process import worker
 from service.settings import Settings
 from tests.device_fixtures import GB, NINE_B, SHAPE
 from tests.release_fixtures import host_in
@@ -81,10 +84,11 @@ def test_the_9b_shape_on_cards(card: int, beside: bool, tokens: int) -> None:
 
 
 def test_one_copy_by_the_policy_takes_the_whole_card() -> None:
-    """Copies = 1: a card that would hold two gets one large cache, and the second copy does not fit."""
+    """With copies = 1 a card that would hold two gets one large cache, and a sixteenth stays free."""
     first = device_memory.cache_tokens(NINE_B, gpu(141 * GB), ONE)
     assert first > 2 * device_memory.cache_tokens(NINE_B, gpu(141 * GB), AUTO)
     held = NINE_B.with_cache(first)
+    assert 0 <= 141 * GB * 15 / 16 - held < 2 * NINE_B.kv_token
     assert not device_memory.fits(NINE_B, gpu(141 * GB, 141 * GB - held, held), ONE)
 
 
@@ -128,6 +132,7 @@ def test_no_copy_takes_more_than_there_is(copy: Copy, more: int, slots: int, oth
     policy=policies,
     kind=st.sampled_from(["cuda", "cpu"]),
 )
+@example(copy=NINE_B, others=0, free=80 * GB, held=(61 * GB, 0), strategy="overlap", policy=AUTO, kind="cuda")
 def test_the_engine_and_preflight_compute_the_same(
     copy: Copy, others: int, free: int, held: tuple[int, int], strategy: Any, policy: MemoryPolicy, kind: Any
 ) -> None:
@@ -225,6 +230,27 @@ def test_the_policy_and_the_other_slot_reach_the_engine(
     monkeypatch.setattr(model_engine.ModelEngine, "load", lambda _release, **more: given.update(more))
     loader.load(Release(tmp_path, "1", EngineSettings(), ()), host, lambda *_: None)
     assert given["share"] == MemoryShare(policy, 30 * GB)
+
+
+def test_a_worker_publishes_what_it_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the engine holds of its GPU is in the worker's state as soon as the model is loaded."""
+    state, seen = WorkerState(1, "1.0.0", "loading"), list[int]()
+
+    async def checks(*_: Any) -> None:
+        pass
+
+    engine = SimpleNamespace(memory=5 * GB, warm_up=lambda _: seen.append(state.memory))
+    monkeypatch.setattr(loader, "load", lambda *_: engine)
+    monkeypatch.setattr(worker, "run_checks", checks)
+    monkeypatch.setattr(worker.gc, "freeze", lambda: None)
+    monkeypatch.setattr(worker.metrics, "set_load_seconds", lambda *_: None)
+    master = SimpleNamespace(
+        settings=Settings(slot="blue", runtime=tmp_path), import_seconds=0.0, record=SimpleNamespace(ready=False)
+    )
+    release = Release(tmp_path, "1.0.0", EngineSettings(), ())
+    this: Any = SimpleNamespace(master=master, state_file=SimpleNamespace(state=state), release=release)
+    asyncio.run(worker.SlotWorker._prepare(this))
+    assert seen == [5 * GB]
 
 
 units = st.sampled_from(["", "B", "kB", "KiB", "MB", "mib", "G", "GB", "GiB", "TB", "TiB", "PB", "x", "-"])
