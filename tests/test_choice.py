@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -63,7 +64,7 @@ def _serve(host: Host, slot: str, version: str, held: int = 0) -> None:
 
 
 @pytest.fixture
-def card(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+def card(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
     """Puts a GPU of that size into the host, on which the live slot holds `held` bytes, by default a cache's share."""
 
     def put(total: float, *, held: int | None = None, told: bool = True) -> int:
@@ -80,7 +81,7 @@ def card(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
 def _host_memory(monkeypatch: pytest.MonkeyPatch, available: float) -> None:
     found = SimpleNamespace(total=256 * GB, available=int(available))
-    monkeypatch.setattr(memory.psutil, "virtual_memory", lambda: found)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: found)
 
 
 @pytest.mark.parametrize(
@@ -96,7 +97,7 @@ def _host_memory(monkeypatch: pytest.MonkeyPatch, available: float) -> None:
     ],
 )
 def test_the_first_strategy_that_is_possible(
-    context: ScriptedContext, card: Callable[..., None], size: int, held: int | None, version: str, strategy: Strategy
+    context: ScriptedContext, card: Callable[..., int], size: int, held: int | None, version: str, strategy: Strategy
 ) -> None:
     """Overlap where two copies fit, else weights where the architecture is the same, else swap; with the reason."""
     card(size * GB, held=held)
@@ -116,7 +117,7 @@ def test_the_first_strategy_that_is_possible(
 
 
 def test_overlap_where_nothing_else_can_be_chosen(
-    context: ScriptedContext, card: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+    context: ScriptedContext, card: Callable[..., int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With a canary, without a slot that serves, with a warm version; and where preflight refuses anyway."""
     card(24 * GB)
@@ -133,7 +134,7 @@ def test_overlap_where_nothing_else_can_be_chosen(
 
 
 def test_weights_are_staged_in_the_memory_of_the_host(
-    context: ScriptedContext, card: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+    context: ScriptedContext, card: Callable[..., int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The new weights are read into the host's memory, whatever is free on the GPU; if that lacks, swap is chosen."""
     card(24 * GB)
@@ -165,7 +166,7 @@ def test_what_the_idle_slot_holds_is_free(context: ScriptedContext, card: Callab
 
 @pytest.mark.parametrize("copies", [1, 2])
 def test_the_policy_decides_how_many_copies_a_card_holds(
-    context: ScriptedContext, card: Callable[..., None], copies: int
+    context: ScriptedContext, card: Callable[..., int], copies: int
 ) -> None:
     """Copies = 2 refuses a release of more than half of the card, which would keep the next one out; 1 accepts it."""
     context.host.policy.write_text(f"[memory]\ncopies = {copies}\n")
@@ -189,6 +190,11 @@ def test_a_device_shows_what_slots_hold_and_what_fits(context: ScriptedContext, 
             "name": "cuda:0", "total": size * GB, "free": size * GB - held, "slots": {"blue": held, "green": 0},
             "version": "1.0.0", "fits": has_room,
         }  # fmt: skip
+    held = card(48 * GB)
+    card(48 * GB, held=2 * held, told=False)
+    for slot, version in (("blue", "1.0.0"), ("green", "2.0.0")):
+        _serve(context.host, slot, version, held)
+    assert devices.views(context, {})[0]["fits"]  # what the idle slot holds, a deploy frees
     assert devices.text(document) == "cuda:0: 39.6 of 74.5 GiB free, blue 34.9; another copy fits"
 
 

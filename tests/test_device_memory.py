@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import os
 from dataclasses import replace
@@ -20,6 +21,7 @@ from deploy.policy import Policy
 from deploy.releases.store import Releases
 from deploy.rollout import need
 from deploy.rollout.memory import Memory
+from service import metrics
 from service.contract import device_memory, memory_policy, processes
 from service.contract.device_memory import Copy, Device
 from service.contract.engine_settings import EngineSettings
@@ -242,8 +244,8 @@ def test_a_worker_publishes_what_it_takes(tmp_path: Path, monkeypatch: pytest.Mo
     engine = SimpleNamespace(memory=5 * GB, warm_up=lambda _: seen.append(state.memory))
     monkeypatch.setattr(loader, "load", lambda *_: engine)
     monkeypatch.setattr(worker, "run_checks", checks)
-    monkeypatch.setattr(worker.gc, "freeze", lambda: None)
-    monkeypatch.setattr(worker.metrics, "set_load_seconds", lambda *_: None)
+    monkeypatch.setattr(gc, "freeze", lambda: None)
+    monkeypatch.setattr(metrics, "set_load_seconds", lambda *_: None)
     master = SimpleNamespace(
         settings=Settings(slot="blue", runtime=tmp_path), import_seconds=0.0, record=SimpleNamespace(ready=False)
     )

@@ -16,8 +16,9 @@ def method_of(config: object) -> str | None:
     """Return the method by which a config.json says that the weights are quantised; None if they are not."""
     if not isinstance(config, dict):
         return None
-    for part in (config, config.get("text_config"), config.get("vision_config")):
-        for key in _KEYS if isinstance(part, dict) else ():
+    parts = (config, config.get("text_config"), config.get("vision_config"))
+    for part in (part for part in parts if isinstance(part, dict)):
+        for key in _KEYS:
             if found := part.get(key):
                 method = found.get("quant_method") if isinstance(found, dict) else None
                 return str(method or "an unknown method")[:100]
