@@ -5,14 +5,15 @@ from __future__ import annotations
 import tomllib
 from typing import Annotated
 
-from pydantic import BaseModel, ByteSize, ConfigDict, Field, PlainValidator, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError, field_validator
 
 from deploy.errors import Refused
 from deploy.host import Host
-from service.contract import regular_file
+from service.contract import memory_policy, regular_file
 from service.contract.devices import Devices
+from service.contract.memory_policy import MemoryPolicy
 
-__all__ = ["Hooks", "Limits", "Memory", "Policy"]
+__all__ = ["Hooks", "Limits", "Policy"]
 
 
 class Hooks(BaseModel):
@@ -69,14 +70,6 @@ class Limits(BaseModel):
     """Seconds after which the release's checks are repeated."""
 
 
-class Memory(BaseModel):
-    """The memory that both slots together may use on the device, in bytes; None: what is free."""
-
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
-
-    limit: ByteSize | None = None
-
-
 class Policy(BaseModel):
     """The content of `glm.toml`; defaults without the file."""
 
@@ -84,7 +77,7 @@ class Policy(BaseModel):
 
     hooks: Hooks = Hooks()
     analysis: Limits = Limits()
-    memory: Memory = Memory()
+    memory: Annotated[MemoryPolicy, PlainValidator(memory_policy.parse)] = MemoryPolicy()
     devices: Annotated[Devices, PlainValidator(Devices.parse)] = Devices()
 
     @classmethod

@@ -19,8 +19,10 @@ class Settings(BaseSettings):
     slot: Literal["blue", "green"]
 
     keys: Path = Field(default=Path("/etc/glm/keys"), description="file of API keys; without it requests need no key")
-    policy: Path = Field(default=Path("/etc/glm/glm.toml"), description="its [devices] names the GPUs of each slot")
-
+    policy: Path = Field(
+        default=Path("/etc/glm/glm.toml"),
+        description="file whose table [devices] names the GPUs of each slot, and [memory] how they are shared",
+    )
     engine: Literal["model", "dummy"] = Field(default="model", description="dummy answers without a model; for tests")
     bind: str | None = Field(default=None, description="HOST:PORT to listen on without systemd, started by hand")
     workers: int = Field(default=0, ge=0, description="0: one for each GPU of the slot, or one on the CPU")

@@ -82,6 +82,9 @@ class _ScriptedSystemd(Systemd):
     def listen(self) -> str | None:
         return None
 
+    def memory_max(self, unit: str) -> int | None:
+        return None
+
 
 @dataclass(frozen=True)
 class _ScriptedTimers(Timers):

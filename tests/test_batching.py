@@ -12,9 +12,10 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from service.engine import Finish, QueueTimeout, Sampling
-from service.engine import cache as cache_module
+from service.contract.engine_settings import EngineSettings
+from service.engine import Finish, QueueTimeout, Sampling, memory
 from service.engine.cache import Budget, SlotCache
+from service.engine.memory import MemoryShare
 from service.engine.runner import Runner
 from service.engine.vision import VisionEncoder
 from tests.batching_fixtures import CONTENTS, MAX_TOKENS, Request, RequestFactory, one_thread, run
@@ -236,16 +237,17 @@ def test_equal_images_are_encoded_once(factory: RequestFactory) -> None:
 
 def test_the_budget_never_exceeds_the_memory(factory: RequestFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows times columns stay within kv_tokens or the free memory; a budget too small for one request is refused."""
-    model = factory.checkpoint.model
+    model, engine = factory.checkpoint.model, EngineSettings()
     for rows, tokens in ((64, 20_000), (8, 1000), (1, 300), (1024, 100_000)):
-        budget = Budget.of(model, rows=rows, kv_tokens=tokens, context=131_072)
+        budget = Budget.of(tokens, rows=rows, context=131_072)
         assert budget.rows * budget.columns <= tokens
         assert budget.columns >= 256
-    assert Budget.of(model, rows=4, kv_tokens=10**9, context=4096) == Budget(4, 4096)
+    assert Budget.of(10**9, rows=4, context=4096) == Budget(4, 4096)
     with pytest.raises(ValueError, match="needs at least 256"):
-        Budget.of(model, rows=4, kv_tokens=100, context=4096)
-    monkeypatch.setattr(cache_module, "free_memory", lambda _device: 100 << 20)
-    cache = SlotCache(model, Budget.of(model, rows=4, kv_tokens=0, context=10**9))
+        Budget.of(100, rows=4, context=4096)
+    monkeypatch.setattr(memory, "memory_of", lambda _device: (1 << 30, 100 << 20))
+    tokens = memory.cache_tokens(memory.copy_of(model, engine), model.device, MemoryShare())
+    cache = SlotCache(model, Budget.of(tokens, rows=4, context=10**9))
     assert 0.9 * 25 < sum(slab.nbytes for slab in [*cache._keys, *cache._values]) / (1 << 20) <= 25
 
 

@@ -14,6 +14,8 @@ from deploy.errors import Refused
 from deploy.host import Host
 from deploy.releases.checkpoint import read_tensors
 from deploy.releases.store import Releases
+from service.model import checkpoint_files
+from service.model.release import ReleaseError
 from tests.release_fixtures import host_in, make_checkpoint, safetensors, staging_directories
 
 IMAGE = b"\x89PNG and more"
@@ -233,3 +235,27 @@ def test_invalid_engine_settings_are_refused(releases: Releases, tmp_path: Path,
     with pytest.raises(Refused, match=r"absent\.json"):
         releases.add(source, version="1.0.0", engine=tmp_path / "absent.json")
     assert releases.list() == []
+
+
+@pytest.mark.parametrize("place", [None, "text_config"])
+@pytest.mark.parametrize("method", ["fp8", "gptq", "bitsandbytes", "compressed-tensors", None])
+def test_quantised_weights_are_refused(releases: Releases, source: Path, place: str | None, method: str | None) -> None:
+    """The engine runs no quantised checkpoint: `release add` says so, with the way out, and so does the service."""
+    quantised = {"quantization_config": {"bits": 4} | ({"quant_method": method} if method else {})}
+    config = {"architectures": [checkpoint_files.ARCHITECTURE]} | ({place: quantised} if place else quantised)
+    (source / "config.json").write_text(json.dumps(config))
+    with pytest.raises(Refused, match=f"quantised \\({method or 'an unknown method'}\\)") as refused:
+        releases.add(source)
+    assert "bfloat16" in str(refused.value.hint)
+    assert "dequantize()" in str(refused.value.hint)
+    for name in checkpoint_files.REQUIRED[1:]:
+        (source / name).write_text("{}")
+    with pytest.raises(ReleaseError, match=r"are quantised \("):
+        checkpoint_files.check(source)
+
+
+@pytest.mark.parametrize("nothing", [None, {}])
+def test_a_config_that_names_no_quantisation_is_accepted(releases: Releases, source: Path, nothing: object) -> None:
+    """A null or an empty object there means plain weights."""
+    (source / "config.json").write_text(json.dumps({"quantization_config": nothing}))
+    assert releases.add(source).version == "checkpoint"

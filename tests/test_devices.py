@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from deploy.errors import Refused
 from deploy.releases.store import Manifest
 from deploy.releases.store import Release as StoredRelease
-from deploy.rollout import memory
+from deploy.rollout import gpus, need
+from deploy.rollout.gpus import Gpu
 from service.contract import engine_settings
 from service.contract.engine_settings import EngineSettings
 from service.demo_models import tiny
@@ -85,31 +86,31 @@ def test_both_programs_agree_on_engine_settings(document: dict[str, Any]) -> Non
             with pytest.raises(ReleaseError, match=f"invalid: {at_fault}$"):
                 Release.read(path)
             with pytest.raises(Refused, match=f"cannot be served: {at_fault}$"):
-                memory.need(stored, workers=1, device="cpu")
+                need.copy_of(stored, workers=1, kind="cpu")
         else:
             assert Release.read(path).engine == expected
-            assert memory.need(stored, workers=1, device="cpu").total > 0
+            assert need.copy_of(stored, workers=1, kind="cpu").least > 0
 
 
 @given(name=st.one_of(st.sampled_from(USABLE), names), count=st.integers(0, 3))
 def test_preflight_finds_the_gpus_of_a_release_or_refuses_it(name: str, count: int) -> None:
     """It returns the GPUs that the workers will use, none for the CPU, and refuses a device that the host lacks."""
-    gpus = [memory._Gpu(number, f"GPU-{number}", free=number, used_by={}) for number in range(count)]
+    found = [Gpu(number, f"GPU-{number}", total=number, free=number, used_by={}) for number in range(count)]
     host = host_in(Path("/nowhere"))
     release = StoredRelease(Path("/nowhere/1"), Manifest(version="1", created_at="", files=(), engine={"device": name}))
     expected = {
-        "auto": gpus,
-        "cuda": gpus or None,
-        "cuda:0": gpus[:1] or None,
-        "cuda:1": gpus[1:2] or None,
+        "auto": found,
+        "cuda": found or None,
+        "cuda:0": found[:1] or None,
+        "cuda:1": found[1:2] or None,
         **{cpu: [] for cpu in ("cpu", "cpu:0", "cpu:1", "cpu:99")},
     }.get(name)
-    with patch.object(memory, "_gpus", lambda: gpus):
+    with patch.object(gpus, "find", lambda: found):
         if expected is not None:
-            assert memory._gpus_of(release, host, "green") == expected
+            assert gpus.of_release(release, host, "green") == expected
             return
         with pytest.raises(Refused, match="device") as refused:
-            memory._gpus_of(release, host, "green")
+            gpus.of_release(release, host, "green")
     assert refused.value.hint
 
 

@@ -33,8 +33,11 @@ from deploy.releases.store import Manifest
 from deploy.releases.store import Release as StoredRelease
 from deploy.reports import report
 from deploy.reports.overview import _devices
-from deploy.rollout import memory
+from deploy.rollout import memory, need
+from deploy.rollout.gpus import of_release
+from deploy.rollout.memory import NoRoom
 from deploy.systemd.units import Addresses, render
+from service.contract.device_memory import Copy
 from service.contract.devices import Devices, Gpu
 from service.contract.engine_settings import EngineSettings
 from service.contract.generations import Generation, current
@@ -75,7 +78,7 @@ def of_service(host: Host, slot: str, device: str) -> list[int]:
 def of_preflight(host: Host, slot: str, device: str) -> list[int]:
     """The numbers of the GPUs whose memory preflight looks at."""
     manifest = Manifest(version="1", created_at="", files=(), engine={"device": device})
-    return [gpu.index for gpu in memory._gpus_of(StoredRelease(Path("/nowhere/1"), manifest), host, slot)]
+    return [gpu.index for gpu in of_release(StoredRelease(Path("/nowhere/1"), manifest), host, slot)]
 
 
 @pytest.mark.parametrize("cards", CARDS)
@@ -94,7 +97,8 @@ def test_the_slots_may_have_gpus_of_their_own() -> None:
         assert of_service(host, "green", "cuda:1") == of_preflight(host, "green", "cuda:1") == [2]
         assert of_service(host, "green", "cpu") == of_preflight(host, "green", "cpu") == []
         manifest = Manifest(version="1", created_at="", files=())
-        assert memory._free(memory._gpus_of(StoredRelease(Path("/nowhere/1"), manifest), host, "green")) == 3 << 30
+        found = of_release(StoredRelease(Path("/nowhere/1"), manifest), host, "green")
+        assert min(gpu.free for gpu in found) == 3 << 30
 
 
 names = st.one_of(st.integers(0, 4), st.integers(0, 4).map(pynvml.uuid), st.just("GPU-0000"))
@@ -254,7 +258,7 @@ def test_a_worker_loads_onto_its_gpu_and_is_counted_there(monkeypatch: pytest.Mo
 
     def load(release: Release, *_: object) -> Any:
         loaded.append(release.engine.device)
-        return SimpleNamespace(warm_up=lambda _: None)
+        return SimpleNamespace(warm_up=lambda _: None, memory=7)
 
     monkeypatch.setattr(loader, "load", load)
     monkeypatch.setattr(worker, "gc", SimpleNamespace(collect=lambda: None, freeze=lambda: None))
@@ -269,24 +273,30 @@ def test_a_worker_loads_onto_its_gpu_and_is_counted_there(monkeypatch: pytest.Mo
     assert REGISTRY.get_sample_value("glm_workers", {"slot": "blue", "device": "cuda:3"}) == 1
 
 
-@pytest.mark.parametrize(("strategy", "free"), [("overlap", "4.0 GiB"), ("weights", "1.0 GiB")])
-def test_preflight_looks_at_the_slot_that_will_hold_the_release(strategy: str, free: str) -> None:
-    """A candidate is loaded onto the GPUs of the idle slot; other weights go onto those of the live one."""
+@pytest.mark.parametrize(("live", "idle", "free"), [("blue", "green", "3.8 GiB"), ("green", "blue", "960.0 MiB")])
+def test_preflight_looks_at_the_slot_that_will_hold_the_release(live: str, idle: str, free: str) -> None:
+    """A candidate is loaded onto the GPUs of the idle slot, and has to fit on the fullest of them."""
     with host_with(4, "blue = [0, 1]\ngreen = [3]") as host:
         release = StoredRelease(Path("/nowhere/2"), Manifest(version="2", created_at="", files=()))
         context: Any = SimpleNamespace(
             host=host,
-            slots=SimpleNamespace(live="blue", idle="green"),
+            slots=SimpleNamespace(live=live, idle=idle),
             releases=SimpleNamespace(get=lambda _: release),
             systemd=SimpleNamespace(memory_max=lambda _: None),
         )
-        plan: Any = SimpleNamespace(version="2", strategy=strategy)
-        too_much = memory.Need(weights=5 << 30, cache=0, workspace=0)
+        too_much = Copy(weights=5 << 30, process=0, workspace=0, kv_token=1, context=1)
         with (
-            patch.object(memory, "need", lambda *_, **__: too_much),
-            pytest.raises(Refused, match=f"{free} are free on the cuda"),
+            patch.object(need, "copy_of", lambda *_, **__: too_much),
+            pytest.raises(NoRoom, match=f"{free} are available on the cuda"),
         ):
-            memory.require(context, plan)
+            memory.require(context, "2", "overlap")
+
+
+def test_a_gpu_of_one_slot_alone_need_not_hold_two_copies() -> None:
+    """Where the slots have GPUs of their own, the KV cache may take what would be left to the other one."""
+    for devices, copies in (("", "auto"), ("blue = [0]\ngreen = [1]", 1), ("blue = [0, 1]\ngreen = [0]", "auto")):
+        with host_with(2, devices) as host:
+            assert loader._policy(host.policy, ALL[0]).copies == copies
 
 
 def test_status_tells_the_gpu_of_each_worker() -> None:
@@ -304,7 +314,7 @@ def test_status_tells_the_gpu_of_each_worker() -> None:
     slots = {"blue": shown | {"workers": 2, "devices": devices, "load": {}}}
     slots["green"] = shown | {"workers": 1, "devices": [first | {"device": "cpu"}], "load": {}}
     console = Console(file=io.StringIO(), width=report.WIDTH, record=True)
-    console.print(_table({"live": "blue", "listen": None, "summary": None, "slots": slots}))
+    console.print(_table({"live": "blue", "listen": None, "summary": None, "slots": slots, "devices": []}))
     lines = console.export_text().splitlines()
     assert [line for line in lines if " on cuda" in line] == ["blue has 2 workers on cuda:2, cuda:10"]
     assert _devices(None) == []

@@ -29,7 +29,7 @@ FIELDS = {
     "record": {
         "id", "kind", "strategy", "version", "slot", "previous", "previous_slot", "slot_held", "started_at", "ended_at",
         "seconds", "steps", "outcome", "reason", "switch_ms", "pause_ms", "canary", "step", "bake", "load", "analysis",
-        "hooks", "receipt", "drain", "digests", "staged", "keep_warm", "limits", "by_operator",
+        "hooks", "receipt", "drain", "digests", "staged", "keep_warm", "limits", "by_operator", "strategy_reason",
     },
     "step": {"phase", "at"},
     "verdict": {"window", "at", "seconds", "metrics", "mirrored", "length_ratio", "outcome", "reason", "pinned"},

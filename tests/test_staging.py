@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
@@ -14,9 +13,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from deploy.releases.release import Release
-from deploy.rollout import memory as need
-from deploy.rollout.plan import Plan
 from service.engine import staging, tensors
 from service.engine.staging import DEVICE_RESERVE, HOST_RESERVE, Place, place_for, stage
 from service.engine.tensors import Weights
@@ -188,16 +184,3 @@ def test_a_failure_leaves_nothing_behind(place: Place) -> None:
         stage(weights, memory, fail)
     assert (memory.held, memory.pinned) == ([], [])
     assert raw(weights) == raw(weights_of(2))
-
-
-def test_preflight_asks_no_room_of_a_gpu() -> None:
-    """The new weights are staged in the host's memory, or stay in their files, where a second copy does not fit."""
-    gpu = need._Gpu(free=0, used_by={})
-    context: Any = SimpleNamespace(
-        releases=SimpleNamespace(get=lambda _: Release), host=SimpleNamespace(setting=lambda _: None)
-    )
-    with (
-        patch.object(need, "_gpus_of", lambda *_: [gpu]),
-        patch.object(need, "need", lambda *_, **__: need.Need(20 << 30, 1 << 30, 1 << 30)),
-    ):
-        assert need.require(context, Plan("1.1.0", strategy="weights")) == need.Need(20 << 30, 0, 0)

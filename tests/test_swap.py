@@ -99,8 +99,11 @@ def crowd(box: Box, version: str) -> Iterator[Crowd]:
 
 @pytest.mark.model
 def test_two_copies_that_do_not_fit_are_refused(small_box: Box) -> None:
-    """Exit code 3 with the figures; --strategy swap is suggested only if one copy fits."""
-    stderr = small_box.glmctl("deploy", "1.1.0", expect=3).stderr
+    """Exit code 3 with the figures; swap is suggested only if one copy fits. Without a flag another way is chosen."""
+    rehearsed = small_box.glmctl("deploy", "1.1.0", "--dry-run", "--json")
+    assert json.loads(rehearsed.stdout)["strategy"] == "weights"
+    assert "strategy   weights: 1.1.0 needs" in rehearsed.stderr
+    stderr = small_box.glmctl("deploy", "1.1.0", "--strategy", "overlap", expect=3).stderr
     assert "1.1.0 needs" in stderr
     assert "weights" in stderr
     assert "KV cache" in stderr
@@ -116,8 +119,8 @@ def test_two_copies_that_do_not_fit_are_refused(small_box: Box) -> None:
 def test_a_release_above_the_units_memory_limit_is_refused(box: Box) -> None:
     """MemoryMax= below the need of the release is refused in the preflight."""
     box.drop_in("[Service]\nMemoryMax=100M\n")
-    stderr = box.glmctl("deploy", "1.1.0", expect=3).stderr
-    assert "MemoryMax= of glm@green.service allows 100 MiB" in stderr
+    stderr = box.glmctl("deploy", "1.1.0", "--strategy", "overlap", expect=3).stderr
+    assert "MemoryMax= of glm@green.service allows 100.0 MiB" in stderr
 
 
 @pytest.mark.model

@@ -253,7 +253,7 @@ def test_watch_in_json(watched: Watched) -> None:
     assert len(documents) > 5
     assert all(before != after for before, after in pairwise(documents))
     for one in documents:
-        assert set(one) == {"live", "listen", "slots", "rollout", "summary"}
+        assert set(one) == {"live", "listen", "slots", "devices", "rollout", "summary"}
         for slot in one["slots"].values():
             assert set(slot) == {
                 "version", "state", "gate", "generation", "share", "mirror", "in_flight", "connections", "workers",

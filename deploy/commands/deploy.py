@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import get_args
 
 import click
 from click.core import ParameterSource
 
-from deploy.commands.options import Duration, Options, Shares, StepDuration, shared
+from deploy.commands.options import STRATEGIES, Duration, Options, Shares, StepDuration, shared
 from deploy.errors import DrainCut, RolledBack
 from deploy.journal.journal import Journal
 from deploy.journal.record import Strategy
@@ -39,11 +38,12 @@ def _header(_: click.Context, __: click.Parameter, value: str | None) -> str | N
 @click.argument("version")
 @click.option(
     "--strategy",
-    type=click.Choice(get_args(Strategy)),
-    default="overlap",
+    type=click.Choice(STRATEGIES),
+    default="auto",
     show_default=True,
-    help="overlap: load VERSION beside the live version. swap: stop the live version first, where memory does not hold "
-    "two; clients wait meanwhile. weights: load its weights into the running processes; same architecture only.",
+    help="overlap: load VERSION beside the live version. weights: load its weights into the running processes; same "
+    "architecture only. swap: stop the live version first; clients wait meanwhile. auto: the first of these that is "
+    "possible.",
 )
 @click.option(
     "--canary",
@@ -122,7 +122,7 @@ def _header(_: click.Context, __: click.Parameter, value: str | None) -> str | N
 def deploy(
     options: Options,
     version: str,
-    strategy: Strategy,
+    strategy: str,
     canary: tuple[float, ...],
     step: float | None,
     sticky: str | None,
@@ -175,9 +175,11 @@ def deploy(
         document = {"outcome": "unchanged", "version": version, "live": live}
         options.show(document, f"{version} is live already, in {live}")
         return
-    if strategy != "overlap" and (canary or mirror):
+    needs_two = bool(canary or mirror)
+    if needs_two and strategy not in {"auto", "overlap"}:
         raise click.UsageError(f"--canary and --mirror need two loaded versions; --strategy {strategy} loads one")
-    for option, reason in _without_effect(strategy, analysis=analysis):
+    choice = options.choose(strategy, version, needs_two=needs_two)
+    for option, reason in _without_effect(choice.strategy, analysis=analysis):
         options.display.line(f"[yellow]note[/] {option} has no effect with {reason}")
     limits = {
         "enabled": None if analysis else False,
@@ -188,7 +190,8 @@ def deploy(
     given = {name: value for name, value in limits.items() if value is not None}
     plan = Plan(
         version,
-        strategy=strategy,
+        strategy=choice.strategy,
+        reason=choice.reason,
         bake=bake,
         keep_warm=keep_warm,
         drain=drain,
@@ -226,9 +229,17 @@ def _rehearse(options: Options, plan: Plan, live: str | None) -> None:
         text = f"The weights of {plan.version} could be put into the model in {live}."
     else:
         slot = context.slots.idle
-        old = f"; {context.slots.version(live)} in {live} would stay loaded for {plan.bake:g} s" if live else ""
+        loaded = "be unloaded first" if plan.strategy == "swap" else f"stay loaded for {plan.bake:g} s"
+        old = f"; {context.slots.version(live)} in {live} would {loaded}" if live else ""
         text = f"{plan.version} could be deployed to {slot}{old}."
-    document = {"outcome": "dry run", "version": plan.version, "slot": slot, "live": live}
+    document = {
+        "outcome": "dry run",
+        "version": plan.version,
+        "slot": slot,
+        "live": live,
+        "strategy": plan.strategy,
+        "strategy_reason": plan.reason,
+    }
     options.show(document, f"{text} Nothing was changed.")
 
 

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_args
 
 import click
 from pydantic import BaseModel
@@ -18,10 +18,15 @@ from rich.markup import escape
 from deploy.display import Display
 from deploy.host import Host
 from deploy.journal.journal import Journal
+from deploy.journal.record import Strategy
 from deploy.reports.report import interruption
 from deploy.rollout.plan import Context
 from deploy.rollout.recovery import Ended, recover
+from deploy.rollout.strategy import Choice, choose
 from deploy.systemd import programs
+
+STRATEGIES = ("auto", *get_args(Strategy))
+"""The values of --strategy."""
 
 
 class Duration(click.ParamType[float]):
@@ -98,6 +103,15 @@ class Options:
         for ended in found:
             self.note(ended.text)
         return found
+
+    def choose(self, strategy: str, version: str, *, needs_two: bool = False) -> Choice:
+        """Return the strategy that the operator chose, or for `auto` the one that suits the host, and print why."""
+        if strategy != "auto":
+            return Choice(cast("Strategy", strategy), None)
+        choice = choose(self.context, version, needs_two=needs_two)
+        if choice.reason:
+            self.display.phase("strategy", escape(f"{choice.strategy}: {choice.reason}"))
+        return choice
 
     def tell_interrupted(self) -> None:
         """Print a note on each rollout of a killed controller. Verbs that read the host do no more about them."""

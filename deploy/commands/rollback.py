@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from typing import get_args
-
 import click
 
-from deploy.commands.options import Duration, Options, shared
+from deploy.commands.options import STRATEGIES, Duration, Options, shared
 from deploy.errors import Unrecorded
-from deploy.journal.record import Strategy
 from deploy.reports import report
 from deploy.rollout import preflight, weights
 from deploy.rollout.plan import Plan
@@ -21,16 +18,16 @@ from deploy.systemd import programs
 @click.argument("version", required=False)
 @click.option(
     "--strategy",
-    type=click.Choice(get_args(Strategy)),
+    type=click.Choice(STRATEGIES),
     help="As in deploy, if the version has to be loaded.  [default: weights if the live version was deployed with it, "
-    "else overlap]",
+    "else auto]",
 )
 @click.option(
     "--drain", type=Duration(), default="120s", show_default=True, help="As in deploy, if the version has to be loaded."
 )
 @click.option("--force", is_flag=True, help="Also if VERSION was found worse and rolled back itself.")
 @shared
-def rollback(options: Options, version: str | None, strategy: Strategy | None, drain: float, force: bool) -> None:
+def rollback(options: Options, version: str | None, strategy: str | None, drain: float, force: bool) -> None:
     """Go back to the version that served before, or to VERSION.
 
     Without VERSION: the version that was live last and was not rolled back itself by the analysis, or because it died.
@@ -54,8 +51,12 @@ def rollback(options: Options, version: str | None, strategy: Strategy | None, d
     if version is None:
         live = context.slots.version(context.slots.live or "")
         options.display.line(f"{'':10}back to {wanted}, which served before {live}")
-    strategy = strategy or ("weights" if wanted == weights.previous_version(context) else "overlap")
-    plan = Plan(wanted, kind="rollback", strategy=strategy, bake=0.0, drain=drain)
+    if strategy is None:
+        strategy = "weights" if wanted == weights.previous_version(context) else "auto"
+    if strategy == "auto" and is_at_hand(context, wanted):
+        strategy = "overlap"  # nothing is loaded, and no time is lost
+    choice = options.choose(strategy, wanted)
+    plan = Plan(wanted, kind="rollback", strategy=choice.strategy, reason=choice.reason, bake=0.0, drain=drain)
     record = roll_back(context, plan)
     _recover(options)  # ends a deploy whose controller was killed during the bake
     options.show(record, report.text(record))

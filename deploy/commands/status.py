@@ -15,7 +15,7 @@ from rich.table import Table
 
 from deploy.commands.options import Options, shared
 from deploy.display import duration, size
-from deploy.reports import report
+from deploy.reports import devices, report
 from deploy.reports.dashboard import Dashboard
 from deploy.reports.overview import Overview, View
 
@@ -30,7 +30,8 @@ def status(options: Options, watch: bool) -> None:
     """Show both slots and the current or last rollout.
 
     For each slot: version, state, gate, share of the requests, requests in flight, p95 response time and memory. A gate
-    is open while the slot accepts client connections. On a terminal the phases of the rollout are shown, too.
+    is open while the slot accepts client connections. For each device: what the slots hold, what is free, and whether
+    another copy of the live version fits. On a terminal the phases of the rollout are shown, too.
 
     Nothing is changed, also where a rollout was interrupted: see `glmctl resume`.
 
@@ -107,9 +108,10 @@ def _table(document: dict[str, Any]) -> RenderableType:
         for name, slot in document["slots"].items()
         if slot["load"] and slot["state"] == "ready"
     ]
-    devices = [f"{name} has {report.workers(slot)}" for name, slot in document["slots"].items() if report.gpus(slot)]
+    gpus = [f"{name} has {report.workers(slot)}" for name, slot in document["slots"].items() if report.gpus(slot)]
+    memory = [devices.text(device) for device in document["devices"]]
     listen = f"listening on {document['listen'] or 'nothing (run `glmctl install`)'}"
-    return Group(table, "", *loads, *devices, listen, *([document["summary"]] if document["summary"] else []))
+    return Group(table, "", *loads, *gpus, *memory, listen, *([document["summary"]] if document["summary"] else []))
 
 
 def _line(document: dict[str, Any]) -> str:

@@ -70,6 +70,8 @@ class Record(BaseModel):
     id: str
     kind: Kind
     strategy: Strategy = "overlap"
+    strategy_reason: str | None = None
+    """Why glmctl chose the strategy; None if the operator did."""
     version: str
     slot: str
     previous: str | None = None

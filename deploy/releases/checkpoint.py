@@ -6,6 +6,7 @@ import json
 import math
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -14,7 +15,7 @@ from pydantic import BaseModel, ValidationError
 from safetensors import SafetensorError, safe_open
 
 from deploy.errors import Refused
-from service.contract import checks, engine_settings
+from service.contract import checks, engine_settings, quantization
 
 _PICKLES = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".npy", ".npz", ".mar", ".th"})
 _INDEX = "model.safetensors.index.json"
@@ -47,6 +48,7 @@ def checkpoint_files(source: Path) -> Iterator[tuple[Path, str]]:
     names = {name for _, name in found}
     if "config.json" not in names:
         raise Refused(f"{source} is not a checkpoint: config.json is missing")
+    _require_plain(source / "config.json")
     shards = [(path, name) for path, name in found if name.endswith(".safetensors")]
     if not shards:
         raise Refused(f"{source} is not a checkpoint: it has no .safetensors file")
@@ -55,6 +57,15 @@ def checkpoint_files(source: Path) -> Iterator[tuple[Path, str]]:
     if _INDEX in names:
         _require_shards(source / _INDEX, names)
     yield from found
+
+
+def _require_plain(config: Path) -> None:
+    """Refuse a quantised checkpoint. What else is wrong with the configuration is reported when it is loaded."""
+    with suppress(OSError, ValueError, RecursionError):
+        if method := quantization.method_of(json.loads(config.read_bytes())):
+            raise Refused(
+                f"the weights are quantised ({method}), which the engine does not run", hint=quantization.WAY_OUT
+            )
 
 
 @dataclass(frozen=True)

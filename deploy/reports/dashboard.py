@@ -14,7 +14,7 @@ from rich.text import Text
 from deploy.analysis.verdict import Metric, Verdict
 from deploy.display import duration, size
 from deploy.journal.record import Record
-from deploy.reports import report
+from deploy.reports import devices, report
 from deploy.reports.overview import View
 from deploy.reports.report import clock_time
 from deploy.reports.timeline import Stage, stages
@@ -24,6 +24,7 @@ __all__ = ["Dashboard"]
 _SIDE_BY_SIDE = 72  # columns from which the slots stand side by side
 _WIDE = 110  # columns from which all metrics of a verdict are shown
 _SLOT_LINES, _OTHER_LINES = 9, 5
+_LINES_A_DEVICE = 12  # of the terminal, for each device that is shown
 _MIN_SCALE = 8  # requests in flight that fill a bar, or the most seen so far
 _BARS = " ▁▂▃▄▅▆▇█"
 _STATES = {"ready": "green", "starting": "yellow", "stopping": "yellow", "vacant": "magenta", "failed": "bold red"}
@@ -43,9 +44,10 @@ class Dashboard:
         self._scale = max(self._scale, *(slot["in_flight"] for slot in slots.values()))
         panels = [self._slot(view, name) for name in slots]
         side_by_side = terminal.width >= _SIDE_BY_SIDE
-        lines = terminal.height - _OTHER_LINES - _SLOT_LINES * (1 if side_by_side else len(panels))
+        memory = _devices(view, terminal.height // _LINES_A_DEVICE)
+        lines = terminal.height - _OTHER_LINES - len(memory) - _SLOT_LINES * (1 if side_by_side else len(panels))
         slots_row = _row(panels) if side_by_side else Group(*panels)
-        return Group(_head(view), slots_row, _rollout(view, terminal.width, lines))
+        return Group(_head(view), slots_row, *memory, _rollout(view, terminal.width, lines))
 
     def _slot(self, view: View, name: str) -> RenderableType:
         slot = view.document["slots"][name]
@@ -86,6 +88,12 @@ def _head(view: View) -> RenderableType:
     row.add_column(justify="right", no_wrap=True)
     row.add_row(Text.assemble(" ", ("glm", "bold"), f"  listening on {listen}"), Text(f"{datetime.now():%H:%M:%S} "))
     return row
+
+
+def _devices(view: View, most: int) -> list[Text]:
+    """Return a line for each device, at most that many, but one."""
+    shown = view.document["devices"][: max(1, most)]
+    return [Text(f" {devices.text(one)}", "dim", no_wrap=True, overflow="ellipsis") for one in shown]
 
 
 def _row(panels: list[RenderableType]) -> RenderableType:

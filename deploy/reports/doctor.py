@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from dataclasses import asdict
 
 from deploy.display import size
 from deploy.errors import GlmError
 from deploy.journal.journal import Journal
-from deploy.reports import files
+from deploy.reports import devices, files
 from deploy.reports.files import Finding
 from deploy.reports.report import interruption
+from deploy.rollout import memory
 from deploy.rollout.plan import Context
 from deploy.rollout.preflight import require_units
 from deploy.rollout.slot_client import PublicSocket
@@ -30,7 +32,14 @@ def examine(context: Context) -> list[Finding]:
         require_units(context)
     except GlmError as error:
         return [Finding(good=False, what=str(error), fix=error.hint)]
-    return [*_units(context), *_service(context), *_rollouts(context), *files.examine(context), *_disks(context)]
+    return [
+        *_units(context),
+        *_service(context),
+        *_rollouts(context),
+        *files.examine(context),
+        *_disks(context),
+        *_devices(context),
+    ]
 
 
 def _units(context: Context) -> Iterator[Finding]:
@@ -100,3 +109,14 @@ def _disks(context: Context) -> Iterator[Finding]:
             what=f"{path}: {size(free)} free",
             fix=None if free >= _MIN_FREE else "glmctl release prune --keep 2",
         )
+
+
+def _devices(context: Context) -> Iterator[Finding]:
+    """What the slots hold of each device; nothing is wrong where no other copy fits, but with a file or a driver."""
+    try:
+        found = devices.examine(context, memory.survey(context).held)
+    except GlmError as error:
+        yield Finding(good=False, what=str(error), fix=error.hint)
+        return
+    for view in found:
+        yield Finding(good=True, what=devices.text(asdict(view)))

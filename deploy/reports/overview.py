@@ -14,6 +14,7 @@ from deploy.analysis.recent import RecentStats
 from deploy.analysis.verdict import Verdict
 from deploy.journal.journal import Journal
 from deploy.journal.record import Record, now, seconds_between
+from deploy.reports import devices
 from deploy.reports.report import interruption, summary
 from deploy.rollout.plan import Context
 from service.contract.canary_file import CanaryFile
@@ -56,10 +57,12 @@ class Overview:
         last = journal.last()
         interrupted = last is not None and any(one.id == last.id for one in journal.interrupted())
         shown = {"phase": last.phase, "interrupted": interrupted} if last else {}
+        slots = {slot: self._slot(slot) for slot in SLOTS}
         document = {
             "live": context.slots.live,
             "listen": self._listen,
-            "slots": {slot: self._slot(slot) for slot in SLOTS},
+            "slots": slots,
+            "devices": devices.views(context, {name: slot["memory"] for name, slot in slots.items()}),
             "rollout": last.model_dump(exclude={"receipt"}) | shown if last else None,
             "summary": (interruption(last) if interrupted else summary(last)) if last else None,
         }

@@ -70,6 +70,8 @@ class Plan:
     version: str
     kind: Kind = "deploy"
     strategy: Strategy = "overlap"
+    reason: str | None = None
+    """Why that strategy was chosen; None if the operator chose it."""
     bake: float = 60.0
     drain: float = 120.0
     keep_warm: float = 0.0
@@ -141,6 +143,7 @@ class Rollout:
         candidate = entry.record.slot
         entry.record.previous_slot = old
         entry.record.previous = context.slots.version(old) if old else None
+        entry.record.strategy_reason = plan.reason
         entry.record.slot_held = context.slots.target(candidate)
         entry.record.canary = list(plan.shares) if old and plan.kind == "deploy" else []
         entry.record.step = plan.step if entry.record.canary else None

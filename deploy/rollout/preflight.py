@@ -9,7 +9,7 @@ from pathlib import Path
 from deploy.errors import Refused
 from deploy.journal.journal import Journal
 from deploy.releases import digests
-from deploy.rollout import hooks, memory
+from deploy.rollout import hooks, memory, need
 from deploy.rollout.plan import Context, Plan, Rollout
 from deploy.rollout.waiting import is_warm
 from deploy.systemd import listener, programs
@@ -70,6 +70,7 @@ def _require_listener(context: Context) -> None:
 
 def _check(context: Context, plan: Plan) -> None:
     programs.require()
+    programs.require_of_units()
     require_units(context)
     if found := outdated(context.host):
         raise Refused(f"{', '.join(found)} were installed by another version of glmctl", hint="`glmctl install`")
@@ -95,12 +96,12 @@ def _check(context: Context, plan: Plan) -> None:
 def _check_memory(context: Context, plan: Plan) -> None:
     if is_warm(context, context.slots.idle, plan.version):
         return
-    needed = memory.require(context, plan)
+    copy = memory.require(context, plan.version, plan.strategy)
     if plan.strategy == "swap" and (live := context.slots.live):
-        _announce_wait(context, plan, live, needed)
+        _announce_wait(context, plan, live, need.text(copy))
 
 
-def _announce_wait(context: Context, plan: Plan, live: str, needed: memory.Need) -> None:
+def _announce_wait(context: Context, plan: Plan, live: str, needed: str) -> None:
     """Display how long clients will wait during a swap, and how many can."""
     seconds = Journal(context.host).last_load()
     wait = f"about {seconds:.0f} s, like the last load" if seconds else "until it has loaded"

@@ -1,18 +1,26 @@
-"""The programs that glmctl runs. What a command needs is looked for before it changes anything."""
+"""The programs that a rollout runs itself or through its units. They are looked for before anything is changed."""
 
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Iterable
+from pathlib import Path
 
 from deploy.errors import Refused
 
-__all__ = ["ROLLOUT", "SANDBOX", "require"]
+__all__ = ["ROLLOUT", "SANDBOX", "SCRIPTS", "UNITS", "require", "require_of_units"]
 
 ROLLOUT = ("systemctl", "systemd-run")
 """Those of every rollout, whatever its strategy: units and timers. `process.run` starts no other one."""
 SANDBOX = ("systemctl", "unshare", "setpriv", "nsenter", "mount", "env", "sh")
 """Those of the private service manager."""
+UNITS = ("sh", "tail")
+"""Those of the unit files: without them a unit that is stopped cuts its requests."""
+SCRIPTS = ("glmctl", "gunicorn")
+"""Those beside the interpreter: the timers run the first, the slots the second."""
+
+_MANAGER_PATH = "/usr/local/bin:/usr/bin:/bin"  # where the service manager looks, whatever PATH is here
 
 
 def require(programs: Iterable[str] = ROLLOUT) -> None:
@@ -23,3 +31,20 @@ def require(programs: Iterable[str] = ROLLOUT) -> None:
             f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} not on PATH",
             hint="install systemd and util-linux, or set PATH",
         )
+
+
+def require_of_units(interpreter: Path = Path(sys.executable), path: str = _MANAGER_PATH) -> None:
+    """Look for what units and timers run later; raises Refused with the first that is missing.
+
+    `interpreter`: the one whose scripts they run. `path`: the directories in which the service manager looks.
+    """
+    for program in UNITS:
+        if shutil.which(program, path=path) is None:
+            raise Refused(f"the units need {program}, which is not in {path}", hint="install coreutils and a shell")
+    for script in SCRIPTS:
+        found = interpreter.with_name(script)
+        if shutil.which(found) is None:
+            raise Refused(
+                f"the units need {found}, which is missing or not executable",
+                hint=f"`{interpreter} -m pip install -e CHECKOUT` installs it; then `glmctl install`",
+            )

@@ -102,6 +102,10 @@ class Devices:
             found += matching
         return found
 
+    def is_shared(self, gpu: Gpu) -> bool:
+        """Return whether both slots may use `gpu`."""
+        return all(names is None or any(gpu.has(name) for name in names) for names in (self.blue, self.green))
+
 
 def gpus_of_workers(device: str, gpus: Sequence[G], workers: int, slot: str) -> list[G]:
     """Return the GPU of each worker of `slot`; none if the release runs on the CPU.

@@ -96,6 +96,8 @@ class WorkerState:
     error: str | None = None
     load: dict[str, float] = field(default_factory=dict)
     """Seconds that each part of the load took: imports, reading, building, warming up, checking."""
+    memory: int = 0
+    """Bytes that it takes of its GPU: weights, workspace and KV cache; 0 on the CPU."""
     gate: Literal["open", "closed"] = "closed"
     gate_changed_at: float | None = None
     """CLOCK_MONOTONIC, in seconds."""

@@ -11,26 +11,18 @@ import math
 from contextlib import suppress
 from dataclasses import dataclass
 from mmap import MADV_NOHUGEPAGE, MAP_ANONYMOUS, MAP_PRIVATE, mmap
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-import psutil
 import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
     from transformers import Glm4vForConditionalGeneration
 
-__all__ = ["Budget", "SlotCache", "free_memory"]
-
-MEMORY_SHARE = {"cuda": 0.85, "cpu": 0.25}
-"""Share of the memory that is free after the weights are loaded. The rest of a GPU is for activations. On the CPU the
-other slot's cache and the page cache need room, and pages are only allocated when they are written."""
+__all__ = ["Budget", "SlotCache"]
 
 MIN_COLUMNS = 256
 """The shortest useful row, in tokens, unless the model's context is shorter."""
-
-_CGROUPS = Path("/sys/fs/cgroup")
 
 
 @dataclass(frozen=True)
@@ -41,45 +33,14 @@ class Budget:
     columns: int
 
     @classmethod
-    def of(cls, model: Glm4vForConditionalGeneration, *, rows: int, kv_tokens: int, context: int) -> Budget:
-        """Return the budget for `kv_tokens` tokens, or, if that is 0, for the memory now free on the model's device.
-
-        Raises ValueError if not even one row of MIN_COLUMNS tokens fits.
-        """
-        tokens = kv_tokens or int(free_memory(model.device) * MEMORY_SHARE[model.device.type]) // _bytes_per_token(
-            model
-        )
+    def of(cls, tokens: int, *, rows: int, context: int) -> Budget:
+        """Return the budget for `tokens` tokens; raises ValueError if not even one row of MIN_COLUMNS tokens fits."""
         shortest = min(context, MIN_COLUMNS)
         rows = max(1, min(rows, tokens // shortest))
         columns = min(context, tokens // rows)
         if columns < shortest:
             raise ValueError(f"the KV cache has room for {tokens} tokens; a single request needs at least {shortest}")
         return cls(rows, columns)
-
-
-def free_memory(device: torch.device) -> int:
-    """Return the free bytes of a device; on the CPU not more than the unit's MemoryMax= leaves."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    return min([int(psutil.virtual_memory().available), *_cgroup_headrooms()])
-
-
-def _cgroup_headrooms() -> list[int]:
-    """Return the bytes left under the memory limit of each enclosing cgroup that has one."""
-    headrooms = []
-    with suppress(OSError, ValueError):
-        own = Path("/proc/self/cgroup").read_text().strip().rpartition(":")[2].lstrip("/")
-        for group in [_CGROUPS / own, *(_CGROUPS / own).parents]:
-            if group == _CGROUPS.parent:
-                break
-            with suppress(OSError, ValueError):  # ValueError: the limit is "max"
-                headrooms.append(int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
-    return headrooms
-
-
-def _bytes_per_token(model: Glm4vForConditionalGeneration) -> int:
-    layers, heads, size = _kv_shape(model)
-    return int(2 * layers * heads * size * model.dtype.itemsize)
 
 
 def _kv_shape(model: Glm4vForConditionalGeneration) -> tuple[int, int, int]:

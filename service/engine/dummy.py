@@ -57,6 +57,7 @@ class DummyEngine:
 
     def __init__(self, checksum: int, release: Release, limits: Limits) -> None:
         self._checksum = checksum
+        self.memory = 0
         self.max_new_tokens = release.engine.max_new_tokens
         self._capacity = release.engine.rows * ROW_TOKENS
         self._rows = release.engine.rows

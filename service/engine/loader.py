@@ -7,7 +7,12 @@ import importlib
 import logging
 import os
 import time
+from pathlib import Path
 
+from service.contract import memory_policy
+from service.contract.devices import CPU, Devices, Gpu, label
+from service.contract.generations import all_generations
+from service.contract.memory_policy import MemoryPolicy
 from service.engine.protocol import Limits, WorkerEngine
 from service.model.imports import import_transformers
 from service.model.release import Progress, Release
@@ -33,8 +38,11 @@ def preload(settings: Settings) -> float:
     return time.monotonic() - started
 
 
-def load(release: Release, settings: Settings, progress: Progress) -> WorkerEngine:
-    """Load a release and block until it is in memory, not warmed up yet; raises ReleaseError."""
+def load(release: Release, settings: Settings, progress: Progress, gpu: Gpu | None = None) -> WorkerEngine:
+    """Load a release and block until it is in memory, not warmed up yet; raises ReleaseError.
+
+    `gpu`: the one to which this process is pinned.
+    """
     limits = Limits(
         max_prompt_tokens=settings.max_prompt_tokens,
         max_wait=settings.max_wait,
@@ -49,7 +57,28 @@ def load(release: Release, settings: Settings, progress: Progress) -> WorkerEngi
         logger.warning("GLM_ENGINE=dummy: no model is loaded, answers are random words; for tests only")
         logger.info("CUDA_VISIBLE_DEVICES=%s", os.environ.get("CUDA_VISIBLE_DEVICES", ""))
         return DummyEngine.load(release, limits=limits, progress=progress)
+    from service.engine.memory import MemoryShare
     from service.engine.model_engine import ModelEngine
 
     threads = settings.threads or max(1, (os.cpu_count() or 1) // max(1, settings.workers) - 1)
-    return ModelEngine.load(release, threads=threads, limits=limits, progress=progress)
+    share = MemoryShare(_policy(settings.policy, gpu), _held_by_others(settings.runtime, label(gpu)))
+    return ModelEngine.load(release, threads=threads, limits=limits, progress=progress, share=share)
+
+
+def _policy(path: Path, gpu: Gpu | None) -> MemoryPolicy:
+    """Return the policy of the device. A file that cannot be read must not keep a slot down: preflight refuses it."""
+    try:
+        return memory_policy.read(path).on(gpu, Devices.read(path))
+    except (OSError, ValueError) as error:
+        logger.error("the defaults of [memory] are used, because %s is invalid: %s", path, error)  # noqa: TRY400
+        return MemoryPolicy()
+
+
+def _held_by_others(runtime: Path, device: str) -> int:
+    """Return the bytes that the workers of other generations, of either slot, take of the device."""
+    total = 0
+    for generation in all_generations(runtime):
+        workers = generation.alive_workers
+        if os.getpid() not in {worker.pid for worker in workers}:
+            total += sum(worker.memory for worker in workers if worker.device in (device, CPU))
+    return total

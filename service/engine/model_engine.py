@@ -20,12 +20,13 @@ from typing import Any
 import torch
 
 from service.contract.engine_settings import EngineSettings
-from service.engine import staging, tensors
+from service.engine import memory, staging, tensors
 from service.engine.cache import Budget, SlotCache
 from service.engine.core import Core
 from service.engine.detokenizer import Detokenizer, OutputProcessor, StopStrings
 from service.engine.grammar import Grammars
 from service.engine.mailbox import Dispatcher, EngineCall
+from service.engine.memory import MemoryShare
 from service.engine.prompt import PromptBuilder
 from service.engine.protocol import Conversation, Delta, Finish, Limits, Priority, Refused, Sampling, Staged, Usage
 from service.engine.runner import Runner
@@ -42,22 +43,26 @@ from service.model.release import Progress, Release, ReleaseError
 __all__ = ["Limits", "ModelEngine"]
 
 PREPARE_THREADS = 3  # two of them for the requests of one address
+_ALL = MemoryShare()
 
 
 class ModelEngine:
     """One model on one device; see Engine. A request is prepared, waits for a cache row, and is decoded."""
 
-    def __init__(self, checkpoint: Checkpoint, settings: EngineSettings, limits: Limits) -> None:
+    def __init__(
+        self, checkpoint: Checkpoint, settings: EngineSettings, limits: Limits, share: MemoryShare = _ALL
+    ) -> None:
         model, processor = checkpoint.model, checkpoint.processor
         self._checkpoint, self._settings, self._limits = checkpoint, settings, limits
         self._model = model
+        copy = memory.copy_of(model, settings)
+        tokens = memory.cache_tokens(copy, model.device, share)
         try:
-            budget = Budget.of(
-                model, rows=settings.rows, kv_tokens=settings.kv_tokens, context=checkpoint.context_length
-            )
+            budget = Budget.of(tokens, rows=settings.rows, context=checkpoint.context_length)
         except ValueError as error:
             raise ReleaseError(str(error)) from error
         self.columns = budget.columns
+        self.memory = copy.with_cache(budget.rows * budget.columns) if model.device.type == "cuda" else 0
         self._core = Core(
             Runner(model, SlotCache(model, budget)),
             processor.token_bytes,
@@ -85,7 +90,9 @@ class ModelEngine:
         self._thread.start()
 
     @classmethod
-    def load(cls, release: Release, *, threads: int, limits: Limits, progress: Progress) -> ModelEngine:
+    def load(
+        cls, release: Release, *, threads: int, limits: Limits, progress: Progress, share: MemoryShare = _ALL
+    ) -> ModelEngine:
         """Load a release; blocks until it is in memory. If `threads` is 0, torch chooses their number.
 
         Raises ReleaseError.
@@ -93,7 +100,7 @@ class ModelEngine:
         checkpoint = checkpoints.load(release.model, release.engine, progress)
         if threads:
             torch.set_num_threads(threads)
-        return cls(checkpoint, release.engine, limits)
+        return cls(checkpoint, release.engine, limits, share)
 
     def warm_up(self, progress: Progress) -> None:
         """Run one text and one image request, since the first pass is slow; blocks until both are finished.

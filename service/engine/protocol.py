@@ -257,6 +257,11 @@ class WorkerEngine(Engine, Protocol):
         ...
 
     @property
+    def memory(self) -> int:
+        """Bytes that it takes of its GPU: weights, workspace and KV cache; 0 on the CPU."""
+        ...
+
+    @property
     def closed(self) -> bool:
         """Whether new requests are rejected."""
         ...

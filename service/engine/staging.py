@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from service.engine.cache import free_memory
+from service.engine import memory as device_memory
 from service.engine.protocol import Staged
 from service.engine.tensors import Weights
 from service.model.release import Progress
@@ -45,12 +45,12 @@ class Memory:
     @property
     def on_device(self) -> int:
         """Free bytes of the device."""
-        return free_memory(self.device)
+        return device_memory.memory_of(self.device)[1]
 
     @property
     def on_host(self) -> int:
         """Free bytes of the host, and of the unit."""
-        return free_memory(_HOST)
+        return device_memory.memory_of(_HOST)[1]
 
     def allocate(self, place: Place, size: int) -> Tensor:
         """Return a block of so many bytes; raises RuntimeError if there is none."""

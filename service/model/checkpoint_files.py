@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from service.contract import quantization
 from service.model.release import ReleaseError
 
 __all__ = ["ARCHITECTURE", "check", "errors_of", "first_line", "shards"]
@@ -28,6 +29,8 @@ def check(path: Path) -> None:
         raise ReleaseError(
             f"{path}/config.json names {', '.join(map(str, architectures))}; only {ARCHITECTURE} is supported"
         )
+    if method := quantization.method_of(_read_json(path / "config.json")):
+        raise ReleaseError(f"the weights in {path} are quantised ({method}), which the engine does not run")
     templates = [path / "chat_template.jinja", path / "chat_template.json"]
     if not any(file.is_file() for file in templates) and "chat_template" not in _read_json(
         path / "tokenizer_config.json"

@@ -141,8 +141,8 @@ class SlotWorker(UvicornWorker):  # type: ignore[misc]  # Gunicorn's classes car
             state.step, state.progress, state.load = step, share, times.parts
 
         release = gpus.on_pinned_gpu(self.release) if self.gpu else self.release
-        engine = await asyncio.to_thread(loader.load, release, settings, progress)
-        state.phase = "warming up"
+        engine = await asyncio.to_thread(loader.load, release, settings, progress, self.gpu)
+        state.phase, state.memory = "warming up", engine.memory
         await asyncio.to_thread(engine.warm_up, progress)
         state.phase = "checking"
         await run_checks(engine, self.release, progress)

@@ -121,7 +121,7 @@ def generate(model: Any, rows: int, device: torch.device) -> float:
 
 def build_core(model: Any, *, rows: int, columns: int) -> Core:
     """Return the engine's loop with a cache of `rows` requests of `columns` tokens."""
-    budget = Budget.of(model, rows=rows, kv_tokens=rows * columns, context=columns)
+    budget = Budget.of(rows * columns, rows=rows, context=columns)
     return Core(Runner(model, SlotCache(model, budget)), lambda _: b"", chunk=512)
 
 
