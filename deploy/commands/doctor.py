@@ -13,8 +13,8 @@ from deploy.reports.doctor import examine
 def doctor(options: Options) -> None:
     """Check this host, and print what is wrong and how to fix it.
 
-    Checks the units, the public socket, the slot links, the live slot, the state files and the free disk space, in this
-    order. Nothing is changed. Exit code 1 if anything is wrong.
+    Checks the units, the public socket, the slot links, the live slot, the state files, the free disk space and the
+    devices, in this order. Nothing is changed. Exit code 1 if anything is wrong.
 
     \b
     Example:
