@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from PIL import Image, ImageDraw
+from torch.nn.attention.flex_attention import flex_attention
 
 from service.contract.engine_settings import EngineSettings
 from service.demo_models import tiny
@@ -18,6 +19,8 @@ from service.engine import Delta, Sampling
 from service.engine.cache import Budget, SlotCache
 from service.engine.core import Core
 from service.engine.detokenizer import Detokenizer, OutputProcessor, StopStrings
+from service.engine.pace import Pace
+from service.engine.paged_cache import PagedCache
 from service.engine.prompt import Prompt, PromptBuilder
 from service.engine.runner import Runner
 from service.engine.sampling_params import SamplingParams
@@ -27,6 +30,7 @@ from service.model.checkpoint import load
 
 MAX_TOKENS = 20  # of an output
 COLUMNS = 224
+PAGE = 16
 
 
 @dataclass
@@ -67,9 +71,13 @@ class RequestFactory:
     def prompt(self, content: Any) -> Prompt:
         return self.prompt_builder.build([{"role": "user", "content": content}], None)
 
-    def core(self, *, rows: int = 4, chunk: int = 512, pad: bool = False) -> Core:
-        cache = SlotCache(self.checkpoint.model, Budget(rows, COLUMNS))
-        return Core(Runner(self.checkpoint.model, cache, pad=pad), self.checkpoint.processor.token_bytes, chunk=chunk)
+    def core(self, *, rows: int = 4, chunk: int = 512, pad: bool = False, pages: int = 0) -> Core:
+        """An engine with a slot cache, or, with `pages`, one of that many pages of PAGE tokens."""
+        model, token_bytes = self.checkpoint.model, self.checkpoint.processor.token_bytes
+        cache: SlotCache | PagedCache = SlotCache(model, Budget(rows, COLUMNS))
+        if pages:
+            cache = PagedCache(model, Budget(rows, COLUMNS, pages * PAGE), page=PAGE, attention=flex_attention)
+        return Core(Runner(model, cache, pad=pad), token_bytes, pace=Pace(chunk))
 
     def request(
         self, number: int, *, max_tokens: int = MAX_TOKENS, sampling: Sampling | None = None, **more: Any

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from service.engine.pace import Pace
 from service.engine.runner import Runner
 from service.engine.sampler import Sampler
 from service.engine.scheduler import Scheduler, Step
@@ -21,19 +23,26 @@ log = logging.getLogger("service")
 class Core:
     """One model and its cache. All calls must come from the same thread.
 
-    `token_bytes` maps a token id to its bytes; `chunk` is the number of prompt tokens per step,
-    `client_rows` the part of the rows that one address may hold.
+    `token_bytes` maps a token id to its bytes; `pace` gives the number of prompt tokens of each step, `client_rows` is
+    the part of the rows that one address may hold. `clock` returns seconds.
     """
 
     def __init__(
-        self, runner: Runner, token_bytes: Callable[[int], bytes], *, chunk: int, client_rows: float = 1.0
+        self,
+        runner: Runner,
+        token_bytes: Callable[[int], bytes],
+        *,
+        pace: Pace,
+        client_rows: float = 1.0,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        self._runner = runner
+        self._runner, self._pace, self._clock = runner, pace, clock
         self._sampler = Sampler(token_bytes)
-        self.scheduler = Scheduler(runner.cache, chunk, client_rows)
+        self.scheduler = Scheduler(runner.cache, pace, client_rows)
 
     def step(self) -> bool:
         """Schedule, run, sample, emit; return False if there was nothing to run."""
+        began = self._clock()
         step = self.scheduler.schedule()
         if step is None:
             return False
@@ -44,6 +53,7 @@ class Core:
         except Exception as error:
             self._fail_newest(step, error)
             return True
+        self._pace.record(len(step.decoding), step.prompt_tokens, self._clock() - began)
         self.scheduler.advance(step)
         for sequence, token, logprob in zip(sequences, tokens, logprobs, strict=True):
             try:
@@ -53,9 +63,9 @@ class Core:
         self.scheduler.reap()
         return True
 
-    def warm_up(self) -> None:
-        """Do the one-time work that would slow down the first steps. The cache must be empty."""
-        self._runner.warm_up()
+    def warm_up(self, seconds: float = float("inf")) -> None:
+        """Do the one-time work that would slow down the first steps; what is not begun after `seconds` is left out."""
+        self._runner.warm_up(self._pace.chunk, seconds)
 
     def fail_all(self, error: BaseException) -> None:
         """Fail all running and waiting sequences."""

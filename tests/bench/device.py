@@ -173,7 +173,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         results["generate, batch of 1, tok/s"] = generate(model, 1, device)
         results[f"generate, batch of {ROWS}, tok/s"] = generate(model, ROWS, device)
         budget = Budget.of(model, rows=ROWS, kv_tokens=ROWS * 2 * (PROMPT + TOKENS), context=2 * (PROMPT + TOKENS))
-        core = Core(Runner(model, SlotCache(model, budget)), lambda _: b"", chunk=512)
+        core = Core(Runner(model, SlotCache(model, budget)), lambda _: b"", pace=Pace(512))
         core.warm_up()
         for rows in (1, ROWS):
             decode(core, model.generation_config, rows)  # captures the CUDA graphs
