@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from PIL import Image, ImageDraw
-from torch.nn.attention.flex_attention import flex_attention
 
 from service.contract.engine_settings import EngineSettings
 from service.demo_models import tiny
@@ -27,10 +26,12 @@ from service.engine.sampling_params import SamplingParams
 from service.engine.sequence import Event, Sequence
 from service.engine.vision import VisionEncoder
 from service.model.checkpoint import load
+from tests.flex_fixtures import kernel
 
 MAX_TOKENS = 20  # of an output
 COLUMNS = 224
-PAGE = 16
+PAGE = 16  # tokens; of the paged cache
+PAGES_OF_A_ROW = COLUMNS // PAGE
 
 
 @dataclass
@@ -76,7 +77,7 @@ class RequestFactory:
         model, token_bytes = self.checkpoint.model, self.checkpoint.processor.token_bytes
         cache: SlotCache | PagedCache = SlotCache(model, Budget(rows, COLUMNS))
         if pages:
-            cache = PagedCache(model, Budget(rows, COLUMNS, pages * PAGE), page=PAGE, attention=flex_attention)
+            cache = PagedCache(model, Budget(rows, COLUMNS, pages * PAGE), page=PAGE, attention=kernel)
         return Core(Runner(model, cache, pad=pad), token_bytes, pace=Pace(chunk))
 
     def request(

@@ -17,7 +17,7 @@ from service.engine import cache as cache_module
 from service.engine.cache import Budget, SlotCache
 from service.engine.runner import Runner
 from service.engine.vision import VisionEncoder
-from tests.batching_fixtures import CONTENTS, MAX_TOKENS, Request, RequestFactory, one_thread, run
+from tests.batching_fixtures import CONTENTS, MAX_TOKENS, PAGES_OF_A_ROW, Request, RequestFactory, one_thread, run
 
 many = partial(settings, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -35,12 +35,19 @@ moves = st.lists(st.one_of(joins, st.integers(0, 9), st.none()), min_size=1, max
 
 
 @many(max_examples=120)
-@given(moves=moves, rows=st.integers(1, 5), chunk=st.sampled_from([1, 7, 16, 33, 64, 512]), pad=st.booleans())
+@given(
+    moves=moves,
+    rows=st.integers(1, 5),
+    chunk=st.sampled_from([1, 7, 16, 33, 64, 512]),
+    cache=st.sampled_from([{}, {"pad": True}, {"pages": PAGES_OF_A_ROW}, {"pages": PAGES_OF_A_ROW + 6}]),
+)
 def test_every_schedule_gives_the_tokens_of_generate(
-    factory: RequestFactory, moves: list[Any], rows: int, chunk: int, pad: bool
+    factory: RequestFactory, moves: list[Any], rows: int, chunk: int, cache: dict[str, Any]
 ) -> None:
-    """The tokens equal those of generate for any arrivals, cancellations, chunk sizes, row moves and preemptions."""
-    core = factory.core(rows=rows, chunk=chunk, pad=pad)
+    """The tokens equal those of generate for any arrivals, cancellations, chunk sizes, row moves and preemptions, with
+    either cache, and when there are too few pages for all rows.
+    """
+    core = factory.core(rows=rows, chunk=chunk, **cache)
     requests: list[tuple[int, Request]] = []
     for move in moves:
         if isinstance(move, tuple):
@@ -60,6 +67,7 @@ def test_every_schedule_gives_the_tokens_of_generate(
             assert request.tokens == expected
             assert request.end == Finish("length", request.sequence.prompt.length, len(expected))
     assert core.scheduler.rows == []
+    assert core.scheduler.usage.kv_tokens == 0
 
 
 @many(max_examples=60)

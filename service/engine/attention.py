@@ -15,7 +15,7 @@ from torch.nn.functional import scaled_dot_product_attention as sdpa
 if TYPE_CHECKING:
     from transformers import Glm4vForConditionalGeneration
 
-__all__ = ["NAME", "Chunk", "Layout", "SlotLayout", "install"]
+__all__ = ["NAME", "Chunk", "Layout", "SlotLayout", "attend", "install"]
 
 NAME = "glm_step"
 

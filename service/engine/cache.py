@@ -123,6 +123,8 @@ class SlotCache:
     written to `spare_column`: no row attends to it, since the last token of the longest output is never computed.
     """
 
+    least_chunk = 16  # prompt tokens, fewer than which cost about as much
+
     def __init__(self, model: Glm4vForConditionalGeneration, budget: Budget) -> None:
         layers, heads, size = kv_shape(model)
         self.budget = budget

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ class Graph:
     which writes to the cache of running requests. The result is overwritten by the next replay of any graph.
     """
 
-    _memory: tuple[int, int] | None = None  # of results and intermediates, shared by all graphs
+    _memory: Any = None  # a handle of torch's memory pool; of results and intermediates, shared by all graphs
 
     def __init__(self, function: Callable[..., Tensor], inputs: tuple[Tensor, ...], device: torch.device) -> None:
         self._function, self._device = function, device
@@ -28,7 +29,7 @@ class Graph:
 
     def _capture(self, inputs: tuple[Tensor, ...]) -> None:
         self._inputs = tuple(tensor.to(self._device, copy=True) for tensor in inputs)
-        for _ in range(2):  # at the first call kernels are compiled and workspaces allocated, which a capture must not do
+        for _ in range(2):  # compiles kernels and allocates workspaces, which a capture must not do
             self._function(*self._inputs)
         torch.cuda.synchronize()
         self._graph = torch.cuda.CUDAGraph()

@@ -21,11 +21,12 @@ import torch
 
 from service.contract.engine_settings import EngineSettings
 from service.engine import tensors
-from service.engine.cache import Budget, SlotCache
 from service.engine.core import Core
 from service.engine.detokenizer import Detokenizer, OutputProcessor, StopStrings
 from service.engine.grammar import Grammars
 from service.engine.mailbox import Dispatcher, EngineCall
+from service.engine.pace import Pace
+from service.engine.paged_cache import cache_for
 from service.engine.prompt import PromptBuilder
 from service.engine.protocol import Conversation, Delta, Finish, Limits, Priority, Refused, Sampling, Usage
 from service.engine.runner import Runner
@@ -42,6 +43,8 @@ from service.model.release import Progress, Release, ReleaseError
 __all__ = ["Limits", "ModelEngine"]
 
 PREPARE_THREADS = 3  # two of them for the requests of one address
+CAPTURE_SECONDS = 60.0
+"""Time at the start after which no further shape of a step is captured; the others are when they first occur."""
 
 
 class ModelEngine:
@@ -52,19 +55,19 @@ class ModelEngine:
         self._checkpoint, self._settings, self._limits = checkpoint, settings, limits
         self._model = model
         try:
-            budget = Budget.of(
+            cache = cache_for(
                 model, rows=settings.rows, kv_tokens=settings.kv_tokens, context=checkpoint.context_length
             )
         except ValueError as error:
             raise ReleaseError(str(error)) from error
-        self.columns = budget.columns
+        self.columns = cache.budget.columns
         self._core = Core(
-            Runner(model, SlotCache(model, budget)),
+            Runner(model, cache),
             processor.token_bytes,
-            chunk=settings.prefill_chunk,
+            pace=Pace(settings.prefill_chunk, settings.max_token_gap_ms / 1000, cache.least_chunk),
             client_rows=limits.client_rows,
         )
-        self._prompt_builder = PromptBuilder(processor, model, min(limits.max_prompt_tokens, budget.columns - 1))
+        self._prompt_builder = PromptBuilder(processor, model, min(limits.max_prompt_tokens, self.columns - 1))
         self._vocabulary = int(model.get_output_embeddings().weight.shape[0])
         self._vision = VisionEncoder(model, cache_bytes=settings.image_cache_mib << 20)
         self._grammars = Grammars(
@@ -105,7 +108,7 @@ class ModelEngine:
         image = {"type": "image", "image": Image.new("RGB", (224, 224), "white")}
         progress("warming up", 0.0)
         try:
-            self._core.warm_up()
+            self._core.warm_up(CAPTURE_SECONDS)
             self._grammars.warm_up()
             contents: list[Any] = ["Hello", [image, {"type": "text", "text": "Hello"}]]
             for count, content in enumerate(contents):

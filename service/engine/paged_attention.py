@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,12 +24,11 @@ _MAX_SHAPES = 64  # one kernel is compiled for each number of rows and each size
 
 def compiled_flex() -> Flex:
     """Return flex_attention as kernels, one for each shape, which are compiled at its first use."""
-    attend = torch.compile(flex_attention, dynamic=False, fullgraph=True)
+    attend: Flex = torch.compile(flex_attention, dynamic=False, fullgraph=True)
 
-    def call(*arguments: object, **options: object) -> Tensor:
+    def call(*arguments: Any, **options: Any) -> Tensor:
         with torch._dynamo.config.patch(recompile_limit=_MAX_SHAPES):  # noqa: SLF001  # no public name
-            output: Tensor = attend(*arguments, **options)
-        return output
+            return attend(*arguments, **options)
 
     return call
 

@@ -12,14 +12,15 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from service.engine.cache import Budget, Shape, kv_shape, sizes
+from service.engine import compiler
+from service.engine.cache import Budget, Shape, SlotCache, kv_shape, sizes
 from service.engine.paged_attention import Flex, PagedLayout, compiled_flex, mask_of_chunk, mask_of_rows
 from service.engine.pages import PageTable
 
 if TYPE_CHECKING:
     from transformers import Glm4vForConditionalGeneration
 
-__all__ = ["PAGE", "PagedCache"]
+__all__ = ["PAGE", "PagedCache", "cache_for"]
 
 PAGE = 128
 """Tokens of a page, and of a block of queries: what the kernels of flex_attention are made for."""
@@ -42,6 +43,7 @@ class PagedCache:
     ) -> None:
         layers, heads, size = kv_shape(model)
         self.budget, self._page = budget, page
+        self.least_chunk = page
         self._attention = attention or compiled_flex()
         longest = -(-budget.columns // page)
         self._pages = PageTable(budget.rows, max(longest, budget.capacity // page), page, longest)
@@ -121,3 +123,12 @@ class PagedCache:
         if shape.chunk:
             of_chunk = mask_of_chunk(self._table, rows[decoding:], columns[decoding:], self._pool, self._page)
         return PagedLayout(self._attention, decoding, of_rows, of_chunk)
+
+
+def cache_for(
+    model: Glm4vForConditionalGeneration, *, rows: int, kv_tokens: int, context: int
+) -> SlotCache | PagedCache:
+    """Return the cache that suits the model's device; see Budget.of for the arguments and what it raises."""
+    paged = compiler.works(model.device)
+    budget = Budget.of(model, rows=rows, kv_tokens=kv_tokens, context=context, shared=paged)
+    return PagedCache(model, budget) if paged else SlotCache(model, budget)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from service.engine import attention, kernels
+from service.engine import attention, compiler, fusion, kernels
 from service.engine.attention import Chunk, Layout, SlotLayout
 from service.engine.cache import Shape, SlotCache
 from service.engine.chunk import chunk_inputs
@@ -27,8 +27,8 @@ class Runner:
     """Runs the model on the cache.
 
     With a paged cache a step is one pass over padded tokens, whose shape is one of a few, so that on CUDA every step
-    replays a captured graph, whether prompts come in or not. With a slot cache it is one pass over exactly its tokens,
-    unless `pad` is set, by default on CUDA only: then decoding rows replay a graph, and chunks have a pass of their own.
+    replays a captured graph, whether prompts come in or not. With a slot cache it is one pass over exactly its tokens.
+    If `pad` is set, by default on CUDA only, decoding rows replay a graph there too; chunks have a pass of their own.
     """
 
     def __init__(
@@ -36,6 +36,8 @@ class Runner:
     ) -> None:
         attention.install(model)
         kernels.install(model)
+        if compiler.works(model.device):
+            fusion.install(model)
         self._text_model = model.model.language_model
         self._embed = model.get_input_embeddings()
         self._head = model.get_output_embeddings()

@@ -30,9 +30,9 @@ class Size(Protocol):
     """How many requests and tokens a cache holds; see cache.Budget."""
 
     @property
-    def rows(self) -> int: ...  # noqa: D102
+    def rows(self) -> int: ...
     @property
-    def capacity(self) -> int: ...  # noqa: D102
+    def capacity(self) -> int: ...
 
 
 class Cache(Protocol):

@@ -26,9 +26,10 @@ from rich.table import Table
 from transformers import Glm4vConfig, Glm4vForConditionalGeneration
 from transformers.utils import logging
 
-from service.engine.cache import Budget, SlotCache
 from service.engine.core import Core
 from service.engine.detokenizer import Detokenizer, OutputProcessor, StopStrings
+from service.engine.pace import Pace
+from service.engine.paged_cache import cache_for
 from service.engine.prompt import Prompt
 from service.engine.protocol import Sampling
 from service.engine.runner import Runner
@@ -172,8 +173,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         results["load to the copy (≥ 0.6)"] = size / load_seconds / link
         results["generate, batch of 1, tok/s"] = generate(model, 1, device)
         results[f"generate, batch of {ROWS}, tok/s"] = generate(model, ROWS, device)
-        budget = Budget.of(model, rows=ROWS, kv_tokens=ROWS * 2 * (PROMPT + TOKENS), context=2 * (PROMPT + TOKENS))
-        core = Core(Runner(model, SlotCache(model, budget)), lambda _: b"", pace=Pace(512))
+        longest = 2 * (PROMPT + TOKENS)
+        cache = cache_for(model, rows=ROWS, kv_tokens=ROWS * longest, context=longest)
+        core = Core(Runner(model, cache), lambda _: b"", pace=Pace(512))
         core.warm_up()
         for rows in (1, ROWS):
             decode(core, model.generation_config, rows)  # captures the CUDA graphs
