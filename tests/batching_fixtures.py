@@ -74,11 +74,14 @@ class RequestFactory:
 
     def core(self, *, rows: int = 4, chunk: int = 512, pad: bool = False, pages: int = 0) -> Core:
         """An engine with a slot cache, or, with `pages`, one of that many pages of PAGE tokens."""
-        model, token_bytes = self.checkpoint.model, self.checkpoint.processor.token_bytes
+        model = self.checkpoint.model
         cache: SlotCache | PagedCache = SlotCache(model, Budget(rows, COLUMNS))
         if pages:
             cache = PagedCache(model, Budget(rows, COLUMNS, pages * PAGE), page=PAGE, attention=kernel)
-        return Core(Runner(model, cache, pad=pad), token_bytes, pace=Pace(chunk))
+        return self.core_of(Runner(model, cache, pad=pad), chunk=chunk)
+
+    def core_of(self, runner: Runner, *, chunk: int = 512) -> Core:
+        return Core(runner, self.checkpoint.processor.token_bytes, pace=Pace(chunk))
 
     def request(
         self, number: int, *, max_tokens: int = MAX_TOKENS, sampling: Sampling | None = None, **more: Any
