@@ -72,16 +72,18 @@ class RequestFactory:
     def prompt(self, content: Any) -> Prompt:
         return self.prompt_builder.build([{"role": "user", "content": content}], None)
 
-    def core(self, *, rows: int = 4, chunk: int = 512, pad: bool = False, pages: int = 0) -> Core:
+    def core(
+        self, *, rows: int = 4, chunk: int = 512, pad: bool = False, pages: int = 0, lookahead: bool = False
+    ) -> Core:
         """An engine with a slot cache, or, with `pages`, one of that many pages of PAGE tokens."""
         model = self.checkpoint.model
         cache: SlotCache | PagedCache = SlotCache(model, Budget(rows, COLUMNS))
         if pages:
             cache = PagedCache(model, Budget(rows, COLUMNS, pages * PAGE), page=PAGE, attention=kernel)
-        return self.core_of(Runner(model, cache, pad=pad), chunk=chunk)
+        return self.core_of(Runner(model, cache, pad=pad), chunk=chunk, lookahead=lookahead)
 
-    def core_of(self, runner: Runner, *, chunk: int = 512) -> Core:
-        return Core(runner, self.checkpoint.processor.token_bytes, pace=Pace(chunk))
+    def core_of(self, runner: Runner, *, chunk: int = 512, lookahead: bool = False) -> Core:
+        return Core(runner, self.checkpoint.processor.token_bytes, pace=Pace(chunk), lookahead=lookahead)
 
     def request(
         self, number: int, *, max_tokens: int = MAX_TOKENS, sampling: Sampling | None = None, **more: Any

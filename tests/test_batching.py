@@ -40,14 +40,15 @@ moves = st.lists(st.one_of(joins, st.integers(0, 9), st.none()), min_size=1, max
     rows=st.integers(1, 5),
     chunk=st.sampled_from([1, 7, 16, 33, 64, 512]),
     cache=st.sampled_from([{}, {"pad": True}, {"pages": PAGES_OF_A_ROW}, {"pages": PAGES_OF_A_ROW + 6}]),
+    lookahead=st.booleans(),
 )
 def test_every_schedule_gives_the_tokens_of_generate(
-    factory: RequestFactory, moves: list[Any], rows: int, chunk: int, cache: dict[str, Any]
+    factory: RequestFactory, moves: list[Any], rows: int, chunk: int, cache: dict[str, Any], lookahead: bool
 ) -> None:
     """The tokens equal those of generate for any arrivals, cancellations, chunk sizes, row moves and preemptions, with
-    either cache, and when there are too few pages for all rows.
+    either cache, when there are too few pages for all rows, and when tokens are read after the next step was launched.
     """
-    core = factory.core(rows=rows, chunk=chunk, **cache)
+    core = factory.core(rows=rows, chunk=chunk, lookahead=lookahead, **cache)
     requests: list[tuple[int, Request]] = []
     for move in moves:
         if isinstance(move, tuple):

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.contract import engine_settings
-from service.engine.pace import Pace
+from service.engine.pace import Pace, gap_of
 from service.engine.scheduler import Scheduler, Step
 from service.engine.sequence import Sequence
 
@@ -118,8 +118,10 @@ def test_without_running_requests_prompts_are_taken_in_together() -> None:
 
 
 def test_the_gap_is_a_setting() -> None:
-    """It has a range, and a default of 50 ms."""
-    assert engine_settings.EngineSettings().max_token_gap_ms == 50
-    assert engine_settings.parse({"max_token_gap_ms": 20}).max_token_gap_ms == 20
-    with pytest.raises(ValueError, match="max_token_gap_ms is 0, not 1 to 60000"):
-        engine_settings.parse({"max_token_gap_ms": 0})
+    """It has a range; by default it is 50 ms on a GPU, and there is none on the CPU."""
+    default = engine_settings.EngineSettings().max_token_gap_ms
+    assert [gap_of(default, device) for device in ("cuda", "cpu")] == [0.05, float("inf")]
+    chosen = engine_settings.parse({"max_token_gap_ms": 20}).max_token_gap_ms
+    assert [gap_of(chosen, device) for device in ("cuda", "cpu")] == [0.02, 0.02]
+    with pytest.raises(ValueError, match="max_token_gap_ms is -1, not 0 to 60000"):
+        engine_settings.parse({"max_token_gap_ms": -1})

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from service.engine.transfer import upload
+
 __all__ = ["Graph"]
 
 
@@ -43,6 +45,6 @@ class Graph:
         if self._graph is None:
             return self._function(*(tensor.to(self._device) for tensor in inputs))
         for own, tensor in zip(self._inputs, inputs, strict=True):
-            own.copy_(tensor if tensor.is_cuda else tensor.pin_memory(), non_blocking=True)
+            own.copy_(upload(tensor, self._device, own.dtype), non_blocking=True)
         self._graph.replay()
         return self._result

@@ -25,7 +25,7 @@ from service.engine.core import Core
 from service.engine.detokenizer import Detokenizer, OutputProcessor, StopStrings
 from service.engine.grammar import Grammars
 from service.engine.mailbox import Dispatcher, EngineCall
-from service.engine.pace import Pace
+from service.engine.pace import Pace, gap_of
 from service.engine.paged_cache import cache_for
 from service.engine.prompt import PromptBuilder
 from service.engine.protocol import Conversation, Delta, Finish, Limits, Priority, Refused, Sampling, Usage
@@ -64,7 +64,7 @@ class ModelEngine:
         self._core = Core(
             Runner(model, cache),
             processor.token_bytes,
-            pace=Pace(settings.prefill_chunk, settings.max_token_gap_ms / 1000, cache.least_chunk),
+            pace=Pace(settings.prefill_chunk, gap_of(settings.max_token_gap_ms, model.device.type), cache.least_chunk),
             client_rows=limits.client_rows,
         )
         self._prompt_builder = PromptBuilder(processor, model, min(limits.max_prompt_tokens, self.columns - 1))

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-__all__ = ["Pace"]
+__all__ = ["Pace", "gap_of"]
+
+_GPU_GAP = 0.05  # seconds
+
+
+def gap_of(setting: int, device: str) -> float:
+    """Return `max_gap` for the setting `max_token_gap_ms` on a type of device: `cpu` has no bound by default."""
+    if setting:
+        return setting / 1000
+    return float("inf") if device == "cpu" else _GPU_GAP
 
 
 @dataclass

@@ -16,6 +16,7 @@ from service.engine import compiler
 from service.engine.cache import Budget, Shape, SlotCache, kv_shape, sizes
 from service.engine.paged_attention import Flex, PagedLayout, compiled_flex, mask_of_chunk, mask_of_rows
 from service.engine.pages import PageTable
+from service.engine.transfer import upload
 
 if TYPE_CHECKING:
     from transformers import Glm4vForConditionalGeneration
@@ -100,8 +101,7 @@ class PagedCache:
     def refresh(self) -> None:
         """Copy the page table to the device if it changed since the last step."""
         if self._pages.changed:
-            table = torch.from_numpy(self._pages.table)
-            self._table.copy_(table.pin_memory() if self._table.is_cuda else table, non_blocking=True)
+            self._table.copy_(upload(torch.from_numpy(self._pages.table), self._table.device, torch.long))
             self._pages.changed = False
 
     def place(self, rows: Tensor, columns: Tensor) -> None:

@@ -16,6 +16,7 @@ from service.engine.chunk import chunk_inputs
 from service.engine.graph import Graph
 from service.engine.paged_cache import PagedCache
 from service.engine.sequence import Sequence
+from service.engine.transfer import upload
 
 if TYPE_CHECKING:
     from transformers import Glm4vForConditionalGeneration
@@ -46,6 +47,8 @@ class Runner:
         self._rows = torch.arange(cache.budget.rows, device=self.device)
         self._pad = self.device.type == "cuda" if pad is None else pad
         self._graphs: dict[Shape, Graph] = {}
+        self.sampled: Tensor | None = None
+        """Tokens of the last step, on the device, if some sequences have not read theirs."""
 
     @torch.inference_mode()
     def forward(self, decoding: abc.Sequence[Sequence], chunks: abc.Sequence[tuple[Sequence, int]]) -> Tensor:
@@ -87,7 +90,16 @@ class Runner:
         return hidden
 
     def _tensor(self, numbers: list[int]) -> Tensor:
-        return torch.tensor(numbers, dtype=torch.long, device=self.device)
+        return upload(numbers, self.device, torch.long)
+
+    def _last_tokens(self, decoding: abc.Sequence[Sequence], padding: int = 0) -> Tensor:
+        """Return the last token of each sequence, then zeros: long (sequences + padding,), on the device."""
+        known = [0 if sequence.unread else sequence.tokens[-1] for sequence in decoding]
+        tokens = self._tensor(known + [0] * padding)
+        if self.sampled is None:
+            return tokens
+        places = self._tensor([sequence.place if sequence.unread else -1 for sequence in decoding] + [-1] * padding)
+        return torch.where(places < 0, tokens, self.sampled[places.clamp(min=0)])
 
     # steps of exactly the tokens that are needed
 
@@ -95,10 +107,12 @@ class Runner:
         self, cache: SlotCache, decoding: abc.Sequence[Sequence], chunks: abc.Sequence[tuple[Sequence, int]]
     ) -> Tensor:
         inputs = chunk_inputs(chunks, len(decoding))
-        ids = [sequence.tokens[-1] for sequence in decoding]
         columns = [sequence.cached for sequence in decoding]
         positions = [sequence.cached + sequence.prompt.delta for sequence in decoding]
-        embeddings: Tensor = self._embed(self._tensor([*ids, *(token for chunk in inputs for token in chunk.ids)]))
+        ids = self._last_tokens(decoding)
+        if inputs:
+            ids = torch.cat([ids, self._tensor([token for chunk in inputs for token in chunk.ids])])
+        embeddings: Tensor = self._embed(ids)
         for chunk in inputs:
             chunk.insert_features(embeddings)
         all_rows = torch.cat([torch.arange(len(decoding)), *(chunk.rows for chunk in inputs)])
@@ -152,16 +166,10 @@ class Runner:
     ) -> tuple[Tensor, ...]:
         """Return the arguments of `_compute`; padding is written to the spare column."""
         spare = self.cache.spare_column
-        tokens = torch.zeros(3, shape.rows, dtype=torch.long)
-        tokens[1] = spare
-        if decoding:
-            tokens[:, : len(decoding)] = torch.tensor(
-                [
-                    [sequence.tokens[-1] for sequence in decoding],
-                    [sequence.cached for sequence in decoding],
-                    [sequence.cached + sequence.prompt.delta for sequence in decoding],
-                ]
-            )
+        padding = shape.rows - len(decoding)
+        columns = [sequence.cached for sequence in decoding] + [spare] * padding
+        positions = [sequence.cached + sequence.prompt.delta for sequence in decoding] + [0] * padding
+        tokens = torch.stack([self._last_tokens(decoding, padding), self._tensor(columns), self._tensor(positions)])
         if not shape.chunk:
             return (tokens,)
         inputs = chunk_inputs(chunks, 0)

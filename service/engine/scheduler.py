@@ -81,9 +81,10 @@ class Step:
         return sum(count for _, count in self.chunks)
 
     @property
-    def newest(self) -> Sequence:
-        """The sequence that arrived last."""
-        return max(self.sequences, key=lambda sequence: sequence.number)
+    def newest(self) -> Sequence | None:
+        """The sequence that arrived last, of those that have not ended."""
+        living = [sequence for sequence in self.sequences if not sequence.ended]
+        return max(living, key=lambda sequence: sequence.number, default=None)
 
 
 @dataclass
@@ -174,9 +175,11 @@ class Scheduler:
                 sequence.finish("length")
         self.reap()
         for queue in (self.interactive, self.batch):
-            for sequence in [waiting for waiting in queue if waiting.cancelled or now >= waiting.queue_deadline]:
+            for sequence in [
+                waiting for waiting in queue if waiting.cancelled or waiting.ended or now >= waiting.queue_deadline
+            ]:
                 queue.remove(sequence)
-                if not sequence.cancelled:
+                if not (sequence.cancelled or sequence.ended):
                     waited = now - sequence.arrived_at
                     sequence.fail(QueueTimeout(f"no cache row became free within {waited:.0f} s; try again later"))
 
@@ -190,6 +193,8 @@ class Scheduler:
         if shares.of(sequence.client)[0] >= self.client_rows * self.cache.budget.rows:
             return False
         row = len(self.rows)
+        if sequence.unread:  # preempted in this step; its last token is needed to restore it
+            return False
         if not (self.cache.fits(sequence.length, spare=row) and self.cache.reserve(row, sequence.length)):
             return False
         queue.remove(sequence)
