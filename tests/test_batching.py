@@ -81,22 +81,24 @@ def test_every_schedule_gives_the_tokens_of_generate(
     repetition=st.sampled_from([1.0, 1.3]),
     presence=st.sampled_from([0.0, 0.7]),
     frequency=st.sampled_from([0.0, -0.4]),
+    logprobs=st.sampled_from([None, 2]),
+    engine=st.sampled_from([{}, {"lookahead": True}, {"lookahead": True, "pages": 2 * PAGES_OF_A_ROW}]),
     seed=st.integers(-(2**63), 2**63 - 1),
 )
 def test_a_seeded_output_does_not_depend_on_the_batch(
     factory: RequestFactory, others: list[Any], after: int, seed: int, repetition: float, presence: float,
-    frequency: float, **more: Any,
+    frequency: float, engine: dict[str, Any], **more: Any,
 ) -> None:  # fmt: skip
     """With a seed, a sampled output is the same alone and in a batch, for any parameters and arrivals of the others."""
     sampling = Sampling(
         temperature=1.2, seed=seed, repetition_penalty=repetition, presence_penalty=presence,
-        frequency_penalty=frequency, logprobs=2, **more,
+        frequency_penalty=frequency, **more,
     )  # fmt: skip
     alone, batched = (factory.request(2, sampling=sampling) for _ in range(2))
     core = factory.core(rows=1)
     core.scheduler.add(alone.sequence)
     run(core)
-    core = factory.core(rows=4, chunk=32)
+    core = factory.core(rows=4, chunk=32, **engine)
     for number, max_tokens, priority in others:
         other = Sampling(temperature=max_tokens / 10, top_k=number * 9, frequency_penalty=max_tokens % 2 / 2)
         core.scheduler.add(factory.request(number, max_tokens=max_tokens, sampling=other, priority=priority).sequence)

@@ -11,11 +11,11 @@ import pytest
 import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from torch.nn.attention.flex_attention import flex_attention
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from torch.nn.functional import scaled_dot_product_attention as sdpa
 
 from service.engine import compiler, paged_cache, runner
-from service.engine.cache import Budget, SlotCache
+from service.engine.cache import Budget, Shape, SlotCache
 from service.engine.graph import Graph
 from service.engine.pace import Pace
 from service.engine.paged_attention import compiled_flex, mask_of_chunk, mask_of_rows
@@ -23,7 +23,7 @@ from service.engine.paged_cache import PagedCache, cache_for
 from service.engine.pages import PageTable
 from service.engine.scheduler import Scheduler
 from service.engine.sequence import Sequence
-from tests.batching_fixtures import COLUMNS, PAGES_OF_A_ROW, RequestFactory, one_thread, run
+from tests.batching_fixtures import COLUMNS, PAGE, PAGES_OF_A_ROW, RequestFactory, one_thread, run
 from tests.flex_fixtures import kernel
 
 many = partial(settings, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -208,6 +208,22 @@ def test_a_block_visits_no_page_in_vain() -> None:
         )
     ]
     assert listed == [[[1, 5], [2]], [[3], []]]
+
+
+def test_padding_attends_to_one_page(factory: RequestFactory) -> None:
+    """Also beside a long row, whose pages it would have to visit in vain."""
+    core = factory.core(rows=4, pages=3 * PAGES_OF_A_ROW)
+    cache = core._runner.cache
+    assert isinstance(cache, PagedCache)
+    assert cache.reserve(0, COLUMNS)
+    cache.refresh()
+    spare = torch.full((4 + 2 * PAGE,), cache.spare_column)
+    layout = cache.layout(Shape(4, 2 * PAGE), torch.zeros_like(spare), spare)
+    for mask, counts in ((layout.of_rows, [[[1]]] * 4), (layout.of_chunk, [[[1, 1]]])):
+        assert isinstance(mask, BlockMask)
+        assert isinstance(mask.full_kv_num_blocks, torch.Tensor)
+        assert mask.kv_num_blocks.tolist() == counts
+        assert not mask.full_kv_num_blocks.any()
 
 
 @pytest.mark.parametrize("cache", [{"pad": True}, {"pages": 2 * PAGES_OF_A_ROW}])
