@@ -11,10 +11,12 @@ from torch.nn.attention.flex_attention import BlockMask
 from torch.nn.functional import scaled_dot_product_attention as sdpa
 
 
-def kernel(query: Tensor, keys: Tensor, values: Tensor, *, block_mask: BlockMask, **options: Any) -> Tensor:
+def kernel(
+    query: Tensor, keys: Tensor, values: Tensor, *, block_mask: BlockMask, kernel_options: Any = None, **options: Any
+) -> Tensor:
     """Attend to all keys of the pages listed as full, and to those of the other listed pages that the mask allows.
 
-    Eager flex_attention applies the mask to every key, whatever is listed.
+    `kernel_options` do not change the result. Eager flex_attention applies the mask to every key, whatever is listed.
     """
     rows = query.shape[0]
     seen = _seen(block_mask, query.shape[2])
@@ -26,7 +28,9 @@ def _seen(block_mask: BlockMask, queries: int) -> Tensor:
     """Return which keys each query sees, bool (rows, 1, queries, keys)."""
     block, page = block_mask.BLOCK_SIZE
     listed = _listed(block_mask.kv_num_blocks, block_mask.kv_indices)
-    full = _listed(block_mask.full_kv_num_blocks, block_mask.full_kv_indices)
+    full = torch.zeros_like(listed)
+    if block_mask.full_kv_num_blocks is not None:
+        full = _listed(block_mask.full_kv_num_blocks, block_mask.full_kv_indices)
     assert not (listed & full).any(), "a page is listed twice, and would count twice"
 
     def each(pages: Tensor) -> Tensor:

@@ -30,7 +30,7 @@ def model_of(activation: str = "silu") -> Glm4vForConditionalGeneration:
         "mrope_section": [2, 3, 3],
     }
     text = {"hidden_size": 128, "intermediate_size": 192, "num_hidden_layers": LAYERS, "num_attention_heads": 4}
-    text |= {"num_key_value_heads": 2, "vocab_size": 256, "pad_token_id": 0, "attention_bias": True}  # type: ignore[dict-item]
+    text |= {"num_key_value_heads": 2, "vocab_size": 256, "pad_token_id": 0, "attention_bias": True}
     text |= {"rope_parameters": rope, "hidden_act": activation}  # type: ignore[dict-item]
     vision = {"hidden_size": 32, "depth": 1, "num_heads": 2, "intermediate_size": 32, "out_hidden_size": 128}
     model = Glm4vForConditionalGeneration(Glm4vConfig(text_config=text, vision_config=vision)).eval()

@@ -63,6 +63,39 @@ def test_a_request_whose_next_token_depends_on_the_last_is_not_run_ahead(
     assert [bound.tokens, free.tokens] == [alone.tokens, factory.expected[0][:6]]
 
 
+def test_a_request_that_ends_in_the_queue_is_not_restored(factory: RequestFactory) -> None:
+    """Its last token is read after it was preempted: it is complete, and no row is spent on it again."""
+    core = factory.core(rows=1, lookahead=True)
+    low, high = factory.request(1, max_tokens=3, priority="batch"), factory.request(0, max_tokens=2)
+    core.scheduler.add(low.sequence)
+    for _ in range(3):
+        core.step()
+    assert (len(low.tokens), low.sequence.unread) == (2, 1)
+    core.scheduler.add(high.sequence)
+    core.step()
+    assert (low.sequence.row, low.tokens) == (-1, factory.expected[1][:3])
+    assert isinstance(low.end, Finish)
+    rows = []
+    while core.step():
+        rows.append(low.sequence.row)
+    assert set(rows) == {-1}
+    assert high.tokens == factory.expected[0][:2]
+    assert not core.scheduler.busy
+
+
+def test_a_request_is_not_restored_before_its_last_token_is_read(factory: RequestFactory) -> None:
+    """The token belongs to what is computed again."""
+    scheduler = factory.core(lookahead=True).scheduler
+    sequence = factory.request(0).sequence
+    sequence.unread = 1
+    scheduler.add(sequence)
+    assert scheduler.schedule() is None
+    sequence.unread = 0
+    step = scheduler.schedule()
+    assert step is not None
+    assert step.sequences == [sequence]
+
+
 def test_the_pace_is_told_the_time_between_two_readings(factory: RequestFactory) -> None:
     """That is the wait of a running request, whether or not steps overlap."""
     clock = 0.0

@@ -69,7 +69,7 @@ def test_no_prompt_makes_the_running_requests_wait_longer(
         return (decode if step.decoding else 0) + (launch + token * step.prompt_tokens if step.chunks else 0)
 
     waiting, added = [sequence_of(*each) for each in prompts], [running]
-    longest = max(GAP, 2 * decode, decode + launch + token * 16)
+    longest = max(GAP, 2 * decode, decode + launch + token * 16)  # the least chunk is 16
     for number, step in enumerate(steps_of(scheduler, seconds)):
         if step.decoding and step.chunks:
             assert seconds(step) <= longest * (1 + 1e-9)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from service.engine.sequence import Sequence
+from service.engine.transfer import upload
 
 __all__ = ["ChunkInput", "chunk_inputs"]
 
@@ -68,7 +69,8 @@ class ChunkInput:
         indices = prompt.is_image[self.start : self.end].nonzero()[:, 0]
         if len(indices):
             features = features[first : first + len(indices)]
-            embeddings[self.offset + indices.to(embeddings.device)] = features.to(embeddings.dtype)
+            places = upload(self.offset + indices, embeddings.device, torch.long)
+            embeddings[places] = features.to(embeddings.dtype)
 
 
 def chunk_inputs(chunks: abc.Sequence[tuple[Sequence, int]], offset: int) -> list[ChunkInput]:

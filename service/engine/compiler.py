@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
 from functools import cache
+from pathlib import Path
 
 import torch
 
@@ -20,6 +22,9 @@ def works(device: torch.device) -> bool:
     """
     if device.type == "cpu":
         return False
+    # The default is a directory in /tmp whose name is known to other users, and which the units lose at every start.
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path.home() / ".cache" / "torchinductor"))
+    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # no processes beside the worker
     try:
         torch.compile(_probe, dynamic=False)(torch.ones(8, device=device))
     except Exception as error:  # Triton, the C compiler and the driver raise errors of their own

@@ -21,6 +21,11 @@ Flex = Callable[..., Tensor]
 
 _MAX_SHAPES = 64  # one kernel is compiled for each number of rows and each size of chunk; torch's default is 8
 
+_PARTS, _LEAST_PARTS = 128, 16
+"""Into so many parts the pages of all rows together, and of each row at least, are divided among the multiprocessors.
+The default for 64 rows is 2 on a chip with 132 multiprocessors, so that few of these would read a long row beside short
+ones. Each part has a result of its own in memory, for 64 rows of 32 heads 1 MB."""
+
 
 def compiled_flex() -> Flex:
     """Return flex_attention as kernels, one for each shape, which are compiled at its first use."""
@@ -37,18 +42,16 @@ def mask_of_rows(table: Tensor, lengths: Tensor, pages: int, page: int) -> Block
     """Return the mask of one query token for each row.
 
     `table` (rows, pages of a row) has the numbers of the pages in a pool of `pages`, `lengths` (rows,) the tokens of
-    each row, at least 1. Pages in use are complete except the last, and only there the kernel compares positions.
+    each row, at least 1. No page is listed as complete, though only the last of a row is not: with complete pages the
+    kernel divides the length of the pool among its parts, without them that of the row.
     """
     places = _places(table, pages)
-    whole = lengths // page
-    last = table.gather(1, whole.clamp(max=table.shape[1] - 1)[:, None])
+    numbers = torch.nn.functional.pad(table.to(torch.int32), (0, pages - table.shape[1]))
     return BlockMask.from_kv_blocks(
-        _counts(lengths % page > 0),
-        _padded(last, pages),
-        _counts(whole),
-        _padded(table, pages),
+        ((lengths + page - 1) // page).to(torch.int32)[:, None, None],
+        numbers[:, None, None].contiguous(),
         BLOCK_SIZE=(page, page),
-        # also says what is known from the page lists: without compilation nothing else is asked
+        # also says what the lists of pages say: without compilation nothing else is asked
         mask_mod=lambda row, _head, _query, key: places[row, key // page] * page + key % page < lengths[row],
         seq_lengths=(1, pages * page),
         compute_q_blocks=False,
@@ -95,14 +98,14 @@ class PagedLayout:
 
         `keys` and `values` are the pool of one layer, (1, kv_heads, pages * page, head_size).
         """
-        single = query[:, :, : self.rows].permute(2, 1, 0, 3)  # (rows, heads, 1, head_size)
-        output = self.attention(
-            single.contiguous(), keys, values, block_mask=self.of_rows, scale=scaling, enable_gqa=True
-        )
+        options: dict[str, Any] = {"scale": scaling, "enable_gqa": True}
+        single = query[:, :, : self.rows].permute(2, 1, 0, 3).contiguous()  # (rows, heads, 1, head_size)
+        parts_of_row = {"SPLIT_KV": max(_LEAST_PARTS, _PARTS // self.rows)}
+        output = self.attention(single, keys, values, block_mask=self.of_rows, kernel_options=parts_of_row, **options)
         parts = [output.reshape(1, self.rows, -1)]
         if self.of_chunk is not None:
             chunk = query[:, :, self.rows :].contiguous()
-            output = self.attention(chunk, keys, values, block_mask=self.of_chunk, scale=scaling, enable_gqa=True)
+            output = self.attention(chunk, keys, values, block_mask=self.of_chunk, **options)
             parts.append(output.transpose(1, 2).flatten(2))
         return torch.cat(parts, dim=1)
 
@@ -117,16 +120,10 @@ def _places(table: Tensor, pages: int) -> Tensor:
     return places.scatter_reduce_(1, table, torch.arange(longest, device=table.device).expand(rows, -1), "amin")
 
 
-def _counts(numbers: Tensor) -> Tensor:
-    """Return numbers (rows,) as the number of blocks of each row, head and block of queries: (rows, 1, 1)."""
-    return numbers.to(torch.int32)[:, None, None]
-
-
-def _padded(numbers: Tensor, pages: int) -> Tensor:
-    """Return page numbers (rows, n) as (rows, 1, 1, pages): kernels want room for every page of the pool."""
-    return torch.nn.functional.pad(numbers.to(torch.int32), (0, pages - numbers.shape[-1]))[:, None, None].contiguous()
-
-
 def _first(chosen: Tensor) -> Tensor:
-    """Return for chosen pages, bool (blocks, pages), the numbers of all pages with the chosen ones first."""
-    return chosen.to(torch.int32).argsort(dim=-1, descending=True, stable=True).to(torch.int32)
+    """Return for chosen pages, bool (blocks, pages), their numbers, then zeros: int32 (blocks, pages)."""
+    blocks, pages = chosen.shape
+    targets = torch.where(chosen, chosen.cumsum(-1) - 1, pages)  # the others are written to a column that is cut off
+    numbers = torch.zeros(blocks, pages + 1, dtype=torch.int32, device=chosen.device)
+    each = torch.arange(pages, dtype=torch.int32, device=chosen.device).expand(blocks, -1)
+    return numbers.scatter_(1, targets, each)[:, :pages].contiguous()

@@ -25,12 +25,12 @@ class Download:
     """A copy of a tensor to the host that has begun."""
 
     def __init__(self, tensor: Tensor) -> None:
-        self._event: torch.cuda.Event | None = None
+        self._event: torch.Event | None = None
         self._host = tensor
         if tensor.is_cuda:
             self._host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
             self._host.copy_(tensor, non_blocking=True)
-            self._event = torch.cuda.Event()
+            self._event = torch.Event(tensor.device)
             self._event.record()
 
     def numbers(self) -> list[int]:
