@@ -91,6 +91,16 @@ def test_prefill_takes_what_the_gap_allows() -> None:
     assert [next(steps).prompt_tokens for _ in range(8)] == [16, 32, 64, 128, 256, 359, 391, 398]
 
 
+def test_prefill_gets_as_much_time_as_decoding() -> None:
+    """If decoding takes more than half of the gap, here 40, steps with prompts take twice that."""
+    scheduler = scheduler_of(Pace(512, GAP))
+    scheduler.add(sequence_of(1, 400))
+    steps = steps_of(scheduler, lambda step: 40.0 + 0.1 * step.prompt_tokens)
+    next(steps), next(steps)
+    scheduler.add(sequence_of(9000, 1))
+    assert [next(steps).prompt_tokens for _ in range(20)][-1] == pytest.approx(400, abs=5)
+
+
 def test_a_slow_device_makes_chunks_smaller() -> None:
     """A chunk that took too long is followed by a smaller one: in proportion, and never below the least."""
     pace = Pace(512, GAP)

@@ -1,8 +1,9 @@
-"""The KV cache: one slab per layer, one row per running request.
+"""The size of a KV cache, and the one of the CPU: one slab per layer, one row per running request.
 
-Rows instead of blocks: attention reads the rows in use as a view, whereas blocks would have to be gathered in every
-layer of every step (`make bench` measures the cost). The view requires that the rows in use are always the first ones;
-a freed row is filled with the last one.
+Rows instead of pages: attention reads the rows in use as a view, whereas pages would have to be gathered in every layer
+of every step (`python -m tests.bench.kv_layout` measures the cost), unless a kernel reads them where they are, as on
+CUDA (paged_cache.py). The view requires that the rows in use are always the first ones; a freed row is filled with the
+last one.
 """
 
 from __future__ import annotations
