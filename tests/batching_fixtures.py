@@ -18,15 +18,20 @@ from service.engine import Delta, Sampling
 from service.engine.cache import Budget, SlotCache
 from service.engine.core import Core
 from service.engine.detokenizer import Detokenizer, OutputProcessor, StopStrings
+from service.engine.pace import Pace
+from service.engine.paged_cache import PagedCache
 from service.engine.prompt import Prompt, PromptBuilder
 from service.engine.runner import Runner
 from service.engine.sampling_params import SamplingParams
 from service.engine.sequence import Event, Sequence
 from service.engine.vision import VisionEncoder
 from service.model.checkpoint import load
+from tests.flex_fixtures import kernel
 
 MAX_TOKENS = 20  # of an output
 COLUMNS = 224
+PAGE = 16  # tokens; of the paged cache
+PAGES_OF_A_ROW = COLUMNS // PAGE
 
 
 @dataclass
@@ -67,9 +72,18 @@ class RequestFactory:
     def prompt(self, content: Any) -> Prompt:
         return self.prompt_builder.build([{"role": "user", "content": content}], None)
 
-    def core(self, *, rows: int = 4, chunk: int = 512, pad: bool = False) -> Core:
-        cache = SlotCache(self.checkpoint.model, Budget(rows, COLUMNS))
-        return Core(Runner(self.checkpoint.model, cache, pad=pad), self.checkpoint.processor.token_bytes, chunk=chunk)
+    def core(
+        self, *, rows: int = 4, chunk: int = 512, pad: bool = False, pages: int = 0, lookahead: bool = False
+    ) -> Core:
+        """An engine with a slot cache, or, with `pages`, one of that many pages of PAGE tokens."""
+        model = self.checkpoint.model
+        cache: SlotCache | PagedCache = SlotCache(model, Budget(rows, COLUMNS))
+        if pages:
+            cache = PagedCache(model, Budget(rows, COLUMNS, pages * PAGE), page=PAGE, attention=kernel)
+        return self.core_of(Runner(model, cache, pad=pad), chunk=chunk, lookahead=lookahead)
+
+    def core_of(self, runner: Runner, *, chunk: int = 512, lookahead: bool = False) -> Core:
+        return Core(runner, self.checkpoint.processor.token_bytes, pace=Pace(chunk), lookahead=lookahead)
 
     def request(
         self, number: int, *, max_tokens: int = MAX_TOKENS, sampling: Sampling | None = None, **more: Any

@@ -18,7 +18,7 @@ from service.engine.cache import Budget, SlotCache
 from service.engine.memory import MemoryShare
 from service.engine.runner import Runner
 from service.engine.vision import VisionEncoder
-from tests.batching_fixtures import CONTENTS, MAX_TOKENS, Request, RequestFactory, one_thread, run
+from tests.batching_fixtures import CONTENTS, MAX_TOKENS, PAGES_OF_A_ROW, Request, RequestFactory, one_thread, run
 
 many = partial(settings, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -36,12 +36,20 @@ moves = st.lists(st.one_of(joins, st.integers(0, 9), st.none()), min_size=1, max
 
 
 @many(max_examples=120)
-@given(moves=moves, rows=st.integers(1, 5), chunk=st.sampled_from([1, 7, 16, 33, 64, 512]), pad=st.booleans())
+@given(
+    moves=moves,
+    rows=st.integers(1, 5),
+    chunk=st.sampled_from([1, 7, 16, 33, 64, 512]),
+    cache=st.sampled_from([{}, {"pad": True}, {"pages": PAGES_OF_A_ROW}, {"pages": PAGES_OF_A_ROW + 6}]),
+    lookahead=st.booleans(),
+)
 def test_every_schedule_gives_the_tokens_of_generate(
-    factory: RequestFactory, moves: list[Any], rows: int, chunk: int, pad: bool
+    factory: RequestFactory, moves: list[Any], rows: int, chunk: int, cache: dict[str, Any], lookahead: bool
 ) -> None:
-    """The tokens equal those of generate for any arrivals, cancellations, chunk sizes, row moves and preemptions."""
-    core = factory.core(rows=rows, chunk=chunk, pad=pad)
+    """The tokens equal those of generate for any arrivals, cancellations, chunk sizes, row moves and preemptions, with
+    either cache, when there are too few pages for all rows, and when tokens are read after the next step was launched.
+    """
+    core = factory.core(rows=rows, chunk=chunk, lookahead=lookahead, **cache)
     requests: list[tuple[int, Request]] = []
     for move in moves:
         if isinstance(move, tuple):
@@ -61,6 +69,7 @@ def test_every_schedule_gives_the_tokens_of_generate(
             assert request.tokens == expected
             assert request.end == Finish("length", request.sequence.prompt.length, len(expected))
     assert core.scheduler.rows == []
+    assert core.scheduler.usage.kv_tokens == 0
 
 
 @many(max_examples=60)
@@ -73,22 +82,24 @@ def test_every_schedule_gives_the_tokens_of_generate(
     repetition=st.sampled_from([1.0, 1.3]),
     presence=st.sampled_from([0.0, 0.7]),
     frequency=st.sampled_from([0.0, -0.4]),
+    logprobs=st.sampled_from([None, 2]),
+    engine=st.sampled_from([{}, {"lookahead": True}, {"lookahead": True, "pages": 2 * PAGES_OF_A_ROW}]),
     seed=st.integers(-(2**63), 2**63 - 1),
 )
 def test_a_seeded_output_does_not_depend_on_the_batch(
     factory: RequestFactory, others: list[Any], after: int, seed: int, repetition: float, presence: float,
-    frequency: float, **more: Any,
+    frequency: float, engine: dict[str, Any], **more: Any,
 ) -> None:  # fmt: skip
     """With a seed, a sampled output is the same alone and in a batch, for any parameters and arrivals of the others."""
     sampling = Sampling(
         temperature=1.2, seed=seed, repetition_penalty=repetition, presence_penalty=presence,
-        frequency_penalty=frequency, logprobs=2, **more,
+        frequency_penalty=frequency, **more,
     )  # fmt: skip
     alone, batched = (factory.request(2, sampling=sampling) for _ in range(2))
     core = factory.core(rows=1)
     core.scheduler.add(alone.sequence)
     run(core)
-    core = factory.core(rows=4, chunk=32)
+    core = factory.core(rows=4, chunk=32, **engine)
     for number, max_tokens, priority in others:
         other = Sampling(temperature=max_tokens / 10, top_k=number * 9, frequency_penalty=max_tokens % 2 / 2)
         core.scheduler.add(factory.request(number, max_tokens=max_tokens, sampling=other, priority=priority).sequence)

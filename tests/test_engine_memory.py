@@ -94,12 +94,16 @@ class Faults:
 
 
 @many(max_examples=80)
-@given(moves=st.lists(st.one_of(joins, cancels, faults, st.none()), min_size=1, max_size=24), rows=st.integers(1, 4))
+@given(
+    moves=st.lists(st.one_of(joins, cancels, faults, st.none()), min_size=1, max_size=24),
+    rows=st.integers(1, 4),
+    lookahead=st.booleans(),
+)
 def test_nothing_is_left_of_a_request_that_is_gone(
-    factory: RequestFactory, alone: Callable[[int, Sampling], list[int]], moves: list[Any], rows: int
+    factory: RequestFactory, alone: Callable[[int, Sampling], list[int]], moves: list[Any], rows: int, lookahead: bool
 ) -> None:
     """Finished, cancelled, expired, preempted or failed: no reference is left, and no other request is disturbed."""
-    core = factory.core(rows=rows, chunk=64)
+    core = factory.core(rows=rows, chunk=64, lookahead=lookahead)
     faults = Faults(core)
     sequences: list[weakref.ref[Sequence]] = []
     features: list[weakref.ref[Tensor]] = []

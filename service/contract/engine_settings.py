@@ -19,6 +19,7 @@ _RANGES: dict[str, tuple[int, float]] = {
     "rows": (1, 1024),
     "kv_tokens": (0, _ANY),
     "prefill_chunk": (16, _ANY),
+    "max_token_gap_ms": (0, 60_000),
     "image_cache_mib": (0, _ANY),
 }
 
@@ -38,6 +39,10 @@ class EngineSettings:
     """Size of the KV cache that they share, in tokens; 0: what the device's memory allows."""
     prefill_chunk: int = 512
     """Prompt tokens computed in one step, in addition to one token of each running request."""
+    max_token_gap_ms: int = 0
+    """Longest step with prompt tokens while requests run, in milliseconds: a step has as many as fit, at most
+    `prefill_chunk`. If steps without any take more than half of it, those with some may take twice as long as these.
+    0: 50 on a GPU; on the CPU no bound, since smaller steps cost throughput there."""
     image_cache_mib: int = 256
     """Memory for cached image features."""
 

@@ -21,12 +21,13 @@ import torch
 
 from service.contract.engine_settings import EngineSettings
 from service.engine import memory, staging, tensors
-from service.engine.cache import Budget, SlotCache
 from service.engine.core import Core
 from service.engine.detokenizer import Detokenizer, OutputProcessor, StopStrings
 from service.engine.grammar import Grammars
 from service.engine.mailbox import Dispatcher, EngineCall
 from service.engine.memory import MemoryShare
+from service.engine.pace import Pace, gap_of
+from service.engine.paged_cache import cache_for
 from service.engine.prompt import PromptBuilder
 from service.engine.protocol import Conversation, Delta, Finish, Limits, Priority, Refused, Sampling, Staged, Usage
 from service.engine.runner import Runner
@@ -44,6 +45,8 @@ __all__ = ["Limits", "ModelEngine"]
 
 PREPARE_THREADS = 3  # two of them for the requests of one address
 _ALL = MemoryShare()
+CAPTURE_SECONDS = 60.0
+"""Time at the start after which no further shape of a step is captured; the others are when they first occur."""
 
 
 class ModelEngine:
@@ -58,18 +61,18 @@ class ModelEngine:
         copy = memory.copy_of(model, settings)
         tokens = memory.cache_tokens(copy, model.device, share)
         try:
-            budget = Budget.of(tokens, rows=settings.rows, context=checkpoint.context_length)
+            cache = cache_for(model, tokens, rows=settings.rows, context=checkpoint.context_length)
         except ValueError as error:
             raise ReleaseError(str(error)) from error
-        self.columns = budget.columns
-        self.memory = copy.with_cache(budget.rows * budget.columns) if model.device.type == "cuda" else 0
+        self.columns = cache.budget.columns
+        self.memory = copy.with_cache(cache.budget.capacity) if model.device.type == "cuda" else 0
         self._core = Core(
-            Runner(model, SlotCache(model, budget)),
+            Runner(model, cache),
             processor.token_bytes,
-            chunk=settings.prefill_chunk,
+            pace=Pace(settings.prefill_chunk, gap_of(settings.max_token_gap_ms, model.device.type), cache.least_chunk),
             client_rows=limits.client_rows,
         )
-        self._prompt_builder = PromptBuilder(processor, model, min(limits.max_prompt_tokens, budget.columns - 1))
+        self._prompt_builder = PromptBuilder(processor, model, min(limits.max_prompt_tokens, self.columns - 1))
         self._vocabulary = int(model.get_output_embeddings().weight.shape[0])
         self._vision = VisionEncoder(model, cache_bytes=settings.image_cache_mib << 20)
         self._grammars = Grammars(
@@ -112,7 +115,7 @@ class ModelEngine:
         image = {"type": "image", "image": Image.new("RGB", (224, 224), "white")}
         progress("warming up", 0.0)
         try:
-            self._core.warm_up()
+            self._core.warm_up(CAPTURE_SECONDS)
             self._grammars.warm_up()
             contents: list[Any] = ["Hello", [image, {"type": "text", "text": "Hello"}]]
             for count, content in enumerate(contents):

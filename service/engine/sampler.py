@@ -17,6 +17,7 @@ from torch import Tensor
 from service.engine.protocol import TokenLogprob
 from service.engine.sampling_params import SamplingParams
 from service.engine.sequence import Sequence
+from service.engine.transfer import upload
 
 __all__ = ["Sampler"]
 
@@ -36,6 +37,16 @@ class Sampler:
     def sample(self, logits: Tensor, sequences: list[Sequence]) -> tuple[list[int], list[TokenLogprob | None]]:
         """Return a token for each row of `logits` (sequences, vocabulary), and its log probabilities if requested."""
         raw = logits.float()
+        chosen = self.choose(raw, sequences)
+        return chosen.tolist(), self._logprobs(raw, chosen, sequences)
+
+    @torch.inference_mode()
+    def choose(self, logits: Tensor, sequences: list[Sequence]) -> Tensor:
+        """Return a token for each row of `logits`, on the device: long (sequences,).
+
+        The host does not wait for the device, unless a sequence has penalties or a constraint.
+        """
+        raw = logits.float()
         scores = self._constrain(_biased(self._counts.penalise(raw, sequences), sequences), sequences)
         chosen = scores.argmax(-1)
         groups: dict[Draw, list[int]] = {}
@@ -43,8 +54,9 @@ class Sampler:
             if sequence.params.temperature > 0:
                 groups.setdefault(_select_draw(sequence.params), []).append(index)
         for draw, indices in groups.items():
-            chosen[indices] = draw(scores[indices], [sequences[index] for index in indices])
-        return chosen.tolist(), self._logprobs(raw, chosen, sequences)
+            places = upload(indices, scores.device, torch.long)
+            chosen[places] = draw(scores[places], [sequences[index] for index in indices])
+        return chosen
 
     def _constrain(self, scores: Tensor, sequences: list[Sequence]) -> Tensor:
         """Set the scores of tokens that a grammar forbids to -inf."""
@@ -159,15 +171,13 @@ class _TokenCounts:
 def _biased(logits: Tensor, sequences: list[Sequence]) -> Tensor:
     """Return logits (sequences, vocabulary) with the biases that the sequences have at their next token."""
     found = [
-        (index, bias)
-        for index, sequence in enumerate(sequences)
-        for bias in sequence.params.biases(len(sequence.tokens))
+        (index, bias) for index, sequence in enumerate(sequences) for bias in sequence.params.biases(sequence.sampled)
     ]
     if not found:
         return logits
-    rows = torch.cat([torch.full_like(bias.tokens, index) for index, bias in found]).to(logits.device)
-    tokens = torch.cat([bias.tokens for _, bias in found]).to(logits.device)
-    values = torch.cat([bias.values for _, bias in found]).to(logits)
+    rows = upload(torch.cat([torch.full_like(bias.tokens, index) for index, bias in found]), logits.device, torch.long)
+    tokens = upload(torch.cat([bias.tokens for _, bias in found]), logits.device, torch.long)
+    values = upload(torch.cat([bias.values for _, bias in found]), logits.device, logits.dtype)
     return logits.index_put((rows, tokens), values, accumulate=True)
 
 
@@ -196,7 +206,7 @@ def _draw(values: Tensor, sequences: list[Sequence], *, ranked: bool) -> Tensor:
     """Draw a column of `values` (sequences, columns) for each row; `ranked` means in descending order."""
 
     def column(numbers: list[float]) -> Tensor:
-        return torch.tensor(numbers, dtype=torch.float32, device=values.device)[:, None]
+        return upload(numbers, values.device, torch.float32)[:, None]
 
     values = values / column([max(sequence.params.temperature, 1e-5) for sequence in sequences])
     if ranked:
@@ -209,14 +219,14 @@ def _draw(values: Tensor, sequences: list[Sequence], *, ranked: bool) -> Tensor:
         probabilities = probabilities * (before < column([sequence.params.top_p for sequence in sequences]))
     floor = column([sequence.params.min_p for sequence in sequences]) * probabilities.max(-1, keepdim=True).values
     sums = (probabilities * (probabilities >= floor)).double().cumsum(-1)
-    targets = torch.from_numpy(_uniform(sequences)).to(values.device)[:, None] * sums[:, -1:]
+    targets = upload(torch.from_numpy(_uniform(sequences)), values.device, torch.float64)[:, None] * sums[:, -1:]
     return torch.searchsorted(sums, targets, right=True).clamp(max=values.shape[1] - 1)
 
 
 def _uniform(sequences: list[Sequence]) -> NDArray[np.float64]:
     """Return a number in [0, 1) for each sequence from its seed and token index: the finaliser of SplitMix64."""
     seeds = np.array([sequence.params.seed for sequence in sequences], dtype=np.uint64)
-    steps = np.array([len(sequence.tokens) + 1 for sequence in sequences], dtype=np.uint64)
+    steps = np.array([sequence.sampled + 1 for sequence in sequences], dtype=np.uint64)
     with np.errstate(over="ignore"):
         mixed = seeds + steps * np.uint64(0x9E3779B97F4A7C15)
         mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

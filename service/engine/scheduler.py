@@ -5,20 +5,57 @@ spans several steps. There is never a second one, because a step gives its prefi
 only the remainder to the next. Interactive requests are admitted first; a batch request is preempted if an interactive
 one waits, and recomputes its tokens later. Of requests of equal priority that wait, the next row is given to one of the
 client that holds the fewest rows with that priority. Rows are not taken back for fairness.
+
+A request is admitted if the cache has room for its prompt, and takes more as its output grows. If there is no more, the
+newest of the running requests is preempted, batch requests first: the oldest always runs to its end.
 """
 
 from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Protocol
 
-from service.engine.cache import SlotCache
+from service.engine.pace import Pace
 from service.engine.protocol import QueueTimeout, Usage
 from service.engine.sequence import Sequence
 from service.fairness.shares import Shares
 
-__all__ = ["Scheduler", "Step"]
+__all__ = ["Cache", "Scheduler", "Step"]
+
+
+class Size(Protocol):
+    """How many requests and tokens a cache holds; see cache.Budget."""
+
+    @property
+    def rows(self) -> int: ...
+    @property
+    def capacity(self) -> int: ...
+
+
+class Cache(Protocol):
+    """What the scheduler asks of a cache."""
+
+    @property
+    def budget(self) -> Size:
+        """Its size."""
+
+    def fits(self, tokens: int, spare: int = 0) -> bool:
+        """Whether there is room for a new row of `tokens` tokens, and for `spare` rows to grow afterwards."""
+
+    def reserve(self, row: int, tokens: int) -> bool:
+        """Give a row room for its first `tokens` tokens; return False if there is not enough."""
+
+    def release(self, row: int) -> None:
+        """Take back the room of a row."""
+
+    def move(self, source: int, target: int, columns: int) -> None:
+        """Make the first `columns` tokens of row `source` those of row `target`, which was released."""
+
+    def occupied(self, max_lengths: Iterable[int]) -> int:
+        """Return the tokens reserved for running requests of the given greatest lengths."""
 
 
 @dataclass(frozen=True)
@@ -39,21 +76,27 @@ class Step:
         return [True] * len(self.decoding) + [sequence.uncomputed == count for sequence, count in self.chunks]
 
     @property
-    def newest(self) -> Sequence:
-        """The sequence that arrived last."""
-        return max(self.sequences, key=lambda sequence: sequence.number)
+    def prompt_tokens(self) -> int:
+        """The number of tokens of all chunks."""
+        return sum(count for _, count in self.chunks)
+
+    @property
+    def newest(self) -> Sequence | None:
+        """The sequence that arrived last, of those that have not ended."""
+        living = [sequence for sequence in self.sequences if not sequence.ended]
+        return max(living, key=lambda sequence: sequence.number, default=None)
 
 
 @dataclass
 class Scheduler:
     """Assigns cache rows to sequences.
 
-    `chunk` is the maximum number of prompt tokens in a step, `client_rows` the part of the rows, from 0 to 1, that one
-    address may hold even if no other waits.
+    `pace` gives the maximum number of prompt tokens in a step, `client_rows` is the part of the rows, from 0 to 1, that
+    one address may hold even if no other waits.
     """
 
-    cache: SlotCache
-    chunk: int
+    cache: Cache
+    pace: Pace
     client_rows: float = 1.0
     rows: list[Sequence] = field(default_factory=list)
     decoding: int = 0
@@ -72,8 +115,8 @@ class Scheduler:
         return Usage(
             len(self.rows),
             len(self.interactive) + len(self.batch),
-            sum(sequence.max_length for sequence in list(self.rows)),
-            budget.rows * budget.columns,
+            self.cache.occupied(sequence.max_length for sequence in list(self.rows)),
+            budget.capacity,
         )
 
     def add(self, sequence: Sequence) -> None:
@@ -84,8 +127,9 @@ class Scheduler:
         """Return the next step, or None if there is nothing to run; drops cancelled and expired sequences first."""
         self._drop_expired()
         self._preempt_for_interactive()
+        self._grow()
         decoding = tuple(self.rows[: self.decoding])
-        chunks, remaining = [], self.chunk
+        chunks, remaining = [], self.pace.tokens(self.decoding)
         row = self.decoding
         while remaining and (row < len(self.rows) or self._admit()):
             sequence = self.rows[row]
@@ -111,6 +155,8 @@ class Scheduler:
     def remove_all(self) -> list[Sequence]:
         """Remove all running and waiting sequences; return them."""
         removed = [*self.rows, *self.interactive, *self.batch]
+        for row in range(len(self.rows)):
+            self.cache.release(row)
         self.rows, self.decoding = [], 0
         self.interactive.clear()
         self.batch.clear()
@@ -129,9 +175,11 @@ class Scheduler:
                 sequence.finish("length")
         self.reap()
         for queue in (self.interactive, self.batch):
-            for sequence in [waiting for waiting in queue if waiting.cancelled or now >= waiting.queue_deadline]:
+            for sequence in [
+                waiting for waiting in queue if waiting.cancelled or waiting.ended or now >= waiting.queue_deadline
+            ]:
                 queue.remove(sequence)
-                if not sequence.cancelled:
+                if not (sequence.cancelled or sequence.ended):
                     waited = now - sequence.arrived_at
                     sequence.fail(QueueTimeout(f"no cache row became free within {waited:.0f} s; try again later"))
 
@@ -144,8 +192,13 @@ class Scheduler:
         sequence = min(queue, key=lambda waiting: shares.of(waiting.client))
         if shares.of(sequence.client)[0] >= self.client_rows * self.cache.budget.rows:
             return False
+        row = len(self.rows)
+        if sequence.unread:  # preempted in this step; its last token is needed to restore it
+            return False
+        if not (self.cache.fits(sequence.length, spare=row) and self.cache.reserve(row, sequence.length)):
+            return False
         queue.remove(sequence)
-        sequence.row = len(self.rows)
+        sequence.row = row
         if sequence.deadline == float("inf"):
             sequence.deadline = time.monotonic() + sequence.max_seconds
         sequence.queue_deadline = float("inf")
@@ -153,25 +206,36 @@ class Scheduler:
         return True
 
     def _preempt_for_interactive(self) -> None:
-        """Return batch sequences, newest first, to their queue while interactive ones wait and no row is free."""
+        """Return batch sequences, newest first, to their queue while interactive ones wait for a row or for room."""
+        if not self.interactive:
+            return
         missing_rows = len(self.interactive) - (self.cache.budget.rows - len(self.rows))
-        candidates = [sequence for sequence in self.rows[: self.decoding] if sequence.priority == "batch"]
-        newest_first = sorted(candidates, key=lambda sequence: -sequence.number)
+        prompt_tokens = self.pace.tokens(self.decoding)
         for sequence in self.rows[self.decoding :]:
-            if self.interactive and sequence.priority == "batch" and sequence.uncomputed > self.chunk:
+            if sequence.priority == "batch" and sequence.uncomputed > prompt_tokens:
                 self._preempt(sequence)  # its prefill would delay interactive ones by several steps
                 missing_rows -= 1
-        for sequence in newest_first[: max(0, missing_rows)]:
-            self._preempt(sequence)
+        for sequence in sorted(self.rows[: self.decoding], key=lambda sequence: -sequence.number):
+            fits = self.cache.fits(self.interactive[0].length, spare=len(self.rows))
+            if sequence.priority == "batch" and (missing_rows > 0 or not fits):
+                self._preempt(sequence)
+                missing_rows -= 1
+
+    def _grow(self) -> None:
+        """Reserve room for the next token of each decoding sequence; preempt the newest while there is not enough."""
+        for sequence in self.rows[: self.decoding]:
+            while sequence.row >= 0 and not self.cache.reserve(sequence.row, sequence.cached + 1):
+                self._preempt(max(self.rows, key=lambda running: (running.priority == "batch", running.number)))
 
     def _preempt(self, sequence: Sequence) -> None:
         self._free_row(sequence)
         sequence.cached = 0
-        self.batch.appendleft(sequence)
+        self._queue(sequence).appendleft(sequence)
 
     def _free_row(self, sequence: Sequence) -> None:
         """Free a row and close the gap: with the last decoding row, whose place the row in prefill takes."""
         free = sequence.row
+        self.cache.release(free)
         if free < self.decoding:
             self.decoding -= 1
             free = self._move(self.decoding, free)

@@ -29,7 +29,8 @@ class Sequence:
     """A prompt and the output generated for it; it occupies a row of the cache while it runs.
 
     The cache holds the first `cached` of its tokens. With one token uncomputed it decodes; with more it is in prefill.
-    A preempted sequence is restored by prefill of its prompt and its output so far.
+    A preempted sequence is restored by prefill of its prompt and its output so far. The last `unread` of its tokens are
+    not in `tokens` yet: they were sampled on the device, at index `place` of the tokens of the step before.
     """
 
     prompt: Prompt
@@ -46,6 +47,8 @@ class Sequence:
     cancelled: bool = False  # may be set once, from any thread
     features: Tensor | None = None  # of all its images: (image tokens, hidden), on the device
     tokens: list[int] = field(default_factory=list)  # of the output
+    unread: int = 0
+    place: int = -1
     cached: int = 0
     row: int = -1
     ended: bool = False
@@ -55,7 +58,17 @@ class Sequence:
     @property
     def length(self) -> int:
         """Tokens of prompt and output so far."""
-        return self.prompt.length + len(self.tokens)
+        return self.prompt.length + self.sampled
+
+    @property
+    def sampled(self) -> int:
+        """Tokens of the output so far, with those that are not read yet."""
+        return len(self.tokens) + self.unread
+
+    @property
+    def needs_tokens(self) -> bool:
+        """Whether the host must know its tokens before the next one is sampled, or reports more than the token."""
+        return self.constraint is not None or self.params.has_penalties or self.params.logprobs is not None
 
     @property
     def max_length(self) -> int:

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from service.app import create_app
 from service.contract.engine_settings import EngineSettings
 from service.engine.dummy import DummyEngine
+from service.engine.pace import Pace
 from service.engine.protocol import Limits
 from service.engine.scheduler import Scheduler
 from service.engine.sequence import Sequence
@@ -33,8 +34,14 @@ ends = st.integers(0, 63)  # which of the rows ends
 
 
 def scheduler_of(rows: int, chunk: int, client_rows: float = 1.0) -> Scheduler:
-    cache = SimpleNamespace(budget=SimpleNamespace(rows=rows, columns=64), move=lambda *_: None)
-    return Scheduler(cast("Any", cache), chunk, client_rows)
+    cache = SimpleNamespace(
+        budget=SimpleNamespace(rows=rows),
+        fits=lambda *_, **__: True,
+        reserve=lambda *_: True,
+        release=lambda _: None,
+        move=lambda *_: None,
+    )
+    return Scheduler(cast("Any", cache), Pace(chunk), client_rows)
 
 
 def sequence_of(client: Client, **more: Any) -> Sequence:

@@ -26,9 +26,10 @@ from rich.table import Table
 from transformers import Glm4vConfig, Glm4vForConditionalGeneration
 from transformers.utils import logging
 
-from service.engine.cache import Budget, SlotCache
 from service.engine.core import Core
 from service.engine.detokenizer import Detokenizer, OutputProcessor, StopStrings
+from service.engine.pace import Pace
+from service.engine.paged_cache import cache_for
 from service.engine.prompt import Prompt
 from service.engine.protocol import Sampling
 from service.engine.runner import Runner
@@ -121,8 +122,8 @@ def generate(model: Any, rows: int, device: torch.device) -> float:
 
 def build_core(model: Any, *, rows: int, columns: int) -> Core:
     """Return the engine's loop with a cache of `rows` requests of `columns` tokens."""
-    budget = Budget.of(rows * columns, rows=rows, context=columns)
-    return Core(Runner(model, SlotCache(model, budget)), lambda _: b"", chunk=512)
+    cache = cache_for(model, rows * columns, rows=rows, context=columns)
+    return Core(Runner(model, cache), lambda _: b"", pace=Pace(512))
 
 
 def submit(core: Core, default: Any, *, prompt: int = PROMPT, tokens: int = TOKENS) -> Request:

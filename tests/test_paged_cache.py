@@ -1,0 +1,309 @@
+"""The paged cache: pages, masks, admission and preemption. Whole schedules are in test_batching.py."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+import torch
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
+from torch.nn.functional import scaled_dot_product_attention as sdpa
+
+from service.engine import compiler, paged_cache, runner
+from service.engine.cache import Budget, Shape, SlotCache
+from service.engine.graph import Graph
+from service.engine.pace import Pace
+from service.engine.paged_attention import compiled_flex, mask_of_chunk, mask_of_rows
+from service.engine.paged_cache import PagedCache, cache_for
+from service.engine.pages import PageTable
+from service.engine.scheduler import Scheduler
+from service.engine.sequence import Sequence
+from tests.batching_fixtures import COLUMNS, PAGE, PAGES_OF_A_ROW, RequestFactory, one_thread, run
+from tests.flex_fixtures import kernel
+
+many = partial(settings, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+SIZE = 4  # tokens of a page, where no model is needed
+
+
+@pytest.fixture(scope="module")
+def factory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RequestFactory]:
+    with one_thread():
+        yield RequestFactory(tmp_path_factory.mktemp("model") / "model")
+
+
+class Pages:
+    """A cache without keys and values."""
+
+    def __init__(self, rows: int, pages: int, longest: int) -> None:
+        self.budget = SimpleNamespace(rows=rows, capacity=pages * SIZE)
+        self.table = PageTable(rows, pages, SIZE, longest)
+        self.fits, self.reserve, self.release = self.table.fits, self.table.reserve, self.table.release
+
+    def move(self, source: int, target: int, _columns: int) -> None:
+        self.table.move(source, target)
+
+    def held(self, row: int) -> list[int]:
+        """The pages of a row."""
+        return [page for page in self.table.table[row].tolist() if page]
+
+
+joins = st.tuples(st.integers(1, 30), st.integers(1, 30), st.sampled_from(["interactive", "batch"]))
+
+
+@many(max_examples=60)
+@given(
+    moves=st.lists(st.one_of(joins, st.integers(0, 9), st.none()), max_size=40),
+    rows=st.integers(1, 5),
+    spare=st.integers(0, 12),
+    chunk=st.sampled_from([3, 16, 100]),
+)
+def test_every_row_has_the_pages_of_its_tokens(moves: list[Any], rows: int, spare: int, chunk: int) -> None:
+    """Whatever arrives, ends and is preempted: a step has a page for each token that it computes, no page has two rows,
+    the oldest interactive request keeps its row, and all requests end.
+    """
+    longest = -(-60 // SIZE)
+    cache = Pages(rows, longest + spare, longest)
+    scheduler = Scheduler(cast("Any", cache), Pace(chunk))
+    sequences: list[Sequence] = []
+
+    def step() -> bool:
+        living = [one for one in scheduler.rows if not one.cancelled and one.priority == "interactive"]
+        planned = scheduler.schedule()
+        if planned is None:
+            return False
+        assert not living or min(living, key=lambda one: one.number) in scheduler.rows
+        counts = {**dict.fromkeys(planned.decoding, 1), **dict(planned.chunks)}
+        for sequence, count in counts.items():
+            assert len(cache.held(sequence.row)) * SIZE >= sequence.cached + count
+        held = [page for row in range(rows) for page in cache.held(row)]
+        assert len(held) == len(set(held)) == cache.table.used
+        sampled = [sequence for sequence, own in zip(planned.sequences, planned.sampled, strict=True) if own]
+        scheduler.advance(planned)
+        for sequence in sampled:
+            sequence.tokens.append(0)
+            sequence.ended = len(sequence.tokens) >= sequence.max_new_tokens
+        scheduler.reap()
+        return True
+
+    for move in moves:
+        if isinstance(move, tuple):
+            prompt, tokens, priority = move
+            length = cast("Any", SimpleNamespace(length=prompt))
+            sequences.append(Sequence(length, cast("Any", None), cast("Any", None), tokens, priority=priority))
+            scheduler.add(sequences[-1])
+        elif move is not None and sequences:
+            sequences[move % len(sequences)].cancelled = True
+        step()
+    for _ in range(4000):
+        if not step():
+            break
+    assert all(one.cancelled or len(one.tokens) == one.max_new_tokens for one in sequences)
+    assert cache.table.used == 0
+    assert not cache.table.table.any()
+
+
+def test_pages_are_taken_from_the_newest(factory: RequestFactory) -> None:
+    """When the pages run out, the newest request waits until others have ended; its tokens are not disturbed."""
+    core = factory.core(rows=3, pages=PAGES_OF_A_ROW)
+    requests = [factory.request(number) for number in (4, 3, 0)]
+    for request in requests:
+        core.scheduler.add(request.sequence)
+    preempted = []
+    while core.step():
+        preempted += [number for number, one in enumerate(requests) if one.tokens and one.sequence.row < 0]
+        ended = [number for number, one in enumerate(requests) if one.end]
+        preempted = [number for number in preempted if number not in ended]
+        if preempted:
+            break
+    assert preempted == [2]
+    run(core)
+    assert [request.tokens for request in requests] == [factory.expected[number] for number in (4, 3, 0)]
+
+
+def test_one_request_may_have_the_whole_cache(factory: RequestFactory) -> None:
+    """Three rows share the pages of one context: a request of that length is answered, and short ones beside it."""
+    core = factory.core(rows=3, pages=PAGES_OF_A_ROW)
+    prompt = factory.prompts[4].length
+    long = factory.request(4, max_tokens=COLUMNS - prompt)
+    short = [factory.request(number, max_tokens=3) for number in (0, 1, 2)]
+    for request in (long, *short):
+        core.scheduler.add(request.sequence)
+    run(core)
+    assert len(long.tokens) == COLUMNS - prompt
+    assert long.tokens[:20] == factory.expected[4]
+    assert [request.tokens for request in short] == [factory.expected[number][:3] for number in (0, 1, 2)]
+
+
+def test_interactive_requests_take_the_pages_of_batch_requests(factory: RequestFactory) -> None:
+    """Rows are free but no pages: the batch request that has them is preempted, and answered later."""
+    core = factory.core(rows=4, pages=PAGES_OF_A_ROW + 1)
+    low = [factory.request(4, priority="batch") for _ in range(2)]
+    for request in low:
+        core.scheduler.add(request.sequence)
+    for _ in range(3):
+        core.step()
+    high = factory.request(3)
+    core.scheduler.add(high.sequence)
+    core.step()
+    assert [request.sequence.row for request in (*low, high)] == [0, -1, 1]
+    run(core)
+    assert [request.tokens for request in (*low, high)] == [factory.expected[number] for number in (4, 4, 3)]
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@example(lengths=[1, 3, 4, 5, 20], starts=[0, 6], seed=1, attend=flex_attention)
+@many(max_examples=20)
+@given(
+    lengths=st.lists(st.integers(1, 5 * SIZE), min_size=1, max_size=5),
+    starts=st.lists(st.integers(0, 4 * SIZE), min_size=1, max_size=3),
+    seed=st.integers(0, 99),
+    attend=st.just(kernel),
+)
+def test_masks_show_each_token_its_own_row(lengths: list[int], starts: list[int], seed: int, attend: Any) -> None:
+    """One token of each row, and prompt tokens of several rows at once, attend to what plain attention would."""
+    torch.manual_seed(seed)
+    rows, longest = max(len(lengths), len(starts)), 6
+    pool = rows * longest + 1
+    table = torch.zeros(rows, longest + 1, dtype=torch.long)
+    table[:, :longest] = (torch.randperm(pool - 1) + 1).view(rows, longest)
+    keys, values = (torch.randn(1, 2, pool * SIZE, 8) for _ in range(2))
+
+    def plain(query: torch.Tensor, row: int, end: int) -> torch.Tensor:
+        slots = (table[row][:, None] * SIZE + torch.arange(SIZE)).flatten()[:end]
+        return sdpa(query, keys[:, :, slots], values[:, :, slots], enable_gqa=True)
+
+    query = torch.randn(len(lengths), 4, 1, 8)
+    mask = mask_of_rows(table[: len(lengths)], torch.tensor(lengths), pool, SIZE)
+    output = attend(query, keys, values, block_mask=mask, enable_gqa=True)
+    for row, length in enumerate(lengths):
+        expected = plain(query[row : row + 1], row, length)
+        torch.testing.assert_close(output[row : row + 1], expected, rtol=1e-5, atol=1e-5)
+    columns = torch.cat([torch.arange(start, start + SIZE + row) for row, start in enumerate(starts)])
+    places = torch.cat([torch.full((SIZE + row,), row) for row in range(len(starts))])
+    padding = -len(columns) % SIZE
+    places, columns = (torch.nn.functional.pad(each, (0, padding)) for each in (places, columns))
+    query = torch.randn(1, 4, len(columns), 8)
+    mask = mask_of_chunk(table, places, columns, pool, SIZE)
+    output = attend(query, keys, values, block_mask=mask, enable_gqa=True)
+    for token, (row, column) in enumerate(zip(places.tolist(), columns.tolist(), strict=True)):
+        expected = plain(query[:, :, token : token + 1], row, column + 1)
+        torch.testing.assert_close(output[:, :, token : token + 1], expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_block_visits_no_page_in_vain() -> None:
+    """The lists have the pages of the block's rows up to its last token, and complete ones are not compared."""
+    table = torch.tensor([[3, 1, 5, 0], [2, 4, 0, 0]])
+    rows, columns = torch.tensor([0, 0, 0, 0, 1, 1, 1, 1]), torch.tensor([5, 6, 7, 8, 0, 1, 2, 3])
+    mask = mask_of_chunk(table, rows, columns, 6, SIZE)
+    listed = [
+        [sorted(numbers[:count].tolist()) for count, numbers in zip(counts[0, 0], of_block[0, 0], strict=True)]
+        for counts, of_block in (
+            (mask.kv_num_blocks, mask.kv_indices),
+            (cast("Any", mask.full_kv_num_blocks), cast("Any", mask.full_kv_indices)),
+        )
+    ]
+    assert listed == [[[1, 5], [2]], [[3], []]]
+
+
+def test_padding_attends_to_one_page(factory: RequestFactory) -> None:
+    """Also beside a long row, whose pages it would have to visit in vain."""
+    core = factory.core(rows=4, pages=3 * PAGES_OF_A_ROW)
+    cache = core._runner.cache
+    assert isinstance(cache, PagedCache)
+    assert cache.reserve(0, COLUMNS)
+    cache.refresh()
+    spare = torch.full((4 + 2 * PAGE,), cache.spare_column)
+    layout = cache.layout(Shape(4, 2 * PAGE), torch.zeros_like(spare), spare)
+    for mask, counts in ((layout.of_rows, [[[1]]] * 4), (layout.of_chunk, [[[1, 1]]])):
+        assert isinstance(mask, BlockMask)
+        assert mask.kv_num_blocks.tolist() == counts
+        assert mask.full_kv_num_blocks is None or not mask.full_kv_num_blocks.any()
+
+
+@pytest.mark.parametrize("cache", [{"pad": True}, {"pages": 2 * PAGES_OF_A_ROW}])
+def test_a_capture_disturbs_no_running_request(
+    factory: RequestFactory, monkeypatch: pytest.MonkeyPatch, cache: dict[str, Any]
+) -> None:
+    """A shape may be captured while requests run, which computes the step more than once; so may all of them."""
+    monkeypatch.setattr(Graph, "_capture", lambda self, inputs: [self._function(*inputs) for _ in range(3)])
+    create = Graph.__init__
+
+    def capturing(self: Graph, function: Any, inputs: Any, device: Any) -> None:
+        create(self, function, inputs, device)
+        self._capture(inputs)
+
+    monkeypatch.setattr(Graph, "__init__", capturing)
+    core = factory.core(rows=4, chunk=16, **cache)
+    requests = [factory.request(number) for number in (0, 4, 6, 2)]
+    for number, request in enumerate(requests):
+        core.scheduler.add(request.sequence)
+        for _ in range(3):
+            core.step()
+        if number == 2:
+            core.warm_up()
+    run(core)
+    assert [request.tokens for request in requests] == [factory.expected[number] for number in (0, 4, 6, 2)]
+
+
+def test_the_shapes_of_steps_are_few(factory: RequestFactory) -> None:
+    """After the warm-up no schedule meets a new shape; a warm-up that may take no time captures none."""
+    core = factory.core(rows=4, chunk=64, pages=3 * PAGES_OF_A_ROW)
+    core.warm_up(0.0)
+    assert not core._runner._graphs
+    core.warm_up()
+    captured = set(core._runner._graphs)
+    assert captured == {(4, 16, 0), (4, 32, 0), (4, 64, 0), (1, 0, 0), (2, 0, 0), (4, 0, 0)}
+    for number in range(9):
+        core.scheduler.add(factory.request(number, max_tokens=number + 1).sequence)
+        core.step()
+    run(core)
+    assert set(core._runner._graphs) == captured
+
+
+def test_the_cache_is_paged_where_functions_are_compiled(
+    factory: RequestFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the CPU and without a compiler rows have columns of their own; elsewhere one may have all tokens."""
+    model, size = factory.checkpoint.model, {"tokens": 8192, "rows": 4, "context": 131_072}
+    slots = cache_for(model, **size)
+    assert isinstance(slots, SlotCache)
+    assert slots.budget == Budget(4, 2048)
+    monkeypatch.setattr(compiler, "works", lambda _: True)
+    paged = cache_for(model, **size)
+    assert isinstance(paged, PagedCache)
+    assert paged.budget == Budget(4, 8192, 8192)
+    assert paged.budget.capacity == slots.budget.capacity == 8192
+
+
+def test_a_missing_compiler_is_told_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """The CPU needs none; a device where nothing can be compiled is used without, after one warning with the reason."""
+
+    def fail(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("Failed to find C compiler")
+
+    monkeypatch.setattr(torch, "compile", fail)
+    assert not compiler.works(torch.device("cpu"))
+    assert caplog.messages == []
+    for _ in range(2):
+        assert not compiler.works(torch.device("meta"))
+    [message] = caplog.messages
+    assert "Failed to find C compiler" in message
+    assert "install" in message
+
+
+@pytest.mark.long
+def test_compiled_attention_gives_the_tokens_of_generate(factory: RequestFactory) -> None:
+    """flex_attention as torch compiles it for this device, with pages of the real size."""
+    model = factory.checkpoint.model
+    cache = PagedCache(model, Budget(2, COLUMNS, 3 * 2 * paged_cache.PAGE), attention=compiled_flex())
+    core = factory.core_of(runner.Runner(model, cache))
+    requests = [factory.request(number, max_tokens=4) for number in (0, 4, 6)]
+    for request in requests:
+        core.scheduler.add(request.sequence)
+    run(core)
+    assert [request.tokens for request in requests] == [factory.expected[number][:4] for number in (0, 4, 6)]
