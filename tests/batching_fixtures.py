@@ -53,10 +53,10 @@ class Request:
 class RequestFactory:
     """A small checkpoint and prompts of many kinds."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, device: str = "cpu") -> None:
         tiny.make(path, seed=7, dtype="float32")
         self.path = path
-        self.checkpoint = checkpoint = load(path, EngineSettings(dtype="float32", device="cpu"), lambda *_: None)
+        self.checkpoint = checkpoint = load(path, EngineSettings(dtype="float32", device=device), lambda *_: None)
         self.prompt_builder = PromptBuilder(checkpoint.processor, checkpoint.model, COLUMNS - 1)
         self.vision = VisionEncoder(checkpoint.model, cache_bytes=1 << 20)
         self.prompts = [self.prompt(content) for content in CONTENTS]

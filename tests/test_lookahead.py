@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -48,6 +50,28 @@ def test_a_step_is_launched_before_the_last_tokens_are_read(factory: RequestFact
     assert request.tokens == factory.expected[4][:4]
 
 
+def test_a_token_after_the_end_is_dropped(factory: RequestFactory) -> None:
+    """A request that ends beside one that goes on is in one step more, and has no more tokens or events for it."""
+    short, long = factory.request(0, max_tokens=2), factory.request(1, max_tokens=5)
+    known_tokens(factory.core(lookahead=True), short, long)
+    assert [short.tokens, long.tokens] == [factory.expected[0][:2], factory.expected[1][:5]]
+    assert [isinstance(event, Finish) for event in short.events].count(True) == 1
+
+
+def test_an_idle_engine_holds_no_step(factory: RequestFactory) -> None:
+    """When nothing runs or waits, the step that was launched for nothing is forgotten, with its requests."""
+    core = factory.core(lookahead=True)
+    sequence = factory.request(0, max_tokens=3).sequence
+    sequence.emit = lambda _: None
+    core.scheduler.add(sequence)
+    gone = weakref.ref(sequence)
+    del sequence
+    while core.scheduler.busy:
+        core.step()
+    gc.collect()
+    assert gone() is None
+
+
 @pytest.mark.parametrize(
     "sampling", [Sampling(temperature=0, frequency_penalty=0.5), Sampling(temperature=0, logprobs=1)]
 )
@@ -75,10 +99,16 @@ def test_a_request_that_ends_in_the_queue_is_not_restored(factory: RequestFactor
     core.step()
     assert (low.sequence.row, low.tokens) == (-1, factory.expected[1][:3])
     assert isinstance(low.end, Finish)
-    rows = []
-    while core.step():
-        rows.append(low.sequence.row)
-    assert set(rows) == {-1}
+    computed = []
+    forward = core._runner.forward
+
+    def record(decoding: Any, chunks: Any) -> Any:
+        computed.extend([*decoding, *(sequence for sequence, _ in chunks)])
+        return forward(decoding, chunks)
+
+    core._runner.forward = record  # type: ignore[method-assign]
+    run(core)
+    assert low.sequence not in computed
     assert high.tokens == factory.expected[0][:2]
     assert not core.scheduler.busy
 
