@@ -90,10 +90,10 @@ def show(name: str, alarms: list[Alarm], rollouts: int) -> None:
 
 
 def test_an_equal_version_is_not_rolled_back(traffic: list[Sample], rollouts: int) -> None:
-    """At most 2 % of the rollouts of an equal version are rolled back."""
+    """At most 2 % of the rollouts of an equal version are rolled back, and of a few at most one."""
     alarms = outcomes(traffic, same, rollouts)
     show("equal", alarms, rollouts)
-    assert len(alarms) <= 0.02 * rollouts
+    assert len(alarms) <= max(1, 0.02 * rollouts)
 
 
 @pytest.mark.parametrize(("fault", "word"), [(slower, "p95"), (failing, "failed")])
@@ -136,13 +136,13 @@ def test_a_version_with_a_slower_tail_is_rolled_back(
 def test_an_equal_version_is_not_rolled_back_on_a_busy_machine(
     shares: tuple[float, ...], step: float, before: float, load_effect: float, rollouts: int
 ) -> None:
-    """At most 2 % of the rollouts are, while bursts of other work make times of the same moments depend on each other.
+    """At most 2 % of the rollouts are, and of a few one, while bursts of other work make times of the same moments depend on each other.
 
     In short steps, with more than half of the requests, and in a bake without a canary.
     """
     alarms = busy(same, load_effect, rollouts, step=step, shares=shares, before=before)
     show("equal on a busy machine", alarms, rollouts)
-    assert len(alarms) <= 0.02 * rollouts, alarms
+    assert len(alarms) <= max(1, 0.02 * rollouts), alarms
 
 
 @pytest.mark.parametrize(

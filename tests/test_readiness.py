@@ -135,14 +135,17 @@ def test_load_that_hangs_exits_with_4(box: Box) -> None:
 
 
 def test_changed_release_is_refused(box: Box, add_release: AddRelease) -> None:
-    """A release whose file changed after it was added: exit code 3, the file named, live unchanged."""
+    """A release whose file changed after it was added is not made live, and the file is named.
+
+    Its digest is compared beside the load (exit code 4), its size before (3).
+    """
     add_release(box, "2.0.0")
     weights = box.host.releases / "2.0.0/model/model.safetensors"
     weights.chmod(0o644)
     contents = bytearray(weights.read_bytes())
     contents[-1] ^= 1
     weights.write_bytes(contents)
-    assert "model.safetensors" in _deploy_fails(box, "2.0.0", 3)
+    assert "model.safetensors" in _deploy_fails(box, "2.0.0", 4)
     weights.write_bytes(contents[:-100])
     assert "truncated" in _deploy_fails(box, "2.0.0", 3)
 
@@ -184,7 +187,7 @@ def _deploy_fails(box: Box, version: str, code: int) -> str:
     """Deploy, expecting this exit code and an unchanged host; returns stderr."""
     done = box.glmctl("deploy", version, expect=code)
     if code == 4:
-        assert done.stderr.count("did not become ready") == 1
+        assert len(re.findall("did not become ready|is damaged", done.stderr)) == 1
     _assert_unchanged(box)
     assert box.json("history")["rollouts"][-1]["outcome"] in {"not ready", "refused"}
     return done.stderr
