@@ -136,7 +136,7 @@ def test_a_version_with_a_slower_tail_is_rolled_back(
 def test_an_equal_version_is_not_rolled_back_on_a_busy_machine(
     shares: tuple[float, ...], step: float, before: float, load_effect: float, rollouts: int
 ) -> None:
-    """At most 2 % of the rollouts are, and of a few one, while bursts of other work make times of the same moments depend on each other.
+    """At most 2 % are, of a few one, while bursts of other work make times of the same moments depend on each other.
 
     In short steps, with more than half of the requests, and in a bake without a canary.
     """
