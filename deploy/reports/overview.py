@@ -16,6 +16,7 @@ from deploy.journal.journal import Journal
 from deploy.journal.record import Record, now, seconds_between
 from deploy.reports import devices
 from deploy.reports.report import interruption, summary
+from deploy.reports.timeline import stages
 from deploy.rollout.plan import Context
 from service.contract.canary_file import CanaryFile
 from service.contract.generations import Generation, current
@@ -58,16 +59,19 @@ class Overview:
         interrupted = last is not None and any(one.id == last.id for one in journal.interrupted())
         shown = {"phase": last.phase, "interrupted": interrupted} if last else {}
         slots = {slot: self._slot(slot) for slot in SLOTS}
+        so_far = self._so_far(last) if last else None
         document = {
             "live": context.slots.live,
             "listen": self._listen,
             "slots": slots,
             "devices": devices.views(context, {name: slot["memory"] for name, slot in slots.items()}),
             "rollout": last.model_dump(exclude={"receipt"}) | shown if last else None,
+            "phases": [stage.document() for stage in stages(last)] if last else [],
+            "verdict": so_far.model_dump() if so_far else None,
             "summary": (interruption(last) if interrupted else summary(last)) if last else None,
         }
         recent = {slot: stats.per_second(_RECENT) for slot, stats in self._stats.items()}
-        return View(document, last, self._so_far(last) if last else None, recent)
+        return View(document, last, so_far, recent)
 
     def _slot(self, slot: str) -> dict[str, Any]:
         context = self._context
@@ -90,6 +94,7 @@ class Overview:
             "requests_per_s": stats.requests_per_s if stats else None,
             "p95": stats.p95 if stats else None,
             "ttft_p95": stats.ttft_p95 if stats else None,
+            "errors": stats.errors if stats else None,
             "load": generation.load if generation else {},
             "status_text": unit.status or None,
         }
