@@ -10,7 +10,7 @@ from ui.rollout_texts import ROLLOUT_TEXTS
 texts = ROLLOUT_TEXTS[current_language()]
 st.navigation(
     [
-        st.Page("page.py", title=texts.chat, icon=":material/chat:", url_path="chat", default=True),
-        st.Page("rollout_page.py", title=texts.rollout, icon=":material/swap_horiz:", url_path="rollout"),
+        st.Page("page.py", title=texts.chat, url_path="chat", default=True),
+        st.Page("rollout_page.py", title=texts.rollout, url_path="rollout"),
     ]
 ).run()

@@ -24,15 +24,16 @@ STYLE = """
   .glm-card h3 span, .glm-phases em { font-size: .8rem; font-weight: 400; font-style: normal; opacity: .75; }
   .glm-card h3 strong { font-size: .75rem; padding: .1rem .5rem; border-radius: 1rem; background: #3aa76d33; }
   .glm-card dl { display: grid; grid-template-columns: repeat(auto-fill, minmax(8.5rem, 1fr)); gap: .5rem 1rem;
-    margin: 0; }
+    margin: 0 !important; padding: 0 !important; }
   .glm-card dt { font-size: .8rem; font-weight: 400; opacity: .75; }
   .glm-card dd { margin: 0; font-variant-numeric: tabular-nums; overflow-wrap: anywhere; }
   .glm-bar { height: .35rem; border-radius: .2rem; background: #8883; overflow: hidden; margin-top: .25rem; }
   .glm-bar i { display: block; height: 100%; background: #3b8fd9; }
   .green .glm-bar i { background: #3aa76d; }
-  .glm-phases { list-style: none; margin: 0; padding: 0; }
+  .glm-phases { list-style: none; margin: 0 !important; padding: 0 !important; }
   .glm-phases li { display: grid; grid-template-columns: 1.2rem minmax(6rem, 10rem) 5rem 1fr; gap: 0 .6rem; margin: 0;
     padding: .2rem 0; font-variant-numeric: tabular-nums; }
+  @media (max-width: 40rem) { .glm-phases li { grid-template-columns: 1.2rem 6.5rem 4.5rem 1fr; } }
   .glm-phases .done i { color: #3aa76d; } .glm-phases .failed { color: #e0554f; }
   .glm-phases i { font-style: normal; } .glm-phases .running { font-weight: 600; }
   .glm-phases .to-come { opacity: .65; }

@@ -6,10 +6,10 @@ import time
 from dataclasses import dataclass, field
 
 import streamlit as st
-from PIL import Image, ImageDraw
 
 from ui.client import Fault, LiveSlot, ServiceClient, ServiceError, api_key, service_address
 from ui.conversation import Conversation, Exchange, Question, Reply
+from ui.icon import page_icon
 from ui.language import choose_language
 from ui.picture import EXTENSIONS, Picture, prepare
 from ui.texts import LANGUAGES, Texts
@@ -52,15 +52,6 @@ class LiveHistory:
 def connect(address: str) -> ServiceClient:
     """Return the client, which all sessions share."""
     return ServiceClient(address, api_key())
-
-
-def page_icon() -> Image.Image:
-    """Draw the icon of the tab, half blue and half green; Streamlit's icons would be loaded from the internet."""
-    image = Image.new("RGBA", (64, 64))
-    draw = ImageDraw.Draw(image)
-    draw.pieslice((4, 4, 60, 60), 90, 270, fill="#1f6fb5")
-    draw.pieslice((4, 4, 60, 60), 270, 90, fill="#2f8f5b")
-    return image
 
 
 def main() -> None:

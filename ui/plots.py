@@ -14,8 +14,8 @@ __all__ = ["Plot", "plots", "series"]
 Plot = tuple[str, dict[str, Any]]
 """The title, and the Vega-Lite specification without its data."""
 
-_HEIGHT = 150  # pixels
 _COLOURS = {"blue": ("#3b8fd9", "#9cc9f2", "#1c5c94"), "green": ("#3aa76d", "#96d9b5", "#1f6e45")}
+_TICKS = {"interval": "minute", "step": 2}
 _UNITS = {"p95": "s", "ttft_p95": "s", "errors": "%", "share": "%"}
 
 
@@ -36,31 +36,30 @@ def plots(points: Sequence[Point], texts: RolloutTexts) -> list[Plot]:
     """Return the plots; each version has the same colour in all of them, a hue of its slot."""
     colours = _colours(points)
     titles = {"requests_per_s": texts.requests, "p95": texts.p95, "ttft_p95": texts.ttft, "errors": texts.errors}
-    band = _specification("share", texts.share, colours, {"type": "area", "opacity": 0.7}, [0, 100])
+    most = max([1.0, *(100 * point.errors for point in points if point.errors)])  # percent
+    band = _specification("share", texts.share, colours, {"type": "area", "opacity": 0.7}, 100)
     lines = [
-        _specification(name, title, colours, {"type": "line", "strokeWidth": 2}, None) for name, title in titles.items()
+        _specification(name, title, colours, {"type": "line", "strokeWidth": 2}, most if name == "errors" else None)
+        for name, title in titles.items()
     ]
     return [band, *lines]
 
 
-def _specification(
-    name: str, title: str, colours: Mapping[str, str], mark: dict[str, Any], domain: list[int] | None
-) -> Plot:
+def _specification(name: str, title: str, colours: Mapping[str, str], mark: dict[str, Any], most: float | None) -> Plot:
     unit = f" ({_UNITS[name]})" if name in _UNITS else ""
     y: dict[str, Any] = {"field": name, "type": "quantitative", "title": None, "axis": {"tickCount": 3}}
-    y["scale"] = {"domain": domain} if domain else {"zero": True}
+    y["scale"] = {"zero": True} if most is None else {"domain": [0, most]}
     colour = {
         "field": "series",
         "type": "nominal",
         "title": None,
         "scale": {"domain": list(colours), "range": list(colours.values())},
-        "legend": {"orient": "bottom"},
+        "legend": {"orient": "top", "offset": 4, "padding": 0},
     }
-    x = {"field": "at", "type": "temporal", "title": None, "axis": {"format": "%H:%M", "tickCount": 5}}
+    x = {"field": "at", "type": "temporal", "title": None, "axis": {"format": "%H:%M", "tickCount": _TICKS}}
     specification = {
         "mark": {**mark, "interpolate": "step-after", "tooltip": True},
         "encoding": {"x": x, "y": y, "color": colour},
-        "height": _HEIGHT,
     }
     return f"{title}{unit}", specification
 

@@ -11,6 +11,7 @@ import streamlit as st
 
 from ui.blocks import STYLE, phase_list, slot_card, table
 from ui.figures import clock, duration, moment, zone
+from ui.icon import page_icon
 from ui.language import choose_language
 from ui.plots import Plot, plots, series
 from ui.records import Filters, phases_of, receipt_columns, receipt_rows, receipt_sentence, verdict_rows
@@ -18,6 +19,7 @@ from ui.rollout_texts import ROLLOUT_TEXTS, RolloutTexts
 from ui.status import TICK, Document, Status, StatusReader, controller
 
 NOW_INTERVAL = "1s"  # between two refreshes of slots and phases
+PLOT_HEIGHT = 230  # pixels
 PLOTS_INTERVAL = f"{TICK:g}s"
 OUTCOMES = {"done": "green", "rolled back": "orange", None: "blue"}  # others are red
 
@@ -53,7 +55,7 @@ def main() -> None:
 
 def _sidebar() -> str:
     """Draw the sidebar and return the chosen language."""
-    st.set_page_config(page_title="GLM", layout="wide")
+    st.set_page_config(page_title="GLM", page_icon=st.cache_resource(show_spinner=False)(page_icon)(), layout="wide")
     with st.sidebar:
         return choose_language()
 
@@ -145,11 +147,11 @@ def show_plots(reader: StatusReader, language: str) -> None:
         st.caption(texts.no_points)
         return
     st.caption(texts.recent_hint)
-    columns = st.columns(2)
-    for number, (title, specification) in enumerate(specifications):
-        with st.container() if number == 0 else columns[number % 2]:
+    places = [st.container(), *st.columns(2), *st.columns(2)]  # the share as a band, and two lines in each row
+    for number, (place, (title, specification)) in enumerate(zip(places, specifications, strict=True)):
+        with place:
             st.markdown(f"**{title}**")
-            st.vega_lite_chart(data, specification, key=f"plot {number}", alt=title)
+            st.vega_lite_chart(data, specification, height=PLOT_HEIGHT, key=f"plot {number}", alt=title)
 
 
 def show_history(rollouts: Sequence[Document], texts: RolloutTexts, where: tzinfo) -> None:
@@ -168,6 +170,7 @@ def show_history(rollouts: Sequence[Document], texts: RolloutTexts, where: tzinf
                 title,
                 [None, *values],
                 key=f"filter {name}",
+                required=True,
                 format_func=lambda value: texts.all if value is None else texts.word(value),
             )
     found = Filters(**chosen).apply(rollouts)

@@ -18,7 +18,7 @@ from deploy.reports import devices
 from deploy.reports.report import interruption, summary
 from deploy.reports.timeline import stages
 from deploy.rollout.plan import Context
-from service.contract.canary_file import CanaryFile
+from service.contract.canary_file import Canary, CanaryFile
 from service.contract.generations import Generation, current
 from service.contract.slots import SLOTS
 
@@ -58,10 +58,11 @@ class Overview:
         last = journal.last()
         interrupted = last is not None and any(one.id == last.id for one in journal.interrupted())
         shown = {"phase": last.phase, "interrupted": interrupted} if last else {}
-        slots = {slot: self._slot(slot) for slot in SLOTS}
+        live, canary = context.slots.live, CanaryFile(context.host.runtime).read()  # once, so that shares add up
+        slots = {slot: self._slot(slot) | _shares(slot, live, canary) for slot in SLOTS}
         so_far = self._so_far(last) if last else None
         document = {
-            "live": context.slots.live,
+            "live": live,
             "listen": self._listen,
             "slots": slots,
             "devices": devices.views(context, {name: slot["memory"] for name, slot in slots.items()}),
@@ -84,8 +85,6 @@ class Overview:
             "state": _state(version, unit.active, generation),
             "gate": generation.gate if generation else "closed",
             "generation": generation.generation if generation else None,
-            "share": self._share(slot),
-            "mirror": self._mirror(slot),
             "in_flight": generation.in_flight if generation else 0,
             "connections": generation.connections if generation else 0,
             "workers": len(generation.alive_workers) if generation else 0,
@@ -108,17 +107,6 @@ class Overview:
         self._stats[slot].update()
         return self._stats[slot]
 
-    def _share(self, slot: str) -> float:
-        """Share of the client requests that the slot answers, in percent."""
-        canary, live = CanaryFile(self._context.host.runtime).read(), self._context.slots.live
-        candidate = canary.weight if canary is not None and canary.slot != live else 0.0
-        return 100 - candidate if slot == live else candidate
-
-    def _mirror(self, slot: str) -> float:
-        """Share of the live slot's requests that are mirrored to the slot, in percent."""
-        canary = CanaryFile(self._context.host.runtime).read()
-        return canary.mirror if canary is not None and canary.slot == slot != self._context.slots.live else 0.0
-
     def _so_far(self, record: Record) -> Verdict | None:
         candidate_stats = self._stats.get(record.slot)
         if record.outcome is not None or record.phase not in {"canary", "bake"} or candidate_stats is None:
@@ -133,6 +121,16 @@ class Overview:
         elif live_stats:
             live = live_stats.between(began - _BEFORE, began)
         return Verdict(window=record.phase, metrics=measure(candidate, live))
+
+
+def _shares(slot: str, live: str | None, canary: Canary | None) -> dict[str, float]:
+    """Return the share of the client requests that the slot answers, and that are mirrored to it, in percent."""
+    step = canary if canary is not None and canary.slot != live else None
+    candidate = step.weight if step else 0.0
+    return {
+        "share": 100 - candidate if slot == live else candidate,
+        "mirror": step.mirror if step and slot == step.slot else 0.0,
+    }
 
 
 def _devices(generation: Generation | None) -> list[dict[str, Any]]:
