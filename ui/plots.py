@@ -15,7 +15,7 @@ Plot = tuple[str, dict[str, Any]]
 """The title, and the Vega-Lite specification without its data."""
 
 _COLOURS = {"blue": ("#3b8fd9", "#9cc9f2", "#1c5c94"), "green": ("#3aa76d", "#96d9b5", "#1f6e45")}
-_TICKS = {"interval": "minute", "step": 2}
+_TICKS = {"interval": "minutes", "step": 2}
 _UNITS = {"p95": "s", "ttft_p95": "s", "errors": "%", "share": "%"}
 
 

@@ -2,31 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ui.figures import duration, percent, seconds_between
 from ui.rollout_texts import RolloutTexts
 from ui.status import Document
 
-__all__ = ["Filters", "phases_of", "receipt_columns", "receipt_rows", "receipt_sentence", "verdict_rows"]
+__all__ = ["matching", "phases_of", "receipt_columns", "receipt_rows", "receipt_sentence", "verdict_rows"]
 
 _SHARES = {"errors", "answer errors", "agreement"}  # metrics that are shares, not times
 
 
-@dataclass(frozen=True)
-class Filters:
-    """Which rollouts are listed; None: all."""
-
-    kind: str | None = None
-    version: str | None = None
-    outcome: str | None = None
-
-    def apply(self, rollouts: Iterable[Document]) -> list[Document]:
-        """Return the matching rollouts, newest first."""
-        wanted = {name: value for name, value in vars(self).items() if value is not None}
-        return [one for one in rollouts if all(one[name] == value for name, value in wanted.items())][::-1]
+def matching(rollouts: Sequence[Document], wanted: Mapping[str, str]) -> list[Document]:
+    """Return the rollouts whose fields have the wanted values, newest first; an empty value matches all."""
+    return [one for one in reversed(rollouts) if all(one[name] == value for name, value in wanted.items() if value)]
 
 
 def phases_of(record: Document) -> list[dict[str, Any]]:

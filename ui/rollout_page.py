@@ -14,7 +14,7 @@ from ui.figures import clock, duration, moment, zone
 from ui.icon import page_icon
 from ui.language import choose_language
 from ui.plots import Plot, plots, series
-from ui.records import Filters, phases_of, receipt_columns, receipt_rows, receipt_sentence, verdict_rows
+from ui.records import matching, phases_of, receipt_columns, receipt_rows, receipt_sentence, verdict_rows
 from ui.rollout_texts import ROLLOUT_TEXTS, RolloutTexts
 from ui.status import TICK, Document, Status, StatusReader, controller
 
@@ -167,13 +167,9 @@ def show_history(rollouts: Sequence[Document], texts: RolloutTexts, where: tzinf
         values = list(dict.fromkeys(one[name] for one in reversed(rollouts) if one[name]))
         with column:
             chosen[name] = st.selectbox(
-                title,
-                [None, *values],
-                key=f"filter {name}",
-                required=True,
-                format_func=lambda value: texts.all if value is None else texts.word(value),
+                title, ["", *values], key=f"filter {name}", format_func=lambda value: texts.word(value) or texts.all
             )
-    found = Filters(**chosen).apply(rollouts)
+    found = matching(rollouts, chosen)
     if not found:
         st.caption(texts.no_match)
         return
