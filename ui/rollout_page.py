@@ -49,8 +49,9 @@ def main() -> None:
     st.fragment(show_now, run_every=NOW_INTERVAL)(reader, texts, where, rollouts)
     st.markdown(f"### {texts.recent}")
     st.fragment(show_plots, run_every=PLOTS_INTERVAL)(reader, language)
-    st.markdown(f"### {texts.history}")
-    show_history(rollouts or (), texts, where)
+    if rollouts is not None:
+        st.markdown(f"### {texts.history}")
+        show_history(rollouts, texts, where)
 
 
 def _sidebar() -> str:
