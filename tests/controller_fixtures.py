@@ -49,7 +49,7 @@ class FakeController:
 
 
 def slot(version: str | None, share: float, **more: Any) -> dict[str, Any]:
-    plain = {
+    plain: dict[str, Any] = {
         "version": version, "state": "ready" if version else "empty", "gate": "open" if version else "closed",
         "generation": 1 if version else None, "share": share, "mirror": 0.0, "in_flight": 3, "connections": 7,
         "workers": 1, "devices": [{"device": "cpu"}], "memory": 300 << 20, "requests_per_s": 4.5, "p95": 0.25,
@@ -64,7 +64,7 @@ def record(number: int, **more: Any) -> dict[str, Any]:
     sums = dict.fromkeys(["failed", "client_aborted", "in_flight", "handed_out", "adopted", "drained", "cut"], 0)
     counts = {"accepted": 344, "completed": 344, **sums}
     receipt = {"lost": 0, "unadopted": 0, "unread": 0, "probes": 2, "adds_up": True, **counts}
-    plain = {
+    plain: dict[str, Any] = {
         "id": f"202601{number:02}-000000-01", "kind": "deploy", "strategy": "overlap", "version": "1.1.0",
         "previous": "1.0.0", "started_at": f"{day}T00:00:00.000+00:00", "ended_at": f"{day}T00:01:00.000+00:00",
         "seconds": 60.0, "outcome": "done", "reason": None, "pause_ms": 23.0, "canary": [50.0], "step": 20.0,
@@ -87,7 +87,7 @@ def verdict(**more: Any) -> dict[str, Any]:
 def status(rollout: dict[str, Any] | None = None, *, canary: float = 0.0, **more: Any) -> dict[str, Any]:
     """Blue serves 1.0.0, and green 1.1.0 with a share of `canary` percent."""
     shown = {name: value for name, value in (rollout or {}).items() if name != "receipt"} | {"interrupted": False}
-    plain = {
+    plain: dict[str, Any] = {
         "live": "blue", "listen": "127.0.0.1:8000", "devices": [], "verdict": None, "phases": [], "summary": None,
         "slots": {"blue": slot("1.0.0", 100 - canary), "green": slot("1.1.0", canary)},
         "rollout": shown if rollout else None,

@@ -18,7 +18,7 @@ def choose_language() -> str:
     """Draw the choice and return the chosen language; it holds on every page."""
     # Streamlit forgets the value of a widget with the page that has it, unless it is set again
     st.session_state["language"] = current_language()
-    return st.segmented_control(
+    chosen = st.segmented_control(
         "Language / 语言",
         list(LANGUAGES),
         key="language",
@@ -26,3 +26,4 @@ def choose_language() -> str:
         format_func=lambda name: LANGUAGES[name].name,
         label_visibility="collapsed",
     )
+    return chosen or current_language()
