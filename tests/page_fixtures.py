@@ -24,6 +24,7 @@ class FakeService:
     def __init__(self) -> None:
         self.version = "1.0.0"
         self.slot = "blue"
+        self.candidate: tuple[str, str] | None = None  # version and slot that answer GET requests which are not pinned
         self.reasoning: list[str] = []
         self.answer = ["Hel", "lo ", "世界\u2028\u0085."]
         self.error: tuple[int, dict[str, Any]] | None = None
@@ -70,7 +71,10 @@ class FakeService:
                 pass
 
             def do_GET(self) -> None:
-                self._send(200, {"version": fake.version, "slot": fake.slot, "generation": 1})
+                version, slot = fake.version, fake.slot
+                if fake.candidate and self.headers["x-glm-slot"] != "live":
+                    version, slot = fake.candidate
+                self._send(200, {"version": version, "slot": slot, "generation": 1})
 
             def do_POST(self) -> None:
                 fake.requests.append(json.loads(self.rfile.read(int(self.headers["content-length"]))))

@@ -97,6 +97,15 @@ def test_cutover_without_reload(page: AppTest, service: FakeService) -> None:
     assert "Answered by 1.1.0 in slot green" in texts(page)
 
 
+def test_a_canary_is_no_cutover(page: AppTest, service: FakeService) -> None:
+    """While a candidate answers other requests, the sidebar shows the live version, and no change of it."""
+    service.candidate = "1.1.0", "green"
+    for number in range(3):
+        ask(page, f"question {number}")
+    assert "### 1.0.0 " in sidebar(page)
+    assert ENGLISH.changes not in sidebar(page)
+
+
 def test_connections_are_kept(page: AppTest, service: FakeService) -> None:
     """Questions and requests of the live version share kept connections."""
     for number in range(4):

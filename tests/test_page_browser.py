@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
+import json
 import os
 import subprocess
 import sys
@@ -12,12 +14,14 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from PIL import Image, ImageDraw
 
+from deploy.display import duration
 from deploy.systemd.sandbox import Sandbox
 from tests.box import CODE
 from tests.page_fixtures import FakeService, free_address
@@ -54,7 +58,7 @@ def box() -> Iterator[Sandbox]:
 def page_with_service(tmp_path: Path) -> Iterator[tuple[FakeService, str]]:
     """A page in front of a fake service; yields the service and the page's address."""
     service, address, log = FakeService(), free_address(), tmp_path / "page.log"
-    argv = [sys.executable, "-m", "streamlit", "run", str(CODE / "ui/page.py")]
+    argv = [sys.executable, "-m", "streamlit", "run", str(CODE / "ui/app.py")]
     argv += ["--server.address", "127.0.0.1", "--server.port", address.rpartition(":")[2], "--server.headless", "true"]
     env = {**os.environ, "GLM_LISTEN": service.address, "STREAMLIT_BROWSER_GATHER_USAGE_STATS": "false"}
     with log.open("wb") as out, subprocess.Popen(argv, env=env, cwd=tmp_path, stdout=out, stderr=out) as process:
@@ -172,6 +176,70 @@ def test_cutover(box: Sandbox, browser_page: Page) -> None:
     assert len(loads) == initial == 2, loads  # one page load, one connection
     assert errors == []
     assert hosts - {""} == {box.addresses.ui}, "the page must work without the internet"
+
+
+def look(page: Page) -> dict[str, Any]:
+    """What the rollout page shows at this moment: the running phases, all phases, and the share of each slot."""
+    found: dict[str, Any] = page.evaluate(
+        """() => {
+          const texts = (where) => [...document.querySelectorAll(where)].map((one) => one.innerText.trim());
+          return {
+            running: texts('.glm-phases .running span:nth-of-type(1)'),
+            names: texts('.glm-phases li span:nth-of-type(1)'),
+            seconds: texts('.glm-phases li span:nth-of-type(3)'),
+            shares: texts('.glm-card dl div:first-child dd').map(parseFloat),
+          };
+        }"""
+    )
+    return found
+
+
+@pytest.mark.long
+def test_rollout_page(box: Sandbox, browser_page: Page) -> None:
+    """A deploy with a canary, watched to its end: phases, shares and counts are those of its record."""
+    page = browser_page
+    errors: list[str] = []
+    page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.goto(f"http://{box.addresses.ui}")
+    page.get_by_test_id("stSidebarNav").get_by_text("Rollout").click()
+    page.locator(".glm-card").nth(1).wait_for()
+    page.get_by_test_id("stVegaLiteChart").first.wait_for()
+
+    live = json.loads(subprocess.check_output(["glmctl", "status", "--json"], env=box.env))
+    version = "1.0.0" if live["slots"][live["live"]]["version"] == "1.1.0" else "1.1.0"
+    argv = ["glmctl", "deploy", version, "--canary", "10,50", "--step", "4s", "--bake", "4s"]
+    seen: list[dict[str, Any]] = []
+    with subprocess.Popen(argv, env=box.env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as deploy:
+        while deploy.poll() is None:
+            seen.append(look(page))
+            time.sleep(0.1)
+    assert deploy.returncode == 0
+    record = json.loads(subprocess.check_output(["glmctl", "history", "--json"], env=box.env))["rollouts"][-1]
+    page.get_by_text("are accounted for.").wait_for()
+    page.locator(".glm-table").get_by_text(record["id"]).wait_for()
+
+    shares = iter(record["canary"])
+    steps = [step["phase"] for step in record["steps"]]
+    names = [f"{step} {next(shares):g} %" if step == "canary" else step for step in steps]
+    assert look(page)["names"] == names
+    running = [name for name, _ in itertools.groupby(one["running"][0] for one in seen if one["running"])]
+    assert {"canary 10 %", "canary 50 %", "bake"} <= set(running)
+    assert [name for name in names if name in running] == running, "phases are passed once, in their order"
+    assert {sum(one["shares"]) for one in seen if one["shares"]} == {100}
+    assert {min(one["shares"]) for one in seen if one["shares"]} >= set(record["canary"])
+    times = [datetime.fromisoformat(at) for at in (*(step["at"] for step in record["steps"]), record["ended_at"])]
+    took = [duration((after - before).total_seconds()) for before, after in itertools.pairwise(times)]
+    assert look(page)["seconds"] == took
+
+    sums = page.get_by_role("cell", name="all", exact=True).first.locator("xpath=..").get_by_role("cell")
+    assert sums.all_inner_texts()[2:4] == [str(record["receipt"][name]) for name in ("accepted", "completed")]
+    assert page.get_by_test_id("stAlert").count() == 0
+    assert errors == []
+    page.set_viewport_size({"width": 390, "height": 800})
+    page.locator(".glm-card").first.wait_for()
+    widths = page.evaluate("[document.querySelector('[data-testid=stMain]').scrollWidth, innerWidth]")
+    assert widths == [390, 390], "nothing but a table scrolls sideways"
 
 
 def test_reasoning(page_with_service: tuple[FakeService, str], browser_page: Page) -> None:

@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -253,11 +253,13 @@ def test_watch_in_json(watched: Watched) -> None:
     assert len(documents) > 5
     assert all(before != after for before, after in pairwise(documents))
     for one in documents:
-        assert set(one) == {"live", "listen", "slots", "devices", "rollout", "summary"}
+        assert set(one) == {"live", "listen", "slots", "devices", "rollout", "phases", "verdict", "summary"}
+        assert sum(slot["share"] for slot in one["slots"].values()) == 100
         for slot in one["slots"].values():
             assert set(slot) == {
                 "version", "state", "gate", "generation", "share", "mirror", "in_flight", "connections", "workers",
-                "devices", "memory", "requests_per_s", "p95", "ttft_p95", "load", "status_text",
+                "devices", "memory", "requests_per_s", "p95", "ttft_p95", "errors", "load",
+                "status_text",
             }  # fmt: skip
     first = documents[0]
     busy = [one for one in documents if all(one["slots"][slot]["ttft_p95"] for slot in ("blue", "green"))]
@@ -267,6 +269,13 @@ def test_watch_in_json(watched: Watched) -> None:
         slot = busy[0]["slots"][name]
         assert slot["requests_per_s"] > 0
         assert 0 < slot["ttft_p95"] <= slot["p95"] < 30
+        assert slot["errors"] is not None
+    canary = [one for one in documents if one["rollout"]["phase"] == "canary" and not one["rollout"]["outcome"]]
+    shown = [[phase for phase in one["phases"] if phase["state"] == "running"] for one in canary]
+    assert [share for share, _ in groupby(phase["share"] for [phase] in shown)] == [25, 50]
+    assert {phase["seconds"] for [phase] in shown} == {None}
+    assert any(metric["candidate_requests"] for one in canary if one["verdict"] for metric in one["verdict"]["metrics"])
+    assert documents[-1]["verdict"] is None
     phases = [one["rollout"]["phase"] for one in documents if one["rollout"]["version"] == "1.1.0"]
     assert [phase for phase in ("start", "canary", "bake") if phase in phases] == ["start", "canary", "bake"]
 
@@ -293,6 +302,17 @@ def test_requests_per_second(
     assert stats.requests_per_s == pytest.approx(expected, rel=0.01)
     assert stats.p95 == (0.5 if ats else None)
     assert stats.ttft_p95 == (0.1 if ats else None)
+    assert stats.errors == (0.0 if ats else None)
+
+
+def test_share_of_errors(box_host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Failed responses count among those of the last 30 s, older ones no more."""
+    monkeypatch.setattr(time, "monotonic", lambda: 1000.0)
+    found = [Sample(960.0, 0.5, None, 500), *(Sample(990.0, 0.5, None, status) for status in (200, 200, 200, 500))]
+    monkeypatch.setattr(Samples, "new", lambda _: found)
+    stats = RecentStats(box_host, "blue", "1.0.0")
+    stats.update()
+    assert stats.errors == 0.25
 
 
 def test_mirrored_responses_do_not_count_for_the_live_slot(box_host: Host, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -135,7 +135,8 @@ class ServiceClient:
     def live(self) -> LiveSlot:
         """Return the live slot; raises ServiceError."""
         with _convert_errors():
-            response = self._client.get("/version", timeout=VERSION_TIMEOUT)
+            # pinned: the share of a canary must not look like a cutover
+            response = self._client.get("/version", headers={"x-glm-slot": "live"}, timeout=VERSION_TIMEOUT)
             _raise_for_status(response)
             document = _document(response.content)
         try:

@@ -1,4 +1,4 @@
-"""The chat page; started by `streamlit run ui/page.py`."""
+"""The chat page; run by `app.py`."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import time
 from dataclasses import dataclass, field
 
 import streamlit as st
-from PIL import Image, ImageDraw
 
 from ui.client import Fault, LiveSlot, ServiceClient, ServiceError, api_key, service_address
 from ui.conversation import Conversation, Exchange, Question, Reply
+from ui.icon import page_icon
+from ui.language import choose_language
 from ui.picture import EXTENSIONS, Picture, prepare
-from ui.texts import LANGUAGES, Texts, language_of
+from ui.texts import LANGUAGES, Texts
 
 LIVE_INTERVAL = "1s"  # between two requests for the live version
 REPLY_INTERVAL = "200ms"  # between two refreshes of an incomplete reply
@@ -53,15 +54,6 @@ def connect(address: str) -> ServiceClient:
     return ServiceClient(address, api_key())
 
 
-def page_icon() -> Image.Image:
-    """Draw the icon of the tab, half blue and half green; Streamlit's icons would be loaded from the internet."""
-    image = Image.new("RGBA", (64, 64))
-    draw = ImageDraw.Draw(image)
-    draw.pieslice((4, 4, 60, 60), 90, 270, fill="#1f6fb5")
-    draw.pieslice((4, 4, 60, 60), 270, 90, fill="#2f8f5b")
-    return image
-
-
 def main() -> None:
     """Draw the page from the session's state."""
     st.set_page_config(
@@ -94,16 +86,7 @@ def sidebar(client: ServiceClient, conversation: Conversation, history: LiveHist
     """Draw the sidebar and return the texts of the selected language."""
     with st.sidebar:
         top = st.container()
-        language = st.segmented_control(
-            "Language / 语言",
-            list(LANGUAGES),
-            key="language",
-            required=True,
-            default=language_of(st.context.locale),
-            format_func=lambda name: LANGUAGES[name].name,
-            label_visibility="collapsed",
-        )
-        texts = LANGUAGES[language]
+        texts = LANGUAGES[choose_language()]
         with top:
             st.fragment(show_live, run_every=LIVE_INTERVAL)(client, history, texts)
             if st.button(texts.new_chat, key="new", icon=":material/edit_square:", width="stretch"):

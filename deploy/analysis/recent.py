@@ -47,6 +47,11 @@ class RecentStats:
         """The 95th percentile of seconds until the first token of streamed responses; None without one."""
         return _rounded(self.between(time.monotonic() - _WINDOW).times["ttft p95"].p95)
 
+    @property
+    def errors(self) -> float | None:
+        """The share of failed responses over the window, from 0 to 1; None without responses."""
+        return _rounded(self.between(time.monotonic() - _WINDOW).all.share)
+
     def per_second(self, seconds: int) -> list[int]:
         """Return the number of responses in each of the last `seconds` seconds, oldest first."""
         now = time.monotonic()
@@ -65,5 +70,5 @@ class RecentStats:
         return [sample for sample in newest_first if sample.at < end]
 
 
-def _rounded(seconds: float | None) -> float | None:
-    return None if seconds is None else round(seconds, 4)
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 4)

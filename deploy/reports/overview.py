@@ -16,8 +16,9 @@ from deploy.journal.journal import Journal
 from deploy.journal.record import Record, now, seconds_between
 from deploy.reports import devices
 from deploy.reports.report import interruption, summary
+from deploy.reports.timeline import stages
 from deploy.rollout.plan import Context
-from service.contract.canary_file import CanaryFile
+from service.contract.canary_file import Canary, CanaryFile
 from service.contract.generations import Generation, current
 from service.contract.slots import SLOTS
 
@@ -57,17 +58,21 @@ class Overview:
         last = journal.last()
         interrupted = last is not None and any(one.id == last.id for one in journal.interrupted())
         shown = {"phase": last.phase, "interrupted": interrupted} if last else {}
-        slots = {slot: self._slot(slot) for slot in SLOTS}
+        live, canary = context.slots.live, CanaryFile(context.host.runtime).read()  # once, so that shares add up
+        slots = {slot: self._slot(slot) | _shares(slot, live, canary) for slot in SLOTS}
+        so_far = self._so_far(last) if last else None
         document = {
-            "live": context.slots.live,
+            "live": live,
             "listen": self._listen,
             "slots": slots,
             "devices": devices.views(context, {name: slot["memory"] for name, slot in slots.items()}),
             "rollout": last.model_dump(exclude={"receipt"}) | shown if last else None,
+            "phases": [stage.document() for stage in stages(last)] if last else [],
+            "verdict": so_far.model_dump() if so_far else None,
             "summary": (interruption(last) if interrupted else summary(last)) if last else None,
         }
         recent = {slot: stats.per_second(_RECENT) for slot, stats in self._stats.items()}
-        return View(document, last, self._so_far(last) if last else None, recent)
+        return View(document, last, so_far, recent)
 
     def _slot(self, slot: str) -> dict[str, Any]:
         context = self._context
@@ -80,8 +85,6 @@ class Overview:
             "state": _state(version, unit.active, generation),
             "gate": generation.gate if generation else "closed",
             "generation": generation.generation if generation else None,
-            "share": self._share(slot),
-            "mirror": self._mirror(slot),
             "in_flight": generation.in_flight if generation else 0,
             "connections": generation.connections if generation else 0,
             "workers": len(generation.alive_workers) if generation else 0,
@@ -90,6 +93,7 @@ class Overview:
             "requests_per_s": stats.requests_per_s if stats else None,
             "p95": stats.p95 if stats else None,
             "ttft_p95": stats.ttft_p95 if stats else None,
+            "errors": stats.errors if stats else None,
             "load": generation.load if generation else {},
             "status_text": unit.status or None,
         }
@@ -102,17 +106,6 @@ class Overview:
             self._stats[slot] = RecentStats(self._context.host, slot, generation.version)
         self._stats[slot].update()
         return self._stats[slot]
-
-    def _share(self, slot: str) -> float:
-        """Share of the client requests that the slot answers, in percent."""
-        canary, live = CanaryFile(self._context.host.runtime).read(), self._context.slots.live
-        candidate = canary.weight if canary is not None and canary.slot != live else 0.0
-        return 100 - candidate if slot == live else candidate
-
-    def _mirror(self, slot: str) -> float:
-        """Share of the live slot's requests that are mirrored to the slot, in percent."""
-        canary = CanaryFile(self._context.host.runtime).read()
-        return canary.mirror if canary is not None and canary.slot == slot != self._context.slots.live else 0.0
 
     def _so_far(self, record: Record) -> Verdict | None:
         candidate_stats = self._stats.get(record.slot)
@@ -128,6 +121,16 @@ class Overview:
         elif live_stats:
             live = live_stats.between(began - _BEFORE, began)
         return Verdict(window=record.phase, metrics=measure(candidate, live))
+
+
+def _shares(slot: str, live: str | None, canary: Canary | None) -> dict[str, float]:
+    """Return the share of the client requests that the slot answers, and that are mirrored to it, in percent."""
+    step = canary if canary is not None and canary.slot != live else None
+    candidate = step.weight if step else 0.0
+    return {
+        "share": 100 - candidate if slot == live else candidate,
+        "mirror": step.mirror if step and slot == step.slot else 0.0,
+    }
 
 
 def _devices(generation: Generation | None) -> list[dict[str, Any]]:

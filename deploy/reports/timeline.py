@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from deploy.analysis.verdict import Verdict
 from deploy.journal.record import Phase, Record, now, seconds_between
@@ -32,6 +32,17 @@ class Stage:
     def name(self) -> str:
         """The phase, with its share in a canary."""
         return self.phase if self.share is None else f"{self.phase} {self.share:g} %"
+
+    def document(self) -> dict[str, Any]:
+        """Return what `status --json` prints: without the seconds of a running phase, which change all the time."""
+        return {
+            "phase": self.phase,
+            "state": self.state,
+            "share": self.share,
+            "at": self.at,
+            "seconds": None if self.state == "running" else self.seconds,
+            "planned": self.planned,
+        }
 
 
 def stages(record: Record) -> list[Stage]:
