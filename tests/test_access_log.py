@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import os
+import random
 import re
 import socket
 import struct
@@ -126,7 +127,7 @@ def test_a_share_of_the_requests_is_logged(
 ) -> None:
     """Those that fail always are, unless the log is off."""
     drawn = iter([0.49, 0.5])
-    monkeypatch.setattr(access.random, "random", lambda: next(drawn))
+    monkeypatch.setattr(random, "random", lambda: next(drawn))
     written([OK._replace(status=status) for status in (200, 200, 404, 503)], share)
     assert [record.fields["HTTP_STATUS"] for record in records()] == expected  # type: ignore[attr-defined]
 
@@ -244,6 +245,7 @@ config = Config(); config.set("logger_class", GunicornLogger)
 for _ in range(2):
     logger = GunicornLogger(config)
 logger.info("Handling signal: usr2")
+logger.warning("USR2 signal ignored. Child exists.")
 logger.warning("a warning of Gunicorn")
 logging.getLogger("gunicorn.error").info("the gate opened")
 logging.getLogger("service").info("of the service")

@@ -7,19 +7,21 @@ from pathlib import Path
 from typing import Any
 
 import gunicorn
+import uvicorn
 from gunicorn.glogging import Logger
 
 from service.logs.handler import new_handler
 
 __all__ = ["GunicornLogger"]
 
-_LIBRARY = str(Path(gunicorn.__file__).parent)
+_SERVERS = (str(Path(gunicorn.__file__).parent), str(Path(uvicorn.__file__).parent))
+_REPEATED = "USR2 signal ignored"  # a reload repeats the signal until the next master has begun
 
 
 class GunicornLogger(Logger):  # type: ignore[misc]  # Gunicorn's classes carry no types
     """Logs what Gunicorn, the service and its libraries have to say, in one format.
 
-    What Gunicorn does when all goes well is left out: the master logs it in the terms of the slot.
+    What Gunicorn and Uvicorn do when all goes well is left out: the master logs it in the terms of the slot.
     """
 
     def setup(self, cfg: Any) -> None:
@@ -37,4 +39,6 @@ class GunicornLogger(Logger):  # type: ignore[misc]  # Gunicorn's classes carry 
 
 
 def _is_wanted(record: logging.LogRecord) -> bool:
-    return record.levelno >= logging.WARNING or not record.pathname.startswith(_LIBRARY)
+    if not record.pathname.startswith(_SERVERS):
+        return True
+    return record.levelno >= logging.WARNING and not record.getMessage().startswith(_REPEATED)
