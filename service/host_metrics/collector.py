@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
@@ -37,7 +38,7 @@ class HostCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         """Yield the metrics."""
         settings = self._settings
-        running = [one for one in all_generations(settings.runtime) if one.is_alive or one.alive_workers]
+        running = _running(settings.runtime)
         parts: dict[str, Callable[[], Iterator[Metric]]] = {
             "builds": lambda: builds.collect(running),
             "slots": lambda: slots.collect(Slots(settings.root), settings.runtime, running),
@@ -54,5 +55,13 @@ class HostCollector(Collector):
                     log.exception("the metrics of the %s cannot be read, and are left out", name)
 
 
+def _running(runtime: Path) -> list[Generation]:
+    """Return the generations that run, each with its running workers alone."""
+    found = list(all_generations(runtime))
+    for one in found:
+        one.workers = one.alive_workers
+    return [one for one in found if one.workers or one.is_alive]
+
+
 def _slots_of_workers(running: list[Generation]) -> dict[int, str]:
-    return {worker.pid: generation.slot for generation in running for worker in generation.alive_workers}
+    return {worker.pid: one.slot for one in running for worker in one.workers}

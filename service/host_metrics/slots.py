@@ -18,7 +18,8 @@ _WHOLE = 100  # percent
 
 
 def collect(slots: Slots, runtime: Path, running: Sequence[Generation]) -> Iterator[Metric]:
-    """Yield the metrics of both slots, and of the generations in `running`."""
+    """Yield the metrics of both slots, and of the generations in `running`, whose workers all run."""
+    accepting = {one.slot for one in running for worker in one.workers if worker.gate == "open"}
     serving, shares = slots.live, _shares(slots.live, runtime)
     live = GaugeMetricFamily("glm_slot_live", "Whether the slot is the one that serves.", labels=["slot"])
     share = GaugeMetricFamily(
@@ -30,13 +31,13 @@ def collect(slots: Slots, runtime: Path, running: Sequence[Generation]) -> Itera
     for slot in SLOTS:
         live.add_metric([slot], slot == serving)
         share.add_metric([slot], shares.get(slot, 0.0))
-        gate.add_metric([slot], any(one.gate == "open" for one in running if one.slot == slot))
+        gate.add_metric([slot], slot in accepting)
     yield from (live, share, gate)
     workers = GaugeMetricFamily(
         "glm_generation_workers", "Running workers of a generation, by phase.", labels=["slot", "generation", "phase"]
     )
     for one in running:
-        for phase, count in Counter(worker.phase for worker in one.alive_workers).items():
+        for phase, count in Counter(worker.phase for worker in one.workers).items():
             workers.add_metric([one.slot, str(one.generation), phase], count)
     yield workers
 
