@@ -56,6 +56,8 @@ class RefusalLog:
 
 def printable(text: str, limit: int) -> str:
     """Return text in printable ASCII, of at most `limit` characters."""
+    if text.isascii() and text.isprintable() and "\\" not in text:
+        return text[:limit]
     return text[:limit].encode("unicode_escape").decode("ascii")[:limit]
 
 

@@ -13,10 +13,8 @@ import struct
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -25,7 +23,7 @@ from hypothesis import strategies as st
 from service.contract.samples import BROKEN_OFF, CLIENT_GONE
 from service.logs import access
 from service.logs.access import AccessLog, Entry
-from service.logs.handler import new_handler
+from service.logs.handler import Line, new_handler, new_writer
 from service.logs.journal import JournalHandler, encode, is_journal, priority_of
 from tests.server_fixtures import Host, running_host, until
 from tests.test_app import CHAT, HELLO
@@ -37,62 +35,47 @@ OK = Entry("GET", "/v1/models", 200, 0.0123, "10.0.0.1", "1.0.0", "req-1")
 LEFT_OUT = re.compile(r"left out the lines of (\d+) more requests")
 
 
-@pytest.fixture
-def records(caplog: pytest.LogCaptureFixture) -> Callable[[], list[logging.LogRecord]]:
-    """The lines of the access log since the last call."""
-    caplog.set_level(logging.INFO, "service.access")
-
-    def take() -> list[logging.LogRecord]:
-        found = [record for record in caplog.records if record.name == "service.access"]
-        caplog.clear()
-        return found
-
-    return take
+Written = list[Line]
 
 
-def written(entries: list[Entry], share: float = 1, rate: int = 1000) -> None:
-    log = AccessLog(share, rate)
+def written(entries: list[Entry], share: float = 1, rate: int = 1000) -> Written:
+    """Return the lines of a log to which these were added, as far as it wants them."""
+    lines: Written = []
+    log = AccessLog(share, rate, lambda: lines.extend)
     for entry in entries:
-        log.add(entry)
+        if log.wants(entry.path, entry.status):
+            log.add(entry)
     log.close()
-
-
-Records = Callable[[], list[logging.LogRecord]]
+    return lines
 
 
 @many
 @given(texts=st.tuples(*[hostile] * 6), status=st.sampled_from([200, 404, 500]))
-def test_a_client_cannot_write_the_log(records: Records, texts: tuple[str, ...], status: int) -> None:
+def test_a_client_cannot_write_the_log(texts: tuple[str, ...], status: int) -> None:
     """Whatever a client sends: one line of bounded length, printable ASCII alone, in the text and in the fields."""
     method, path, client, version, request_id, reason = texts
-    records()
-    written([Entry(method, path, status, 0.1, client, version, request_id, reason=reason)])
-    (record,) = records()
-    for text in (record.getMessage(), *map(str, record.fields.values())):  # type: ignore[attr-defined]
+    (line,) = written([Entry(method, path, status, 0.1, client, version, request_id, reason=reason)])
+    for text in (line.text, *map(str, line.fields().values())):
         assert len(text) < 2000
         assert text.isascii()
         assert text.isprintable()
-    assert ("REASON" in record.fields) == (status >= 400 and bool(reason))  # type: ignore[attr-defined]
+    assert ("REASON" in line.fields()) == (status >= 400 and bool(reason))
 
 
-def test_a_line_has_what_is_known_of_the_request(records: Records) -> None:
+def test_a_line_has_what_is_known_of_the_request() -> None:
     """As text and as fields; the level says whose fault it was: the journal's errors are the server's alone."""
     answered = OK._replace(method="POST", path=CHAT, first=0.25, tokens=(7, 3))
     refused = OK._replace(status=429, reason="the queue is full")
     failed = OK._replace(status=BROKEN_OFF, path="/healthz")
     gone = OK._replace(status=CLIENT_GONE)
-    written([answered, refused, failed, gone, OK._replace(path="/healthz")])
-    lines = records()
-    assert [(record.levelname, record.getMessage()) for record in lines] == [
-        (
-            "INFO",
-            f"POST {CHAT} 200 12 ms, first token 250 ms, tokens 7+3, version 1.0.0, client 10.0.0.1, id req-1",
-        ),
+    lines = written([answered, refused, failed, gone, OK._replace(path="/healthz")])
+    assert [(logging.getLevelName(line.level), line.text) for line in lines] == [
+        ("INFO", f"POST {CHAT} 200 12 ms, first token 250 ms, tokens 7+3, version 1.0.0, client 10.0.0.1, id req-1"),
         ("WARNING", "GET /v1/models 429 12 ms, version 1.0.0, client 10.0.0.1, id req-1: the queue is full"),
         ("ERROR", "GET /healthz 599 12 ms, version 1.0.0, client 10.0.0.1, id req-1: the answer was broken off"),
         ("INFO", "GET /v1/models 499 12 ms, version 1.0.0, client 10.0.0.1, id req-1: the client has disconnected"),
     ]
-    assert lines[0].fields == {  # type: ignore[attr-defined]
+    assert lines[0].fields() == {
         "REQUEST_ID": "req-1",
         "MODEL_VERSION": "1.0.0",
         "HTTP_METHOD": "POST",
@@ -108,13 +91,11 @@ def test_a_line_has_what_is_known_of_the_request(records: Records) -> None:
 
 @many
 @given(st.lists(st.sampled_from(["10.0.0.1"] * 5 + ["10.0.0.2", ""]), max_size=60), st.integers(2, 20))
-def test_the_rate_is_bounded_and_everything_is_counted(records: Records, flood: list[str], rate: int) -> None:
+def test_the_rate_is_bounded_and_everything_is_counted(flood: list[str], rate: int) -> None:
     """At most `rate` lines, half of them of one address; the others are in the count."""
-    records()
-    written([OK._replace(client=client) for client in flood], rate=rate)
-    lines = [record.getMessage() for record in records()]
-    left_out = [int(match[1]) for line in lines if (match := LEFT_OUT.fullmatch(line))]
-    clients = [match[1] for line in lines if (match := re.search("client (\\S+),", line))]
+    texts = [line.text for line in written([OK._replace(client=client) for client in flood], rate=rate)]
+    left_out = [int(match[1]) for text in texts if (match := LEFT_OUT.fullmatch(text))]
+    clients = [match[1] for text in texts if (match := re.search("client (\\S+),", text))]
     assert len(clients) + sum(left_out) == len(flood)
     assert len(clients) <= rate
     assert all(clients.count(client) <= rate // 2 for client in clients)
@@ -122,31 +103,32 @@ def test_the_rate_is_bounded_and_everything_is_counted(records: Records, flood: 
 
 
 @pytest.mark.parametrize(("share", "expected"), [(1.0, [200, 200, 404, 503]), (0.5, [200, 404, 503]), (0.0, [])])
-def test_a_share_of_the_requests_is_logged(
-    records: Records, monkeypatch: pytest.MonkeyPatch, share: float, expected: list[int]
-) -> None:
+def test_a_share_of_the_requests_is_logged(monkeypatch: pytest.MonkeyPatch, share: float, expected: list[int]) -> None:
     """Those that fail always are, unless the log is off."""
     drawn = iter([0.49, 0.5])
     monkeypatch.setattr(random, "random", lambda: next(drawn))
-    written([OK._replace(status=status) for status in (200, 200, 404, 503)], share)
-    assert [record.fields["HTTP_STATUS"] for record in records()] == expected  # type: ignore[attr-defined]
+    lines = written([OK._replace(status=status) for status in (200, 200, 404, 503)], share)
+    assert [line.fields()["HTTP_STATUS"] for line in lines] == expected
 
 
-def test_a_reader_that_has_stopped_stops_no_request(records: Records, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The queue of lines is bounded: what has no room is counted, once there is some again."""
+def test_a_reader_that_has_stopped_stops_no_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What waits for it is bounded; the rest is counted, and the count is written once that is possible again."""
     goes_on = threading.Event()
-    log = AccessLog(1, 2)
+    lines: Written = []
+
+    def write(batch: Sequence[Line]) -> None:
+        goes_on.wait()
+        lines.extend(batch)
+
     monkeypatch.setattr(access, "WINDOW", 0.0)
-    monkeypatch.setattr(access.log, "log", lambda *_args, **_options: goes_on.wait())
+    log = AccessLog(1, 4, lambda: write)
     for _ in range(100):
         log.add(OK)
-    assert log._queue.full()
+    assert len(log._pending) == 4
     goes_on.set()
-    while not log._queue.empty():
-        time.sleep(0.001)
     log.close()
-    [left_out] = [record.getMessage() for record in records()]
-    assert LEFT_OUT.fullmatch(left_out)
+    left_out = sum(int(match[1]) for line in lines if (match := LEFT_OUT.fullmatch(line.text)))
+    assert len([line for line in lines if "id req-1" in line.text]) + left_out == 100
 
 
 # the journal
@@ -177,10 +159,8 @@ def journald(tmp_path: Path) -> Iterator[socket.socket]:
         yield receiver
 
 
-def record(level: int, message: str, **fields: object) -> logging.LogRecord:
-    found = logging.LogRecord("service", level, "file", 1, message, None, None)
-    found.fields = fields
-    return found
+def record(level: int, message: str) -> logging.LogRecord:
+    return logging.LogRecord("service", level, "file", 1, message, None, None)
 
 
 @given(st.dictionaries(st.from_regex(r"[A-Z][A-Z_]{0,20}", fullmatch=True), st.text(st.characters(codec="utf-8"))))
@@ -196,7 +176,7 @@ def test_the_journal_has_priorities_and_fields(journald: socket.socket, tmp_path
     levels = (logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR, logging.CRITICAL)
     assert [priority_of(level) for level in levels] == [7, 6, 4, 3, 2]
     for level in levels:
-        handler.handle(record(level, "hello\nworld", REQUEST_ID="req-1"))
+        handler.handle(record(level, "hello\nworld"))
         assert decode(journald.recv(1 << 16)) == {
             "MESSAGE": "hello\nworld",
             "PRIORITY": str(priority_of(level)),
@@ -204,8 +184,10 @@ def test_the_journal_has_priorities_and_fields(journald: socket.socket, tmp_path
             "LOGGER": "service",
             "SLOT": "blue",
             "GENERATION": "3",
-            "REQUEST_ID": "req-1",
         }
+    handler.send(logging.INFO, OK.text, OK.fields())
+    entry = decode(journald.recv(1 << 16))
+    assert (entry["MESSAGE"], entry["REQUEST_ID"], entry["GENERATION"]) == (OK.text, "req-1", "3")
     handler.close()
 
 
@@ -233,8 +215,9 @@ def test_the_journal_is_used_where_stderr_is_its_stream(tmp_path: Path, monkeypa
         monkeypatch.setattr(sys, "stderr", other)
         handler = new_handler()
         handler.handle(record(logging.INFO, "hello"))
-        line = (tmp_path / "other").read_text()
-        assert re.fullmatch(r"\[\d{4}-\d\d-\d\d \d\d:\d\d:\d\d [+-]\d{4}\] \[\d+\] \[INFO\] hello\n", line)
+        new_writer()([Line(logging.INFO, "hello"), Line(logging.INFO, "hello")])
+        line = r"\[\d{4}-\d\d-\d\d \d\d:\d\d:\d\d [+-]\d{4}\] \[\d+\] \[INFO\] hello\n"
+        assert re.fullmatch(f"({line}){{3}}", (tmp_path / "other").read_text())
 
 
 GUNICORN = """
@@ -269,8 +252,12 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
-def of_requests(records: list[logging.LogRecord]) -> list[dict[str, Any]]:
-    return [vars(record)["fields"] for record in records]
+@pytest.fixture
+def lines(monkeypatch: pytest.MonkeyPatch) -> Written:
+    """The lines of the access logs of both slots, once the host has ended."""
+    found: Written = []
+    monkeypatch.setattr(AccessLog.__init__, "__defaults__", (lambda: found.extend,))
+    return found
 
 
 def with_id(request: bytes, request_id: str) -> bytes:
@@ -279,7 +266,7 @@ def with_id(request: bytes, request_id: str) -> bytes:
 
 @pytest.mark.anyio
 async def test_a_request_is_followed_by_its_id_through_a_handover(
-    records: Records, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+    lines: Written, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     """Each request has one line, of the slot that answered it, with the id that its response has."""
     async with running_host(tmp_path, tmp_path_factory.mktemp("run"), app=ServiceApp) as host:
@@ -290,7 +277,10 @@ async def test_a_request_is_followed_by_its_id_through_a_handover(
         assert (reply.slot, reply.headers["x-request-id"]) == ("green", "after")
         await client.ask(get("/v1/models?api_key=secret"))
         await client.ask(with_id(post({"messages": "secret"}), "bad"))
-    before, after, models, bad = of_requests(records())
+    by_id = {line.fields()["REQUEST_ID"]: line.fields() for line in lines}
+    assert len(lines) == len(by_id) == 4
+    before, after, bad = (by_id.pop(name) for name in ("before", "after", "bad"))
+    [models] = by_id.values()
     versions = {slot.state.slot: slot.app.identity.version for slot in host.slots}  # type: ignore[attr-defined]
     assert (before["REQUEST_ID"], before["MODEL_VERSION"]) == ("before", versions["blue"])
     assert (after["REQUEST_ID"], after["MODEL_VERSION"]) == ("after", versions["green"])
@@ -304,7 +294,7 @@ async def test_a_request_is_followed_by_its_id_through_a_handover(
 
 @pytest.mark.anyio
 async def test_failures_have_their_reason_and_their_kind(
-    records: Records, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+    lines: Written, caplog: pytest.LogCaptureFixture, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     """In the access log and in the metrics alike; no refusal is logged a second time."""
     async with running_host(tmp_path, tmp_path_factory.mktemp("run"), app=ServiceApp) as host:
@@ -321,7 +311,8 @@ async def test_failures_have_their_reason_and_their_kind(
         app.proceed.set()
         await until(lambda: app.running == 0, "the end")
         text = await scrape_of(host)
-    found = {(line["HTTP_STATUS"], line.get("REASON", "")[:11]) for line in of_requests(records())}
+    found = {(line.fields()["HTTP_STATUS"], str(line.fields().get("REASON"))[:11]) for line in lines}
+    assert not [record for record in caplog.records if "refused" in record.getMessage()]
     assert (404, "Not Found") in found
     assert {status for status, _ in found} >= {404, 400, 499}
     kinds = set(re.findall(rf'glm_errors_total{{kind="(.*)",slot="blue",version="{version}"}}', text))

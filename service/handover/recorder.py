@@ -50,20 +50,21 @@ class Recorder:
         error = _ERRORS.get(status) or state.get("error")
         if origin and error:
             count_error(version, slot, error)
-        self.access.add(
-            Entry(
-                scope["method"],
-                (scope.get("raw_path") or scope["path"].encode()).decode("latin-1"),
-                status,
-                timer.seconds,
-                address if origin else INTERNAL,
-                version,
-                state.get("request_id", ""),
-                timer.first_seconds,
-                state.get("tokens"),
-                state.get("reason"),
+        if self.access.wants(scope["path"], status):
+            self.access.add(
+                Entry(
+                    scope["method"],
+                    (scope.get("raw_path") or scope["path"].encode()).decode("latin-1"),
+                    status,
+                    timer.seconds,
+                    address if origin else INTERNAL,
+                    version,
+                    state.get("request_id", ""),
+                    timer.first_seconds,
+                    state.get("tokens"),
+                    state.get("reason"),
+                )
             )
-        )
         count_request(
             version,
             slot,

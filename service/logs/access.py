@@ -7,15 +7,16 @@ import random
 import threading
 import time
 from collections import Counter
-from contextlib import suppress
-from queue import Full, Queue
+from collections.abc import Callable, Sequence
+from queue import SimpleQueue
 from typing import NamedTuple
 
 from service.contract.network import network_of
 from service.contract.samples import BROKEN_OFF, CLIENT_GONE
+from service.logs.handler import Line, new_writer
 from service.refusals import MAX_PATH, MAX_REASON, printable, word
 
-__all__ = ["AccessLog", "Entry"]
+__all__ = ["INTERNAL", "AccessLog", "Entry"]
 
 WINDOW = 1.0  # seconds
 PROBES = frozenset({"/healthz", "/health", "/readyz", "/metrics"})
@@ -25,8 +26,6 @@ INTERNAL = "internal"
 
 _CLOSE = 1.0  # seconds for what is left
 _REASONS = {CLIENT_GONE: "the client has disconnected", BROKEN_OFF: "the answer was broken off"}
-
-log = logging.getLogger("service.access")
 
 
 class Entry(NamedTuple):
@@ -43,21 +42,69 @@ class Entry(NamedTuple):
     tokens: tuple[int, int] | None = None  # of prompt and output
     reason: str | None = None
 
+    @property
+    def level(self) -> int:
+        """The level of its line: an error is the server's fault."""
+        if self.status >= 500:
+            return logging.ERROR
+        return logging.WARNING if self.status >= 400 and self.status != CLIENT_GONE else logging.INFO
+
+    @property
+    def text(self) -> str:
+        """Its line, in printable ASCII."""
+        first = "" if self.first is None else f", first token {self.first * 1000:.0f} ms"
+        tokens = "" if self.tokens is None else f", tokens {self.tokens[0]}+{self.tokens[1]}"
+        reason = f": {self._reason}" if self._reason else ""
+        return (
+            f"{word(self.method, 20)} {word(self.path, MAX_PATH)} {self.status} {self.seconds * 1000:.0f} ms"
+            f"{first}{tokens}, version {word(self.version, 100)}, client {word(self.client, 50) or 'local'}"
+            f", id {word(self.request_id, 128)}{reason}"
+        )
+
+    def fields(self) -> dict[str, object]:
+        """Return its fields for the journal."""
+        values: dict[str, object | None] = {
+            "REQUEST_ID": word(self.request_id, 128),
+            "MODEL_VERSION": printable(self.version, 100),
+            "HTTP_METHOD": word(self.method, 20),
+            "HTTP_PATH": word(self.path, MAX_PATH),
+            "HTTP_STATUS": self.status,
+            "DURATION_MS": round(self.seconds * 1000),
+            "TTFT_MS": None if self.first is None else round(self.first * 1000),
+            "PROMPT_TOKENS": self.tokens and self.tokens[0],
+            "COMPLETION_TOKENS": self.tokens and self.tokens[1],
+            "CLIENT": word(self.client, 50) or "local",
+            "REASON": self._reason,
+        }
+        return {name: value for name, value in values.items() if value is not None}
+
+    @property
+    def _reason(self) -> str | None:
+        reason = self.status >= 400 and (self.reason or _REASONS.get(self.status))
+        return printable(reason, MAX_REASON) if reason else None
+
 
 class AccessLog:
-    """Logs requests with their fields. Its methods must be called in one thread; none of them waits.
+    """Logs requests with their fields. Its methods must be called in one thread; but for `close`, none of them waits.
 
     `share`: the part of the requests that are logged; of those that failed all are, unless it is 0. At most `rate`
     lines a second are written, half of them of one address, so that it does not hide the others; what was left out is
     counted in a line. Lines have no queries, headers or bodies, which may hold secrets, and printable ASCII alone.
+
+    Lines are written together, every 100 ms: to wake a thread for each takes longer than all else of a line.
     """
 
-    def __init__(self, share: float, rate: int) -> None:
-        self._share, self._rate = share, rate
-        self._window = 0.0
+    def __init__(
+        self, share: float, rate: int, new_writer: Callable[[], Callable[[Sequence[Line]], None]] = new_writer
+    ) -> None:
+        self._share, self._rate, self._new_writer = share, rate, new_writer
+        self._window = float("-inf")
         self._logged: Counter[str] = Counter()  # in this window, by network
+        self._total = 0
         self._left_out = 0
-        self._queue: Queue[Entry | int | None] = Queue(2 * rate)
+        self._pending: list[Entry] = []
+        self._batches: SimpleQueue[list[Line | Entry] | None] = SimpleQueue()
+        self._is_writing = False
         self._thread: threading.Thread | None = None
 
     @property
@@ -65,95 +112,65 @@ class AccessLog:
         """Whether requests that fail get a line."""
         return self._share > 0
 
+    def wants(self, path: str, status: int) -> bool:
+        """Return whether a request is to be added: it failed, or it is no probe and is chosen."""
+        if status >= 400 or not self._share:
+            return self._share > 0
+        return path not in PROBES and (self._share == 1 or random.random() < self._share)  # noqa: S311
+
     def add(self, entry: Entry) -> None:
-        """Log a request that has ended."""
-        if not self._share:
-            return
-        if entry.status < 400 and (entry.path in PROBES or (self._share < 1 and random.random() >= self._share)):  # noqa: S311
-            return
-        self.tick()
+        """Log a request that has ended, with the next tick."""
+        if time.monotonic() - self._window >= WINDOW:
+            self.tick()
         network = network_of(entry.client)
-        if self._logged.total() >= self._rate or self._logged[network] >= max(1, self._rate // 2):
+        if (
+            self._total >= self._rate
+            or self._logged[network] >= max(1, self._rate // 2)
+            or len(self._pending) >= self._rate  # who reads the log has stopped
+        ):
             self._left_out += 1
             return
+        self._total += 1
         self._logged[network] += 1
-        if not self._put(entry):
-            self._left_out += 1
+        self._pending.append(entry)
 
     def tick(self) -> None:
-        """Begin another window, if the time has come. A worker calls it every 100 ms."""
+        """Have written what was added since the last call. A worker calls it every 100 ms."""
         now = time.monotonic()
-        if now - self._window < WINDOW:
+        ends_window = now - self._window >= WINDOW
+        if ends_window:
+            self._window, self._total = now, 0
+            self._logged.clear()
+        if self._is_writing or not (self._pending or (ends_window and self._left_out)):
             return
-        self._window = now
-        self._logged.clear()
-        if self._left_out and self._put(self._left_out):
+        batch: list[Line | Entry] = [*self._pending]
+        self._pending = []
+        if ends_window and self._left_out:
+            batch.append(Line(logging.WARNING, f"left out the lines of {self._left_out} more requests"))
             self._left_out = 0
-
-    def close(self) -> None:
-        """Wait until what is left was written, some seconds at most; not for the event loop."""
-        self._window = float("-inf")
-        self.tick()
-        if self._thread:
-            with suppress(Full):
-                self._queue.put(None, timeout=_CLOSE)
-                self._thread.join(_CLOSE)
-
-    def _put(self, item: Entry | int) -> bool:
         if self._thread is None:  # not before the process has forked
             self._thread = threading.Thread(target=self._write, name="access log", daemon=True)
             self._thread.start()
-        try:
-            self._queue.put_nowait(item)
-        except Full:  # who reads the log has stopped
-            return False
-        return True
+        self._is_writing = True
+        self._batches.put(batch)
+
+    def close(self) -> None:
+        """Wait until what is left was written, some seconds at most; not for the event loop."""
+        deadline = time.monotonic() + _CLOSE
+        while self._is_writing and time.monotonic() < deadline:
+            time.sleep(0.001)
+        self._window = float("-inf")
+        self.tick()
+        if self._thread:
+            self._batches.put(None)
+            self._thread.join(_CLOSE)
 
     def _write(self) -> None:
-        while (item := self._queue.get()) is not None:
-            if isinstance(item, int):
-                log.warning("left out the lines of %d more requests", item)
-            else:
-                log.log(_level(item.status), "%s", _text(item), extra={"fields": _fields(item)})
-
-
-def _level(status: int) -> int:
-    if status >= 500:
-        return logging.ERROR
-    return logging.WARNING if status >= 400 and status != CLIENT_GONE else logging.INFO
-
-
-def _reason(entry: Entry) -> str | None:
-    if entry.status < 400:
-        return None
-    reason = entry.reason or _REASONS.get(entry.status)
-    return printable(reason, MAX_REASON) if reason else None
-
-
-def _text(entry: Entry) -> str:
-    parts = [f"{word(entry.method, 20)} {word(entry.path, MAX_PATH)} {entry.status} {entry.seconds * 1000:.0f} ms"]
-    if entry.first is not None:
-        parts.append(f"first token {entry.first * 1000:.0f} ms")
-    if entry.tokens:
-        parts.append("tokens {}+{}".format(*entry.tokens))
-    parts += [f"version {word(entry.version, 100)}", f"client {word(entry.client, 50) or 'local'}"]
-    parts.append(f"id {word(entry.request_id, 128)}")
-    reason = _reason(entry)
-    return ", ".join(parts) + (f": {reason}" if reason else "")
-
-
-def _fields(entry: Entry) -> dict[str, object]:
-    values: dict[str, object | None] = {
-        "REQUEST_ID": word(entry.request_id, 128),
-        "MODEL_VERSION": printable(entry.version, 100),
-        "HTTP_METHOD": word(entry.method, 20),
-        "HTTP_PATH": word(entry.path, MAX_PATH),
-        "HTTP_STATUS": entry.status,
-        "DURATION_MS": round(entry.seconds * 1000),
-        "TTFT_MS": None if entry.first is None else round(entry.first * 1000),
-        "PROMPT_TOKENS": entry.tokens and entry.tokens[0],
-        "COMPLETION_TOKENS": entry.tokens and entry.tokens[1],
-        "CLIENT": word(entry.client, 50) or "local",
-        "REASON": _reason(entry),
-    }
-    return {name: value for name, value in values.items() if value is not None}
+        write = self._new_writer()
+        while (batch := self._batches.get()) is not None:
+            try:
+                write([Line(one.level, one.text, one.fields) if isinstance(one, Entry) else one for one in batch])
+            except OSError:  # stderr is closed or its disk is full
+                pass
+            finally:
+                self._is_writing = False

@@ -50,7 +50,7 @@ def encode(fields: Mapping[str, object]) -> bytes:
 
 
 class JournalHandler(logging.Handler):
-    """Sends each record to journald, with its own `fields` and with those in `fields` of the process.
+    """Sends each record to journald, with the `fields` of the process.
 
     It never waits: what journald cannot take at once goes to stderr if it is a warning or an error, and is lost
     otherwise. Raises OSError if there is no journald.
@@ -71,21 +71,20 @@ class JournalHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Send the record."""
         try:
-            entry = {
-                "MESSAGE": self.format(record),
-                "PRIORITY": priority_of(record.levelno),
-                "SYSLOG_IDENTIFIER": IDENTIFIER,
-                "LOGGER": record.name,
-                **self.fields,
-                **getattr(record, "fields", {}),
-            }
+            self.send(record.levelno, self.format(record), {"LOGGER": record.name})
+        except Exception:
+            self.handleError(record)
+
+    def send(self, level: int, text: str, fields: Mapping[str, object]) -> None:
+        """Send a line with further fields."""
+        priority = priority_of(level)
+        entry = {"MESSAGE": text, "PRIORITY": priority, "SYSLOG_IDENTIFIER": IDENTIFIER, **self.fields, **fields}
+        try:
             self._socket.sendto(encode(entry), self._path)  # by path: journald may have been restarted
         except OSError:
             self.lost += 1
-            if record.levelno >= logging.WARNING:
-                print(f"<{priority_of(record.levelno)}>{entry['MESSAGE']}", file=sys.stderr)  # noqa: T201
-        except Exception:
-            self.handleError(record)
+            if level >= logging.WARNING:
+                print(f"<{priority}>{text}", file=sys.stderr)  # noqa: T201
 
     def close(self) -> None:
         """Close the socket."""
