@@ -19,7 +19,9 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from prometheus_client import REGISTRY
 
+from service import metrics
 from service.contract.samples import BROKEN_OFF, CLIENT_GONE
 from service.logs import access
 from service.logs.access import AccessLog, Entry
@@ -260,15 +262,23 @@ def lines(monkeypatch: pytest.MonkeyPatch) -> Written:
     return found
 
 
+def moved() -> list[float]:
+    """Connections that blue has passed on, and that green has received, by the metrics."""
+    names = (("glm_connections_handed_over_total", "blue"), ("glm_connections_adopted_total", "green"))
+    return [REGISTRY.get_sample_value(name, {"version": "1.0.0", "slot": slot}) or 0 for name, slot in names]
+
+
 def with_id(request: bytes, request_id: str) -> bytes:
     return request.replace(b"\r\n", f"\r\nX-Request-Id: {request_id}\r\n".encode(), 1)
 
 
 @pytest.mark.anyio
 async def test_a_request_is_followed_by_its_id_through_a_handover(
-    lines: Written, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+    monkeypatch: pytest.MonkeyPatch, lines: Written, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     """Each request has one line, of the slot that answered it, with the id that its response has."""
+    monkeypatch.setattr(metrics, "_counted", {})
+    before_it = moved()
     async with running_host(tmp_path, tmp_path_factory.mktemp("run"), app=ServiceApp) as host:
         client = await host.client()
         await client.ask(with_id(post(HELLO), "before"))
@@ -277,6 +287,7 @@ async def test_a_request_is_followed_by_its_id_through_a_handover(
         assert (reply.slot, reply.headers["x-request-id"]) == ("green", "after")
         await client.ask(get("/v1/models?api_key=secret"))
         await client.ask(with_id(post({"messages": "secret"}), "bad"))
+    assert moved() == [before_it[0] + 1, before_it[1] + 1]
     by_id = {line.fields()["REQUEST_ID"]: line.fields() for line in lines}
     assert len(lines) == len(by_id) == 4
     before, after, bad = (by_id.pop(name) for name in ("before", "after", "bad"))

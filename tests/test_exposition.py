@@ -10,12 +10,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client import REGISTRY
 from prometheus_client.parser import text_string_to_metric_families
 
 from service import metrics
+from service.engine import Finish, Usage
 
 PROGRAM = """
 from service import metrics
@@ -99,6 +100,38 @@ def test_sums_of_durations_do_not_depend_on_the_order(durations: list[float], at
         sums.append(REGISTRY.get_sample_value(name, labels))
     assert sums == sums[:1] * 4
     assert sums[0] == pytest.approx(sum(durations), abs=len(durations) / metrics._TICKS)
+
+
+def value(name: str, version: str) -> float | None:
+    return REGISTRY.get_sample_value(name, {"version": version, "slot": "blue"})
+
+
+def test_an_answer_is_measured_once_it_is_complete() -> None:
+    """Its tokens, its wait for a row, and the time between two of its tokens, which one alone does not have."""
+    one = metrics.Metrics("measured", "blue")
+    one.observe_finish(Finish("stop", 7, 3, 0.5), 0.25)
+    one.observe_finish(Finish("stop", 7, 1, 0.25), 0.125)
+    assert value("glm_prompt_tokens_total", "measured") == 14
+    assert value("glm_generated_tokens_total", "measured") == 4
+    assert value("glm_queue_wait_seconds_sum", "measured") == 0.75
+    assert value("glm_time_per_output_token_seconds_sum", "measured") == 0.125
+    assert value("glm_time_per_output_token_seconds_count", "measured") == 1
+
+
+@settings(max_examples=20, deadline=None)
+@given(steps=st.lists(st.tuples(st.sampled_from(["first", "second"]), st.integers(0, 5)), min_size=1, max_size=20))
+def test_counts_of_the_engine_are_added_as_they_grow(steps: list[tuple[str, int]]) -> None:
+    """Each step counts once, for the version at its time; the zeros that a weight swap sets take nothing away."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(metrics, "_counted", {})
+        total = 0
+        before = sum(value("glm_engine_steps_total", version) or 0 for version in ("first", "second"))
+        for version, more in steps:
+            total += more
+            metrics.Metrics(version, "blue").set_engine_usage(Usage(0, 0, 0, 0, total))
+            metrics.Metrics(version, "blue").set_engine_usage(Usage(0, 0, 0, 0))
+        after = sum(value("glm_engine_steps_total", version) or 0 for version in ("first", "second"))
+        assert after - before == total
 
 
 def test_files_of_a_process_that_was_killed_are_merged_by_a_scrape(tmp_path: Path) -> None:
