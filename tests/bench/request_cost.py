@@ -200,7 +200,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         turns += [(measure(slot, seconds), measure(plain_one, seconds)) for _ in range(options.turns)]
         for name in REQUESTS:
             measure(quiet, 1, name)
-            logged[name] = [(measure(slot, seconds, name), measure(quiet, seconds, name)) for _ in range(options.turns)]
+            logged[name] = []
+            for turn in range(options.turns):  # either one first in turn, for that the machine's other load changes
+                costs = {one: measure(one, seconds, name) for one in (slot, quiet)[:: -1 if turn % 2 else 1]}
+                logged[name].append((costs[slot], costs[quiet]))
     table = Table(
         *("GET /healthz", "requests/s", "CPU µs a request"),
         title=f"{CONNECTIONS} keep-alive connections, {options.turns} turns: medians",
