@@ -14,6 +14,7 @@ from service.settings import Settings
 _settings = Settings()  # from the environment
 
 bind = [_settings.bind] if _settings.bind else []  # under systemd glm.socket passes the listening socket
+logger_class = "service.logs.gunicorn_logger.GunicornLogger"
 worker_class = "service.process.worker.SlotWorker"
 timeout = 30  # seconds without a sign of life after which a worker is replaced
 graceful_timeout = _settings.drain + 5  # the worker keeps the drain time itself; this is the upper limit

@@ -3,12 +3,15 @@
 The unit sets it to one directory for all generations of the host, so that a scrape covers the whole rollout, whichever
 worker serves it. A worker that exits leaves its counters to the file of all ended ones, and its gauges are removed: by
 `forget_worker`, or by `forget_ended` and the next scrape if the master was killed too.
+
+What is known of the host as a whole (slots, rollouts, GPUs) is read at the scrape; see `HOST`.
 """
 
 from __future__ import annotations
 
 import os
 from bisect import bisect_left
+from collections import Counter as CounterOf
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -30,11 +33,14 @@ from prometheus_client import (
 )
 
 from service import metric_files
-from service.engine import Usage
+from service.contract.worker_state import Ledger
+from service.engine import Finish, Usage
 
 __all__ = [
     "CONTENT_TYPE",
+    "HOST",
     "Metrics",
+    "count_error",
     "count_request",
     "flush",
     "forget_ended",
@@ -48,7 +54,10 @@ metric_files.install()
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
+TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 LABELS = ("version", "slot")
+HOST = CollectorRegistry()
+"""Collectors of the host, which every worker shows alike. They are asked at each scrape, in a thread."""
 _TICKS = 1 << 16
 """Of a second. Durations are added in whole ticks: their floating-point sums are exact up to 2^37 s, in any order.
 Otherwise a sum over processes could decrease by its last bit, which Prometheus takes for a restart."""
@@ -75,12 +84,42 @@ _seconds = _SummedHistogram(
 _first = Histogram(
     "glm_time_to_first_token_seconds", "Time from the start of generation to the first token.", LABELS, buckets=SECONDS
 )
+_per_token = Histogram(
+    "glm_time_per_output_token_seconds",
+    "Mean time between two tokens of an answer, after its first.",
+    LABELS,
+    buckets=TOKEN_SECONDS,
+)
+_queue_wait = Histogram(
+    "glm_queue_wait_seconds",
+    "Time from the arrival of an answer in the engine until it had a row.",
+    LABELS,
+    buckets=SECONDS,
+)
 _in_flight = Gauge("glm_requests_in_flight", "Requests in flight.", LABELS, multiprocess_mode="livesum")
 _tokens = Counter("glm_generated_tokens_total", "Generated tokens of completed answers.", LABELS)
+_prompt_tokens = Counter("glm_prompt_tokens_total", "Prompt tokens of completed answers.", LABELS)
+_errors = Counter("glm_errors_total", "Requests that ended with an error, by its code or type.", (*LABELS, "kind"))
 _running = Gauge("glm_engine_running", "Answers being generated.", LABELS, multiprocess_mode="livesum")
 _queued = Gauge("glm_engine_waiting", "Answers waiting for a row.", LABELS, multiprocess_mode="livesum")
 _kv_used = Gauge("glm_engine_kv_tokens", "Reserved tokens of the KV cache.", LABELS, multiprocess_mode="livesum")
 _kv_all = Gauge("glm_engine_kv_capacity_tokens", "Tokens the KV cache can hold.", LABELS, multiprocess_mode="livesum")
+_engine_counts = {
+    "steps": Counter("glm_engine_steps_total", "Steps of the engine, forward passes over all that runs.", LABELS),
+    "step_sequences": Counter("glm_engine_step_sequences_total", "Sequences of all steps of the engine.", LABELS),
+    "image_hits": Counter("glm_image_cache_hits_total", "Images whose features were in the cache.", LABELS),
+    "image_misses": Counter("glm_image_cache_misses_total", "Images whose features had to be computed.", LABELS),
+}
+_connection_counts = {
+    "handed_out": Counter(
+        "glm_connections_handed_over_total", "Client connections that were passed to another process.", LABELS
+    ),
+    "adopted": Counter(
+        "glm_connections_adopted_total", "Client connections that were received from another process.", LABELS
+    ),
+}
+_counted: dict[str, int] = {}
+"""Of these counts, which the worker keeps itself: how much of each is in the metrics."""
 _mirrored = Counter("glm_mirrored_total", "Mirrored requests, by outcome.", (*LABELS, "outcome"))
 _load = Gauge(
     "glm_model_load_seconds", "Time from the start of a worker until it was ready.", LABELS, multiprocess_mode="livemax"
@@ -119,13 +158,34 @@ class Metrics:
         """Count the generated tokens of a completed answer."""
         _of(_tokens, self.version, self.slot).inc(count)
 
+    def observe_finish(self, finish: Finish, seconds: float) -> None:
+        """Observe a completed answer; `seconds`: from its first token to its last."""
+        labels = (self.version, self.slot)
+        self.count_tokens(finish.completion_tokens)
+        _of(_prompt_tokens, *labels).inc(finish.prompt_tokens)
+        _of(_queue_wait, *labels).observe(_ticks(finish.waited))
+        if finish.completion_tokens > 1:
+            _of(_per_token, *labels).observe(_ticks(seconds / (finish.completion_tokens - 1)))
+
     def set_engine_usage(self, usage: Usage) -> None:
-        """Set the engine's gauges. They cannot be read during a scrape, which another worker may serve."""
+        """Set the engine's gauges, and add its counts. Those of others cannot be read by the worker that is scraped."""
+        self._add(_engine_counts, vars(usage))
         labels = (self.version, self.slot)
         _of(_running, *labels).set(usage.running)
         _of(_queued, *labels).set(usage.waiting)
         _of(_kv_used, *labels).set(usage.kv_tokens)
         _of(_kv_all, *labels).set(usage.kv_capacity)
+
+    def add_connections(self, ledger: Ledger) -> None:
+        """Add the connections that were passed on and received since the last call."""
+        self._add(_connection_counts, vars(ledger))
+
+    def _add(self, counters: Mapping[str, Counter], counts: Mapping[str, int]) -> None:
+        """Add what the counts, which never decrease, have grown since the last call."""
+        for name, counter in counters.items():
+            if (more := counts[name] - _counted.get(name, 0)) > 0:
+                _counted[name] = counts[name]
+                _of(counter, self.version, self.slot).inc(more)
 
     def count_mirrored(self, outcome: str) -> None:
         """Count a request that was selected for mirroring."""
@@ -146,6 +206,7 @@ class _Ended:
 
 
 _ended: dict[tuple[str, str, str, str], _Ended] = {}
+_failed: CounterOf[tuple[str, str, str]] = CounterOf()
 
 
 def count_request(version: str, slot: str, route: str, status: str, seconds: float) -> None:
@@ -159,22 +220,30 @@ def count_request(version: str, slot: str, route: str, status: str, seconds: flo
     ended.counts[bisect_left(SECONDS, seconds)] += 1
 
 
+def count_error(version: str, slot: str, kind: str) -> None:
+    """Count a request that ended with an error of this kind, one of a fixed set, at the next `flush`."""
+    _failed[version, slot, kind] += 1
+
+
 def flush() -> None:
     """Add the requests that were counted since the last call. A worker calls it every 100 ms, and at its end."""
     for (version, slot, route, status), ended in _ended.items():
         _of(_requests, version, slot, route, status).inc(sum(ended.counts))
         _of(_seconds, version, slot, route).add(_ticks(ended.seconds), ended.counts)
     _ended.clear()
+    for labels, count in _failed.items():
+        _of(_errors, *labels).inc(count)
+    _failed.clear()
 
 
 def render() -> bytes:
     """Return the metrics in Prometheus' text format, with those of all processes that share the directory, if set."""
     if not os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
-        return generate_latest(REGISTRY)
+        return generate_latest(REGISTRY) + generate_latest(HOST)
     forget_ended()
     registry = CollectorRegistry()
     metric_files.Collector(registry)
-    return generate_latest(registry)
+    return generate_latest(registry) + generate_latest(HOST)
 
 
 def _ticks(seconds: float) -> float:

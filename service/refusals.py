@@ -8,7 +8,7 @@ from collections import Counter
 
 from service.contract.network import network_of
 
-__all__ = ["MAX_LINES", "MAX_LINES_OF_ADDRESS", "RefusalLog"]
+__all__ = ["MAX_LINES", "MAX_LINES_OF_ADDRESS", "RefusalLog", "printable", "word"]
 
 WINDOW = 1.0  # seconds
 MAX_LINES = 10  # in a window, and one more that says how many were left out
@@ -40,24 +40,27 @@ class RefusalLog:
             self._left_out[network] += 1
             return
         self._logged[network] += 1
-        line = (status, _word(address, 50) or "local", _word(method, 20), _word(path, MAX_PATH))
-        log.warning("refused with %d: %s %s %s: %s", *line, _printable(reason, MAX_REASON))
+        line = (status, word(address, 50) or "local", word(method, 20), word(path, MAX_PATH))
+        log.warning("refused with %d: %s %s %s: %s", *line, printable(reason, MAX_REASON))
 
     def _end_window(self) -> None:
         self._window = None
         if self._left_out:
             ((network, most),) = self._left_out.most_common(1)
             total = self._left_out.total()
-            name = _word(network, 50) or "local"
+            name = word(network, 50) or "local"
             log.warning("refused %d more requests within %g s, %d of them from %s", total, WINDOW, most, name)
         self._logged.clear()
         self._left_out.clear()
 
 
-def _printable(text: str, limit: int) -> str:
+def printable(text: str, limit: int) -> str:
+    """Return text in printable ASCII, of at most `limit` characters."""
+    if text.isascii() and text.isprintable() and "\\" not in text:
+        return text[:limit]
     return text[:limit].encode("unicode_escape").decode("ascii")[:limit]
 
 
-def _word(text: str, limit: int) -> str:
+def word(text: str, limit: int) -> str:
     """Return printable text without spaces, which separate the fields of a line."""
-    return _printable(text, limit).replace(" ", r"\x20")
+    return printable(text, limit).replace(" ", r"\x20")

@@ -45,6 +45,13 @@ class Settings(BaseSettings):
     max_url: int = Field(default=8192, ge=1, description="size of a request's URL")
     handoff: bool = Field(default=True, description="pass idle connections to the owner; off only in benchmarks")
 
+    access_log: float = Field(
+        default=1, ge=0, le=1, description="part of the requests that get a line in the log; 0: also none that failed"
+    )
+    access_log_rate: int = Field(
+        default=500, ge=2, description="of these lines, a second of a worker; more are counted"
+    )
+
     served_model: str = "glm-4.6v-flash"
     cors_origins: tuple[Annotated[str, Field(pattern=r"^(\*|https?://[^/\s]+)$")], ...] = Field(
         default=(), description="origins whose pages may read answers, such as https://example.org, or *; a JSON list"

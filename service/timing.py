@@ -127,12 +127,17 @@ class ResponseTimer:
         """From the head of the request to the end of the answer, once that has come."""
         return self._ended - self._began
 
+    @property
+    def first_seconds(self) -> float | None:
+        """From the last byte of the request to the first piece of a streamed answer; None without one."""
+        return None if self._first is None else self._first - self._started
+
     def write(self, samples: SampleRing, origin: Origin) -> None:
         """Write the sample of the answer, once it has ended."""
         ended, started = self._ended, self._started
-        first = -1.0 if self._first is None else self._first - started
+        first = self.first_seconds
         kind = ANSWERED if self.scope["path"] in ANSWER_PATHS else NOT_ANSWERED
-        samples.write(ended, ended - started, first, self.status or 500, kind, 0.0, origin)
+        samples.write(ended, ended - started, -1.0 if first is None else first, self.status or 500, kind, 0.0, origin)
 
 
 def split_trailer(body: bytes | bytearray) -> tuple[bytes, tuple[float, float] | None]:

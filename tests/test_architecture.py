@@ -27,10 +27,10 @@ CHAINS = {
     ),
     "service": (
         ("contract", "settings", "identity", "isolation", "http_client", "fairness", "model", "engine",
-         "metric_files", "metrics", "timing", "chat", "completions", "responses", "refusals", "api", "batches",
-         "app", "process", "gunicorn.conf", "__main__"),
+         "metric_files", "metrics", "host_metrics", "timing", "chat", "completions", "responses", "refusals", "logs",
+         "api", "batches", "app", "process", "gunicorn.conf", "__main__"),
         ("contract", "timing", "http_client", "routing", "handover", "process"),
-        ("settings", "fairness", "metrics", "refusals", "handover"),
+        ("settings", "fairness", "metrics", "refusals", "logs", "handover"),
         ("contract", "model", "demo_models"),
     ),
 }  # fmt: skip

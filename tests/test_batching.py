@@ -225,6 +225,19 @@ def test_waiting_and_running_times_are_limited(factory: RequestFactory) -> None:
     assert patient.tokens == factory.expected[1]
 
 
+def test_steps_and_waits_are_counted(factory: RequestFactory) -> None:
+    """The metrics divide the sequences of all steps by the steps; a request waited until it first had a row."""
+    core = factory.core(rows=2, chunk=512, lookahead=False)
+    requests = [factory.request(number, max_tokens=3) for number in (0, 1, 2)]
+    for request in requests:
+        core.scheduler.add(request.sequence)
+    run(core)
+    assert (core.scheduler.usage.steps, core.scheduler.usage.step_sequences) == (6, 9)
+    waits = [request.sequence.waited for request in requests]
+    assert 0 <= waits[1] < waits[2]
+    assert [request.end.waited for request in requests if isinstance(request.end, Finish)] == waits
+
+
 def test_equal_images_are_encoded_once(factory: RequestFactory) -> None:
     """The features of an image are computed once, and again only after the bounded cache has evicted them."""
     model = factory.checkpoint.model
@@ -235,7 +248,7 @@ def test_equal_images_are_encoded_once(factory: RequestFactory) -> None:
     assert first is not None
     assert again is not None
     assert torch.equal(first, again)
-    assert vision.computed == 1
+    assert (vision.computed, vision.reused) == (1, 1)
     vision.features(blue)
     vision.features(red)
     assert vision.computed == 3

@@ -15,7 +15,7 @@ from deploy.host import Host
 from deploy.journal import locks
 from deploy.journal.receipt import Receipt, Snapshot, dump, load
 from deploy.journal.record import Kind, Phase, Record, Step, Strategy, now, seconds_between
-from service.contract import atomic, regular_file
+from service.contract import atomic, regular_file, rollout_report
 
 __all__ = ["Entry", "Journal", "begin"]
 
@@ -34,6 +34,7 @@ class Journal:
         self._directory = host.state / "history"
         self._lock = host.state / "lock"
         self._switch = host.state / "switch"
+        self._runtime = host.runtime
 
     @property
     def is_writable(self) -> bool:
@@ -101,8 +102,9 @@ class Journal:
         return [one for one in self.unfinished() if one.id in before]  # one may have ended before its lock was tested
 
     def write(self, record: Record) -> None:
-        """Write `record` durably; raises Unrecorded."""
+        """Write `record` durably, and report it to the metrics; raises Unrecorded."""
         self._write(f"{record.id}.json", record.model_dump_json(indent=2))
+        rollout_report.write(self._runtime, _running(record))
 
     def write_snapshot(self, identifier: str, before: Snapshot) -> None:
         """Keep the counts from before a rollout on disk until it ends; delete those of rollouts without a record."""
@@ -181,6 +183,13 @@ class Journal:
             raise GlmError(
                 f"cannot write to {self._lock.parent}: {error.strerror}", hint="run it as root, or with --user"
             ) from error
+
+
+def _running(record: Record) -> rollout_report.RunningRollout:
+    began = datetime.fromisoformat(record.steps[-1].at if record.steps else record.started_at).timestamp()
+    return rollout_report.RunningRollout(
+        record.id, record.kind, record.strategy, record.version, record.slot, record.phase, began, record.outcome
+    )
 
 
 def _read_snapshot(path: Path) -> Snapshot:

@@ -26,6 +26,9 @@ from deploy.systemd import programs
 from deploy.systemd.process import run, start_daemon
 from deploy.systemd.units import Addresses, install
 
+LOG_VARIABLE = "GLM_SANDBOX_LOG"
+"""Names the log of all units of a sandbox, which has no journal."""
+
 _PREFIX = "glm-sandbox-"
 _MEMORY = Path("/dev/shm")  # noqa: S108  (tmpfs on every Linux)
 _TIMEOUT = 30.0  # seconds for the manager to start, and to stop
@@ -125,6 +128,7 @@ class Sandbox:
             "XDG_DATA_HOME": str(self.directory / "data"),
             "XDG_STATE_HOME": str(self.directory / "state"),
             "GLM_USER": "1",
+            LOG_VARIABLE: str(self.log),
             "PATH": f"{scripts}:{os.environ.get('PATH', os.defpath)}",
         }
         values.pop("DBUS_SESSION_BUS_ADDRESS", None)

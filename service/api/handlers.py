@@ -25,7 +25,7 @@ from service.chat.response import Completion
 from service.chat.service import ChatService
 from service.completions.request import CompletionRequest
 from service.completions.response import TextCompletion
-from service.engine import Engine
+from service.engine import Engine, Finish
 from service.fairness.budget import Budget
 from service.fairness.client import Client
 from service.identity import Identity
@@ -112,7 +112,11 @@ class Handlers:
             if asked.stream:
                 return self._stream(request, asked, client, holdings.pop_all())
             completion = self._chat.create_completion(
-                asked, on_version=_version_setter(request), client=client, on_size=_size_setter(request)
+                asked,
+                on_version=_version_setter(request),
+                client=client,
+                on_size=_size_setter(request),
+                on_finish=_token_counter(request),
             )
             return JSONResponse(await cancel_on_disconnect(request.receive, completion))
 
@@ -131,7 +135,9 @@ class Handlers:
         # No proxy is before the internal socket, and the mirror compares the statuses of what it asks there.
         is_internal = request.scope["state"].get("internal")
         return EventStream(
-            self._chat.stream_events(asked, request_id, _version_setter(request), client, _size_setter(request)),
+            self._chat.stream_events(
+                asked, request_id, _version_setter(request), client, _size_setter(request), _token_counter(request)
+            ),
             encode_error,
             max_silence=None if is_internal else self._settings.keep_alive_comment,
             before_first=holdings,
@@ -204,6 +210,16 @@ def _version_setter(request: Request) -> Callable[[str], None]:
         request.state.version = version
 
     return set_version
+
+
+def _token_counter(request: Request) -> Callable[[Finish], None]:
+    """Count the tokens of the request's choices in its state, for the access log: those of the prompt once."""
+
+    def add(finish: Finish) -> None:
+        _, completion = getattr(request.state, "tokens", (0, 0))
+        request.state.tokens = finish.prompt_tokens, completion + finish.completion_tokens
+
+    return add
 
 
 def _size_setter(request: Request) -> Callable[[int], None]:

@@ -15,7 +15,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from service.api.error_responses import error_response
+from service.api.error_responses import error_kind, error_response, reason_of
 from service.chat.errors import ApiError, unexpected
 from service.identity import Identity
 from service.refusals import RefusalLog
@@ -41,8 +41,9 @@ class RequestMiddleware:
 
     With `cors_origins`, browsers may let the pages of these origins read all answers, errors too.
 
-    Requests that are answered with 400 to 499 are logged with their reason; see RefusalLog. So are those whose streams
-    end with such an error in `request.state.late_error`, since their heads were sent before.
+    The reason of an error and its kind are left in the request's state for the server's access log and metrics; also
+    those of a stream that ends with an error in `request.state.late_error`, since its head was sent before. If the
+    server has no access log, requests that are answered with 400 to 499 are logged here; see RefusalLog.
     """
 
     def __init__(self, app: ASGIApp, identity: Identity, cors_origins: Sequence[str] = ()) -> None:
@@ -73,8 +74,9 @@ class RequestMiddleware:
         timer.labels = partial(self._labels, state)
         try:
             await self.app(scope, receive, send)
-            if isinstance(late := state.pop("late_error", None), ApiError) and late.status < 500:
-                self._log_refusal(scope, late.status, late)
+            if late := state.pop("late_error", None):
+                status = late.status if isinstance(late, ApiError) else 500
+                self._note(scope, status, late)
         except ClientDisconnect:
             pass
         except Exception as error:
@@ -86,16 +88,18 @@ class RequestMiddleware:
             if response is None:
                 log.exception("request %s failed", request_id)
                 response = JSONResponse(unexpected(request_id), 500)
-            elif response.status_code < 500:
-                self._log_refusal(scope, response.status_code, error)
+            self._note(scope, response.status_code, error)
             await (self._with_cors(response) if self._with_cors else response)(scope, receive, send)
 
-    def _log_refusal(self, scope: Scope, status: int, error: Exception) -> None:
+    def _note(self, scope: Scope, status: int, error: Exception) -> None:
+        """Note an error for the access log and the metrics; without an access log a refusal is logged here."""
+        state = scope["state"]
+        state["error"], state["reason"] = error_kind(error), reason_of(error)
+        if status >= 500 or state.get("is_logged"):
+            return
         address = scope["client"][0] if scope.get("client") else ""
         path = scope.get("raw_path") or scope["path"].encode()
-        self._refusals.add(
-            address, scope["method"], path.decode("latin-1"), status, str(getattr(error, "detail", error))
-        )
+        self._refusals.add(address, scope["method"], path.decode("latin-1"), status, state["reason"])
 
     def _labels(self, state: dict[str, Any]) -> Headers:
         version: str | None = state.get("version", self.identity.version)

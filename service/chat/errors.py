@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from typing_extensions import TypedDict
 
-__all__ = ["ApiError", "ErrorBody", "error_object", "invalid", "unexpected"]
+__all__ = ["ApiError", "ErrorBody", "error_object", "error_type", "invalid", "unexpected"]
 
 ERROR_TYPES = {401: "authentication_error", 429: "rate_limit_error"}
 
@@ -55,8 +55,12 @@ def invalid(message: str, *, param: str | None = None, code: str | None = None) 
 
 def error_object(status: int, message: str, param: str | None = None, code: str | None = None) -> ErrorBody:
     """Return the body of an error response; `type` follows from the status."""
-    kind = ERROR_TYPES.get(status) or ("server_error" if status >= 500 else "invalid_request_error")
-    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+    return {"error": {"message": message, "type": error_type(status), "param": param, "code": code}}
+
+
+def error_type(status: int) -> str:
+    """Return the type of an error by its status."""
+    return ERROR_TYPES.get(status) or ("server_error" if status >= 500 else "invalid_request_error")
 
 
 def unexpected(request_id: str) -> ErrorBody:

@@ -74,11 +74,12 @@ class ChatService:
         on_version: Callable[[str], None] = _ignore,
         client: Client = NOBODY,
         on_size: Callable[[int], None] = _ignore,
+        on_finish: Callable[[Finish], None] = _ignore,
     ) -> Mapping[str, Any]:
         """Return the whole response; `on_version` receives the version of the weights before they are used.
 
         `on_size` receives the tokens that all choices may take, prompts and answers, by an estimate and before any work
-        on them; it may raise ApiError.
+        on them; it may raise ApiError. `on_finish` receives the end of each choice.
         """
         asked, answer = request.engine_request(), request.answer_format()
         del request
@@ -87,7 +88,9 @@ class ChatService:
             asked, parsers = asked.without_messages(), self._parsers(asked)
             async with self._admission.admit(asked.choices) as ticket:
                 on_version(ticket.version)
-                items = merge_streams(self._streams(asked, conversation, priority, ticket, reservation, client))
+                items = merge_streams(
+                    self._streams(asked, conversation, priority, ticket, reservation, client, on_finish)
+                )
                 del conversation
                 return await answer.collect(items, parsers, self._head(ticket.version))
 
@@ -98,6 +101,7 @@ class ChatService:
         on_version: Callable[[str], None] = _ignore,
         client: Client = NOBODY,
         on_size: Callable[[int], None] = _ignore,
+        on_finish: Callable[[Finish], None] = _ignore,
     ) -> AsyncGenerator[bytes, None]:
         """Answer with server-sent events. ApiError is raised before the first event only; later errors are events."""
         asked, answer = request.engine_request(), request.answer_format()
@@ -107,7 +111,7 @@ class ChatService:
             asked, parsers = asked.without_messages(), self._parsers(asked)
             async with self._admission.admit(asked.choices) as ticket:
                 on_version(ticket.version)
-                streams = self._streams(asked, conversation, "interactive", ticket, reservation, client)
+                streams = self._streams(asked, conversation, "interactive", ticket, reservation, client, on_finish)
                 del conversation
                 async with aclosing(merge_streams(streams)) as items:
                     first = await anext(items)
@@ -194,6 +198,7 @@ class ChatService:
         ticket: Ticket,
         reservation: Reservation,
         client: Client,
+        on_finish: Callable[[Finish], None],
     ) -> list[AsyncGenerator[Delta | Finish, None]]:
         """Return one stream for each of the choices; none has started."""
 
@@ -212,6 +217,7 @@ class ChatService:
                     client=client,
                 ),
                 started,
+                on_finish,
                 ticket.version,
                 asked.param,
             )
@@ -219,11 +225,17 @@ class ChatService:
         ]
 
     async def _stream(
-        self, stream: AsyncIterator[Delta | Finish], started: Callable[[], None], version: str, field: str
+        self,
+        stream: AsyncIterator[Delta | Finish],
+        started: Callable[[], None],
+        on_finish: Callable[[Finish], None],
+        version: str,
+        field: str,
     ) -> AsyncGenerator[Delta | Finish, None]:
         """Stream one choice from the engine; call `started` at its first item, and maintain the metrics."""
         metrics = Metrics(version, self._slot)
-        began, waiting = time.monotonic(), True
+        began = first = time.monotonic()
+        waiting = True
         try:
             # The Engine protocol asks for an iterator only, but every engine is an async generator.
             async with aclosing(cast("AsyncGenerator[Delta | Finish, None]", stream)):
@@ -231,10 +243,12 @@ class ChatService:
                     if waiting:
                         waiting = False
                         started()
-                        metrics.observe_first_token(time.monotonic() - began)
+                        first = time.monotonic()
+                        metrics.observe_first_token(first - began)
                         metrics.set_engine_usage(self._engine.usage())
                     if isinstance(item, Finish):
-                        metrics.count_tokens(item.completion_tokens)
+                        metrics.observe_finish(item, time.monotonic() - first)
+                        on_finish(item)
                     yield item
         except PromptTooLong as error:
             raise _too_long(error, field) from error

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from service.contract import fields, regular_file, samples
+from service.contract import fields, regular_file, rollout_report, samples
 from service.contract.canary_file import CanaryFile
 from service.contract.generations import WORKER_FILES, Generation, generation_directories
 from service.contract.slots import SLOTS, Slots, handoff_socket, http_socket
@@ -48,6 +48,7 @@ def _files(root: Path, runtime: Path) -> Iterator[tuple[Path, Callable[[Path], o
         yield root / slot, lambda path: os.readlink(path)  # noqa: PTH115
     yield canary.path, lambda path: canary.parse(regular_file.read(path))
     yield runtime / "rollback", lambda path: regular_file.read(path).decode()
+    yield rollout_report.path(runtime), lambda path: fields.read(rollout_report.RolloutReport, path)
     for slot in SLOTS:
         yield runtime / slot, lambda path: next(path.iterdir(), None)
         yield http_socket(runtime, slot), _check_socket

@@ -91,7 +91,9 @@ class DummyEngine:
         prompt, prompt_tokens = _read(messages)
         if sampling.grammar:
             raise Refused("the dummy engine supports no schemas")
+        arrived = time.monotonic()
         turn = await self._await_row(client, self._limits.max_wait if priority == "interactive" else None)
+        waited = time.monotonic() - arrived
         tokens = min(sampling.max_tokens or self.max_new_tokens, MAX_NEW_TOKENS)
         promised = prompt_tokens + tokens
         self._promised += promised
@@ -107,7 +109,7 @@ class DummyEngine:
                 logprobs = () if sampling.logprobs is None else (_logprob(text, sampling.logprobs),)
                 yield Delta(text, logprobs, 1, prompt_tokens)
                 count += 1
-            yield Finish("length", prompt_tokens, count)
+            yield Finish("length", prompt_tokens, count, waited)
         finally:
             self._promised -= promised
             self._running.remove(turn)

@@ -14,6 +14,7 @@ import time
 from collections import abc
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
+from dataclasses import replace
 from queue import Empty, SimpleQueue
 from typing import Any
 
@@ -206,7 +207,8 @@ class ModelEngine:
 
     def usage(self) -> Usage:
         """See Engine."""
-        return self._core.scheduler.usage
+        images = {"image_hits": self._vision.reused, "image_misses": self._vision.computed}
+        return replace(self._core.scheduler.usage, **images)
 
     def answering(self) -> bool:
         """See Engine."""

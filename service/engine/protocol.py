@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, Protocol
 
 from service.fairness.client import NOBODY, Client
@@ -102,11 +102,15 @@ class Delta:
 
 @dataclass(frozen=True)
 class Finish:
-    """End of an output. `completion_tokens` includes the end token, `prompt_tokens` includes image tokens."""
+    """End of an output. `completion_tokens` includes the end token, `prompt_tokens` includes image tokens.
+
+    `waited`: seconds until the request first had a row.
+    """
 
     reason: Literal["stop", "length"]
     prompt_tokens: int
     completion_tokens: int
+    waited: float = field(default=0.0, compare=False)
 
 
 class Refused(ValueError):
@@ -143,12 +147,20 @@ class QueueTimeout(Exception):
 
 @dataclass(frozen=True)
 class Usage:
-    """Load of the engine: requests, and tokens of the cache reserved for running requests out of `kv_capacity`."""
+    """Load of the engine: requests, and tokens of the cache reserved for running requests out of `kv_capacity`.
+
+    The other numbers are counts since its start: steps, the sequences of all of them, and the images whose features
+    were found in the cache or had to be computed.
+    """
 
     running: int
     waiting: int
     kv_tokens: int
     kv_capacity: int
+    steps: int = 0
+    step_sequences: int = 0
+    image_hits: int = 0
+    image_misses: int = 0
 
 
 @dataclass(frozen=True)

@@ -102,6 +102,8 @@ class Scheduler:
     decoding: int = 0
     interactive: deque[Sequence] = field(default_factory=deque)
     batch: deque[Sequence] = field(default_factory=deque)
+    steps: int = 0
+    step_sequences: int = 0
 
     @property
     def busy(self) -> bool:
@@ -117,6 +119,8 @@ class Scheduler:
             len(self.interactive) + len(self.batch),
             self.cache.occupied(sequence.max_length for sequence in list(self.rows)),
             budget.capacity,
+            self.steps,
+            self.step_sequences,
         )
 
     def add(self, sequence: Sequence) -> None:
@@ -141,6 +145,8 @@ class Scheduler:
 
     def advance(self, step: Step) -> None:
         """Record that the step was computed."""
+        self.steps += 1
+        self.step_sequences += len(step.decoding) + len(step.chunks)
         for sequence in step.decoding:
             sequence.cached += 1
         for sequence, count in step.chunks:
@@ -199,8 +205,9 @@ class Scheduler:
             return False
         queue.remove(sequence)
         sequence.row = row
-        if sequence.deadline == float("inf"):
-            sequence.deadline = time.monotonic() + sequence.max_seconds
+        if sequence.waited < 0:
+            now = time.monotonic()
+            sequence.waited, sequence.deadline = now - sequence.arrived_at, now + sequence.max_seconds
         sequence.queue_deadline = float("inf")
         self.rows.append(sequence)
         return True

@@ -44,6 +44,7 @@ class Sequence:
     max_seconds: float = float("inf")  # from the first time it has a row
     queue_deadline: float = float("inf")  # monotonic seconds; it fails if it has no row by then
     deadline: float = float("inf")  # monotonic seconds; set when it first has a row
+    waited: float = -1.0  # seconds from its arrival until it first had a row; -1: it had none
     cancelled: bool = False  # may be set once, from any thread
     features: Tensor | None = None  # of all its images: (image tokens, hidden), on the device
     tokens: list[int] = field(default_factory=list)  # of the output
@@ -105,7 +106,7 @@ class Sequence:
         if delta := self.output.flush():
             self.emit(delta)
         self.ended = True
-        self.emit(Finish(reason, self.prompt.length, len(self.tokens)))
+        self.emit(Finish(reason, self.prompt.length, len(self.tokens), max(0.0, self.waited)))
 
     def fail(self, error: BaseException) -> None:
         """End with an error."""

@@ -34,6 +34,7 @@ class VisionEncoder:
         self._capacity = self._free = cache_bytes
         self._lock = threading.Lock()
         self.computed = 0  # images that were not in the cache
+        self.reused = 0  # those that were
 
     def features(self, images: Sequence[PromptImage]) -> Tensor | None:
         """Return the concatenated features of the images, (image tokens, hidden), on the device; None without images.
@@ -57,6 +58,7 @@ class VisionEncoder:
 
     def _features_of(self, image: PromptImage) -> Tensor:
         if image.digest in self._cache:
+            self.reused += 1
             self._cache.move_to_end(image.digest)
             return self._cache[image.digest]
         pixels, grid = image.pixels.to(self._device), image.grid.to(self._device)

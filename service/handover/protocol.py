@@ -244,6 +244,7 @@ class RequestProtocol(RequestReader):
     async def _answer(self, scope: Message, receive: Receive, send: Send) -> None:
         """Run the application, and record how its answer went."""
         scope["state"]["internal"] = not self.public
+        scope["state"]["is_logged"] = self.slot_server.recorder.access.is_on
         is_mirrored = not self.public and any(name == MIRRORED_HEADER for name, _ in scope["headers"])
         self._timer = scope["state"]["timer"] = timer = ResponseTimer(scope, receive, send, trailer=is_mirrored)
         mirror, recorder = self.slot_server.mirror, self.slot_server.recorder
@@ -255,7 +256,7 @@ class RequestProtocol(RequestReader):
             del scope["state"]["timer"]  # a cycle, which the garbage collector would have to find
             timer.end(client_gone=self._client_gone and not self._broken_off)
             self._broken_off = self._broken_off or not timer.complete
-            recorder.add(timer, origin)
+            recorder.add(timer, origin, self.address)
             if exchange:
                 mirror.replay(exchange)
 

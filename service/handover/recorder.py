@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from service.contract.samples import BROKEN_OFF, Origin, SampleRing
+from service.contract.samples import BROKEN_OFF, CLIENT_GONE, Origin, SampleRing
 from service.contract.worker_state import WorkerState
-from service.metrics import Metrics, count_request, flush
+from service.logs.access import INTERNAL, AccessLog, Entry
+from service.metrics import Metrics, count_error, count_request, flush
 from service.routing.origin import origin_of
 from service.routing.ownership import Gate
 from service.timing import ResponseTimer
@@ -13,13 +14,15 @@ __all__ = ["Recorder"]
 
 _INTERNAL_ROUTE = "internal"  # under which requests of the internal socket are counted
 _OTHER_ROUTES = "other"
+_ERRORS = {CLIENT_GONE: "client_gone", BROKEN_OFF: "broken_off"}
 
 
 class Recorder:
     """Records each answer once, when it has ended; the metrics follow at the next `publish`."""
 
-    def __init__(self, state: WorkerState, samples: SampleRing, gate: Gate) -> None:
+    def __init__(self, state: WorkerState, samples: SampleRing, gate: Gate, access: AccessLog) -> None:
         self._state, self._gate = state, gate
+        self.access = access
         self._samples = samples
         self._published = state.version
 
@@ -31,20 +34,40 @@ class Recorder:
         self._state.pinned += origin.is_pinned
         return origin
 
-    def add(self, timer: ResponseTimer, origin: Origin | None) -> None:
+    def add(self, timer: ResponseTimer, origin: Origin | None, address: str = "") -> None:
         """Add an answer to the metrics and, if a client received it, to the samples.
 
         It counts for the version that the handler stored in the request's state, and under the template of its route,
         because clients choose paths freely. As a status the metrics have 500 for an answer that was broken off. A
-        request of the internal socket has no `origin`.
+        request of the internal socket has no `origin`. `address` is that of the client.
         """
         scope, status = timer.scope, timer.status or 500
         if origin:
             timer.write(self._samples, origin)
             self._state.pinned -= origin.is_pinned
+        state, slot = scope["state"], self._state.slot
+        version = state.get("version") or self._state.version
+        error = _ERRORS.get(status) or state.get("error")
+        if origin and error:
+            count_error(version, slot, error)
+        if self.access.wants(scope["path"], status):
+            self.access.add(
+                Entry(
+                    scope["method"],
+                    (scope.get("raw_path") or scope["path"].encode()).decode("latin-1"),
+                    status,
+                    timer.seconds,
+                    address if origin else INTERNAL,
+                    version,
+                    state.get("request_id", ""),
+                    timer.first_seconds,
+                    state.get("tokens"),
+                    state.get("reason"),
+                )
+            )
         count_request(
-            scope["state"].get("version") or self._state.version,
-            self._state.slot,
+            version,
+            slot,
             getattr(scope.get("route"), "path", _OTHER_ROUTES) if origin else _INTERNAL_ROUTE,
             "500" if status == BROKEN_OFF else str(status),
             timer.seconds,
@@ -53,8 +76,10 @@ class Recorder:
     def publish(self, in_flight: int) -> None:
         """Update the metrics of all requests since the last call, and of those in flight."""
         flush()
+        self.access.tick()
         version, slot = self._state.version, self._state.slot
         if self._published != version:
             Metrics(self._published, slot).set_in_flight(0)
             self._published = version
         Metrics(version, slot).set_in_flight(in_flight)
+        Metrics(version, slot).add_connections(self._state.ledger)

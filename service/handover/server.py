@@ -26,6 +26,7 @@ from service.handover.read_rate import ReadRate
 from service.handover.recorder import Recorder
 from service.handover.slow_clients import SlowClients
 from service.handover.turns import Turns
+from service.logs import AccessLog
 from service.metrics import Metrics
 from service.refusals import RefusalLog
 from service.routing.canary import Side
@@ -79,7 +80,9 @@ class SlotServer(Server):
         self.gate = gate
         self.state = state_file.state
         self.samples = SampleRing(state_file.path.with_suffix(".samples"), self.state)
-        self.recorder = Recorder(self.state, self.samples, gate)
+        self.recorder = Recorder(
+            self.state, self.samples, gate, AccessLog(settings.access_log, settings.access_log_rate)
+        )
         self.mirror = Mirror(gate, self.samples, self._count_mirrored)
         self.clients: Clients[Connection] = Clients(settings)
         self.busy: set[RequestProtocol] = set()
@@ -227,6 +230,7 @@ class SlotServer(Server):
             await asyncio.sleep(TICK)
         await self.lifespan.shutdown()
         self.recorder.publish(0)
+        await asyncio.to_thread(self.recorder.access.close)
         self.state.phase = "gone"
         self.publish_state()
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
+from service import logs
 from service.contract.devices import Gpu
 from service.contract.generations import Generation, generation_directories, worker_states
 from service.contract.processes import start_ticks
@@ -110,6 +111,7 @@ class Master:
         )
         master = cls(settings, release, record, directory, sockets, manager, descriptors, of_workers)
         master.publish()
+        logs.describe_process(slot=settings.slot, generation=number)
         return master
 
     @property

@@ -24,6 +24,7 @@ from service.contract.worker_state import WorkerState, WorkerStateFile
 from service.engine import WorkerEngine, loader
 from service.handover.connection import Connection
 from service.handover.server import SlotServer
+from service.host_metrics import HostCollector
 from service.identity import Identity
 from service.model.release import Release, ReleaseError
 from service.process import gpus
@@ -87,9 +88,11 @@ class SlotWorker(UvicornWorker):  # type: ignore[misc]  # Gunicorn's classes car
         server: SlotServer
         identity = Identity(self.release.version, settings.slot, master.record.generation)
         admission = Admission(identity)
+        metrics.HOST.register(HostCollector(settings))
         app = create_app(engine, identity, settings, serving=lambda: server.is_serving, admission=admission, keys=keys)
 
         async def notify_while_healthy() -> None:
+            metrics.Metrics(identity.version, identity.slot).set_engine_usage(engine.usage())
             state.answering = engine.answering()
             if state.answering:  # else Gunicorn replaces the worker after its timeout
                 self.notify()

@@ -40,8 +40,27 @@ def nvmlDeviceGetUUID(handle: int) -> str:  # noqa: N802
 
 
 def nvmlDeviceGetMemoryInfo(handle: int) -> SimpleNamespace:  # noqa: N802
-    return SimpleNamespace(total=80 << 30, free=(handle + 1) << 30)
+    free = (handle + 1) << 30
+    return SimpleNamespace(total=80 << 30, free=free, used=(80 << 30) - free)
 
 
 def nvmlDeviceGetComputeRunningProcesses(handle: int) -> list[SimpleNamespace]:  # noqa: N802
     return []
+
+
+NVML_TEMPERATURE_GPU = 0
+
+
+def nvmlDeviceGetUtilizationRates(handle: int) -> SimpleNamespace:  # noqa: N802
+    return SimpleNamespace(gpu=25 * (handle + 1), memory=0)
+
+
+def nvmlDeviceGetTemperature(handle: int, _sensor: int) -> int:  # noqa: N802
+    return 40 + handle
+
+
+def nvmlDeviceGetPowerUsage(handle: int) -> int:  # noqa: N802
+    """In milliwatts; a second GPU does not tell it."""
+    if handle == 1:
+        raise NVMLError("Not Supported")
+    return 70_500
