@@ -32,13 +32,16 @@ def names(expression: str) -> set[str]:
 
 def exported() -> set[str]:
     """Return the names of the service's series: of its registry, and of what it reads at a scrape, from its code."""
-    found = set()
+    found, families, read = set[str](), set[str](), set[str]()
     for family in REGISTRY.collect():
+        families |= {family.name, f"{family.name}_total"}
         found |= {family.name + suffix for suffix in _SUFFIXES.get(family.type, ())}
     for path in (CODE / "service").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Constant) and re.fullmatch("glm_[a-z_]+", str(node.value)):
-                found |= {str(node.value), f"{node.value}_total"}
+                read.add(str(node.value))
+    for name in read - families:
+        found |= {name, f"{name}_total"}
     return {name for name in found if name.startswith("glm_")}
 
 
