@@ -78,7 +78,7 @@ def test_no_name_of_another_program_is_left_over() -> None:
 def test_the_dashboard_is_that_of_its_source() -> None:
     """`python -m deploy.monitoring.dashboard` writes the same file; no panel overlaps another or leaves the grid."""
     assert dashboard.FILE.read_text() == dashboard.text()
-    cells = set()
+    cells = set[tuple[int, int]]()
     for panel in dashboard.document()["panels"]:
         place = panel["gridPos"]
         covered = {
@@ -113,7 +113,7 @@ def test_alerts_fire_when_they_should() -> None:
 
 def test_every_alert_is_tested_both_ways() -> None:
     """Each has a case in which it fires, and is silent on the healthy host."""
-    fires, silent = set(), set()
+    fires, silent = set[tuple[str, bool]](), set[tuple[str, bool]]()
     for group in yaml.safe_load(RULE_TESTS.read_text())["tests"]:
         for case in group["alert_rule_test"]:
             (fires if case["exp_alerts"] else silent).add((case["alertname"], group["name"].startswith("a healthy")))
