@@ -9,7 +9,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 # Hundreds of processes start here; with the variable set, each would compile again what it imports.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help setup demo test test-all clients clients-table lint unit bench bench-gpu soak fuzz clean
+.PHONY: help setup demo monitoring test test-all clients clients-table lint unit bench bench-gpu soak fuzz clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,6 +28,9 @@ $(VENV)/.ready: pyproject.toml
 
 demo: $(VENV)/.ready  ## the whole thing on this machine, nothing installed; ARGS=--once ends by itself
 	glmctl demo $(ARGS)
+
+monitoring: $(VENV)/.ready  ## the demo with Debian's Prometheus beside it, its rules and alerts; Ctrl-C ends both
+	python -m deploy.monitoring
 
 test: setup  ## ruff, mypy --strict and pytest, on real systemd, real Gunicorn, a real browser; half an hour on two cores
 	@$(MAKE) --no-print-directory -j2 lint unit ARGS='$(ARGS)'

@@ -22,7 +22,7 @@ FORBIDDEN_LIBRARIES = {
 CHAINS = {
     "deploy": (
         ("errors", "interrupts", "host", "policy", "display", "systemd", "analysis", "journal", "releases", "rollout",
-         "reports", "demo", "commands", "cli"),
+         "reports", "demo", "monitoring", "commands", "cli"),
         ("loadtest",),
     ),
     "service": (

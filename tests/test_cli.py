@@ -162,8 +162,9 @@ def test_reading_an_empty_host(account: Account) -> None:
 
 
 def test_doctor_names_a_fix(account: Account) -> None:
-    """With a bad finding, doctor has exit code 1, and the finding has a fix."""
+    """With a bad finding, doctor has exit code 1, and the finding has a fix and its section of the runbook."""
     findings = account.run_json("doctor", expect=1)["findings"]
+    assert "units" in {finding["kind"] for finding in findings if not finding["good"]}
     assert any(not finding["good"] and finding["fix"] for finding in findings)
     assert "BAD" in account.run("doctor", expect=1).stdout
 

@@ -66,7 +66,7 @@ def test_reading_changes_nothing(box: Box, tmp_path: Path) -> None:
     assert document["rollout"]["interrupted"] is True
     assert "interrupted in bake" in document["summary"]
     (finding,) = [one for one in box.json("doctor", expect=1)["findings"] if not one["good"]]
-    assert finding["fix"] == "glmctl resume, or glmctl rollback"
+    assert (finding["kind"], finding["fix"]) == ("interrupted", "glmctl resume, or glmctl rollback")
     wait_for(lambda: "deploy of 1.1.0 interrupted in bake" in seen.read_text(), what=seen.read_text())
     watch.send_signal(signal.SIGINT)
     watch.wait(30)

@@ -120,7 +120,7 @@ def test_a_directory_that_is_swept_before_it_is_locked_is_replaced(
 
 def test_a_reserved_port_can_be_listened_on_and_is_given_to_nothing_else() -> None:
     """A server with SO_REUSEADDR can bind it again and again; the kernel never picks it for another socket."""
-    with sandbox._reserve_port() as reserved:
+    with sandbox.reserve_port() as reserved:
         address = reserved.getsockname()
         for _ in range(2):
             with socket.create_server(address) as server, socket.create_connection(address) as client:

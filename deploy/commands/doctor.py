@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import click
 
 from deploy.commands.options import Options, shared
@@ -14,7 +16,8 @@ def doctor(options: Options) -> None:
     """Check this host, and print what is wrong and how to fix it.
 
     Checks the units, the public socket, the slot links, the live slot, the state files, the free disk space and the
-    devices, in this order. Nothing is changed. Exit code 1 if anything is wrong.
+    devices, in this order. Nothing is changed. Exit code 1 if anything is wrong. docs/runbook.md has a section for
+    each `kind` of finding.
 
     \b
     Example:
@@ -22,7 +25,7 @@ def doctor(options: Options) -> None:
     """  # noqa: D301  (\b keeps line breaks)
     options.tell_interrupted()
     findings = examine(options.context)
-    document = [{"good": finding.good, "what": finding.what, "fix": finding.fix} for finding in findings]
+    document = [asdict(finding) for finding in findings]
     lines = []
     for finding in findings:
         lines.append(f"{'ok  ' if finding.good else 'BAD '} {finding.what}")

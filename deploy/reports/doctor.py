@@ -31,7 +31,7 @@ def examine(context: Context) -> list[Finding]:
     try:
         require_units(context)
     except GlmError as error:
-        return [Finding(good=False, what=str(error), fix=error.hint)]
+        return [Finding("units", good=False, what=str(error), fix=error.hint)]
     return [
         *_units(context),
         *_service(context),
@@ -45,15 +45,15 @@ def examine(context: Context) -> list[Finding]:
 def _units(context: Context) -> Iterator[Finding]:
     if found := outdated(context.host):
         what = f"{', '.join(found)} were installed by another version of glmctl"
-        yield Finding(good=False, what=what, fix="glmctl install")
+        yield Finding("units", good=False, what=what, fix="glmctl install")
     else:
-        yield Finding(good=True, what="units are installed")
+        yield Finding("units", good=True, what="units are installed")
 
 
 def _rollouts(context: Context) -> Iterator[Finding]:
     for record in Journal(context.host).interrupted():
         what, _, fix = interruption(record).partition(": ")
-        yield Finding(good=False, what=what, fix=fix.replace("`", ""))
+        yield Finding("interrupted", good=False, what=what, fix=fix.replace("`", ""))
 
 
 def _service(context: Context) -> Iterator[Finding]:
@@ -61,28 +61,29 @@ def _service(context: Context) -> Iterator[Finding]:
     socket = context.systemd.state("glm.socket")
     listen = context.systemd.listen()
     if fault := listener.fault_of(context.host):
-        yield Finding(good=False, what=fault.what, fix=fault.fix)
+        yield Finding("socket", good=False, what=fault.what, fix=fault.fix)
     elif socket.active == "active":
-        yield Finding(good=True, what=f"glm.socket listens on {listen}")
+        yield Finding("socket", good=True, what=f"glm.socket listens on {listen}")
     else:
-        yield Finding(good=False, what=f"glm.socket is {socket.active}", fix=f"{systemctl} start glm.socket")
+        yield Finding("socket", good=False, what=f"glm.socket is {socket.active}", fix=f"{systemctl} start glm.socket")
     for slot in SLOTS:
         target = context.slots.target(slot)
         if target and not (context.host.root / target / "release.json").exists():
-            yield Finding(
-                good=False, what=f"{slot} points to {target}, which is no release", fix="glmctl deploy VERSION"
-            )
+            what = f"{slot} points to {target}, which is no release"
+            yield Finding("slot-link", good=False, what=what, fix="glmctl deploy VERSION")
     live = context.slots.live
     if live is None and context.slots.fault:
         return  # among the files
     if live is None:
-        yield Finding(good=False, what="no slot is live", fix="glmctl release add PATH; glmctl deploy VERSION")
+        fix = "glmctl release add PATH; glmctl deploy VERSION"
+        yield Finding("no-live-slot", good=False, what="no slot is live", fix=fix)
         return
     unit = context.host.unit(live)
     generation = current(context.host.runtime, live)
     if generation is None or not generation.is_serving:
         status = context.systemd.state(unit).status
         yield Finding(
+            "not-ready",
             good=False,
             what=f"{live} is live but not ready" + (f" (status of {unit}: {status})" if status else ""),
             fix=f"{systemctl} start {unit}; glmctl rollback",
@@ -90,6 +91,7 @@ def _service(context: Context) -> Iterator[Finding]:
         return
     answered = PublicSocket(listen).slot() if listen else None
     yield Finding(
+        "public-socket",
         good=answered == live,
         what=f"{live} is live with {generation.version}; "
         + (f"{answered} answers on the public socket" if answered else "the public socket does not answer"),
@@ -98,13 +100,15 @@ def _service(context: Context) -> Iterator[Finding]:
     idle = current(context.host.runtime, context.slots.idle)
     if idle is not None and idle.gate == "open":
         unit = context.host.unit(idle.slot)
-        yield Finding(good=False, what=f"{idle.slot} is not live but its gate is open", fix=f"{systemctl} stop {unit}")
+        what = f"{idle.slot} is not live but its gate is open"
+        yield Finding("open-gate", good=False, what=what, fix=f"{systemctl} stop {unit}")
 
 
 def _disks(context: Context) -> Iterator[Finding]:
     for path in sorted({context.host.root, context.host.state}):
         free = shutil.disk_usage(path).free if path.exists() else 0
         yield Finding(
+            "disk",
             good=free >= _MIN_FREE,
             what=f"{path}: {size(free)} free",
             fix=None if free >= _MIN_FREE else "glmctl release prune --keep 2",
@@ -116,7 +120,7 @@ def _devices(context: Context) -> Iterator[Finding]:
     try:
         found = devices.examine(context, memory.survey(context).held)
     except GlmError as error:
-        yield Finding(good=False, what=str(error), fix=error.hint)
+        yield Finding("devices", good=False, what=str(error), fix=error.hint)
         return
     for view in found:
-        yield Finding(good=True, what=devices.text(asdict(view)))
+        yield Finding("devices", good=True, what=devices.text(asdict(view)))

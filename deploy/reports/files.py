@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from deploy.errors import Refused
 from deploy.host import Host
@@ -16,13 +17,20 @@ from service.contract import damage, keys_file, regular_file
 from service.contract.generations import current
 from service.contract.slots import SLOTS
 
-__all__ = ["Finding", "examine"]
+__all__ = ["Finding", "Kind", "examine"]
+
+Kind = Literal[
+    "units", "socket", "public-socket", "slot-link", "live-link", "no-live-slot", "not-ready", "open-gate",
+    "interrupted", "state-file", "record", "policy", "settings", "keys", "keys-mode", "disk", "devices",
+]  # fmt: skip
+"""What was checked. docs/runbook.md has a section for each, named `doctor: KIND`."""
 
 
 @dataclass(frozen=True)
 class Finding:
     """The result of one check."""
 
+    kind: Kind
     good: bool
     what: str
     """The fact, in one sentence."""
@@ -41,20 +49,22 @@ def examine(context: Context) -> list[Finding]:
             fix = "glmctl reload"  # the worker goes on writing to the file that it has mapped
         else:
             fix = f"rm -rf {shlex.quote(str(found.path))}"
-        findings.append(Finding(good=False, what=f"{found.path} is ignored: {found.reason}", fix=fix))
+        findings.append(Finding("state-file", good=False, what=f"{found.path} is ignored: {found.reason}", fix=fix))
     for path, error in Journal(host).damaged():
         reason = error.strerror if isinstance(error, OSError) else str(error).partition("\n")[0]
-        findings.append(Finding(good=False, what=f"{path} is ignored: {reason}", fix=_set_aside(path)))
+        findings.append(Finding("record", good=False, what=f"{path} is ignored: {reason}", fix=_set_aside(path)))
     findings += _configuration(host)
     findings += _keys(Path(host.setting("KEYS") or host.keys))
-    return findings or [Finding(good=True, what="state files, journal and policy can be read")]
+    return findings or [Finding("state-file", good=True, what="state files, journal and policy can be read")]
 
 
 def _links(context: Context) -> Iterator[Finding]:
     if fault := context.slots.fault:
         path = context.host.root / "live"
         link = f"ln -s {_last_live(context)} {shlex.quote(str(path))}"
-        yield Finding(good=False, what=f"{path} {fault}, so that no slot is live", fix=f"{_set_aside(path)}; {link}")
+        yield Finding(
+            "live-link", good=False, what=f"{path} {fault}, so that no slot is live", fix=f"{_set_aside(path)}; {link}"
+        )
 
 
 def _configuration(host: Host) -> Iterator[Finding]:
@@ -62,14 +72,14 @@ def _configuration(host: Host) -> Iterator[Finding]:
         Policy.of(host)
     except Refused as error:
         if not isinstance(error.__cause__, PermissionError):
-            yield Finding(good=False, what=str(error), fix=f"edit or remove {host.policy}")
+            yield Finding("policy", good=False, what=str(error), fix=f"edit or remove {host.policy}")
     try:
         regular_file.read(host.settings, follow=True)
     except (FileNotFoundError, NotADirectoryError, PermissionError):
         return
     except OSError as error:
         what = f"{host.settings}, the settings of the service, cannot be read: {error.strerror}"
-        yield Finding(good=False, what=what, fix=f"edit or remove {host.settings}")
+        yield Finding("settings", good=False, what=what, fix=f"edit or remove {host.settings}")
 
 
 def _keys(path: Path) -> Iterator[Finding]:
@@ -81,11 +91,11 @@ def _keys(path: Path) -> Iterator[Finding]:
         return
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
-        yield Finding(good=False, what=f"the API keys {path} cannot be used: {reason}", fix=f"edit {path}")
+        yield Finding("keys", good=False, what=f"the API keys {path} cannot be used: {reason}", fix=f"edit {path}")
         return
     if everybody:
         what = f"every user of this host can read or write the API keys {path}"
-        yield Finding(good=False, what=what, fix=f"chmod o= {shlex.quote(str(path))}")
+        yield Finding("keys-mode", good=False, what=what, fix=f"chmod o= {shlex.quote(str(path))}")
 
 
 def _last_live(context: Context) -> str:

@@ -55,7 +55,7 @@ class Sandbox:
         self.directory, self._lock = _directory(None)
         # in memory, as on a real host: its files are replaced by rename while requests wait
         self._runtime, self._runtime_lock = _directory(_MEMORY if os.access(_MEMORY, os.W_OK) else None)
-        self._ports = [_reserve_port() for _ in range(2)]
+        self._ports = [reserve_port() for _ in range(2)]
         self.env = self._environment()
         try:
             self.host = self._host()
@@ -211,7 +211,7 @@ def _environment(values: dict[str, str]) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _reserve_port() -> socket.socket:
+def reserve_port() -> socket.socket:
     """Bind a free port of 127.0.0.1 and do not listen.
 
     A server that sets SO_REUSEADDR, as systemd does, can listen on it; the kernel gives it to no other process.
