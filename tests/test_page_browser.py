@@ -54,7 +54,7 @@ def box() -> Iterator[Sandbox]:
 def page_with_service(tmp_path: Path) -> Iterator[tuple[FakeService, str]]:
     """A page in front of a fake service; yields the service and the page's address."""
     service, address, log = FakeService(), free_address(), tmp_path / "page.log"
-    argv = [sys.executable, "-m", "streamlit", "run", str(CODE / "ui/page.py")]
+    argv = [sys.executable, "-m", "streamlit", "run", str(CODE / "ui/serve.py")]
     argv += ["--server.address", "127.0.0.1", "--server.port", address.rpartition(":")[2], "--server.headless", "true"]
     env = {**os.environ, "GLM_LISTEN": service.address, "STREAMLIT_BROWSER_GATHER_USAGE_STATS": "false"}
     with log.open("wb") as out, subprocess.Popen(argv, env=env, cwd=tmp_path, stdout=out, stderr=out) as process:
