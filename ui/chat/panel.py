@@ -19,6 +19,8 @@ __all__ = ["show_panel"]
 MAX_SYSTEM_PROMPT = 20_000  # characters
 MAX_NAME = 100  # characters
 
+THINKING = {"default": None, "on": True, "off": False}  # Options.thinking by the names in the texts
+
 logger = logging.getLogger(__name__)
 
 
@@ -55,12 +57,10 @@ def show_settings(conversation: Conversation, words: ChatTexts) -> None:
 
     def keep() -> None:
         """Only when the user has changed one: another page of this browser may show older values."""
-        conversation.options = Options(
-            **{
-                name: st.session_state[f"{name}-{suffix}"]
-                for name in ("system", "temperature", "max_tokens", "thinking")
-            }
-        )
+        values = {
+            name: st.session_state[f"{name}-{suffix}"] for name in ("system", "temperature", "max_tokens", "thinking")
+        }
+        conversation.options = Options(**{**values, "thinking": THINKING[values["thinking"]]})
         conversation.save(conversation)
 
     st.text_area(words.system, options.system, key=f"system-{suffix}", max_chars=MAX_SYSTEM_PROMPT, on_change=keep)
@@ -84,13 +84,12 @@ def show_settings(conversation: Conversation, words: ChatTexts) -> None:
         placeholder=words.default,
         on_change=keep,
     )
-    choices = list(words.thinking_choices)
     st.selectbox(
         words.thinking,
-        choices,
-        choices.index(options.thinking),
+        list(THINKING),
+        list(THINKING.values()).index(options.thinking),
         key=f"thinking-{suffix}",
-        format_func=lambda choice: words.thinking_choices[choice],
+        format_func=words.thinking_choices.__getitem__,
         on_change=keep,
     )
 

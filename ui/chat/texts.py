@@ -32,7 +32,7 @@ class ChatTexts:
     temperature: str
     max_tokens: str
     thinking: str
-    thinking_choices: Mapping[bool | None, str]
+    thinking_choices: Mapping[str, str]
     default: str
     regenerate: str
     edit: str
@@ -67,7 +67,7 @@ CHAT_TEXTS: Mapping[str, ChatTexts] = {
         temperature="Temperature",
         max_tokens="Longest answer, in tokens",
         thinking="Thinking",
-        thinking_choices={None: "Default", True: "On", False: "Off"},
+        thinking_choices={"default": "Default", "on": "On", "off": "Off"},
         default="default",
         regenerate="Regenerate",
         edit="Edit question",
@@ -116,7 +116,7 @@ CHAT_TEXTS: Mapping[str, ChatTexts] = {
         temperature="温度",
         max_tokens="回答的最大长度（token）",
         thinking="思考",
-        thinking_choices={None: "默认", True: "开启", False: "关闭"},
+        thinking_choices={"default": "默认", "on": "开启", "off": "关闭"},
         default="默认",
         regenerate="重新生成",
         edit="编辑问题",
