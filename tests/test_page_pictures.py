@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
+from collections.abc import MutableMapping
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -13,6 +16,7 @@ from service.settings import Settings
 from tests.page_fixtures import picture
 from ui.chat.composer import refusal_text
 from ui.chat.texts import CHAT_TEXTS, escape
+from ui.chat.uploads import OVERHEAD, TAIL, BoundedUploads
 from ui.picture import MAX_FILE, Limits, Picture, Reason, accept, prepare
 
 
@@ -32,7 +36,7 @@ UNSENDABLE = {
     "cut jpeg": (jpeg()[:-200], Reason.BROKEN, "damaged or incomplete"),
     "pixels": (picture(101, 100), Reason.PIXELS, "is 101 x 100 pixels; at most 0.01 million"),
     "wide": (picture(191, 1), Reason.SHAPE, "is 191 x 1 pixels; one side may be at most 190 times"),
-    "size": (bytes(MAX_FILE + 1), Reason.FILE_SIZE, "has 64.01 MB; at most 64 MB"),
+    "size": (bytes(MAX_FILE + 1), Reason.FILE_SIZE, "is larger than 64 MB"),
 }
 
 
@@ -94,3 +98,40 @@ def test_small_pictures_are_unchanged() -> None:
     """Also those that have a palette."""
     data = picture(5, 5, "GIF")
     assert prepare("x", data) == Picture("x", "image/gif", data)
+
+
+def received(chunks: list[bytes], method: str = "PUT") -> list[bytes]:
+    """What an application gets of a request's body behind the middleware."""
+    messages = [
+        {"type": "http.request", "body": chunk, "more_body": number < len(chunks)}
+        for number, chunk in enumerate(chunks, 1)
+    ]
+    bodies: list[bytes] = []
+
+    async def receive() -> MutableMapping[str, Any]:
+        return messages.pop(0)
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        more = True
+        while more:
+            message = await receive()
+            bodies.append(message["body"])
+            more = message["more_body"]
+
+    async def send(message: Any) -> None: ...
+
+    asyncio.run(BoundedUploads(app)({"type": "http", "method": method}, receive, send))
+    return bodies
+
+
+def test_an_upload_is_cut_behind_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is too large arrives as too large, with the closing boundary, and no more of it is held."""
+    monkeypatch.setattr("ui.chat.uploads.MAX_FILE", 100_000)
+    closing = b"\r\n--boundary--\r\n"
+    small = [bytes(50_000), bytes(50_000), closing]
+    assert received(small) == small
+    large = [bytes(50_000)] * 40 + [closing[:3], closing[3:]]
+    body = b"".join(received(large))
+    assert body.endswith(closing)
+    assert 100_000 + TAIL < len(body) <= 100_000 + OVERHEAD + TAIL
+    assert received(large, "POST") == large

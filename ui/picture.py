@@ -97,7 +97,7 @@ def prepare(name: str, data: bytes, limits: Limits | None = None) -> Picture:
     """Scale a picture down to LONGEST_EDGE, or keep a small one unchanged; raises PictureRefusedError."""
     limits = limits or Limits()
     if len(data) > MAX_FILE:
-        raise PictureRefusedError(Refusal(name, Reason.FILE_SIZE, megabytes(len(data)), megabytes(MAX_FILE)))
+        raise PictureRefusedError(Refusal(name, Reason.FILE_SIZE, limit=megabytes(MAX_FILE)))
     try:
         image = Image.open(io.BytesIO(data), formats=list(MEDIA_TYPES))
         media_type = MEDIA_TYPES[image.format or ""]

@@ -8,5 +8,6 @@ from starlette.middleware import Middleware
 from streamlit.starlette import App
 
 from ui.chat.browser import BrowserCookie
+from ui.chat.uploads import BoundedUploads
 
-app = App(Path(__file__).with_name("page.py"), middleware=[Middleware(BrowserCookie)])
+app = App(Path(__file__).with_name("page.py"), middleware=[Middleware(BrowserCookie), Middleware(BoundedUploads)])

@@ -89,7 +89,7 @@ CHAT_TEXTS: Mapping[str, ChatTexts] = {
         thought="Thinking",
         picture="Picture",
         refusals={
-            Reason.FILE_SIZE: "{name}: the file has {found}; at most {limit} are allowed.",
+            Reason.FILE_SIZE: "{name} is larger than {limit}, the most that can be attached.",
             Reason.PIXELS: "{name}: the picture is {found} pixels; at most {limit} million are allowed.",
             Reason.SHAPE: "{name}: the picture is {found} pixels; one side may be at most {limit} times the other.",
             Reason.PDF: "{name} is a PDF. Send its pages as pictures: PNG, JPEG, WebP, GIF or BMP.",
@@ -138,7 +138,7 @@ CHAT_TEXTS: Mapping[str, ChatTexts] = {
         thought="思考",
         picture="图片",
         refusals={
-            Reason.FILE_SIZE: "{name}：文件大小为 {found}，上限为 {limit}。",
+            Reason.FILE_SIZE: "{name}：文件超过可附加的上限 {limit}。",
             Reason.PIXELS: "{name}：图片为 {found} 像素，上限为 {limit} 百万像素。",
             Reason.SHAPE: "{name}：图片为 {found} 像素，长边不得超过短边的 {limit} 倍。",
             Reason.PDF: "{name} 是 PDF 文件。请将页面转换为 PNG、JPEG、WebP、GIF 或 BMP 图片后发送。",
