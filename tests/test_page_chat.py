@@ -110,6 +110,9 @@ def test_a_refused_file_holds_the_question_back(page: AppTest, service: FakeServ
     assert not page.chat_message
     assert "1.png is a PDF" in page.warning[0].value
     assert page.chat_input[0].proto.value == "and these?"
+    page.chat_input[0].set_value("and these?").run()
+    assert service.requests == [], "Enter pressed twice sends nothing"
+    assert page.chat_input[0].proto.value == "and these?"
     page.chat_input[0].upload("c.png", picture(colour="blue"), "image/png")
     page.chat_input[0].set_value("and these?").run()
     settle(page)
@@ -117,6 +120,16 @@ def test_a_refused_file_holds_the_question_back(page: AppTest, service: FakeServ
     [[content]] = contents(service)
     assert isinstance(content, list)
     assert [part["type"] for part in content] == ["image_url", "image_url", "text"]
+
+
+def test_a_question_goes_without_a_refused_file_by_choice(page: AppTest, service: FakeService) -> None:
+    """A button leaves the file out; the question is sent by the next Enter."""
+    ask(page, "and this?", b"%PDF-1.7")
+    press(page, WORDS.leave_out)
+    assert not page.warning
+    assert service.requests == []
+    ask(page, "and this?")
+    assert contents(service) == [["and this?"]]
 
 
 def test_too_many_pictures(page: AppTest, service: FakeService, monkeypatch: pytest.MonkeyPatch) -> None:

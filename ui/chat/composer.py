@@ -46,7 +46,13 @@ def edit_last(draft: Draft, conversation: Conversation) -> None:
 def submit(
     text: str, files: Sequence[tuple[str, bytes]], draft: Draft, conversation: Conversation, client: ServiceClient
 ) -> None:
-    """Send a question with the draft's pictures and files (name, data), or keep all of it if a file is refused."""
+    """Send a question with the draft's pictures and files (name, data), or keep all of it if a file is refused.
+
+    After a refusal it is kept until another file is attached or the user goes on without: a second Enter sends nothing.
+    """
+    if draft.refusals and not files:
+        draft.text = text
+        return
     before = (*conversation.pictures(replacing_last=draft.editing), *draft.pictures)
     pictures, draft.refusals = accept(files, before, Limits.from_environment())
     draft.pictures = (*draft.pictures, *pictures)
@@ -71,6 +77,9 @@ def show_draft(draft: Draft, texts: Texts) -> None:
     if draft.pictures:
         show_pictures(draft.pictures, THUMBNAIL_WIDTH)
     with st.container(horizontal=True):
+        if draft.refusals and st.button(words.leave_out, key="leave-out", icon=":material/check:"):
+            draft.refusals = ()
+            st.rerun()
         if draft.pictures and st.button(words.remove_pictures, key="remove", icon=":material/hide_image:"):
             draft.pictures = ()
             st.rerun()

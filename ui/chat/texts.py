@@ -41,6 +41,7 @@ class ChatTexts:
     remove_pictures: str
     not_sent: str
     not_sent_hint: str
+    leave_out: str
     waiting_question: str
     delay: str
     speed: str
@@ -75,7 +76,8 @@ CHAT_TEXTS: Mapping[str, ChatTexts] = {
         cancel="Cancel",
         remove_pictures="Remove pictures",
         not_sent="Not sent",
-        not_sent_hint="Your question is kept below. Attach another file, or send it again to ask without this one.",
+        not_sent_hint="Your question is kept below. Attach another file, or go on without.",
+        leave_out="Go on without",
         waiting_question="Sent when this answer has ended",
         delay="first token after {seconds} s",
         speed="{rate} tokens/s",
@@ -124,7 +126,8 @@ CHAT_TEXTS: Mapping[str, ChatTexts] = {
         cancel="取消",
         remove_pictures="移除图片",
         not_sent="未发送",
-        not_sent_hint="问题已保留在下方。请换一个文件，或再次发送，不附带该文件提问。",
+        not_sent_hint="问题已保留在下方。请换一个文件，或不附带该文件继续。",
+        leave_out="不附带，继续",
         waiting_question="当前回答结束后发送",
         delay="首个 token 用时 {seconds} 秒",
         speed="{rate} token/秒",
