@@ -134,7 +134,7 @@ def connected(address: str) -> set[str]:
 
 
 def test_cutover(box: Sandbox, browser_page: Page) -> None:
-    """An open page shows the cutover and answers of both versions, and keeps its connection and history."""
+    """An open page shows the cutover and answers of both versions, and keeps its connection; the page's restart keeps all."""
     page = browser_page
     errors: list[str] = []
     loads: list[str] = []
@@ -166,12 +166,19 @@ def test_cutover(box: Sandbox, browser_page: Page) -> None:
     page.get_by_role("button", name="Stop").wait_for(state="detached")
     assert "a green circle" in page.get_by_test_id("stChatMessage").nth(3).inner_text()
     assert connections & connected(box.addresses.listen), "the page had to reconnect"
-    assert page.get_by_test_id("stChatMessage").nth(1).inner_text() == first
+    assert first.startswith(page.get_by_test_id("stChatMessage").nth(1).inner_text()), "only its buttons may go"
     assert page.get_by_test_id("stChatMessage").locator("img").count() == 2
     assert page.get_by_test_id("stAlert").count() == 0
     assert len(loads) == initial == 2, loads  # one page load, one connection
     assert errors == []
     assert hosts - {""} == {box.addresses.ui}, "the page must work without the internet"
+
+    run(box, "systemctl", "--user", "restart", "glm-ui.service")
+    wait_for_page(box.addresses.ui, box.log)
+    page.reload()
+    page.get_by_text("Answered by 1.1.0 in slot green").wait_for()
+    assert first.startswith(page.get_by_test_id("stChatMessage").nth(1).inner_text()), "the page's restart lost it"
+    assert page.get_by_test_id("stChatMessage").locator("img").count() == 2
 
 
 def test_reasoning(page_with_service: tuple[FakeService, str], browser_page: Page) -> None:
