@@ -8,14 +8,21 @@ import math
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
+import pytest
+import streamlit as st
 from PIL import Image
 from streamlit.testing.v1 import AppTest
 
+from ui.client import ServiceClient
+
 TIMEOUT = 20.0
+PAGE = Path(__file__).parent.parent / "ui/page.py"
 
 
 class FakeService:
@@ -31,6 +38,7 @@ class FakeService:
         self.error_in_stream = ""
         self.break_after: int | None = None
         self.send_done = True
+        self.tokens: int | None = None  # of the usage that the last event tells
         self.waits = False  # the head names no version, and a comment precedes the answer
         self._allowed = math.inf
         self._changed = threading.Condition()
@@ -115,6 +123,8 @@ class FakeService:
                     self._event({"error": {"message": fake.error_in_stream, "type": "server_error"}})
                 elif fake.send_done:
                     self._event({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})
+                    if fake.tokens is not None:
+                        self._event({"choices": [], "usage": {"completion_tokens": fake.tokens}})
                     self._chunk(b"data: [DONE]\n\n")
                 self._chunk(b"")
 
@@ -127,6 +137,25 @@ class FakeService:
                 self.wfile.flush()
 
         return Handler
+
+
+@contextmanager
+def open_page(service: FakeService, monkeypatch: pytest.MonkeyPatch) -> Iterator[AppTest]:
+    """The page in front of `service`; its clients and caches end with it."""
+    monkeypatch.setenv("GLM_LISTEN", service.address)
+    monkeypatch.syspath_prepend(str(PAGE.parent.parent))
+    clients: list[ServiceClient] = []
+    init = ServiceClient.__init__
+
+    def record(client: ServiceClient, address: str, key: str | None = None) -> None:
+        init(client, address, key)
+        clients.append(client)
+
+    monkeypatch.setattr(ServiceClient, "__init__", record)
+    yield AppTest.from_file(PAGE, default_timeout=TIMEOUT).run()
+    for client in clients:
+        client.close()
+    st.cache_resource.clear()
 
 
 def free_address() -> str:

@@ -17,7 +17,7 @@ CONTRACT = "service.contract"
 FORBIDDEN_LIBRARIES = {
     "deploy": {"torch", "transformers", "starlette", "uvicorn", "gunicorn", "streamlit"},
     "service": {"click", "rich", "streamlit"},
-    "ui": {"torch", "transformers", "starlette"},
+    "ui": {"torch", "transformers", "uvicorn"},
 }
 CHAINS = {
     "deploy": (

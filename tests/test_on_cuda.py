@@ -24,7 +24,7 @@ def test_captured_steps_give_the_tokens_of_generate(tmp_path: Path) -> None:
     """Paged cache, compiled kernels, graphs and lookahead in fp32; and no shape is captured after the warm-up."""
     factory = RequestFactory(tmp_path / "model", device="cuda")
     model = factory.checkpoint.model
-    cache = cache_for(model, rows=4, kv_tokens=4 * 256, context=COLUMNS)
+    cache = cache_for(model, 4 * 256, rows=4, context=COLUMNS)
     assert isinstance(cache, PagedCache)
     runner = Runner(model, cache)
     core = Core(runner, factory.checkpoint.processor.token_bytes, pace=Pace(256, 0.05, cache.least_chunk))

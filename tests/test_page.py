@@ -7,18 +7,16 @@ import json
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
-import streamlit as st
 from streamlit.testing.v1 import AppTest
 
 from tests.page_fixtures import (
-    TIMEOUT,
     FakeService,
     ask,
     button_labels,
     free_address,
+    open_page,
     picture,
     press,
     reasoning,
@@ -27,10 +25,8 @@ from tests.page_fixtures import (
     texts,
     wait_until,
 )
-from ui.client import Fault, ServiceClient
+from ui.client import Fault
 from ui.texts import LANGUAGES, language_of
-
-PAGE = Path(__file__).parent.parent / "ui/page.py"
 
 ENGLISH, CHINESE = LANGUAGES["en"], LANGUAGES["zh"]
 
@@ -44,20 +40,8 @@ def service() -> Iterator[FakeService]:
 
 @pytest.fixture
 def page(service: FakeService, monkeypatch: pytest.MonkeyPatch) -> Iterator[AppTest]:
-    monkeypatch.setenv("GLM_LISTEN", service.address)
-    monkeypatch.syspath_prepend(str(PAGE.parent.parent))
-    clients: list[ServiceClient] = []
-    init = ServiceClient.__init__
-
-    def record(client: ServiceClient, address: str, key: str | None = None) -> None:
-        init(client, address, key)
-        clients.append(client)
-
-    monkeypatch.setattr(ServiceClient, "__init__", record)
-    yield AppTest.from_file(PAGE, default_timeout=TIMEOUT).run()
-    for client in clients:
-        client.close()
-    st.cache_resource.clear()
+    with open_page(service, monkeypatch) as page:
+        yield page
 
 
 def test_answer_names_version_and_slot(page: AppTest) -> None:
@@ -127,7 +111,6 @@ def test_rerun_during_an_answer(page: AppTest, service: FakeService) -> None:
     service.allow(1)
     page.chat_input[0].set_value("slowly").run()
     page.segmented_control[0].set_value("zh").run()
-    assert page.chat_input[0].disabled
     service.allow()
     settle(page)
     assert "Hello 世界" in texts(page)
@@ -309,15 +292,6 @@ def test_error_in_the_stream(page: AppTest, service: FakeService) -> None:
     service.error_in_stream = "the device is gone"
     ask(page, "hello")
     assert "the device is gone" in page.warning[0].value
-
-
-def test_invalid_picture(page: AppTest, service: FakeService) -> None:
-    """A file that is not a picture is refused before a request; the question is kept."""
-    ask(page, "and this?", b"no picture")
-    assert ENGLISH.faults[Fault.INVALID_PICTURE][0].format(detail="0.png") in page.warning[0].value
-    assert "and this?" in texts(page)
-    assert service.requests == []
-    assert ENGLISH.retry not in button_labels(page)
 
 
 def test_chinese(page: AppTest, service: FakeService) -> None:

@@ -56,7 +56,7 @@ def test_rendered_values(host: Host) -> None:
     assert f"readlink {host.root}/live" in files["glm-live.service"]
     assert ("systemctl --user start" in files["glm-live.service"]) is host.user
     assert f"WantedBy={'default' if host.user else 'multi-user'}.target\n" in files["glm.target"]
-    assert f"{CODE}/ui/app.py --server.address " in files["glm-ui.service"]
+    assert f"{CODE}/ui/serve.py --server.address " in files["glm-ui.service"]
     assert "--server.port 18501\n" in files["glm-ui.service"]
 
 

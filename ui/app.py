@@ -1,4 +1,4 @@
-"""The web page; started by `streamlit run ui/app.py`."""
+"""The pages and their navigation; run by `serve`."""
 
 from __future__ import annotations
 

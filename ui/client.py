@@ -37,7 +37,6 @@ class Fault(StrEnum):
     REJECTED = "rejected"
     FAILED = "failed"
     INVALID_RESPONSE = "invalid_response"
-    INVALID_PICTURE = "invalid_picture"
 
 
 # Codes of the service that are more specific than the HTTP status.
@@ -81,6 +80,7 @@ class AnswerStream:
         self._response = response
         self.live = LiveSlot(response.headers.get("x-model-version", ""), response.headers.get("x-slot", ""))
         self.finish_reason = ""  # OpenAI's: stop, length
+        self.tokens: int | None = None  # of the complete answer and its reasoning
 
     def __iter__(self) -> Iterator[Delta]:
         with _convert_errors():
@@ -105,6 +105,7 @@ class AnswerStream:
         try:
             choice = event["choices"][0] if event["choices"] else {"delta": {}}
             self.finish_reason = choice.get("finish_reason") or self.finish_reason
+            self.tokens = (event.get("usage") or {}).get("completion_tokens", self.tokens)
             reasoning, text = choice["delta"].get("reasoning_content"), choice["delta"].get("content")
         except (AttributeError, IndexError, KeyError, TypeError) as error:
             raise ServiceError(Fault.INVALID_RESPONSE) from error
@@ -145,9 +146,12 @@ class ServiceClient:
             raise ServiceError(Fault.INVALID_RESPONSE) from error
 
     @contextmanager
-    def ask(self, messages: Sequence[Mapping[str, Any]]) -> Iterator[AnswerStream]:
-        """Request the answer to `messages`, in OpenAI's format; raises ServiceError."""
-        body = {"messages": list(messages), "stream": True}
+    def ask(
+        self, messages: Sequence[Mapping[str, Any]], fields: Mapping[str, Any] | None = None
+    ) -> Iterator[AnswerStream]:
+        """Request the answer to `messages`, in OpenAI's format, with more fields of it; raises ServiceError."""
+        stream = {"stream": True, "stream_options": {"include_usage": True}}
+        body = {**(fields or {}), "messages": list(messages), **stream}
         with _convert_errors(), self._client.stream("POST", "/v1/chat/completions", json=body) as response:
             _raise_for_status(response)
             yield AnswerStream(response)

@@ -1,23 +1,26 @@
 """A conversation: questions, and replies that are received in threads.
 
 Streamlit reruns a page at every interaction. A reply is received in its own thread, independent of these reruns; the
-page shows its current state.
+page shows its current state. A conversation is saved whenever it changes, a reply when it ends.
 """
 
 from __future__ import annotations
 
+import secrets
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ui.chat.options import Options
 from ui.client import Delta, Fault, LiveSlot, ServiceClient, ServiceError
 from ui.picture import Picture
 
 __all__ = ["Conversation", "Exchange", "Question", "Reply"]
 
 VIEWER_TIMEOUT = 120.0  # seconds without a refresh after which a reply is stopped; hidden pages refresh once a minute
+TITLE_LENGTH = 60  # characters
 
 
 @dataclass(frozen=True)
@@ -43,21 +46,29 @@ class Reply:
     def __init__(self) -> None:
         self.text = ""
         self.reasoning = ""  # displayed, but not sent back to the model
-        self._reasoning_span: tuple[float, float] | None = None  # begin and end, monotonic
+        self.reasoning_time = 0.0  # seconds from the first reasoning to the first text, or to the latest reasoning
         self.live: LiveSlot | None = None
         self.finish_reason = ""
         self.error: ServiceError | None = None
         self.stopped = False
+        self.first_token_time: float | None = None  # seconds from the request
+        self.token_rate: float | None = None  # tokens per second after the first, reasoning included
+        self._asked_at = self._began_at = time.monotonic()
+        self._reasons = False  # whether the first token is reasoning
         self._done = threading.Event()
         self._viewed_at = time.monotonic()
 
     @classmethod
-    def failed(cls, error: ServiceError) -> Reply:
-        """Return a reply that failed before it was requested."""
+    def ended(cls) -> Reply:
+        """Return a reply that is not being received, to be filled in."""
         reply = cls()
-        reply.error = error
         reply._done.set()
         return reply
+
+    @property
+    def complete(self) -> bool:
+        """Whether the reply has ended; reading this is not viewing it."""
+        return self._done.is_set()
 
     @property
     def running(self) -> bool:
@@ -70,21 +81,16 @@ class Reply:
         """Whether the exchange is part of later requests."""
         return self._done.is_set() and self.error is None and bool(self.text)
 
-    @property
-    def reasoning_time(self) -> float:
-        """Seconds from the first reasoning to the first text, or to the latest reasoning if there is no text yet."""
-        began, ended = self._reasoning_span or (0.0, 0.0)
-        return ended - began
-
     def stop(self) -> None:
         """Stop receiving; the request is cancelled when the next delta arrives."""
         self.stopped = True
         self._done.set()
 
-    def receive(self, client: ServiceClient, messages: Sequence[dict[str, Any]]) -> None:
+    def receive(self, client: ServiceClient, messages: Sequence[dict[str, Any]], fields: dict[str, Any]) -> None:
         """Receive the answer to `messages` until it ends, is stopped, or is no longer viewed."""
+        self._asked_at = time.monotonic()
         try:
-            with client.ask(messages) as answer:
+            with client.ask(messages, fields) as answer:
                 self.live = answer.live
                 for delta in answer:
                     self.live = answer.live
@@ -93,6 +99,7 @@ class Reply:
                         return
                     self._append(delta)
                 self.finish_reason = answer.finish_reason
+                self._measure(answer.tokens)
         except ServiceError as error:
             if not self.stopped:
                 self.error = error
@@ -104,13 +111,20 @@ class Reply:
 
     def _append(self, delta: Delta) -> None:
         now = time.monotonic()
-        if not self.text and (delta.reasoning or self._reasoning_span):
-            began, _ = self._reasoning_span or (now, now)
-            self._reasoning_span = began, now
+        if self.first_token_time is None:
+            self._began_at, self.first_token_time = now, now - self._asked_at
+            self._reasons = delta.reasoning
+        if self._reasons and not self.text:
+            self.reasoning_time = now - self._began_at
         if delta.reasoning:
             self.reasoning += delta.text
         else:
             self.text += delta.text
+
+    def _measure(self, tokens: int | None) -> None:
+        span = time.monotonic() - self._began_at
+        if self.first_token_time is not None and tokens and tokens > 1 and span > 0:
+            self.token_rate = (tokens - 1) / span
 
 
 @dataclass
@@ -121,45 +135,85 @@ class Exchange:
     reply: Reply
 
 
-@dataclass
+@dataclass(eq=False)
 class Conversation:
-    """All exchanges since the last "new chat"."""
+    """Exchanges with their settings; `save` is called after each change, also by the thread of a reply."""
 
+    id: str = field(default_factory=lambda: secrets.token_urlsafe(9))
+    name: str = ""  # given by the user
+    options: Options = field(default_factory=Options)
     exchanges: list[Exchange] = field(default_factory=list)
+    waiting: Question | None = None  # asked during a reply, sent when it has ended
+    save: Callable[[Conversation], None] = field(default=lambda _: None, repr=False)
+
+    @property
+    def title(self) -> str:
+        """The given name, or the beginning of the first question."""
+        if self.name or not self.exchanges:
+            return self.name
+        question = self.exchanges[0].question
+        words = " ".join(question.text.split()) or next((picture.name for picture in question.pictures), "")
+        return words if len(words) <= TITLE_LENGTH else f"{words[: TITLE_LENGTH - 1]}…"
 
     @property
     def running(self) -> bool:
         """Whether the last reply is incomplete."""
         return bool(self.exchanges) and self.exchanges[-1].reply.running
 
-    def ask(self, client: ServiceClient, question: Question) -> None:
-        """Request the reply to a question; does not block."""
-        reply = self._request(client, question, self.exchanges)
-        self.exchanges.append(Exchange(question, reply))
+    def pictures(self, *, replacing_last: bool = False) -> list[Picture]:
+        """Return the pictures that the next request carries, without those of a question that it replaces."""
+        previous = self.exchanges[:-1] if replacing_last else self.exchanges
+        sent = [exchange for exchange in previous if exchange.reply.sendable or not exchange.reply.complete]
+        return [picture for exchange in sent for picture in exchange.question.pictures]
 
-    def refuse(self, question: Question, error: ServiceError) -> None:
-        """Add a question that could not be sent."""
-        self.exchanges.append(Exchange(question, Reply.failed(error)))
+    def ask(self, client: ServiceClient, question: Question) -> None:
+        """Request the reply to a question, or let it wait for the end of the current reply; does not block."""
+        if self.running:
+            self.waiting = question
+            return
+        reply = Reply()
+        self.exchanges = [*self.exchanges, Exchange(question, reply)]
+        self._request(client, reply)
+
+    def ask_waiting(self, client: ServiceClient) -> bool:
+        """Request the reply to the question that waits, if the current one has ended; return whether that is so."""
+        if self.waiting is None or self.running:
+            return False
+        question, self.waiting = self.waiting, None
+        self.ask(client, question)
+        return True
 
     def retry(self, client: ServiceClient) -> None:
         """Request the reply to the last question again."""
-        last = self.exchanges[-1]
-        last.reply = self._request(client, last.question, self.exchanges[:-1])
+        self.replace(client, self.exchanges[-1].question)
 
-    def clear(self) -> None:
-        """Stop the last reply and remove all exchanges."""
-        if self.exchanges:
+    def replace(self, client: ServiceClient, question: Question) -> None:
+        """Request the reply to a question in place of the last one."""
+        self.exchanges = self.exchanges[:-1]
+        self.ask(client, question)
+
+    def stop(self) -> None:
+        """Stop the last reply."""
+        if self.exchanges and not self.exchanges[-1].reply.complete:
             self.exchanges[-1].reply.stop()
-        self.exchanges.clear()
+            self.save(self)
 
-    @staticmethod
-    def _request(client: ServiceClient, question: Question, previous: Sequence[Exchange]) -> Reply:
-        """Request the reply to a question, with all earlier exchanges except failed ones."""
-        messages: list[dict[str, Any]] = []
+    def _request(self, client: ServiceClient, reply: Reply) -> None:
+        """Request the reply to the last question, with all earlier exchanges except failed ones."""
+        *previous, last = self.exchanges
+        messages = self.options.messages()
         for exchange in previous:
             if exchange.reply.sendable:
                 messages += [exchange.question.message(), {"role": "assistant", "content": exchange.reply.text}]
-        reply = Reply()
-        arguments = (client, [*messages, question.message()])
-        threading.Thread(target=reply.receive, args=arguments, name="answer", daemon=True).start()
-        return reply
+        messages.append(last.question.message())
+        self.save(self)
+        arguments = (reply, client, messages, self.options.fields())
+        threading.Thread(target=self._receive, args=arguments, name="answer", daemon=True).start()
+
+    def _receive(
+        self, reply: Reply, client: ServiceClient, messages: list[dict[str, Any]], fields: dict[str, Any]
+    ) -> None:
+        try:
+            reply.receive(client, messages, fields)
+        finally:
+            self.save(self)

@@ -107,10 +107,6 @@ ENGLISH = Texts(
             "The response could not be read; another program may be listening at this address.",
             "Check `GLM_LISTEN` of the page, then try again.",
         ),
-        Fault.INVALID_PICTURE: (
-            "This file could not be read as a picture: {detail}",
-            "PNG, JPEG, WebP, GIF and BMP work. Nothing was sent.",
-        ),
     },
 )
 
@@ -178,10 +174,6 @@ CHINESE = Texts(
         Fault.INVALID_RESPONSE: (
             "收到的内容无法识别，该地址上可能是其他程序。",
             "请检查页面的 `GLM_LISTEN` 设置，然后重试。",
-        ),
-        Fault.INVALID_PICTURE: (
-            "无法将该文件识别为图片：{detail}",
-            "支持 PNG、JPEG、WebP、GIF 和 BMP。没有发送任何内容。",
         ),
     },
 )
