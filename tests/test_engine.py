@@ -461,7 +461,8 @@ def test_a_request_cancelled_in_the_queue_never_starts(checkpoint: Path, monkeyp
         tasks = []
         for tokens in (600, 601, 602):
             tasks.append(asyncio.create_task(collect(engine, "Hello", Sampling(max_tokens=tokens, temperature=0))))
-            await asyncio.sleep(0.02)
+            while engine.usage().running + engine.usage().waiting < len(tasks):  # noqa: ASYNC110
+                await asyncio.sleep(0.001)
         tasks[1].cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 

@@ -108,8 +108,11 @@ class Draft:
         """Raise ApiError 413 or Unavailable if there is no room for so many more bytes."""
         self._require(self, more)
 
-    def publish(self, connection: Connection, filename: str, purpose: str, expires_at: int | None) -> File:
-        """Add the file's row in the given transaction, after its content was synced to disk."""
+    def publish(self, connection: Connection, filename: str, purpose: str, seconds: int | None) -> File:
+        """Add the file's row in the given transaction, after its content was synced to disk.
+
+        It expires after `seconds`; None: never.
+        """
         with storage_errors(self._directory.parent):
             self._file.flush()
             os.fsync(self._file.fileno())
@@ -118,7 +121,8 @@ class Draft:
                 os.fsync(directory)
             finally:
                 os.close(directory)
-        file = File(self.id, self.size, int(time.time()), expires_at, filename, purpose)
+        now = int(time.time())
+        file = File(self.id, self.size, now, None if seconds is None else now + seconds, filename, purpose)
         connection.execute(files.insert().values(file._asdict() | {"key_hash": self.key}))
         return file
 
@@ -169,7 +173,7 @@ class Files:
         """Publish a draft; it expires after `seconds`, or DEFAULT_EXPIRY. Raises ApiError 413."""
         with self.database.writing() as connection:
             self.require_quota(connection, draft.key, charged(draft.size))
-            file = draft.publish(connection, filename, purpose, int(time.time()) + (seconds or DEFAULT_EXPIRY))
+            file = draft.publish(connection, filename, purpose, seconds or DEFAULT_EXPIRY)
         draft.keep()
         return file
 

@@ -142,7 +142,6 @@ class Batches:
             for state, line in self._results(batch.number, final_status):
                 (output if state == "completed" else errors).write(line.encode() + b"\n")
             now = int(time.time())
-            expires_at = None if batch.output_seconds is None else now + batch.output_seconds
             with self.database.writing() as connection:
                 if not _holds(connection, batch_id, owner, batch.status):
                     return
@@ -150,10 +149,8 @@ class Batches:
                 for kind, draft in (("output", output), ("error", errors)):
                     if draft.size:
                         name = f"{batch_id}_{kind}.jsonl"
-                        kept[f"{kind}_file_id"] = (
-                            draft,
-                            draft.publish(connection, name, "batch_output", expires_at),
-                        )
+                        file = draft.publish(connection, name, "batch_output", batch.output_seconds)
+                        kept[f"{kind}_file_id"] = (draft, file)
                 changes = {column: file.id for column, (_, file) in kept.items()} | {f"{final_status}_at": now}
                 _set(connection, batch_id, status=final_status, owner=None, **changes)
                 connection.execute(delete(items).where(items.c.batch == batch.number))
