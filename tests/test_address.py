@@ -15,6 +15,7 @@ import pytest
 
 from deploy.journal.receipt import Receipt
 from deploy.reports.report import receipt_sentence
+from deploy.systemd import listener
 from tests.box import Box, live_host, wait_for
 
 
@@ -123,6 +124,20 @@ def test_install_changes_no_address_that_serves(box: Box, other: str, tmp_path: 
     assert httpx.get(f"http://{other}/version", trust_env=False).json()["version"] == "1.1.0"
     assert box.json("install") == {"changed": []}
     box.glmctl("install", "--listen", "localhost:8000", expect=2)
+
+
+def test_a_descriptor_that_is_closed_meanwhile_is_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The manager opens and closes descriptors while they are listed; what is left is looked at."""
+    readlink = os.readlink
+
+    def close_first(path: Path) -> str:
+        if path.name == "0":
+            raise FileNotFoundError(path)
+        return readlink(path)
+
+    monkeypatch.setattr(os, "readlink", close_first)
+    with socket.socket() as own:
+        assert f"socket:[{os.fstat(own.fileno()).st_ino}]" in listener._descriptors(os.getpid())
 
 
 def test_starting_what_serves_changes_nothing(box: Box) -> None:

@@ -119,7 +119,7 @@ def test_a_version_with_a_slower_tail_is_rolled_back(
     )
     show("slowest tenth slower", caught, rollouts)
     assert len(caught) > (0.9 if rollouts >= 100 else 0.75) * rollouts
-    assert not shares or sum(window != "bake" for window, *_ in caught) > 0.3 * rollouts
+    assert not shares or sum(window != "bake" for window, *_ in caught) > (0.3 if rollouts >= 100 else 0.1) * rollouts
 
 
 @pytest.mark.parametrize("load_effect", [DEVICE, PROCESS])

@@ -10,6 +10,7 @@ import os
 import socket
 import struct
 import sys
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from ipaddress import ip_address
 from pathlib import Path
@@ -118,10 +119,19 @@ def _listens(host: Host, address: str) -> bool:
     except (ValueError, OSError):
         return True
     try:
-        descriptors = [os.readlink(path) for path in Path(f"/proc/{_manager_pid(host)}/fd").iterdir()]  # noqa: PTH115
+        descriptors = _descriptors(_manager_pid(host))
     except OSError:
         return bool(sockets)
     return any(f"socket:[{inode}]" in descriptors for inode in sockets)
+
+
+def _descriptors(pid: int) -> set[str]:
+    """Return what the descriptors of a process refer to; raises OSError if this user may not see them."""
+    found = set()
+    for path in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(FileNotFoundError):  # closed meanwhile
+            found.add(os.readlink(path))  # noqa: PTH115
+    return found
 
 
 def _manager_pid(host: Host) -> int:
