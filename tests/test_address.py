@@ -15,7 +15,7 @@ import pytest
 
 from deploy.journal.receipt import Receipt
 from deploy.reports.report import receipt_sentence
-from deploy.systemd import listener
+from service.contract import processes
 from tests.box import Box, live_host, wait_for
 
 
@@ -137,7 +137,7 @@ def test_a_descriptor_that_is_closed_meanwhile_is_no_answer(monkeypatch: pytest.
 
     monkeypatch.setattr(os, "readlink", close_first)
     with socket.socket() as own:
-        assert f"socket:[{os.fstat(own.fileno()).st_ino}]" in listener._descriptors(os.getpid())
+        assert f"socket:[{os.fstat(own.fileno()).st_ino}]" in processes.descriptors(os.getpid())
 
 
 def test_starting_what_serves_changes_nothing(box: Box) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import time
 from collections.abc import Collection
@@ -12,6 +11,7 @@ from pathlib import Path
 from deploy.host import Host
 from deploy.rollout.liveness import SILENCE, Heartbeats, Silent
 from deploy.systemd.systemctl import Systemd
+from service.contract.processes import descriptors
 
 __all__ = ["FrozenWorkers"]
 
@@ -90,7 +90,7 @@ def _unread(pids: Collection[int]) -> int:
     found: set[str] = set()
     for pid in pids:
         with suppress(OSError):
-            sockets = {os.readlink(path) for path in Path(f"/proc/{pid}/fd").iterdir()}  # noqa: PTH115
+            sockets = descriptors(pid)
             for name in ("tcp", "tcp6"):
                 rows = [line.split() for line in Path(f"/proc/{pid}/net/{name}").read_text().splitlines()[1:]]
                 found |= {row[9] for row in rows if _has_unread(row) and f"socket:[{row[9]}]" in sockets}

@@ -6,11 +6,9 @@ that run keep serving the former address, and those that are started later get n
 
 from __future__ import annotations
 
-import os
 import socket
 import struct
 import sys
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from ipaddress import ip_address
 from pathlib import Path
@@ -20,6 +18,7 @@ from deploy.host import Host
 from deploy.systemd import units
 from deploy.systemd.systemctl import Systemd
 from deploy.systemd.units import Addresses
+from service.contract.processes import descriptors
 from service.contract.slots import SLOTS
 
 __all__ = ["Fault", "addresses", "fault_of", "require_same"]
@@ -119,19 +118,10 @@ def _listens(host: Host, address: str) -> bool:
     except (ValueError, OSError):
         return True
     try:
-        descriptors = _descriptors(_manager_pid(host))
+        found = descriptors(_manager_pid(host))
     except OSError:
         return bool(sockets)
-    return any(f"socket:[{inode}]" in descriptors for inode in sockets)
-
-
-def _descriptors(pid: int) -> set[str]:
-    """Return what the descriptors of a process refer to; raises OSError if this user may not see them."""
-    found = set()
-    for path in Path(f"/proc/{pid}/fd").iterdir():
-        with suppress(FileNotFoundError):  # closed meanwhile
-            found.add(os.readlink(path))  # noqa: PTH115
-    return found
+    return any(f"socket:[{inode}]" in found for inode in sockets)
 
 
 def _manager_pid(host: Host) -> int:

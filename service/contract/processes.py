@@ -1,4 +1,4 @@
-"""Process identity: detects pid reuse.
+"""Process identity, which detects pid reuse, and what a process has open.
 
 The pair of pid and start time names one process of a boot. It is read from /proc, because the value is stored in files
 that two programs compare: psutil derives its creation time from the wall clock, which may be set meanwhile.
@@ -7,10 +7,11 @@ that two programs compare: psutil derives its creation time from the wall clock,
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
-__all__ = ["boot_id", "control_groups", "is_alive", "own_start_ticks", "start_ticks"]
+__all__ = ["boot_id", "control_groups", "descriptors", "is_alive", "own_start_ticks", "start_ticks"]
 
 _STATE, _START_TIME = 0, 19  # fields of /proc/PID/stat, counted after the command's name
 
@@ -48,3 +49,12 @@ def control_groups(pid: int) -> frozenset[str]:
 def boot_id() -> str:
     """Return the id of this boot of the machine; pids and start times of another boot mean nothing."""
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def descriptors(pid: int) -> set[str]:
+    """Return what the descriptors of a process refer to, such as `socket:[1234]`; raises OSError if they are hidden."""
+    found = set()
+    for path in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(FileNotFoundError):  # closed meanwhile
+            found.add(os.readlink(path))  # noqa: PTH115
+    return found
