@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-import subprocess
 import time
 from pathlib import Path
 from types import TracebackType
@@ -14,7 +13,7 @@ from typing import Any
 import httpx
 
 from deploy.errors import GlmError, Refused
-from deploy.systemd.process import start_daemon
+from deploy.systemd.process import end, start_daemon
 from deploy.systemd.sandbox import reserve_port
 
 __all__ = ["RULES", "Prometheus", "require"]
@@ -71,12 +70,7 @@ class Prometheus:
     ) -> None:
         process = getattr(self, "process", None)
         if process is not None:
-            process.terminate()
-            try:
-                process.wait(_TIMEOUT)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            end(process, _TIMEOUT)
         self._port.close()
 
     def query(self, expression: str) -> list[dict[str, Any]]:

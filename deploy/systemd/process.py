@@ -56,3 +56,13 @@ def start_daemon(argv: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
             )
         except FileNotFoundError as error:
             raise GlmError(f"{argv[0]} is not installed", hint="install systemd and util-linux") from error
+
+
+def end(process: subprocess.Popen[bytes], seconds: float) -> None:
+    """Terminate a process and wait for it; kill it if it still runs after `seconds`."""
+    process.terminate()
+    try:
+        process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()

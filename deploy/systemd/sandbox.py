@@ -12,7 +12,6 @@ import fcntl
 import os
 import shutil
 import socket
-import subprocess
 import sys
 import tempfile
 import time
@@ -23,7 +22,7 @@ from types import TracebackType
 from deploy.errors import GlmError
 from deploy.host import Host
 from deploy.systemd import programs
-from deploy.systemd.process import run, start_daemon
+from deploy.systemd.process import end, run, start_daemon
 from deploy.systemd.units import Addresses, install
 
 LOG_VARIABLE = "GLM_SANDBOX_LOG"
@@ -76,12 +75,7 @@ class Sandbox:
     ) -> None:
         manager = getattr(self, "manager", None)
         if manager is not None:
-            manager.terminate()  # systemd stops every unit and exits
-            try:
-                manager.wait(_TIMEOUT)
-            except subprocess.TimeoutExpired:
-                manager.kill()
-                manager.wait()
+            end(manager, _TIMEOUT)  # systemd stops every unit and exits
         self._empty_cgroup()
         for port in self._ports:
             port.close()
