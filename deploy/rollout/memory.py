@@ -14,7 +14,6 @@ from deploy.rollout import gpus, need
 from deploy.rollout.gpus import Gpu
 from deploy.rollout.plan import Context
 from service.contract.device_memory import Copy, Device, room
-from service.contract.devices import CPU
 from service.contract.generations import current
 from service.contract.memory_policy import MemoryPolicy
 from service.contract.slots import SLOTS
@@ -113,7 +112,7 @@ def _held(worker: WorkerState, gpu: Gpu | None) -> int:
     """Return the bytes of the GPU, or of the host without one, that are free when the worker has ended."""
     if gpu is None:
         return _proportional(worker.pid)
-    return gpu.used_by.get(worker.pid) or (worker.memory if worker.device in (gpu.label, CPU) else 0)
+    return gpu.used_by.get(worker.pid) or worker.memory_on(gpu.label)
 
 
 def _proportional(pid: int) -> int:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from service.contract import atomic, fields, processes
+from service.contract.devices import CPU
 
 __all__ = ["HEARTBEAT", "Ledger", "PastVersion", "Phase", "SwapReport", "WorkerState", "WorkerStateFile"]
 
@@ -89,7 +90,7 @@ class WorkerState:
     generation: int = 0
     start_ticks: int | None = None
     """With `pid` it identifies the process; clock ticks since boot."""
-    device: str = "cpu"
+    device: str = CPU
     """`cpu`, or the GPU that it is pinned to: `cuda:N`, with its number in `nvidia-smi`."""
     step: str = ""
     progress: float = 0.0
@@ -114,7 +115,7 @@ class WorkerState:
     """Seconds since the epoch."""
 
     @classmethod
-    def of_this_process(cls, *, slot: str, generation: int, version: str, device: str = "cpu") -> WorkerState:
+    def of_this_process(cls, *, slot: str, generation: int, version: str, device: str = CPU) -> WorkerState:
         """Return the state of a worker that has just started."""
         return cls(
             pid=os.getpid(),
@@ -125,6 +126,10 @@ class WorkerState:
             start_ticks=processes.own_start_ticks(),
             device=device,
         )
+
+    def memory_on(self, device: str) -> int:
+        """Return the bytes that it takes of a device. One that is not pinned, as on part of a GPU, counts on each."""
+        return self.memory if self.device in (device, CPU) else 0
 
     @classmethod
     def read(cls, path: Path) -> WorkerState | None:

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 from service.contract import memory_policy
-from service.contract.devices import CPU, Devices, Gpu, label
+from service.contract.devices import Devices, Gpu, label
 from service.contract.generations import all_generations
 from service.contract.memory_policy import MemoryPolicy
 from service.engine.protocol import Limits, WorkerEngine
@@ -80,5 +80,5 @@ def _held_by_others(runtime: Path, device: str) -> int:
     for generation in all_generations(runtime):
         workers = generation.alive_workers
         if os.getpid() not in {worker.pid for worker in workers}:
-            total += sum(worker.memory for worker in workers if worker.device in (device, CPU))
+            total += sum(worker.memory_on(device) for worker in workers)
     return total
