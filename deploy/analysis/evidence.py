@@ -80,7 +80,10 @@ class Evidence:
         self._answers: deque[Sample] = deque(maxlen=_KEPT)
         self._others: deque[Sample] = deque(maxlen=_KEPT)
         self._version: object = None
-        self._group = Group()
+        self._group = self._new_group()
+        self._all, self._disturbed = self._new_group(), 0
+        """All of the responses, but for the new ones, and how many disturbances there were then."""
+        self._new: deque[Sample] = deque(maxlen=2 * _KEPT)
 
     def add(self, samples: Iterable[Sample]) -> None:
         """Add responses, in any order."""
@@ -95,6 +98,7 @@ class Evidence:
             self.of_model += sample.is_answer
             self.failed += sample.is_error
             (self._answers if sample.is_answer else self._others).append(sample)
+            self._new.append(sample)
 
     @property
     def client(self) -> Client:
@@ -105,11 +109,23 @@ class Evidence:
         """Return the responses that count, of all clients but one."""
         version = client, without, self.count, self._disturbances and self._disturbances.number
         if version != self._version:
-            found = Group(times_from=self._times_from, times_until=self._times_until, disturbed=self._disturbances)
-            for samples in (self._answers, self._others):
-                found.add(capped(samples, client, self._least, without=without))
-            self._version, self._group = version, found
+            found = [capped(some, client, self._least, without=without) for some in (self._answers, self._others)]
+            self._version = version
+            self._group = self._whole() if sum(map(len, found)) == self.count else self._new_group(chain(*found))
         return self._group
+
+    def _whole(self) -> Group:
+        """Return all responses. Those of the last call are not counted again, unless pinned requests came between."""
+        disturbed = self._disturbances.number if self._disturbances else 0
+        if disturbed != self._disturbed:
+            self._all, self._disturbed = self._new_group(chain(self._answers, self._others)), disturbed
+        else:
+            self._all.add(self._new)
+        self._new.clear()
+        return self._all
+
+    def _new_group(self, samples: Iterable[Sample] = ()) -> Group:
+        return Group(samples, times_from=self._times_from, times_until=self._times_until, disturbed=self._disturbances)
 
     def clients(self, client: Client, is_counted: Callable[[Sample], bool]) -> Counter[Hashable]:
         """Return how many responses each client has, of those that are counted."""

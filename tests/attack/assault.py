@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from PIL import Image
@@ -139,6 +140,11 @@ def _chat(content: Any = "hi", **more: Any) -> Attack:
 
 
 def _pictures(count: int) -> Attack:
+    return Attack(2, lambda: _chat_about_pictures(count).pieces(), PATIENCE)
+
+
+@cache  # encoding takes seconds, which every process that imports this would spend
+def _chat_about_pictures(count: int) -> Attack:
     file = io.BytesIO()
     Image.new("RGB", (7000, 7000), "red").save(file, "WEBP")
     url = f"data:image/webp;base64,{base64.b64encode(file.getvalue()).decode()}"

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import chain
 
 import httpx
 import pytest
@@ -15,7 +16,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from deploy.analysis.comparison import Comparison
-from deploy.analysis.evidence import Disturbances, capped, client_of
+from deploy.analysis.evidence import Disturbances, Evidence, capped, client_of
 from deploy.analysis.samples import Sample
 from deploy.policy import Limits
 from service.contract.samples import Origin
@@ -126,6 +127,42 @@ def test_who_is_a_client(addresses: int, keys: int) -> None:
     ]
     client = client_of(samples)
     assert len({client(sample) for sample in samples}) == (addresses if addresses >= 4 else addresses * keys)
+
+
+parts = st.lists(
+    st.lists(
+        st.builds(
+            Sample,
+            at=st.floats(0, 50),
+            seconds=st.floats(0.01, 5),
+            first=st.none() | st.just(0.01),
+            status=st.sampled_from([200, 200, 429, 500]),
+            kind=st.integers(0, 3),
+            origin=st.builds(Origin, address=st.integers(1, 6), is_pinned=st.sampled_from([False, False, False, True])),
+        ),
+        max_size=8,
+    ),
+    max_size=8,
+)
+
+
+@settings(deadline=None, max_examples=40)
+@given(parts=parts)
+def test_evidence_does_not_depend_on_the_looks_before(parts: list[list[Sample]]) -> None:
+    """What was counted at an earlier look counts as if all were seen at once, also with pinned ones between."""
+
+    def content(evidence: Evidence) -> tuple[object, ...]:
+        group = evidence.group(evidence.client)
+        times = [sorted(one.all) for one in group.times.values()]
+        return group.all, group.of_model, times, Counter(group.mirrored)
+
+    looked_at, at_once = (Evidence(times_from=5.0, disturbances=Disturbances(), least=2) for _ in range(2))
+    for part in parts:
+        looked_at.add(part)
+        looked_at.group(looked_at.client)
+        looked_at.group(looked_at.client, without=Origin(1).address)
+    at_once.add(chain.from_iterable(parts))
+    assert content(looked_at) == content(at_once)
 
 
 def test_pinned_responses_are_not_judged() -> None:
