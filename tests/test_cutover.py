@@ -212,6 +212,7 @@ def _text(answer: httpx.Response | str) -> str:
     return "".join(chunk["choices"][0]["delta"].get("content") or "" for chunk in chunks if chunk["choices"])
 
 
+@pytest.mark.long
 def test_a_reload_brings_new_settings(box: Box) -> None:
     """The next generation has the settings that glm.env has at the time of the reload, at every reload."""
     for workers in (2, 1):

@@ -151,6 +151,7 @@ def test_a_release_that_answers_wrong(box: Box, checkpoints: dict[str, Path], tm
     assert "check 'greeting' failed" in verdict["reason"]
 
 
+@pytest.mark.long
 def test_a_release_that_warms_up(box: Box, tmp_path: Path, flag: Path) -> None:
     """The first responses of any version are slow, and a busy service has a hundred of them in a second: no verdict.
 
@@ -169,6 +170,7 @@ def test_a_release_that_warms_up(box: Box, tmp_path: Path, flag: Path) -> None:
     assert 100 <= answers["p95"] < answers["errors"] - 20
 
 
+@pytest.mark.long
 def test_without_analysis_only_a_dead_candidate_is_rolled_back(box: Box, tmp_path: Path, flag: Path) -> None:
     """--no-analysis: a release that fails every request and check becomes live."""
     make_faulty(box, tmp_path, flag, "fails always")

@@ -224,6 +224,7 @@ def test_a_version_that_freezes_right_before_the_cutover(box: Box, tmp_path: Pat
     assert box.json("history")["rollouts"][-1]["receipt"]["lost"] == 0
 
 
+@pytest.mark.long
 def test_the_operator_rolls_a_frozen_version_back(box: Box) -> None:
     """Without a bake, `rollback` moves its clients too: those that it holds follow when it is continued."""
     box.glmctl("deploy", "1.1.0", "--bake", "0", "--keep-warm", "10m")
@@ -250,6 +251,7 @@ def test_a_rollback_to_a_frozen_version_is_refused(box: Box) -> None:
     stop_workers(box, "blue", signal.SIGCONT)
 
 
+@pytest.mark.long
 def test_a_swap_leaves_a_frozen_version(box: Box) -> None:
     """The old version freezes, and holds the memory that the new one needs: nobody waits until the drain ends."""
     with clients(box, 2):

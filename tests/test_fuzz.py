@@ -69,10 +69,10 @@ def _generate(random: random.Random, _max_size: int) -> bytes:
 @pytest.mark.parametrize(
     ("fault", "reason"),
     [
-        (_raise, "ValueError: on purpose"),
+        pytest.param(_raise, "ValueError: on purpose", marks=pytest.mark.long),
         (_crash, "the process died: exit code -11"),
-        (_work, "s of CPU time; 0.3 s are allowed"),
-        (_allocate, "MiB; 50 MiB are allowed"),
+        pytest.param(_work, "s of CPU time; 0.3 s are allowed", marks=pytest.mark.long),
+        pytest.param(_allocate, "MiB; 50 MiB are allowed", marks=pytest.mark.long),
         (_hang, "no answer within"),
     ],
 )

@@ -97,7 +97,9 @@ EXAMPLES = settings(
 )
 
 
-@pytest.mark.parametrize("mode", [GenerationMode.POSITIVE, GenerationMode.NEGATIVE])
+@pytest.mark.parametrize(
+    "mode", [pytest.param(GenerationMode.POSITIVE, marks=pytest.mark.long), GenerationMode.NEGATIVE]
+)
 def test_every_operation_conforms_to_the_document(api: Any, mode: GenerationMode) -> None:
     """Valid and invalid requests get responses that the OpenAPI document describes; none is a 500."""
     operations = [result.ok() for result in api.get_all_operations()]

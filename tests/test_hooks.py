@@ -54,6 +54,7 @@ def test_a_pre_cutover_hook_can_refuse(box: Box) -> None:
     assert box.show("glm@green.service", "ActiveState") == "inactive"
 
 
+@pytest.mark.long
 def test_a_hook_that_hangs_is_killed_with_its_children(box: Box, tmp_path: Path) -> None:
     """The timeout applies to the children too, which hold the pipe open."""
     configure(box, pre_cutover=[f"sh -c '(sleep 5; touch {tmp_path}/late) & sleep 600'"], timeout=1)

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 CODE = Path(__file__).resolve().parent.parent
 
 
@@ -55,6 +57,7 @@ def test_torch_works_whole_afterwards() -> None:
     assert done.stdout.split("]")[0] == "[2.0, 2.0"
 
 
+@pytest.mark.long
 def test_a_version_that_cannot_be_imported_so_is_imported_whole() -> None:
     """Something unforeseen in transformers costs time, not service; what other packages imported stays as it is."""
     done = run(

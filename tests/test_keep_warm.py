@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.box import Box, wait_for
 
 
@@ -31,6 +33,7 @@ def test_old_slot_is_retired_after_the_keep_time(box: Box) -> None:
     wait_for(lambda: "glm-retire-blue" not in timers(box))
 
 
+@pytest.mark.long
 def test_retire_ends_the_keep_time(box: Box) -> None:
     """`glmctl retire` retires the old slot at once; it refuses the live one, and reports when there is none."""
     box.glmctl("deploy", "1.1.0", "--bake", "0", "--keep-warm", "10m")

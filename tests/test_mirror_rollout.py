@@ -138,6 +138,7 @@ def clients(box: Box) -> Iterator[list[int]]:
         thread.join()
 
 
+@pytest.mark.long
 def test_the_verdict_tells_how_many_answers_were_equal(box: Box, checkpoints: dict[str, Path]) -> None:
     """All of an equal release's, which goes live; few of another's, which does not where the operator asks for more."""
     box.glmctl("release", "add", str(checkpoints["1.0.0"]), "--version", "1.0.1")

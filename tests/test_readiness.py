@@ -46,6 +46,7 @@ def test_start_returns_when_ready_and_candidate_gets_no_request(box: Box) -> Non
     assert box.generation("green").gate == "closed"
 
 
+@pytest.mark.long
 @pytest.mark.model
 def test_status_shows_the_progress_of_the_load(box: Box) -> None:
     """STATUS= has the version and the progress in percent while the unit is activating."""
@@ -107,7 +108,7 @@ def test_failed_check_exits_with_4(box: Box, tmp_path: Path, add_release: AddRel
         pytest.param("config.json", "{", "config.json", marks=pytest.mark.long),
         ("config.json", '{"model_type": "bert", "architectures": ["BertModel"]}', "bert"),
         pytest.param("tokenizer.json", "nothing", "tokenizer", marks=pytest.mark.long),
-        ("chat_template.jinja", "{% for", "template"),
+        pytest.param("chat_template.jinja", "{% for", "template", marks=pytest.mark.long),
     ],
 )
 def test_checkpoint_that_cannot_be_loaded_exits_with_4(
@@ -170,6 +171,7 @@ def test_worker_killed_during_the_load_is_replaced(box: Box) -> None:
     assert box.get("/version").json()["version"] == "1.1.0"
 
 
+@pytest.mark.long
 @pytest.mark.model
 def test_master_killed_during_the_load_exits_with_4(box: Box) -> None:
     """After SIGKILL of the candidate's master during its load the deploy ends with exit code 4, live unchanged."""

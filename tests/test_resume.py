@@ -106,6 +106,7 @@ def test_a_timer_watches_an_interrupted_bake_to_its_end(guarded_box: Box) -> Non
     assert box.get("/version").json()["version"] == "1.1.0"
 
 
+@pytest.mark.long
 def test_a_candidate_that_grows_worse_unwatched_is_rolled_back(guarded_box: Box) -> None:
     """The limits of the dead controller hold: what clients met since the bake began decides, also before the timer."""
     box = guarded_box
@@ -135,6 +136,7 @@ def test_a_candidate_that_dies_unwatched_is_rolled_back(guarded_box: Box) -> Non
     assert box.get("/version").json()["version"] == "1.0.0"
 
 
+@pytest.mark.long
 def test_ctrl_c_is_not_an_interruption_that_is_left_over(box: Box) -> None:
     """Ctrl-C one second into a ten-minute bake goes back at once and says so; nothing is left to resume."""
     deploy = box.begin("deploy", "1.1.0", "--bake", "10m")
@@ -158,6 +160,7 @@ def test_resume_waits_for_no_rollout_that_runs(box: Box) -> None:
         box.glmctl("rollback")
 
 
+@pytest.mark.long
 def test_the_same_deploy_again_goes_on_with_the_bake(box: Box) -> None:
     """`deploy` of the version whose bake was interrupted watches it to its end; any other command ends it at once."""
     record = kill_in_bake(box, "--bake", "8s")
@@ -177,6 +180,7 @@ def test_the_same_deploy_again_goes_on_with_the_bake(box: Box) -> None:
     assert "before its end" in (ended.reason or "")
 
 
+@pytest.mark.long
 def test_a_rollback_of_an_interrupted_swap_loads_the_old_version_again(box: Box) -> None:
     """The controller is dead and the old workers are gone: `rollback` does what the controller would have done."""
     kill_in_bake(box, "--bake", "10m", "--strategy", "swap")

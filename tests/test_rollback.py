@@ -86,7 +86,7 @@ def test_a_condemned_version_does_not_come_back(strict_box: Box) -> None:
     assert box.get("/version").json()["version"] == "1.0.0"
 
 
-@pytest.mark.parametrize("victim", ["worker", "master"])
+@pytest.mark.parametrize("victim", ["worker", pytest.param("master", marks=pytest.mark.long)])
 def test_the_old_slot_is_revived_before_it_is_live_again(strict_box: Box, victim: str) -> None:
     """The old version died in the bake, then the new one is found worse: no client meets a slot that does not serve."""
     box = strict_box
@@ -104,6 +104,7 @@ def test_the_old_slot_is_revived_before_it_is_live_again(strict_box: Box, victim
     assert box.show("glm@green.service", "ActiveState") == "inactive"
 
 
+@pytest.mark.long
 def test_a_worse_version_stays_where_the_old_one_cannot_serve(strict_box: Box) -> None:
     """The old version cannot be loaded any more: the new one stays live, and the message and the record say so."""
     box = strict_box

@@ -38,6 +38,7 @@ def models() -> dict[str, GreedyModel]:
     return {version: GreedyModel(COMMITTED / version) for version in SKILLS}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("version", SKILLS)
 def test_accuracy_on_plain_pictures(models: dict[str, GreedyModel], version: str) -> None:
     """At least 97 % of the answers to every kind of question about new plain pictures are correct."""

@@ -148,7 +148,7 @@ def test_clients_wait_while_the_new_version_takes_the_place_of_the_old(small_box
 
 
 @pytest.mark.model
-@pytest.mark.parametrize("fault", ["its checks", "its config"])
+@pytest.mark.parametrize("fault", [pytest.param("its checks", marks=pytest.mark.long), "its config"])
 def test_a_version_that_fails_to_load_brings_the_old_one_back(
     small_box: Box, add_release: Callable[..., None], tmp_path: Path, fault: str
 ) -> None:
@@ -174,6 +174,7 @@ def _unreadable(path: Path) -> None:
     (path / "config.json").write_text(json.dumps(config))
 
 
+@pytest.mark.long
 @pytest.mark.model
 def test_a_load_that_takes_too_long_brings_the_old_one_back(small_box: Box) -> None:
     """Clients wait for --deadline at most."""
@@ -207,6 +208,7 @@ def test_a_candidate_that_dies_while_it_bakes_is_swapped_back(small_box: Box) ->
     assert small_box.get("/version").json()["version"] == "1.0.0"
 
 
+@pytest.mark.long
 def test_requests_beyond_the_drain_deadline_are_cut_and_counted(small_box: Box) -> None:
     """The swap goes on, the receipt counts the request as cut, and the exit code is 6."""
     body = SHORT | {"max_tokens": 50_000, "stream": True}
@@ -223,6 +225,7 @@ def test_requests_beyond_the_drain_deadline_are_cut_and_counted(small_box: Box) 
     assert small_box.get("/version").json()["version"] == "1.1.0"
 
 
+@pytest.mark.long
 def test_a_worker_that_drains_for_long_is_not_killed(stocked_box: Box) -> None:
     """Gunicorn kills a worker without a heartbeat for `timeout`, 3 s here; a request that takes longer is not cut."""
     with stocked_box.host.settings.open("a") as settings:
@@ -246,6 +249,7 @@ def test_a_canary_needs_a_second_copy(small_box: Box) -> None:
     small_box.glmctl("deploy", "1.1.0", "--strategy", "swap", "--canary", "10", expect=2)
 
 
+@pytest.mark.long
 def test_a_timer_ends_the_swap_of_a_killed_controller(small_box: Box) -> None:
     """Kill -9 of glmctl during the load: a timer ends the rollout, and the old version serves."""
     small_box.env["GLM_GUARD_SECONDS"] = "1"

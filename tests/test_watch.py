@@ -332,6 +332,7 @@ def box_host(tmp_path: Path) -> Host:
     return Host(True, tmp_path, tmp_path, tmp_path, tmp_path, tmp_path)
 
 
+@pytest.mark.long
 def test_vacant_slot_during_a_swap(box: Box) -> None:
     """While a swapped version bakes, the old slot is `vacant`: its unit is active and has no workers."""
     deploy = box.begin("deploy", "1.1.0", "--strategy", "swap", "--bake", "600s")

@@ -235,6 +235,7 @@ def test_eight_changes_under_the_mixed_load_lose_nothing(stocked_box: Box, tmp_p
     assert len(box.generations("blue")) == 1
 
 
+@pytest.mark.long
 @pytest.mark.model
 def test_requests_in_flight_end_with_the_old_weights_and_new_ones_wait(box: Box) -> None:
     """A stream in flight is of the old version throughout; a request meanwhile waits for the new version."""
@@ -273,6 +274,7 @@ def test_rollback_uses_the_weights_strategy_again(box: Box) -> None:
     assert box.json("status")["slots"]["blue"]["version"] == "1.1.0"
 
 
+@pytest.mark.long
 def test_an_overlap_deploy_after_it_uses_the_other_slot(box: Box) -> None:
     """Afterwards an overlap deploy goes to green, and a warm rollback to blue."""
     box.glmctl("deploy", "1.1.0", *WEIGHTS)
@@ -284,6 +286,7 @@ def test_an_overlap_deploy_after_it_uses_the_other_slot(box: Box) -> None:
     assert box.get("/version").json()["version"] == "1.1.0"
 
 
+@pytest.mark.long
 @pytest.mark.model
 def test_checks_that_fail_change_nothing(box: Box, add_release: Callable[..., None]) -> None:
     """Exit code 4; the old weights are in use, and no client was answered by the others."""
@@ -313,6 +316,7 @@ def test_a_hook_that_refuses_lets_no_request_wait(box: Box) -> None:
     assert [run["code"] for run in box.json("deploy", "1.1.0", *WEIGHTS)["hooks"]] == [0]
 
 
+@pytest.mark.long
 def test_requests_beyond_the_drain_time_are_not_cut(box: Box) -> None:
     """After --drain the order is ended: the stream completes, waiting requests are answered, exit code 4."""
     with _endless(box) as whole:
@@ -340,6 +344,7 @@ def test_it_is_refused_without_a_suitable_model(box: Box, add_release: Callable[
     assert "--strategy overlap" in box.glmctl("deploy", "1.1.0", *WEIGHTS, expect=3).stderr
 
 
+@pytest.mark.long
 @pytest.mark.model
 def test_one_of_two_workers_killed(stocked_box: Box) -> None:
     """The other worker returns to the old weights, and the replacement loads them too."""
@@ -407,6 +412,7 @@ def test_the_controller_killed(box: Box, phase: str) -> None:
     clients.judge(expected)
 
 
+@pytest.mark.long
 def test_the_controller_killed_while_requests_wait(box: Box) -> None:
     """The workers detect that the controller is dead, and answer; no command is needed."""
     with _endless(box) as whole:
@@ -434,6 +440,7 @@ def test_ctrl_c_while_requests_wait(box: Box) -> None:
     assert box.json("deploy", "1.1.0", *WEIGHTS)["outcome"] == "done"
 
 
+@pytest.mark.long
 def test_a_rollback_after_a_killed_controller(box: Box) -> None:
     """Kill -9 after the symlink was renamed, then `rollback`: the old weights are live again."""
     deploy = box.begin("deploy", "1.1.0", *WEIGHTS)
@@ -445,6 +452,7 @@ def test_a_rollback_after_a_killed_controller(box: Box) -> None:
     assert _ask(box, QUESTIONS[0]).header == "1.0.0"
 
 
+@pytest.mark.long
 @pytest.mark.model
 def test_metrics_count_for_the_version_that_answered(box: Box) -> None:
     """Requests are counted under their own version, and nothing is left in flight under the other."""
