@@ -78,8 +78,8 @@ def findings(box: Box, *, good: bool) -> list[dict[str, str]]:
 @pytest.mark.parametrize(
     "damage",
     [
-        *(edit, there_and_back, stop, restart_while_the_live_slot_is_awaited),
-        *(pytest.param(damage, marks=pytest.mark.long) for damage in (edit_and_reload, restart)),
+        *(edit, restart_while_the_live_slot_is_awaited),
+        *(pytest.param(damage, marks=pytest.mark.long) for damage in (edit_and_reload, restart, stop, there_and_back)),
     ],
 )
 def test_doctor_finds_a_lost_socket_and_its_fix_works(box: Box, other: str, damage: Callable[[Box, str], None]) -> None:

@@ -8,6 +8,8 @@ import socket
 from collections.abc import Callable
 from datetime import datetime
 
+import pytest
+
 from deploy.journal.journal import Journal
 from tests.box import Box, kill, wait_for
 
@@ -139,6 +141,7 @@ def test_ctrl_c_while_the_old_slot_is_retired(box: Box) -> None:
     assert box.get("/version").json()["version"] == "1.1.0"
 
 
+@pytest.mark.long
 def test_the_old_worker_killed_after_cutover(box: Box) -> None:
     """Kill -9 of blue's worker in the bake: the new version serves, and the deploy is done."""
     deploy = box.begin("deploy", "1.1.0", "--bake", "2s")

@@ -117,7 +117,8 @@ def test_a_slow_release(box: Box, tmp_path: Path, flag: Path, words: tuple[str, 
     assert all(one["blocks"] >= one["blocks_worse"] > one["blocks"] / 2 for one in slow)
 
 
-@pytest.mark.parametrize("words", [pytest.param(CANARY, marks=pytest.mark.long), BAKE])
+@pytest.mark.long
+@pytest.mark.parametrize("words", [CANARY, BAKE])
 def test_a_release_that_fails(box: Box, tmp_path: Path, flag: Path, words: tuple[str, ...]) -> None:
     """One in twenty responses is an error; the clients' requests show it, without a repeated check."""
     box.host.policy.write_text("[analysis]\nchecks_every = 600\n")

@@ -197,6 +197,7 @@ def test_a_rollback_while_it_bakes_loads_the_old_version_again(small_box: Box) -
     assert small_box.show("glm@green.service", "ActiveState") == "inactive"
 
 
+@pytest.mark.long
 def test_a_candidate_that_dies_while_it_bakes_is_swapped_back(small_box: Box) -> None:
     """Kill -9 of the new master: the rollout loads the old version again."""
     deploy = small_box.begin("deploy", "1.1.0", "--strategy", "swap", "--bake", "600s")

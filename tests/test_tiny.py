@@ -50,6 +50,7 @@ def test_reproducibility(checkpoint: Path, tmp_path: Path) -> None:
         assert ((tmp_path / "other" / name).read_bytes() == content) == (name != "model.safetensors"), name
 
 
+@pytest.mark.long
 def test_command(tmp_path: Path) -> None:
     """`python -m service.demo_models.tiny OUT` makes a checkpoint of the given size and type."""
     command = [sys.executable, "-m", "service.demo_models.tiny"]

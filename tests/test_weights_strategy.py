@@ -368,6 +368,7 @@ def test_one_of_two_workers_killed(stocked_box: Box) -> None:
     assert _last(box)["receipt"]["lost"] == 0
 
 
+@pytest.mark.long
 @pytest.mark.model
 def test_a_worker_killed_afterwards_is_replaced_with_the_new_weights(box: Box) -> None:
     """After a worker, and after the master: the replacement has the live weights."""
