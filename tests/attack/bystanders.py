@@ -1,7 +1,7 @@
 """Well-behaved clients beside an attack, in a process of their own: what they notice of it.
 
-`python -m tests.attack.bystanders PORT [PID]` asks until its standard input ends, and for each line there prints as
-JSON what was noticed since the last one.
+`python -m tests.attack.bystanders PORT PATIENCE [PID]` asks until its standard input ends, and for each line there
+prints as JSON what was noticed since the last one.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from tests.attack.assault import Attack, assault
 from tests.box import CODE, Box
 
 PATIENCE = 10.0  # seconds that a client waits for an answer
+DRAIN = 30.0  # seconds that a rollout gives to requests that were accepted
 HEALTHZ_PAUSE = 0.01  # seconds between two questions of a client
 CHAT_PAUSE = 0.02
 CLIENTS = 2  # of each kind
@@ -70,8 +71,9 @@ class Report:
 class Bystanders:
     """The clients of a host, which also watch the memory of the worker of `slot`."""
 
-    def __init__(self, box: Box, slot: str | None = "blue") -> None:
-        command = [sys.executable, "-m", "tests.attack.bystanders", box.listen.split(":")[1]]
+    def __init__(self, box: Box, slot: str | None = "blue", *, patience: float = PATIENCE) -> None:
+        self._patience = patience
+        command = [sys.executable, "-m", "tests.attack.bystanders", box.listen.split(":")[1], str(patience)]
         if slot:
             command += [str(worker.pid) for worker in box.generation(slot).alive_workers]
         self._process = subprocess.Popen(
@@ -91,7 +93,7 @@ class Bystanders:
 
     def close(self) -> None:
         """End the clients."""
-        self._process.communicate(timeout=2 * PATIENCE)
+        self._process.communicate(timeout=2 * self._patience)
 
     def _take(self) -> dict[str, Any]:
         """Return what was noticed since the last call; waits until the clients have begun."""
@@ -102,17 +104,14 @@ class Bystanders:
         return found
 
 
-def harm(idle: Report, report: Report, *, growth: int, is_work: bool = False) -> str:
-    """Return what an attack did to the clients; empty if they noticed nothing. `growth`: bytes that it may cost.
-
-    `is_work`: its requests are accepted, so that the engine computes them and answers to others take longer.
-    """
+def harm(idle: Report, report: Report, *, growth: int) -> str:
+    """Return what an attack did to the clients; empty if they noticed nothing. `growth`: bytes that it may cost."""
     found = []
     if report.failures:
         found.append("failures")
     if report.p99("healthz") > max(FLOOR, 5 * idle.p99("healthz")):
         found.append("slow healthz")
-    if report.p99("chat") > max(FLOOR, 3 * idle.p99("chat")) and not is_work:
+    if report.p99("chat") > max(FLOOR, 3 * idle.p99("chat")):
         found.append("slow chat")
     if report.growth > growth:
         found.append("memory")
@@ -120,7 +119,7 @@ def harm(idle: Report, report: Report, *, growth: int, is_work: bool = False) ->
 
 
 def assert_nothing_is_noticed(
-    box: Box, clients: Bystanders, idle: Report, attack: Attack, *, growth: int, is_work: bool = False
+    box: Box, clients: Bystanders, idle: Report, attack: Attack, *, growth: int
 ) -> set[bytes]:
     """Attack beside the clients, by whose figures `harm` tells nothing; returns the statuses that the attack got.
 
@@ -130,7 +129,7 @@ def assert_nothing_is_noticed(
     for _ in range(ATTEMPTS):
         with clients.noticing() as report:
             statuses = assault(box, attack, SECONDS)
-        found = harm(idle, report, growth=growth, is_work=is_work)
+        found = harm(idle, report, growth=growth)
         print(report, dict(statuses))
         if not found:
             break
@@ -140,14 +139,18 @@ def assert_nothing_is_noticed(
     return set(statuses)
 
 
-def assert_nothing_is_lost_in_rollouts(box: Box, attack: Attack) -> None:
-    """Attack beside the clients during a canary, cutovers and swaps, which end as without the attack."""
+def assert_nothing_is_lost_in_rollouts(box: Box, attack: Attack, *, is_work: bool) -> None:
+    """Attack beside the clients during a canary, cutovers and swaps, which end as without the attack.
+
+    `is_work`: its requests are accepted, so that in a swap the others may have to wait until they are drained.
+    """
     stop = threading.Event()
     attackers = threading.Thread(target=assault, args=(box, attack, 300, stop))
-    with closing(Bystanders(box, None)) as clients, clients.noticing() as report:
+    patience = PATIENCE + DRAIN * is_work
+    with closing(Bystanders(box, None, patience=patience)) as clients, clients.noticing() as report:
         attackers.start()
         try:
-            records = [box.json("deploy", *options, "--drain", "30s") for options in ROLLOUTS]
+            records = [box.json("deploy", *options, "--drain", f"{DRAIN}s") for options in ROLLOUTS]
         finally:
             stop.set()
             attackers.join()
@@ -155,7 +158,7 @@ def assert_nothing_is_lost_in_rollouts(box: Box, attack: Attack) -> None:
     assert {(record["outcome"], record["receipt"]["lost"]) for record in records} == {("done", 0)}
 
 
-async def _ask(port: int, pid: int | None = None) -> None:
+async def _ask(port: int, patience: float, pid: int | None = None) -> None:
     """Ask until standard input ends, and print a report since the last one for each line there."""
     worker = psutil.Process(pid) if pid else None
     report, stop = Report(), asyncio.Event()
@@ -194,7 +197,7 @@ async def _ask(port: int, pid: int | None = None) -> None:
         stop.set()
 
     base = f"http://127.0.0.1:{port}"
-    async with httpx.AsyncClient(base_url=base, limits=limits, timeout=PATIENCE, trust_env=False) as client:
+    async with httpx.AsyncClient(base_url=base, limits=limits, timeout=patience, trust_env=False) as client:
         await client.get("/healthz")
         async with asyncio.TaskGroup() as group:
             for _ in range(CLIENTS):
@@ -205,4 +208,5 @@ async def _ask(port: int, pid: int | None = None) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(_ask(*map(int, sys.argv[1:])))
+    port, patience, *pids = sys.argv[1:]
+    asyncio.run(_ask(int(port), float(patience), *map(int, pids)))

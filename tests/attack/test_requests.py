@@ -30,7 +30,7 @@ STATUSES = {b"200", b"400", b"429"}
 )
 def test_others_notice_nothing(attacked: Box, clients: Bystanders, idle: Report, name: str) -> None:
     """Beside the attack the others are answered as fast as without, and the worker's memory stays within its bounds."""
-    statuses = assert_nothing_is_noticed(attacked, clients, idle, REQUESTS[name], growth=GROWTH, is_work=name in WORK)
+    statuses = assert_nothing_is_noticed(attacked, clients, idle, REQUESTS[name], growth=GROWTH)
     assert statuses <= STATUSES
     assert (b"200" in statuses) is (name in ANSWERED)
 
@@ -39,4 +39,4 @@ def test_others_notice_nothing(attacked: Box, clients: Bystanders, idle: Report,
 @pytest.mark.parametrize("name", REQUESTS)
 def test_others_lose_nothing_in_rollouts(attacked: Box, name: str) -> None:
     """Nor do the hostile requests move a rollout: it ends as without them, and nobody else loses a request."""
-    assert_nothing_is_lost_in_rollouts(attacked, REQUESTS[name])
+    assert_nothing_is_lost_in_rollouts(attacked, REQUESTS[name], is_work=name in WORK)
