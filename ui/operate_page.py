@@ -16,11 +16,12 @@ from ui.figures import zone
 from ui.icon import page_icon
 from ui.language import choose_language
 from ui.operate_texts import OPERATE_TEXTS, OperateTexts
-from ui.operations_view import INTERVAL, outcome, recent, show_operations, show_output, shown, state_directory
+from ui.operations_view import BEGUN, INTERVAL, outcome, recent, show_operations, show_output, shown, state_directory
 from ui.operator import Attempts, OperateError, Operator, Values, WrongKeyError
 from ui.status import controller
 
 KEY = "operator key"  # of the session's state, which no browser gets
+PENDING = "pending action"  # verb and values of the action that is to be confirmed
 REHEARSED = "rehearsed"  # id of the dry run, and the values of its form
 _TIMEOUT = 30.0  # seconds for `glmctl release list`
 
@@ -111,9 +112,12 @@ def show_actions(operator: Operator, texts: OperateTexts, versions: list[str]) -
     with st.container(border=True):
         show_deploy(operator, texts, versions)
     with st.container(border=True):
-        show_rollout(operator, texts, versions)
+        show_rollout(texts, versions)
     with st.container(border=True):
-        show_releases(operator, texts, versions)
+        show_releases(texts, versions)
+    if PENDING in st.session_state:
+        verb, values = st.session_state[PENDING]
+        st.dialog(texts.actions[verb][0], on_dismiss=forget)(confirm)(operator, texts, verb, values)
 
 
 def show_deploy(operator: Operator, texts: OperateTexts, versions: list[str]) -> None:
@@ -141,10 +145,10 @@ def show_deploy(operator: Operator, texts: OperateTexts, versions: list[str]) ->
             if begun:
                 st.session_state[REHEARSED] = begun, values
     if REHEARSED in st.session_state:
-        show_rehearsal(operator, texts, *st.session_state[REHEARSED])
+        show_rehearsal(texts, *st.session_state[REHEARSED])
 
 
-def show_rehearsal(operator: Operator, texts: OperateTexts, identifier: str, values: Values) -> None:
+def show_rehearsal(texts: OperateTexts, identifier: str, values: Values) -> None:
     """Show the result of a dry run, and offer the same deploy if it found nothing against it."""
     found = next((one for one in recent() if one.id == identifier), None)
     if found is None:
@@ -159,7 +163,7 @@ def show_rehearsal(operator: Operator, texts: OperateTexts, identifier: str, val
         return
     st.success(texts.possible, icon=":material/check:")
     st.code(shown(text), language=None)
-    offer(operator, texts, "deploy", values, label=f"{texts.deploy} {values['version']}")
+    offer(texts, "deploy", values, label=f"{texts.deploy} {values['version']}")
 
 
 def await_end(identifier: str, texts: OperateTexts) -> None:
@@ -170,32 +174,32 @@ def await_end(identifier: str, texts: OperateTexts) -> None:
         st.rerun()
 
 
-def show_rollout(operator: Operator, texts: OperateTexts, versions: list[str]) -> None:
+def show_rollout(texts: OperateTexts, versions: list[str]) -> None:
     """Show what can be done with a rollout under way, and the ways back."""
     st.markdown(f"### {texts.rollout}")
     with st.container(horizontal=True):
-        offer(operator, texts, "promote", {})
-        offer(operator, texts, "abort", {})
+        offer(texts, "promote", {})
+        offer(texts, "abort", {})
     left, right = st.columns(2)
     back = choose_version(texts.version, versions, "rollback version", texts.before, left)
     slot = right.selectbox(texts.slot, SLOTS, index=None, key="retired slot", placeholder=texts.idle)
     with left:
-        offer(operator, texts, "rollback", {"version": back})
+        offer(texts, "rollback", {"version": back})
     with right:
-        offer(operator, texts, "retire", {"slot": slot or ""})
+        offer(texts, "retire", {"slot": slot or ""})
 
 
-def show_releases(operator: Operator, texts: OperateTexts, versions: list[str]) -> None:
+def show_releases(texts: OperateTexts, versions: list[str]) -> None:
     """Show what can be done with releases."""
     st.markdown(f"### {texts.releases}")
     left, right = st.columns(2)
     with left:
         path = st.text_input(texts.path, key="release path", help=texts.path_help)
         name = st.text_input(texts.name, key="release name", help=texts.name_help)
-        offer(operator, texts, "release add", {"path": path.strip(), "version": name.strip()})
+        offer(texts, "release add", {"path": path.strip(), "version": name.strip()})
     with right:
         version = choose_version(texts.version, versions, "verified version", texts.version_hint, right)
-        offer(operator, texts, "release verify", {"version": version})
+        offer(texts, "release verify", {"version": version})
 
 
 def choose_version(
@@ -206,11 +210,15 @@ def choose_version(
     return (chosen or "").strip()
 
 
-def offer(operator: Operator, texts: OperateTexts, verb: str, values: Values, *, label: str = "") -> None:
+def offer(texts: OperateTexts, verb: str, values: Values, *, label: str = "") -> None:
     """Draw the button of an action, which asks for a confirmation; `label`: of the one that is meant to be next."""
-    title = texts.actions[verb][0]
-    if st.button(label or title, key=f"offer {verb}", type="primary" if label else "secondary"):
-        st.dialog(title)(confirm)(operator, texts, verb, values)
+    if st.button(label or texts.actions[verb][0], key=f"offer {verb}", type="primary" if label else "secondary"):
+        st.session_state[PENDING] = verb, values
+
+
+def forget() -> None:
+    """Leave an action unconfirmed."""
+    st.session_state.pop(PENDING, None)
 
 
 def confirm(operator: Operator, texts: OperateTexts, verb: str, values: Values) -> None:
@@ -226,10 +234,12 @@ def confirm(operator: Operator, texts: OperateTexts, verb: str, values: Values) 
     with st.container(horizontal=True):
         is_confirmed = st.button(texts.run, type="primary", key="run")
         is_cancelled = st.button(texts.cancel, key="cancel")
-    if is_cancelled or (is_confirmed and begin(operator, texts, verb, values)):
-        if is_confirmed:
-            st.session_state.pop(REHEARSED, None)
-        st.rerun()
+    if is_confirmed and begin(operator, texts, verb, values):
+        st.session_state.pop(REHEARSED, None)
+    elif not is_cancelled:
+        return
+    forget()
+    st.rerun()
 
 
 def begin(operator: Operator, texts: OperateTexts, verb: str, values: Values) -> str | None:
@@ -245,7 +255,7 @@ def begin(operator: Operator, texts: OperateTexts, verb: str, values: Values) ->
     except OperateError as error:
         st.error(texts.refused.format(reason=error))
         return None
-    st.session_state["operation"] = identifier
+    st.session_state[BEGUN] = identifier
     return identifier
 
 

@@ -16,8 +16,9 @@ from ui.blocks import table
 from ui.figures import clock, moment
 from ui.operate_texts import OperateTexts
 
-__all__ = ["outcome", "recent", "show_operations", "show_output", "shown", "state_directory"]
+__all__ = ["BEGUN", "INTERVAL", "outcome", "recent", "show_operations", "show_output", "shown", "state_directory"]
 
+BEGUN = "begun"  # id of an operation that the session has begun, and not shown yet
 INTERVAL = "1s"  # between two looks at the output
 LISTED = 20
 LINES = 80  # of the output; a table in it does not wrap
@@ -53,6 +54,8 @@ def shown(text: str) -> str:
 def _output(texts: OperateTexts, where: tzinfo) -> None:
     by_id = {one.id: one for one in recent()}
     named = st.query_params.get("operation")
+    if (begun := st.session_state.pop(BEGUN, None)) in by_id:
+        st.session_state["operation"] = begun
     if st.session_state.get("operation") not in by_id:
         st.session_state["operation"] = named if named in by_id else next(iter(by_id))
     chosen = st.selectbox(
