@@ -31,6 +31,7 @@ exit "$code"
 
 
 def write_operators(host: Host, content: str = f"alice {KEY}\n", mode: int = 0o600) -> None:
+    host.operators.parent.mkdir(parents=True, exist_ok=True)
     host.operators.write_text(content)
     host.operators.chmod(mode)
 
