@@ -254,6 +254,7 @@ def test_rollout_page(box: Sandbox, browser_page: Page) -> None:
 def test_operating(box: Sandbox, browser_page: Page) -> None:
     """A deploy with a canary from the browser, which a restart of the page does not end, promoted there to its end."""
     page = browser_page
+    page.set_default_timeout(4 * TIMEOUT * 1000)  # it waits for several processes in turn
     errors: list[str] = []
     page.on("pageerror", lambda error: errors.append(str(error)))
     live = json.loads(subprocess.check_output(["glmctl", "status", "--json"], env=box.env))
