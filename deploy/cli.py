@@ -17,6 +17,7 @@ from deploy.commands import (
     history,
     install,
     logs,
+    operate,
     promote,
     release,
     reload,
@@ -74,6 +75,7 @@ for verb in (
     install.install,
     demo.demo,
     sandbox.sandbox,
+    operate.operate,
 ):
     glmctl.add_command(verb)
 

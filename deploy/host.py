@@ -64,6 +64,11 @@ class Host:
         """The file of API keys, if the settings of the service name no other; optional."""
         return self.settings.with_name("keys")
 
+    @property
+    def operators(self) -> Path:
+        """The file of operators' keys, for `glmctl operate`; optional."""
+        return self.settings.with_name("operators")
+
     def setting(self, name: str) -> str | None:
         """Return the value of GLM_<name> in the settings of the service; None if it is not set there."""
         return self.variable(f"GLM_{name}")

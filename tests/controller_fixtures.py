@@ -13,6 +13,7 @@ test ! -e broken || { cat broken >&2; exit 3; }
 case "$1" in
 status) exec tail -n +1 -f status ;;
 history) exec cat history ;;
+release) exec cat releases ;;
 esac
 """
 
@@ -26,6 +27,7 @@ class FakeController:
         self.path.write_text(SCRIPT)
         self.path.chmod(0o755)
         (directory / "status").touch()
+        (directory / "releases").write_text(json.dumps({"releases": [{"version": "1.0.0"}, {"version": "1.1.0"}]}))
         self.set_history()
 
     @property

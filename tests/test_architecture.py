@@ -22,7 +22,7 @@ FORBIDDEN_LIBRARIES = {
 CHAINS = {
     "deploy": (
         ("errors", "interrupts", "host", "policy", "display", "systemd", "analysis", "journal", "releases", "rollout",
-         "reports", "demo", "monitoring", "commands", "cli"),
+         "reports", "demo", "monitoring", "operate", "commands", "cli"),
         ("loadtest",),
     ),
     "service": (

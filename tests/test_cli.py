@@ -97,6 +97,7 @@ def test_help(account: Account, verb: str) -> None:
         "status --root",
         "install --listen nonsense",
         "install --ui 127.0.0.1:99999",
+        "install --ui localhost:8501",
         "sandbox",
     ],
 )

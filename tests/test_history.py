@@ -30,6 +30,7 @@ FIELDS = {
         "id", "kind", "strategy", "version", "slot", "previous", "previous_slot", "slot_held", "started_at", "ended_at",
         "seconds", "steps", "outcome", "reason", "switch_ms", "pause_ms", "canary", "step", "bake", "load", "analysis",
         "hooks", "receipt", "drain", "digests", "staged", "keep_warm", "limits", "by_operator", "strategy_reason",
+        "operator",
     },
     "step": {"phase", "at"},
     "verdict": {"window", "at", "seconds", "metrics", "mirrored", "length_ratio", "outcome", "reason", "pinned"},

@@ -24,6 +24,7 @@ from PIL import Image, ImageDraw
 from deploy.display import duration
 from deploy.systemd.sandbox import Sandbox
 from tests.box import CODE
+from tests.operate_fixtures import KEY, write_operators
 from tests.page_fixtures import FakeService, free_address
 
 if TYPE_CHECKING:
@@ -49,7 +50,8 @@ def box() -> Iterator[Sandbox]:
         for version in ("1.0.0", "1.1.0"):
             run(box, "glmctl", "release", "add", str(RELEASES / version), "-V", version)
         run(box, "glmctl", "deploy", "1.0.0", "--bake", "0s")
-        run(box, "systemctl", "--user", "start", "glm-ui.service")
+        write_operators(box.host)
+        run(box, "systemctl", "--user", "start", "glm-operate.socket", "glm-ui.service")
         wait_for_page(box.addresses.ui, box.log)
         yield box
 
@@ -178,8 +180,7 @@ def test_cutover(box: Sandbox, browser_page: Page) -> None:
     assert hosts - {""} == {box.addresses.ui}, "the page must work without the internet"
 
     run(box, "systemctl", "--user", "restart", "glm-ui.service")
-    wait_for_page(box.addresses.ui, box.log)
-    page.reload()
+    page.reload()  # at once: the browser waits in the socket
     page.get_by_text("Answered by 1.1.0 in slot green").wait_for()
     assert first.startswith(page.get_by_test_id("stChatMessage").nth(1).inner_text()), "the page's restart lost it"
     assert page.get_by_test_id("stChatMessage").locator("img").count() == 2
@@ -247,6 +248,63 @@ def test_rollout_page(box: Sandbox, browser_page: Page) -> None:
     page.locator(".glm-card").first.wait_for()
     widths = page.evaluate("[document.querySelector('[data-testid=stMain]').scrollWidth, innerWidth]")
     assert widths == [390, 390], "nothing but a table scrolls sideways"
+
+
+@pytest.mark.long
+def test_operating(box: Sandbox, browser_page: Page) -> None:
+    """A deploy with a canary from the browser, which a restart of the page does not end, promoted there to its end."""
+    page = browser_page
+    page.set_default_timeout(4 * TIMEOUT * 1000)  # it waits for several processes in turn
+    errors: list[str] = []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    live = json.loads(subprocess.check_output(["glmctl", "status", "--json"], env=box.env))
+    version = "1.0.0" if live["slots"][live["live"]]["version"] == "1.1.0" else "1.1.0"
+    page.goto(f"http://{box.addresses.ui}")
+    page.get_by_test_id("stSidebarNav").get_by_text("Operate").click()
+    page.get_by_label("Operator's key").wait_for()
+    assert page.get_by_role("button", name="Promote").count() == 0
+    unlock(page)
+    page.get_by_role("combobox", name="Version").first.click()
+    page.get_by_role("option", name=version).click()
+    page.get_by_role("textbox", name="Canary, in percent").fill("50")
+    page.get_by_role("textbox", name="Duration of each canary step").fill("pause")
+    page.get_by_role("textbox", name="Bake").fill("2s")
+    page.get_by_role("button", name="Dry run").click()
+    page.get_by_text("found nothing against it").wait_for()
+    page.get_by_role("button", name=f"Deploy {version}").click()
+    page.get_by_role("dialog").get_by_role("button", name="Run").click()
+    page.get_by_text("50 % of the requests to").wait_for()
+
+    run(box, "systemctl", "--user", "restart", "glm-ui.service")
+    with urllib.request.urlopen(f"http://{box.addresses.ui}/", timeout=TIMEOUT) as response:
+        assert response.status == 200, "who connects during a restart waits"
+    page.reload()
+    page.get_by_text("50 % of the requests to").wait_for()
+    assert page.get_by_role("button", name="Promote").count() == 0, "the key was kept in the session alone"
+    unlock(page)
+    page.get_by_role("button", name="Promote").click()
+    page.get_by_role("dialog").get_by_role("button", name="Run").click()
+    page.get_by_text("the canary step at 50 % has ended").wait_for()
+    page.get_by_role("cell", name=f"--bake=2s -- {version}").locator("xpath=..").get_by_text("done").wait_for()
+
+    last = json.loads(subprocess.check_output(["glmctl", "history", "--json"], env=box.env))["rollouts"][-1]
+    assert (last["version"], last["outcome"], last["operator"]) == (version, "done", "alice")
+    assert "begun by alice" in subprocess.check_output(["glmctl", "history", last["id"]], env=box.env, text=True)
+    assert errors == []
+    page.set_viewport_size({"width": 390, "height": 800})
+    widths = page.evaluate("[document.querySelector('[data-testid=stMain]').scrollWidth, innerWidth]")
+    assert widths == [390, 390], "nothing but a table and the output scrolls sideways"
+    unnamed = page.evaluate(
+        "[...document.querySelectorAll('[data-testid=stMain] :is(button, input)')]"
+        ".filter(one => !(one.innerText || one.ariaLabel || one.labels?.length)).map(one => one.outerHTML)"
+    )
+    assert unnamed == []
+
+
+def unlock(page: Page) -> None:
+    page.get_by_label("Operator's key").fill(KEY)
+    page.get_by_label("Operator's key").press("Enter")
+    page.get_by_text("You act as alice").wait_for()
 
 
 def test_reasoning(page_with_service: tuple[FakeService, str], browser_page: Page) -> None:

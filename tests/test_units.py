@@ -15,7 +15,7 @@ import pytest
 from deploy.errors import GlmError, Refused
 from deploy.host import Host
 from deploy.systemd.systemctl import Systemd
-from deploy.systemd.units import CODE, TEMPLATES, UNITS, Addresses, install, render
+from deploy.systemd.units import CODE, TEMPLATES, UNITS, Addresses, install, installed, render
 from tests.release_fixtures import host_in
 
 ADDRESSES = Addresses(listen="127.0.0.1:18000", ui="[::1]:18501")
@@ -56,8 +56,10 @@ def test_rendered_values(host: Host) -> None:
     assert f"readlink {host.root}/live" in files["glm-live.service"]
     assert ("systemctl --user start" in files["glm-live.service"]) is host.user
     assert f"WantedBy={'default' if host.user else 'multi-user'}.target\n" in files["glm.target"]
-    assert f"{CODE}/ui/serve.py --server.address " in files["glm-ui.service"]
-    assert "--server.port 18501\n" in files["glm-ui.service"]
+    assert "ListenStream=[::1]:18501\n" in files["glm-ui.socket"]
+    assert f"ui.serve:app --app-dir {CODE} --fd 3 " in files["glm-ui.service"]
+    assert f"ListenStream={host.runtime}/operate.sock\n" in files["glm-operate.socket"]
+    assert f" --root {host.root} operate\n" in files["glm-operate@.service"]
 
 
 def test_only_the_system_manager_gets_drop_ins(tmp_path: Path) -> None:
@@ -88,7 +90,8 @@ def problems(host: Host) -> list[str]:
     runtime = host.units.with_name("runtime")
     runtime.mkdir(mode=0o700)
     env = os.environ | {"SYSTEMD_UNIT_PATH": f"{host.units}:", "XDG_RUNTIME_DIR": str(runtime)}
-    names = ["glm.socket", "glm@blue.service", "glm@green.service", "glm-live.service", "glm-ui.service", "glm.target"]
+    names = ["glm.socket", "glm@blue.service", "glm@green.service", "glm-live.service", "glm.target"]
+    names += ["glm-ui.socket", "glm-ui.service", "glm-operate.socket", "glm-operate@1.service"]
     manager = ["--user"] if host.user else []
     done = subprocess.run(
         ["systemd-analyze", *manager, "--man=no", "--generators=no", "verify", *names],
@@ -101,6 +104,38 @@ def problems(host: Host) -> list[str]:
 def test_systemd_accepts_the_units(host: Host) -> None:
     """systemd-analyze finds no problem, for a user manager and for the system manager with its hardening."""
     assert problems(host) == []
+
+
+@pytest.mark.parametrize(("unit", "limit"), [("glm-ui.service", 1.5), ("glm@blue.service", 2.5)])
+def test_exposure(tmp_path: Path, unit: str, limit: float) -> None:
+    """What systemd-analyze finds open of what a unit could do without, from 0 to 10."""
+    assert problems(host_in(tmp_path, user=False)) == []
+    done = subprocess.run(
+        ["systemd-analyze", "security", "--no-pager", "--offline=true", unit],
+        env=os.environ | {"SYSTEMD_UNIT_PATH": f"{tmp_path / 'units'}:"}, capture_output=True, text=True, timeout=30,
+    )  # fmt: skip
+    found = re.search(r"Overall exposure level for \S+: ([\d.]+)", done.stdout)
+    assert found, done.stderr
+    assert float(found[1]) <= limit
+
+
+def test_operating_is_off_until_it_is_turned_on() -> None:
+    """Nothing that is started at boot wants its socket, and the page has no right that it would need."""
+    assert "operate" not in "".join((TEMPLATES / name).read_text() for name in UNITS if "operate" not in name)
+    socket = (TEMPLATES / "glm-operate.socket").read_text() + (
+        TEMPLATES / "glm-operate.socket.d/system.conf"
+    ).read_text()
+    assert re.findall(r"SocketMode=(\d+)", socket) == ["0600", "0660"]
+    assert "NoNewPrivileges=yes\n" in (TEMPLATES / "glm-ui.service.d/system.conf").read_text()
+
+
+def test_the_address_of_a_page_before_it_had_a_socket(host: Host, reloads: list[bool]) -> None:
+    """An installation of an earlier version keeps it."""
+    host.units.mkdir()
+    (host.units / "glm-ui.service").write_text("ExecStart=x --server.address 10.0.0.1 --server.port 9501\n")
+    assert installed(host).ui == "10.0.0.1:9501"
+    install(host, installed(host))
+    assert installed(host).ui == "10.0.0.1:9501"
 
 
 @pytest.mark.parametrize("name", ["with space", "per%cent"])

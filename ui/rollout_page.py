@@ -109,7 +109,7 @@ def show_head(rollout: Document, texts: RolloutTexts, where: tzinfo) -> None:
     st.markdown(f"#### {title} {badge}")
     before = texts.before.format(version=_plain(rollout["previous"])) if rollout["previous"] else ""
     took = duration(rollout["seconds"]) if rollout["seconds"] is not None else ""
-    facts = (rollout["id"], before, rollout["strategy"], _began(rollout, where), took)
+    facts = (rollout["id"], before, rollout["strategy"], rollout.get("operator"), _began(rollout, where), took)
     st.caption(" · ".join(filter(None, facts)))
     if rollout["reason"]:
         st.text(rollout["reason"])

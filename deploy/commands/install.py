@@ -18,9 +18,7 @@ from deploy.systemd.units import Addresses
     help=f"Address of the model server; it cannot change while that runs.  "
     f"[default: the installed one, or {Addresses.listen}]",
 )
-@click.option(
-    "--ui", metavar="HOST:PORT", help=f"Address of the page.  [default: the installed one, or {Addresses.ui}]"
-)
+@click.option("--ui", metavar="IP:PORT", help=f"Address of the page.  [default: the installed one, or {Addresses.ui}]")
 @shared
 def install(options: Options, listen: str | None, ui: str | None) -> None:
     """Install the systemd units.
@@ -37,10 +35,11 @@ def install(options: Options, listen: str | None, ui: str | None) -> None:
         host, _, port = (address or "x:1").rpartition(":")
         if not host or not port.isdigit() or not 0 < int(port) < 65536:
             raise click.BadParameter(f"{address!r} is not HOST:PORT")
-    if listen and not _is_ip(listen):
-        raise click.BadParameter(f"{listen!r} is not IP:PORT; systemd resolves no names")
     present = listener.addresses(options.host)
     addresses = Addresses(listen or present.listen, ui or present.ui)
+    for address in (listen, addresses.ui):
+        if address and not _is_ip(address):
+            raise click.BadParameter(f"{address!r} is not IP:PORT; systemd resolves no names")
     listener.require_same(options.host, addresses.listen)
     changed = units.install(options.host, addresses)
     systemctl = "systemctl --user" if options.user else "systemctl"

@@ -14,7 +14,7 @@ from deploy.errors import GlmError, Locked, Unrecorded
 from deploy.host import Host
 from deploy.journal import locks
 from deploy.journal.receipt import Receipt, Snapshot, dump, load
-from deploy.journal.record import Kind, Phase, Record, Step, Strategy, now, seconds_between
+from deploy.journal.record import Kind, Phase, Record, Step, Strategy, now, operator, seconds_between
 from service.contract import atomic, regular_file, rollout_report
 
 __all__ = ["Entry", "Journal", "begin"]
@@ -255,4 +255,5 @@ class Entry:
 def begin(journal: Journal, kind: Kind, version: str, slot: str, strategy: Strategy = "overlap") -> Entry:
     """Return a new entry; its first phase writes it."""
     record = Record(id=journal.new_id(), kind=kind, strategy=strategy, version=version, slot=slot, started_at=now())
+    record.operator = operator()
     return Entry(journal, record)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import pwd
+import re
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal, Self
@@ -16,6 +20,7 @@ from service.contract.slots import SLOTS
 
 __all__ = [
     "BEFORE_CUTOVER",
+    "OPERATOR_VARIABLE",
     "HookRun",
     "Kind",
     "Phase",
@@ -24,6 +29,7 @@ __all__ = [
     "Step",
     "Strategy",
     "now",
+    "operator",
     "seconds_between",
 ]
 
@@ -33,6 +39,20 @@ Phase = Literal[
     "preflight", "prepare", "vacate", "start", "verify", "canary", "cutover", "bake", "retire", "rollback", "reload"
 ]
 BEFORE_CUTOVER: tuple[Phase, ...] = ("preflight", "prepare", "vacate", "start", "verify", "canary")
+
+
+OPERATOR_VARIABLE = "GLM_OPERATOR"
+"""Names who begins a rollout, where that is not the user of the system."""
+
+_NAME = re.compile(r"[A-Za-z0-9._@-]{1,64}")
+
+
+def operator() -> str | None:
+    """Return who runs this command: GLM_OPERATOR, who used sudo, or the user; None if none of them has a name."""
+    candidates = [os.environ.get(OPERATOR_VARIABLE), os.environ.get("SUDO_USER")]
+    with suppress(KeyError):  # a user without an entry
+        candidates.append(pwd.getpwuid(os.getuid()).pw_name)
+    return next((name for name in candidates if name and _NAME.fullmatch(name)), None)
 
 
 class Step(BaseModel):
@@ -74,6 +94,8 @@ class Record(BaseModel):
     """Why glmctl chose the strategy; None if the operator did."""
     version: str
     slot: str
+    operator: str | None = None
+    """Who began it; None in earlier records."""
     previous: str | None = None
     """The version that was live before."""
     previous_slot: str | None = None

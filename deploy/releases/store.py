@@ -23,13 +23,13 @@ from deploy.releases.checkpoint import check_images, checkpoint_files, read_chec
 from deploy.releases.digests import Advance
 from deploy.releases.release import MANIFEST, File, Manifest, Release
 from deploy.releases.stamps import Stamps, states
-from service.contract import atomic, regular_file
+from service.contract import atomic, operations, regular_file
 from service.contract.generations import all_generations
 from service.contract.slots import SLOTS, Slots
 
 __all__ = ["Advance", "File", "Manifest", "Release", "Releases"]
 
-_VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}")
+_VERSION = re.compile(operations.VERSION)
 _RESERVE = 64 << 20  # bytes that must stay free for journals and state files
 _STAGING = ".incoming-"
 

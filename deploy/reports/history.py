@@ -48,6 +48,8 @@ def details(record: Record) -> str:
 
 def _sections(record: Record) -> Iterator[RenderableType]:
     yield Text(f"{record.id}  {summary(record)}")
+    if record.operator:
+        yield Text(f"begun by {record.operator}")
     if record.steps:
         yield ""
         yield _phases(record)

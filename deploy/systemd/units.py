@@ -17,7 +17,16 @@ from service.contract import atomic, directories
 
 CODE = Path(__file__).resolve().parent.parent.parent
 TEMPLATES = CODE / "systemd"
-UNITS = ("glm.socket", "glm@.service", "glm-live.service", "glm-ui.service", "glm.target")
+UNITS = (
+    "glm.socket",
+    "glm@.service",
+    "glm-live.service",
+    "glm-ui.socket",
+    "glm-ui.service",
+    "glm-operate.socket",
+    "glm-operate@.service",
+    "glm.target",
+)
 
 _PLACEHOLDER = re.compile(r"@[A-Z_]+@")
 _SPECIAL = frozenset(" \t\n%$\\\"';#@")  # characters with a meaning in unit files or in templates
@@ -36,7 +45,8 @@ def installed(host: Host) -> Addresses:
     found = {}
     for name, unit, pattern in (
         ("listen", "glm.socket", r"^ListenStream=(\S+)"),
-        ("ui", "glm-ui.service", r"--server\.address (\S+) --server\.port (\d+)"),
+        ("ui", "glm-ui.service", r"--server\.address (\S+) --server\.port (\d+)"),  # before the page had a socket
+        ("ui", "glm-ui.socket", r"^ListenStream=(\S+)"),
     ):
         try:
             match = re.search(pattern, (host.units / unit).read_text(), re.MULTILINE)
@@ -64,7 +74,6 @@ def render(host: Host, addresses: Addresses) -> dict[Path, str]:
                 f"{path} has characters with a meaning in unit files: {''.join(sorted(special))!r}",
                 hint="choose another directory",
             )
-    ui_address, _, ui_port = addresses.ui.rpartition(":")
     values = {
         "@ROOT@": str(host.root),
         "@RUNTIME@": str(host.runtime),
@@ -75,8 +84,9 @@ def render(host: Host, addresses: Addresses) -> dict[Path, str]:
         "@PYTHON@": sys.executable,
         "@CODE@": str(CODE),
         "@LISTEN@": addresses.listen,
-        "@UI_ADDRESS@": ui_address,
-        "@UI_PORT@": ui_port,
+        "@LISTEN_IP@": addresses.listen.rpartition(":")[0].strip("[]"),
+        "@UI@": addresses.ui,
+        "@OPERATORS@": str(host.operators),
         "@SYSTEMCTL@": "systemctl --user" if host.user else "systemctl",
         "@GLMCTL@": " ".join(glmctl(host)),
         "@WANTED_BY@": "default.target" if host.user else "multi-user.target",

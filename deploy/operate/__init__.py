@@ -1,0 +1,1 @@
+"""Runs glmctl for operators who are not on the host: the web page sends their requests. Begin with `request.py`."""
