@@ -124,7 +124,7 @@ class Series(RuleBasedStateMachine):
 
     @precondition(lambda self: self.running)
     @rule(data=st.data(), is_used_again=st.booleans())
-    def death(self, data: st.DataObject, is_used_again: bool) -> None:  # noqa: FBT001
+    def death(self, data: st.DataObject, is_used_again: bool) -> None:
         """A process is killed. Nobody cleans up after it, and its pid may be used again before anybody looks."""
         pid = data.draw(st.sampled_from(sorted(self.running)))
         del self.running[pid]
