@@ -32,6 +32,8 @@ TIMEOUT = 10.0
 SCRAPERS = 15
 """Targets that are all the same host, so that one of them scrapes about each second."""
 
+BAKE = ("--bake", "2s")
+
 Key = tuple[tuple[str, str], ...]
 Values = dict[float, float]  # by time
 
@@ -171,8 +173,9 @@ def receipts(box: Box) -> dict[tuple[str, str], dict[str, int]]:
 def test_nothing_is_missing_and_nothing_is_left(scraped: Scraped) -> None:
     """Five cutovers, a canary, a swap, and a kill -9 of a worker and of a master, each scraped all the time."""
     box = scraped.box
-    rollouts = [("deploy", version) for version in ("1.1.0", "1.0.0") * 3][:5]
-    rollouts += [("deploy", "1.0.0", "--canary", "50", "--step", "3s"), ("deploy", "1.1.0", "--strategy", "swap")]
+    rollouts = [("deploy", version, *BAKE) for version in ("1.1.0", "1.0.0") * 3][:5]
+    rollouts.append(("deploy", "1.0.0", "--canary", "50", "--step", "3s", *BAKE))
+    rollouts.append(("deploy", "1.1.0", "--strategy", "swap"))
     for words in rollouts:
         with traffic(box):
             box.glmctl(*words, "--no-analysis")

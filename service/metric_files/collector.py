@@ -1,6 +1,6 @@
 """The metrics of all processes that share a directory, those that have ended included.
 
-A process that has no more use for a gauge of its own sets it to NaN: prometheus_client cannot take a value out of a file.
+A process that does not have a gauge any more sets it to NaN: prometheus_client cannot take a value out of a file.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Collector(_Collector):  # type: ignore[misc]
             return self.merge(list(self._readable(files)), accumulate=True)
 
     @staticmethod
-    def merge(files: list[str], accumulate: bool = True) -> Any:  # noqa: FBT001, FBT002  (the library's signature)
+    def merge(files: list[str], accumulate: bool = True) -> Any:
         """Return the metrics of these files."""
         metrics = _Collector._read_metrics(files)  # noqa: SLF001
         for name, metric in list(metrics.items()):
