@@ -203,9 +203,9 @@ class Metrics:
     def withdraw(self) -> None:
         """Remove the gauges of this version, whose weights this process has no more. Its counters stay."""
         for gauge in _GAUGES:
-            for labels, child in list(gauge._metrics.items()):  # noqa: SLF001
+            for labels in list(gauge._metrics):  # noqa: SLF001
                 if labels[: len(LABELS)] == (self.version, self.slot):
-                    child.set(math.nan)  # in the file, from which it cannot be removed
+                    gauge.labels(*labels).set(math.nan)  # in the file, from which it cannot be removed
                     gauge.remove(*labels)
         _of.cache_clear()
 

@@ -31,7 +31,8 @@ class Worker:
 
     def __init__(self, name: str, slot: str, version: str) -> None:
         self.slot, self.version = slot, version
-        self._values = values.MultiProcessValue(lambda: name)
+        library: Any = values  # it has no types
+        self._values = library.MultiProcessValue(lambda: name)
         self.gauge = 0.0
         self.had: set[Labels] = set()
         """For what it has counted, which it keeps to its end."""
@@ -93,13 +94,24 @@ class Series(RuleBasedStateMachine):
         self.born += 1
         self.running[pid] = self.born
 
+    def _start_worker(self, pid: int, slot: str, version: str) -> None:
+        self._start(pid)
+        self.workers[pid] = Worker(directory._name.__wrapped__(pid), slot, version)
+
+    def _count(self, pid: int, amount: int) -> None:
+        self.workers[pid].count(amount)
+        self.totals[self.workers[pid].labels] += amount
+
+    def _end(self, pid: int) -> None:
+        del self.running[pid]
+        if worker := self.workers.pop(pid, None):
+            worker.end()
+
     @precondition(lambda self: len(self.running) < 3)
     @rule(data=st.data(), slot=SLOTS, version=VERSIONS)
     def birth(self, data: st.DataObject, slot: str, version: str) -> None:
         """A worker starts with a pid that no process has; others may have had it."""
-        pid = data.draw(PIDS.filter(lambda pid: pid not in self.running))
-        self._start(pid)
-        self.workers[pid] = Worker(directory._name.__wrapped__(pid), slot, version)
+        self._start_worker(data.draw(PIDS.filter(lambda pid: pid not in self.running)), slot, version)
 
     @precondition(lambda self: len(self.running) < 3)
     @rule(data=st.data())
@@ -111,10 +123,9 @@ class Series(RuleBasedStateMachine):
     @rule(data=st.data(), amount=st.integers(0, 5), gauge=st.integers(0, 3))
     def count(self, data: st.DataObject, amount: int, gauge: int) -> None:
         """A worker counts."""
-        one = self.workers[data.draw(st.sampled_from(sorted(self.workers)))]
-        one.count(amount)
-        one.set_gauge(gauge)
-        self.totals[one.labels] += amount
+        pid = data.draw(st.sampled_from(sorted(self.workers)))
+        self._count(pid, amount)
+        self.workers[pid].set_gauge(gauge)
 
     @precondition(lambda self: self.workers)
     @rule(data=st.data(), version=VERSIONS)
@@ -127,9 +138,7 @@ class Series(RuleBasedStateMachine):
     def death(self, data: st.DataObject, is_used_again: bool) -> None:
         """A process is killed. Nobody cleans up after it, and its pid may be used again before anybody looks."""
         pid = data.draw(st.sampled_from(sorted(self.running)))
-        del self.running[pid]
-        if worker := self.workers.pop(pid, None):
-            worker.end()
+        self._end(pid)
         if is_used_again:
             self._start(pid)
 
@@ -179,3 +188,20 @@ class Series(RuleBasedStateMachine):
 
 TestSeries = Series.TestCase
 TestSeries.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+
+
+def test_sums_of_what_runs_do_not_expire() -> None:
+    """Those of a killed worker stay while another one of its slot and version runs, or the counter would be reset."""
+    host = Series()
+    try:
+        for pid in (101, 102):
+            host._start_worker(pid, "blue", "1.0.0")
+            host._count(pid, 2)
+        host._end(101)
+        for _ in range(3):
+            host.scrape()
+            host.pass_time(LONG)
+        host.scrape()
+        assert host.totals == {("blue", "1.0.0"): 4}
+    finally:
+        host.teardown()

@@ -33,6 +33,7 @@ SCRAPERS = 15
 """Targets that are all the same host, so that one of them scrapes about each second."""
 
 BAKE = ("--bake", "2s")
+OUTCOMES = ("completed", "failed", "client_aborted")
 
 Key = tuple[tuple[str, str], ...]
 Values = dict[float, float]  # by time
@@ -92,15 +93,15 @@ class Scraped:
         live = self.box.generation(str(self.box.slots.live))
         expected = {"slot": live.slot, "version": live.version, "generation": str(live.generation)}
         found = defaultdict[str, list[tuple[dict[str, str], float]]](list)
-        for labels, values in self.series(f'{{__name__=~"{"|".join(sorted(gauges(self.box)))}"}}', 60).items():
+        for key, values in self.series(f'{{__name__=~"{"|".join(sorted(gauges(self.box)))}"}}', 60).items():
+            labels = dict(key)
             if (last := max(values)) > began:
-                found[dict(labels)["__name__"]].append((dict(labels), values[last]))
+                found[labels["__name__"]].append((labels, values[last]))
         assert {"glm_requests_in_flight", "glm_release_info", "glm_workers", "glm_model_load_seconds"} <= set(found)
         for name, samples in found.items():
-            if name.startswith(("glm_slot_", "glm_build_")):  # both slots always have these; the program's version
-                continue
-            for labels, _ in samples:
-                assert expected.items() >= {(key, labels[key]) for key in expected if key in labels}, labels
+            if not name.startswith(("glm_slot_", "glm_build_")):  # both slots always have these; the program's version
+                shown = [{name: labels[name] for name in expected if name in labels} for labels, _ in samples]
+                assert [one for one in shown if not one.items() <= expected.items()] == [], name
         for name in ("glm_workers", "glm_generation_workers"):
             assert {value for _, value in found[name]} == {len(live.alive_workers)}, found[name]
         assert "glm_rollout_running" not in found
@@ -149,7 +150,7 @@ def outcomes(box: Box) -> dict[tuple[str, str], dict[str, int]]:
     path = box.host.runtime / str(box.slots.live) / "http.sock"
     with httpx.Client(transport=httpx.HTTPTransport(uds=str(path)), base_url="http://x", timeout=30) as client:
         text = client.get("/metrics").text
-    found = defaultdict[tuple[str, str], dict[str, int]](lambda: {"completed": 0, "failed": 0, "client_aborted": 0})
+    found = defaultdict[tuple[str, str], dict[str, int]](lambda: dict.fromkeys(OUTCOMES, 0))
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
             if sample.name == "glm_requests_total" and sample.labels["route"] != "internal":
@@ -161,11 +162,11 @@ def outcomes(box: Box) -> dict[tuple[str, str], dict[str, int]]:
 
 def receipts(box: Box) -> dict[tuple[str, str], dict[str, int]]:
     """The same, as a receipt of all that the host has done counts them."""
-    found = defaultdict[tuple[str, str], dict[str, int]](lambda: {"completed": 0, "failed": 0, "client_aborted": 0})
+    found = defaultdict[tuple[str, str], dict[str, int]](lambda: dict.fromkeys(OUTCOMES, 0))
     receipt = compute({}, snapshot(box.host))
     assert receipt.adds_up, receipt
     for line in receipt.lines:
-        for name in ("completed", "failed", "client_aborted"):
+        for name in OUTCOMES:
             found[line.slot, line.version][name] += getattr(line, name)
     return dict(found)
 
@@ -173,7 +174,7 @@ def receipts(box: Box) -> dict[tuple[str, str], dict[str, int]]:
 def test_nothing_is_missing_and_nothing_is_left(scraped: Scraped) -> None:
     """Five cutovers, a canary, a swap, and a kill -9 of a worker and of a master, each scraped all the time."""
     box = scraped.box
-    rollouts = [("deploy", version, *BAKE) for version in ("1.1.0", "1.0.0") * 3][:5]
+    rollouts: list[tuple[str, ...]] = [("deploy", version, *BAKE) for version in ("1.1.0", "1.0.0") * 3][:5]
     rollouts.append(("deploy", "1.0.0", "--canary", "50", "--step", "3s", *BAKE))
     rollouts.append(("deploy", "1.1.0", "--strategy", "swap"))
     for words in rollouts:
