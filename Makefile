@@ -59,6 +59,7 @@ bench: $(VENV)/.ready  ## the engine beside transformers, then what a handover a
 	python -m tests.bench.handover
 	python -m tests.bench.canary
 	python -m tests.bench.request_cost
+	python -m tests.bench.logs_and_metrics
 	python -m tests.bench.swap
 
 bench-gpu: $(VENV)/.ready  ## engine, server and rollouts on a GPU, with the 9B shape: docs/DEVICE.md; without one: ARGS='--shape small --quick'

@@ -32,6 +32,7 @@ class Demo:
     def __init__(self, box: Sandbox, scratch: Path) -> None:
         self._box = box
         self._scratch = scratch
+        self._has_page = False
 
     def play(self, *, interactive: bool) -> bool:
         """Make 1.0.0 live and deploy 1.1.0 under load; returns whether no request was lost.
@@ -61,7 +62,8 @@ class Demo:
         return self._verdict(json.loads(report.read_text()))
 
     def stay(self) -> None:
-        """Print the addresses and wait for Ctrl-C."""
+        """Print the addresses, with the page started, and wait for Ctrl-C; raises GlmError."""
+        self._start_page()
         address = self._box.addresses
         click.echo(
             f"\n  Ask again on the page with {_file(_PICTURES[0])}: the answer now names the shape, too."
@@ -82,8 +84,13 @@ class Demo:
         except KeyboardInterrupt:
             click.echo()
 
+    def _start_page(self) -> None:
+        if not self._has_page:
+            self._run("systemctl --user start glm-ui.service")
+        self._has_page = True
+
     def _show_page(self) -> None:
-        self._run("systemctl --user start glm-ui.service")
+        self._start_page()
         click.echo(
             f"\n  Open      http://{self._box.addresses.ui}"
             f"\n  upload    {self._scratch / _file(_PICTURES[0])}   (or another picture)"

@@ -2,13 +2,15 @@
 
 The unit sets it to one directory for all generations of the host, so that a scrape covers the whole rollout, whichever
 worker serves it. A worker that exits leaves its counters to the file of all ended ones, and its gauges are removed: by
-`forget_worker`, or by `forget_ended` and the next scrape if the master was killed too.
+`forget_worker`, or by `forget_ended` and the next scrape if the master was killed too. The counters of a version and
+slot that nothing runs any more go away after an hour.
 
 What is known of the host as a whole (slots, rollouts, GPUs) is read at the scrape; see `HOST`.
 """
 
 from __future__ import annotations
 
+import math
 import os
 from bisect import bisect_left
 from collections import Counter as CounterOf
@@ -134,6 +136,9 @@ _workers = Gauge(
     "glm_workers", "Workers that have loaded their model, by device.", ("slot", "device"), multiprocess_mode="livesum"
 )
 
+_GAUGES = (_in_flight, _running, _queued, _kv_used, _kv_all, _load, _load_parts)
+"""Of a version, which a worker has for as long as its model has the weights."""
+
 Metric = TypeVar("Metric", Counter, Gauge, Histogram)
 
 
@@ -195,6 +200,15 @@ class Metrics:
         """Set the number of requests in flight."""
         _of(_in_flight, self.version, self.slot).set(requests)
 
+    def withdraw(self) -> None:
+        """Remove the gauges of this version, whose weights this process has no more. Its counters stay."""
+        for gauge in _GAUGES:
+            for labels in list(gauge._metrics):  # noqa: SLF001
+                if labels[: len(LABELS)] == (self.version, self.slot):
+                    gauge.labels(*labels).set(math.nan)  # in the file, from which it cannot be removed
+                    gauge.remove(*labels)
+        _of.cache_clear()
+
 
 @dataclass
 class _Ended:
@@ -226,7 +240,7 @@ def count_error(version: str, slot: str, kind: str) -> None:
 
 
 def flush() -> None:
-    """Add the requests that were counted since the last call. A worker calls it every 100 ms, and at its end."""
+    """Add the requests that were counted since the last call. A worker calls it every 20 ms, and at its end."""
     for (version, slot, route, status), ended in _ended.items():
         _of(_requests, version, slot, route, status).inc(sum(ended.counts))
         _of(_seconds, version, slot, route).add(_ticks(ended.seconds), ended.counts)

@@ -22,6 +22,7 @@ from service.contract import processes
 from service.metric_files import Collector, ended, merge_ended, remove_gauges
 from service.metric_files.allocation import _AllocatedDict
 from service.metric_files.directory import locked
+from service.metric_files.expiry import Sum
 
 BOUNDS = (1.0, 2.0, float("inf"))
 LEFT = {"counter_ended.db", "histogram_ended.db"}
@@ -216,7 +217,7 @@ def test_a_thousand_ended_processes_leave_two_files(host: Host) -> None:
     """Whether each is merged when it ends, or all are found at a start; a call merges a bounded number of files."""
     for pid in range(1, 1001):
         for kind, name in (("counter", "c_total"), ("histogram", "h_sum")):
-            ended._write(host.path / f"{kind}_{pid}.db", {mmap_key(name[0], name, [], [], "help"): 1.0})
+            ended._write(host.path / f"{kind}_{pid}.db", {mmap_key(name[0], name, [], [], "help"): Sum(1.0, 0.0)})
         (host.path / f"gauge_livesum_{pid}.db").write_bytes(b"")
         if pid <= 500:
             merge_ended(host.path)
@@ -266,7 +267,7 @@ def test_damaged_files_of_ended_processes_are_removed(host: Host, caplog: pytest
     host.end(1)
     (host.path / "counter_7.db").write_bytes(bytes(range(200)))
     (host.path / "counter_8.db").write_bytes(b"")
-    ended._write(host.path / "counter_9.db", {"5": 1.0, "[1, 2, 3, 4]": 2.0})
+    ended._write(host.path / "counter_9.db", {"5": Sum(1.0, 0.0), "[1, 2, 3, 4]": Sum(2.0, 0.0)})
     (host.path / "histogram_ended.db").write_bytes(b"nothing")
     merge_ended(host.path)
     host.check()

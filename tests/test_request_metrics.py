@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from service import metrics
 from service.app import create_app
 from service.contract.samples import BROKEN_OFF, CLIENT_GONE, new_samples
 from service.contract.worker_state import Ledger
@@ -156,21 +157,23 @@ async def test_a_body_that_its_client_spoils_is_no_failure_of_the_version(host: 
 
 
 async def test_requests_in_flight_are_those_of_the_version_that_is_served(host: Host) -> None:
-    """The gauge follows within a tick; after a weight swap the earlier version has none."""
+    """The gauge follows within a tick; after a weight swap there is none of the earlier version."""
     version = host.blue.state.version
     client = await host.client()
     client.send(get("/slow"))
 
-    async def until_gauge(version: str, value: str) -> None:
-        line = f'glm_requests_in_flight{{slot="blue",version="{version}"}} {value}'
+    async def until_gauge(version: str, value: str | None) -> None:
+        line = f'glm_requests_in_flight{{slot="blue",version="{version}"}}'
         async with asyncio.timeout(5):
-            while line not in await scrape(host):  # noqa: ASYNC110  (no event to wait for)
+            found = None
+            while found != [value] * bool(value):
+                found = re.findall(rf"^{re.escape(line)} (.*)$", await scrape(host), re.MULTILINE)
                 await asyncio.sleep(0.02)
 
     await until_gauge(version, "1.0")
     host.blue.state.set_version("after")
     await until_gauge("after", "1.0")
-    await until_gauge(version, "0.0")
+    await until_gauge(version, None)
     host.blue.app.proceed.set()
     await client.reply()
     await until_gauge("after", "0.0")
@@ -190,3 +193,34 @@ async def test_request_counts_for_the_version_that_answered(host: Host) -> None:
     await (await host.client()).ask(post(HELLO))
     text = await scrape(host)
     assert counted(text, version) == {(CHAT, "200"): 1.0}
+
+
+async def test_the_metrics_have_what_the_ledger_has(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whenever the ledger is written, also while the worker leaves: so a kill leaves the same sums in both."""
+    state, written = host.blue.state, []
+    publish = host.blue.server._state_file.publish
+
+    def note(**options: Any) -> None:
+        [family] = metrics._requests.collect()
+        shown = [one for one in family.samples if one.name.endswith("_total") and one.labels["route"] != "internal"]
+        counted = sum(one.value for one in shown if one.labels["version"] == state.version)
+        in_flight = metrics._in_flight.labels(state.version, "blue")._value.get()
+        ledger = state.ledger
+        ended = ledger.completed + ledger.failed + ledger.client_aborted
+        written.append((state.phase, (ended, state.in_flight), (counted, in_flight)))
+        publish(**options)
+
+    monkeypatch.setattr(host.blue.server._state_file, "publish", note)
+    slow = await host.client()
+    slow.send(get("/slow"))
+    for request in (post(HELLO), post({}), get("/raise"), get("/v1/models/mine")):
+        await (await host.client()).ask(request)
+    await until(lambda: written and written[-1][1] == (4, 1), "the first ones")
+    leaving = asyncio.create_task(host.blue.leave())
+    await until(lambda: written[-1][0] == "leaving", "the begin of the drain")
+    host.blue.app.proceed.set()
+    await slow.reply()
+    await leaving
+    assert [one for one in written if one[1] != one[2]] == []
+    assert ("leaving", (4, 1), (4, 1)) in written
+    assert written[-1] == ("gone", (5, 0), (5, 0))

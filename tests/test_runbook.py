@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from typing import get_args
 
 import click
@@ -63,6 +64,22 @@ def test_every_kind_of_finding_has_its_section() -> None:
     found = {heading.removeprefix("doctor: "): text for heading, text in SECTIONS.items() if "doctor: " in heading}
     assert set(found) == set(get_args(Kind))
     assert [kind for kind, text in found.items() if "Do:" not in text and "](#" not in text] == []
+
+
+def test_commands_of_glmctl_exist() -> None:
+    """Each that is named, with the options that it is named with."""
+    named = re.findall(r"^# (glmctl .+?)(?:  |$)|`(glmctl [^`]+)`", PAGE, re.MULTILINE)
+    found = set()
+    for words in (shlex.split(one or other)[1:] for one, other in named):
+        command: click.Command = glmctl
+        for word in words:
+            if isinstance(command, click.Group) and word in command.commands:
+                command = command.commands[word]
+                found.add(word)
+            elif word.startswith("-"):
+                assert word in {"--help", *(option for one in command.params for option in one.opts)}, words
+        assert command is not glmctl or words[0] == "COMMAND", words
+    assert found >= {"logs", "doctor", "rollback", "reload", "resume", "history", "prune"}
 
 
 def test_links_lead_somewhere() -> None:

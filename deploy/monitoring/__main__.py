@@ -43,7 +43,10 @@ def main() -> int:
 def places(address: str) -> str:
     """Return where to look at a Prometheus, as lines of text."""
     found = {"alerts": "/alerts", "targets": "/targets"}
-    found |= {name: f"/graph?{urlencode({'g0.expr': expression, 'g0.tab': 0})}" for name, expression in GRAPHS.items()}
+    found |= {
+        name: f"/graph?{urlencode({'g0.expr': expression, 'g0.tab': 0}, safe=':')}"
+        for name, expression in GRAPHS.items()
+    }
     return "".join(f"\n  {name:17} http://{address}{path}" for name, path in found.items())
 
 

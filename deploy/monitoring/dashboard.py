@@ -1,4 +1,7 @@
-"""The Grafana dashboard. `python -m deploy.monitoring.dashboard` writes it to dashboard.json, from panels.py."""
+"""The Grafana dashboard, made of panels.py and annotations.py.
+
+`python -m deploy.monitoring.dashboard` writes it to dashboard.json.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from deploy.monitoring.panels import ANNOTATIONS, ROWS, Annotation, Panel
+from deploy.monitoring.annotations import ANNOTATIONS, Annotation
+from deploy.monitoring.panels import ROWS, Panel
 
 __all__ = ["FILE", "document", "text"]
 
@@ -125,6 +129,8 @@ def _panel(panel: Panel, number: int, place: dict[str, int]) -> dict[str, Any]:
     if panel.kind == "stat":
         value_or_name = "value_and_name" if panel.unit != "short" else "name"
         found["options"] = {"textMode": value_or_name, "reduceOptions": {"calcs": ["lastNotNull"]}}
+    else:
+        found["options"] = {"legend": {"showLegend": True, "displayMode": "list", "placement": "bottom"}}
     return found
 
 

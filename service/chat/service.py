@@ -245,7 +245,6 @@ class ChatService:
                         started()
                         first = time.monotonic()
                         metrics.observe_first_token(first - began)
-                        metrics.set_engine_usage(self._engine.usage())
                     if isinstance(item, Finish):
                         metrics.observe_finish(item, time.monotonic() - first)
                         on_finish(item)
@@ -256,8 +255,6 @@ class ChatService:
             raise invalid(str(error), param=_param(error, field)) from error
         except QueueTimeout as error:
             raise ApiError(429, str(error), code="queue_timeout", headers={"Retry-After": "5"}) from error
-        finally:
-            metrics.set_engine_usage(self._engine.usage())
 
 
 def _too_long(error: PromptTooLong, field: str) -> ApiError:

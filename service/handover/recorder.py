@@ -18,7 +18,7 @@ _ERRORS = {CLIENT_GONE: "client_gone", BROKEN_OFF: "broken_off"}
 
 
 class Recorder:
-    """Records each answer once, when it has ended; the metrics follow at the next `publish`."""
+    """Records each answer once, when it has ended; metrics and access log follow at the next `publish` and `tick`."""
 
     def __init__(self, state: WorkerState, samples: SampleRing, gate: Gate, access: AccessLog) -> None:
         self._state, self._gate = state, gate
@@ -76,10 +76,9 @@ class Recorder:
     def publish(self, in_flight: int) -> None:
         """Update the metrics of all requests since the last call, and of those in flight."""
         flush()
-        self.access.tick()
         version, slot = self._state.version, self._state.slot
         if self._published != version:
-            Metrics(self._published, slot).set_in_flight(0)
+            Metrics(self._published, slot).withdraw()
             self._published = version
         Metrics(version, slot).set_in_flight(in_flight)
         Metrics(version, slot).add_connections(self._state.ledger)

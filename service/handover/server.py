@@ -165,7 +165,7 @@ class SlotServer(Server):
         while not self.should_exit and self._supervisor.is_running:
             self.follow()
             if ticks % _TICKS_PER_HOUSEKEEPING == 0:
-                self.recorder.publish(self.state.in_flight)
+                self.recorder.access.tick()
                 if await self.on_tick(ticks // _TICKS_PER_HOUSEKEEPING):
                     return
             ticks += 1
@@ -202,9 +202,13 @@ class SlotServer(Server):
         self.slow_clients.pass_time(hurry=self._leaving and self.gate.is_open())
 
     def publish_state(self) -> None:
-        """Update the state file."""
+        """Update the metrics and the state file.
+
+        In this order: what the ledger of a worker that is killed has, the metrics have too.
+        """
         self.state.connections = len(self.clients)
         self.state.in_flight = sum(connection.in_flight for connection in self.busy)
+        self.recorder.publish(self.state.in_flight)
         self._state_file.publish()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:  # noqa: ARG002
@@ -224,12 +228,12 @@ class SlotServer(Server):
             for connection in self._connections():
                 self.move(connection)
             self._time_clients()
+            self.recorder.access.tick()
             self.publish_state()
             if self.config.callback_notify:
                 await self.config.callback_notify()  # else Gunicorn would kill a worker that drains for long
             await asyncio.sleep(TICK)
         await self.lifespan.shutdown()
-        self.recorder.publish(0)
         await asyncio.to_thread(self.recorder.access.close)
         self.state.phase = "gone"
         self.publish_state()

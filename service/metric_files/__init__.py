@@ -2,7 +2,7 @@
 
 prometheus_client defines the files. `allocation.py`: a process writes its own, of which every byte is allocated.
 `collector.py`: a scrape reads all of them. `ended.py`: those of ended processes are merged, so that their number stays
-small. `directory.py`: the lock, and which files count.
+small. `expiry.py`: which sums are kept. `directory.py`: the lock, the names, and which files count.
 """
 
 from service.metric_files.allocation import install

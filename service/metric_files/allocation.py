@@ -13,7 +13,7 @@ from typing import Any
 
 from prometheus_client import mmap_dict, values
 
-from service.metric_files.directory import DAMAGED, locked
+from service.metric_files.directory import DAMAGED, locked, own_name
 
 __all__ = ["install"]
 
@@ -89,5 +89,7 @@ def _create(filename: str) -> None:
 
 
 def install() -> None:
-    """Make prometheus_client allocate its files; call it before the first metric is created."""
+    """Make prometheus_client allocate its files, and name them after the process; call it before the first metric."""
     _values.MmapedDict = _AllocatedDict
+    if _values.ValueClass._multiprocess:  # noqa: SLF001
+        _values.ValueClass = _values.MultiProcessValue(own_name)

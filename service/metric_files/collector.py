@@ -1,7 +1,11 @@
-"""The metrics of all processes that share a directory, those that have ended included."""
+"""The metrics of all processes that share a directory, those that have ended included.
+
+A process that does not have a gauge any more sets it to NaN: prometheus_client cannot take a value out of a file.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -17,7 +21,7 @@ _Collector: Any = MultiProcessCollector  # the library has no types
 
 
 class Collector(_Collector):  # type: ignore[misc]
-    """Collects the metrics of all processes; what is no file of metrics is left out."""
+    """Collects the metrics of all processes; what is no file of metrics, and gauges that are NaN, are left out."""
 
     def collect(self) -> Any:
         """Return the metrics."""
@@ -27,6 +31,17 @@ class Collector(_Collector):  # type: ignore[misc]
             with suppress(*DAMAGED):
                 return self.merge(files, accumulate=True)
             return self.merge(list(self._readable(files)), accumulate=True)
+
+    @staticmethod
+    def merge(files: list[str], accumulate: bool = True) -> Any:
+        """Return the metrics of these files."""
+        metrics = _Collector._read_metrics(files)  # noqa: SLF001
+        for name, metric in list(metrics.items()):
+            if metric.type == "gauge":
+                metric.samples = [sample for sample in metric.samples if not math.isnan(sample.value)]
+                if not metric.samples:
+                    del metrics[name]
+        return _Collector._accumulate_metrics(metrics, accumulate)  # noqa: SLF001
 
     def _readable(self, files: list[str]) -> Iterator[str]:
         for path in files:

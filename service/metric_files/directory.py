@@ -2,8 +2,8 @@
 
 | file | holds |
 |---|---|
-| `TYPE_PID.db` | the values of a process |
-| `TYPE_PID.ended` | the same of a process that has ended |
+| `TYPE_PID-TICKS.db` | the values of a process; its pid and its start time, in clock ticks since boot |
+| `TYPE_PID-TICKS.ended` | the same of a process that has ended |
 | `TYPE_ended.db` | the sums of processes that ended before |
 | `TYPE_ended.new` | new sums that are being written; does not count |
 | `TYPE_ended.sum` | new sums; the `.ended` files and `TYPE_ended.db` are in them, and do not count beside them |
@@ -13,13 +13,18 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import struct
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
-__all__ = ["DAMAGED", "SUMMED", "counted", "is_regular", "locked"]
+from service.contract import processes
+
+__all__ = ["DAMAGED", "SUMMED", "Owner", "counted", "is_regular", "locked", "own_name", "owner_of"]
 
 SUMMED = ("counter", "histogram")
 """Types whose values are those of all processes that ever were; gauges are those of living ones."""
@@ -27,6 +32,7 @@ SUMMED = ("counter", "histogram")
 DAMAGED = (OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError, struct.error)
 """What prometheus_client raises for a file that holds anything else."""
 
+_OF_A_PROCESS = re.compile(r"(counter|histogram|gauge_live[a-z]*)_(\d+)(?:-(\d+))?\.db")
 _WAIT = 0.5  # seconds; a file is merged or read in some milliseconds
 _PAUSE = 0.005
 
@@ -55,6 +61,38 @@ def _lock(descriptor: int, operation: int) -> bool:
             time.sleep(_PAUSE)
         else:
             return True
+
+
+def own_name() -> str:
+    """Return the part of a file's name that stands for the calling process. A later process of its pid has another."""
+    return _name(os.getpid())
+
+
+@cache
+def _name(pid: int) -> str:
+    return f"{pid}-{processes.start_ticks(pid)}"
+
+
+class Owner(NamedTuple):
+    """The type of a process's file, and the process; without a start time it is one of an earlier version of ours."""
+
+    kind: str
+    pid: int
+    ticks: int | None
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the process still runs."""
+        now = processes.start_ticks(self.pid)
+        return now is not None and self.ticks in (None, now)
+
+
+def owner_of(path: Path) -> Owner | None:
+    """Return whose file it is; None if it is no file of a process."""
+    match = _OF_A_PROCESS.fullmatch(path.name)
+    if match is None or not is_regular(path):
+        return None
+    return Owner(match[1].partition("_")[0], int(match[2]), int(match[3]) if match[3] else None)
 
 
 def is_regular(path: Path) -> bool:

@@ -21,9 +21,8 @@ from service.chat.admission import Admission
 from service.contract.checks import DEFAULT_CHECKS
 from service.contract.weights_order import Step, WeightsOrder, WeightsOrderFile
 from service.contract.worker_state import SwapReport, WorkerStateFile
-from service.engine import Usage, WorkerEngine
+from service.engine import WorkerEngine
 from service.identity import Identity
-from service.metrics import Metrics
 from service.model.release import Release, ReleaseError
 from service.process.checks import CheckFailed, run_checks
 
@@ -205,7 +204,6 @@ class WeightSwapper:
     def _set_version(self, version: str) -> None:
         """Set the version of all further answers. Must be last: the old weights are restored if a later step fails."""
         logger.info("the model holds the weights of %s (before: %s)", version, self.identity.version)
-        Metrics(self.identity.version, self.identity.slot).set_engine_usage(Usage(0, 0, 0, 0))
         self.state_file.state.set_version(version)
         self.identity.version = version
 

@@ -107,7 +107,7 @@ class SlotWorker(UvicornWorker):  # type: ignore[misc]  # Gunicorn's classes car
             server_header=False,
             proxy_headers=False,
             timeout_keep_alive=settings.keep_alive,
-            timeout_notify=1,
+            timeout_notify=0,  # seconds: as often as Uvicorn looks, every 100 ms
             callback_notify=notify_while_healthy,
         )
         config.load()

@@ -4,6 +4,7 @@
 - `handover`: what do cutovers cost clients, and what is lost without the handoff?
 - `canary`: does a canary hit its share, and what does it cost?
 - `request_cost`: what does a request cost beyond plain Starlette on plain Uvicorn?
+- `logs_and_metrics`: what do the access log and the metrics cost?
 - `equal_versions`: how many equal versions are rolled back on a busy machine, and how soon are worse ones?
 - `swap`: how long do clients wait while one model replaces the other?
 - `soak`: is anything lost or left behind after a thousand cutovers?

@@ -3,16 +3,12 @@
 The same answer of GET /healthz is asked of one worker of a live slot and of a bare Starlette application, in turns. The
 ratio of the two is what the handover, the ledger, the metrics and the headers leave of the throughput. A scrape after
 1,000 workers have ended is compared with one before, too.
-
-What the access log costs is the ratio of two live slots, one of which has none. Health checks get no line, other
-requests do, up to the rate of the log.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import re
 import shutil
 import socket
@@ -27,7 +23,6 @@ from pathlib import Path
 from statistics import median
 
 import httpx
-import psutil
 from rich.console import Console
 from rich.table import Table
 from starlette.applications import Starlette
@@ -43,14 +38,7 @@ CONNECTIONS = 16
 TARGET = 0.75
 ENDED = 1000
 PID_MAX = 1 << 22  # of Linux
-CHAT = json.dumps({"messages": [{"role": "user", "content": "hello"}], "max_tokens": 1}).encode()
-REQUESTS = {
-    "GET /healthz": b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n",
-    "GET /version": b"GET /version HTTP/1.1\r\nHost: x\r\n\r\n",
-    "POST /v1/chat/completions": b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%b"
-    % (len(CHAT), CHAT),
-}
-HEALTHZ = "GET /healthz"
+REQUEST = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
 @dataclass(frozen=True)
@@ -62,9 +50,9 @@ class Server:
 
     @property
     def cpu_seconds(self) -> float:
-        """What the process has used so far."""
-        times = psutil.Process(self.pid).cpu_times()
-        return float(times.user + times.system)
+        """What the process has used so far, without threads that have ended."""
+        ran = [path.read_text().split()[0] for path in Path(f"/proc/{self.pid}/task").glob("*/schedstat")]
+        return sum(map(int, ran)) / 1e9  # cpu_times() counts in 10 ms
 
 
 @dataclass(frozen=True)
@@ -101,13 +89,10 @@ def plain_server() -> Iterator[Server]:
         process.wait(20)
 
 
-def measure(server: Server, seconds: float, name: str = HEALTHZ) -> Turn:
+def measure(server: Server, seconds: float) -> Turn:
     """Ask on keep-alive connections without pause, by wrk where it is installed."""
     before, started = server.cpu_seconds, time.monotonic()
-    if name == HEALTHZ and shutil.which("wrk"):
-        answers = _wrk(server.address, seconds)
-    else:
-        answers = asyncio.run(_ask(server.address, seconds, REQUESTS[name]))
+    answers = _wrk(server.address, seconds) if shutil.which("wrk") else asyncio.run(_ask(server.address, seconds))
     return Turn(answers / (time.monotonic() - started), (server.cpu_seconds - before) / answers)
 
 
@@ -122,7 +107,7 @@ def _wrk(address: str, seconds: float) -> int:
     return int(found[1])
 
 
-async def _ask(address: str, seconds: float, request: bytes) -> int:
+async def _ask(address: str, seconds: float) -> int:
     host, port = address.split(":")
     answers = 0
     deadline = time.monotonic() + seconds
@@ -131,7 +116,7 @@ async def _ask(address: str, seconds: float, request: bytes) -> int:
         nonlocal answers
         reader, writer = await asyncio.open_connection(host, int(port))
         while time.monotonic() < deadline:
-            writer.write(request)
+            writer.write(REQUEST)
             head = await reader.readuntil(b"\r\n\r\n")
             assert head.startswith(b"HTTP/1.1 200")
             await reader.readexactly(int(head.lower().partition(b"content-length: ")[2].split(b"\r")[0]))
@@ -143,10 +128,10 @@ async def _ask(address: str, seconds: float, request: bytes) -> int:
 
 
 @contextmanager
-def live_slot(**settings: object) -> Iterator[Box]:
+def live_slot() -> Iterator[Box]:
     """Serve 1.0.0 with one worker, which does without a model."""
     with tempfile.TemporaryDirectory() as directory, empty_host("dummy") as box:
-        box.configure(threads=1, **settings)
+        box.configure(threads=1)
         checkpoint = Path(directory) / "1.0.0"
         tiny.make(checkpoint, seed=1, dtype="float32")
         box.stock({"1.0.0": checkpoint})
@@ -167,13 +152,13 @@ def scrape_ratio(metrics: Path, pid: int) -> float:
 
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
-        files = list(metrics.glob(f"*_{pid}.db"))
+        files = list(metrics.glob(f"*_{pid}-*.db"))
         for file in files:
             shutil.copy(file, directory)
         before = seconds()
         for ended in range(PID_MAX + 1, PID_MAX + 1 + ENDED):
             for file in files:
-                shutil.copy(file, directory / file.name.replace(str(pid), str(ended)))
+                shutil.copy(file, directory / file.name.replace(f"_{pid}-", f"_{ended}-"))
             merge_ended(directory)
         return seconds() / before
 
@@ -189,21 +174,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seconds", type=float, default=1, help="of one turn [1]")
     options = parser.parse_args(argv)
     turns: list[tuple[Turn, Turn]] = []
-    logged: dict[str, list[tuple[Turn, Turn]]] = {}
-    with live_slot() as box, live_slot(access_log=0) as quiet_box, plain_server() as plain_one:
-        slot, quiet = _server(box), _server(quiet_box)
+    with live_slot() as box, plain_server() as plain_one:
+        [worker] = box.generation("blue").workers
+        slot = Server(box.listen, worker.pid)
         wait_for(lambda: _answers(plain_one))
         for server in (slot, plain_one):
             measure(server, 1)  # warm-up
         seconds = options.seconds
         scrapes = scrape_ratio(box.host.runtime / "metrics", slot.pid)
         turns += [(measure(slot, seconds), measure(plain_one, seconds)) for _ in range(options.turns)]
-        for name in REQUESTS:
-            measure(quiet, 1, name)
-            logged[name] = []
-            for turn in range(options.turns):  # either one first in turn, for that the machine's other load changes
-                costs = {one: measure(one, seconds, name) for one in (slot, quiet)[:: -1 if turn % 2 else 1]}
-                logged[name].append((costs[slot], costs[quiet]))
     table = Table(
         *("GET /healthz", "requests/s", "CPU µs a request"),
         title=f"{CONNECTIONS} keep-alive connections, {options.turns} turns: medians",
@@ -216,23 +195,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     rate, cost = median(a.rate / b.rate for a, b in turns), median(b.cost / a.cost for a, b in turns)
     table.add_row("ratio", f"{rate:.2f}", f"{cost:.2f}")
     Console().print(table)
-    Console().print(_access_log(logged))
     Console().print(f"a scrape after {ENDED:,} workers that ended takes {scrapes:.2f} times as long as before")
-
-
-def _server(box: Box) -> Server:
-    [worker] = box.generation("blue").workers
-    return Server(box.listen, worker.pid)
-
-
-def _access_log(turns: dict[str, list[tuple[Turn, Turn]]]) -> Table:
-    """Return the table of what the access log costs; the turns are with it and without."""
-    table = Table("access log, on / off", "requests/s", "CPU µs a request", title="ratios of the turns: medians")
-    for name, found in turns.items():
-        rate = median(a.rate / b.rate for a, b in found)
-        cost = median(a.cost / b.cost for a, b in found)
-        table.add_row(name, f"{rate:.3f}", f"{cost:.3f}")
-    return table
 
 
 def _answers(server: Server) -> bool:
