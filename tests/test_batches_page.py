@@ -218,9 +218,9 @@ def test_what_is_wrong_is_told_with_its_line(page: AppTest, service: FakeBatches
     """Such a file is not sent: there is no button."""
     choose(page, line("1") + b"\n" + b"{broken\n" + line("1") + line("2", url="/v1/embeddings"))
     text = shown(page)
-    assert "<td>Line 3</td><td>No valid JSON" in text
-    assert "<td>Line 4</td><td>The custom_id “1” is that of line 1 too.</td>" in text
-    assert f"<td>Line 5</td><td>“url” is /v1/embeddings; it must be {ENDPOINT}.</td>" in text
+    assert "<td>3</td><td>No valid JSON" in text
+    assert "<td>4</td><td>The custom_id “1” is that of line 1 too.</td>" in text
+    assert f"<td>5</td><td>“url” is /v1/embeddings; it must be {ENDPOINT}.</td>" in text
     assert WORDS.start not in [button.label for button in page.button]
     assert service.files == {}
 
@@ -279,7 +279,7 @@ def test_a_key_of_one_s_own(page: AppTest, service: FakeBatches) -> None:
     press(page, WORDS.use_key)
     text = look_again(page)
     assert "batch_0" in text
-    assert "<td>Line 7</td><td>this line is not valid JSON</td>" in text
+    assert "<td>7</td><td>this line is not valid JSON</td>" in text
     assert "my-key" not in text
     choose(page, line())
     press(page, WORDS.start)

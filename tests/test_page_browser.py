@@ -306,7 +306,7 @@ def test_batches_page(box: Sandbox, browser_page: Page, tmp_path: Path) -> None:
     bad.write_text(json.dumps(request) + "\n" + json.dumps(request) + "\n")
     chooser = page.get_by_test_id("stFileUploader").locator("input[type=file]")
     chooser.set_input_files(bad)
-    page.get_by_role("cell", name="Line 2", exact=True).wait_for()
+    page.get_by_role("cell", name="2", exact=True).wait_for()
     assert page.get_by_role("button", name="Start the batch").count() == 0
     chooser.set_input_files(good)
     page.get_by_role("button", name="Start the batch").click()

@@ -86,12 +86,9 @@ def _show_batch(batch: Batch, batches: BatchClient, texts: BatchTexts) -> None:
             if file and not batch.unfinished:
                 _show_download(file, title, f"{batch.id}-{kind}.jsonl", batches, texts)
     if batch.errors:
-        with st.expander(texts.input_errors):
-            rows = [
-                [texts.at_line.format(line=line) if line else "", message]
-                for line, message in batch.errors[:MAX_FILE_LINES]
-            ]
-            st.html(table(["", ""], rows))
+        st.caption(texts.input_errors)
+        rows = [[str(line or "-"), message] for line, message in batch.errors[:MAX_FILE_LINES]]
+        st.html(table([texts.line, texts.problem], rows))
 
 
 def _show_progress(batch: Batch, texts: BatchTexts) -> None:

@@ -25,7 +25,8 @@ class BatchTexts:
     valid: str
     invalid: str
     more: str
-    at_line: str
+    line: str
+    problem: str
     start: str
     sending: str
     started: str
@@ -75,7 +76,8 @@ BATCH_TEXTS: Mapping[str, BatchTexts] = {
         valid="{count} requests, {size}; nothing wrong was found.",
         invalid="**{name} is not sent**: correct it and choose it again.",
         more="Only the first {count} are listed.",
-        at_line="Line {line}",
+        line="Line",
+        problem="What is wrong",
         start="Start the batch",
         sending="Sending the file …",
         started="The batch of {name} has been started.",
@@ -152,7 +154,8 @@ BATCH_TEXTS: Mapping[str, BatchTexts] = {
         valid="{count} 个请求，{size}；未发现问题。",
         invalid="**{name} 未发送**：请修正后重新选择。",
         more="只列出前 {count} 项。",
-        at_line="第 {line} 行",
+        line="行",
+        problem="问题",
         start="开始批处理",
         sending="正在发送文件 …",
         started="{name} 的批处理已开始。",

@@ -53,7 +53,7 @@ def show_batches(client: ServiceClient, language: str) -> None:
 def show_key(texts: BatchTexts) -> str:
     """Show the field of a key, and return the one in use; empty for that of the page."""
     key: str = st.session_state.get(KEY, "")
-    with st.popover(texts.api_key, icon=":material/key:"):
+    with st.popover(texts.api_key, type="tertiary", icon=":material/key:"):
         if key:
             st.caption(texts.own_key)
             if st.button(texts.forget_key, key="forget-key", icon=":material/key_off:"):
@@ -77,12 +77,15 @@ def show_upload(batches: BatchClient, owner: str, texts: BatchTexts) -> None:
     file = st.file_uploader(
         texts.file,
         key=f"batch-file-{number}",
+        max_upload_size=max(1, -(-limits.file // (1 << 20))),  # the browser says so beside a file above it
         help=texts.file_help.format(size=megabytes(limits.file), lines=limits.lines),
     )
     for name in take_missing():
         st.warning(texts.missing.format(name=escape(name) or texts.a_file), icon=":material/block:")
-    if (started := st.session_state.pop("batch started", None)) is not None:
+    started = st.session_state.pop("batch started", None)
+    if started is not None:
         st.success(texts.started.format(name=escape(started)), icon=":material/check:")
+        return
     if file is None:
         st.caption(texts.line_hint)
         st.code(EXAMPLE, language="json", wrap_lines=True)
@@ -114,11 +117,11 @@ def show_problems(name: str, problems: list[Problem], texts: BatchTexts) -> None
     st.warning(texts.invalid.format(name=escape(name)), icon=":material/block:")
     rows = [
         [
-            texts.at_line.format(line=one.line) if one.line else "",
+            str(one.line) if one.line else "-",
             texts.problems[one.reason].format(found=one.found, limit=one.limit),
         ]
         for one in problems
     ]
-    st.html(table(["", ""], rows))
+    st.html(table([texts.line, texts.problem], rows))
     if len(problems) == MAX_PROBLEMS:
         st.caption(texts.more.format(count=MAX_PROBLEMS))
