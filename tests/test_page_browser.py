@@ -208,8 +208,7 @@ def test_rollout_page(box: Sandbox, browser_page: Page) -> None:
     errors: list[str] = []
     page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
     page.on("pageerror", lambda error: errors.append(str(error)))
-    page.goto(f"http://{box.addresses.ui}")
-    page.get_by_test_id("stSidebarNav").get_by_text("Rollout").click()
+    visit(page, box, "Rollout")
     page.locator(".glm-card").nth(1).wait_for()
     page.get_by_test_id("stVegaLiteChart").first.wait_for()
 
@@ -249,6 +248,12 @@ def test_rollout_page(box: Sandbox, browser_page: Page) -> None:
     assert widths == [390, 390], "nothing but a table scrolls sideways"
 
 
+def visit(page: Page, box: Sandbox, name: str) -> None:
+    """Open a page by the navigation: its own address makes Streamlit look for files beside it first, which are 404."""
+    page.goto(f"http://{box.addresses.ui}")
+    page.get_by_test_id("stSidebarNav").get_by_text(name).click()
+
+
 def answers(page: Page) -> list[str]:
     return page.locator(".glm-answer").all_inner_texts()
 
@@ -266,7 +271,7 @@ def test_compare_page(box: Sandbox, browser_page: Page) -> None:
     page = browser_page
     errors: list[str] = []
     page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
-    page.goto(f"http://{box.addresses.ui}/compare")
+    visit(page, box, "Compare")
     page.get_by_text("Two versions answer while a canary runs").wait_for()
     live = json.loads(subprocess.check_output(["glmctl", "status", "--json"], env=box.env))
     before = live["slots"][live["live"]]["version"]
@@ -277,6 +282,7 @@ def test_compare_page(box: Sandbox, browser_page: Page) -> None:
             page.get_by_text("One question, answered at once by").wait_for()
             ask(page, "What is in this picture?", "green")
             page.get_by_role("radio", name=f"{before} is better").wait_for()
+            page.locator(".glm-answer mark").nth(1).wait_for()
             assert {"a green thing" in one for one in answers(page)} == {True, False}
             assert {"a green circle" in one for one in answers(page)} == {True, False}
             assert set(page.locator(".glm-answer mark").all_inner_texts()) == {"thing", "circle"}
@@ -297,7 +303,7 @@ def test_batches_page(box: Sandbox, browser_page: Page, tmp_path: Path) -> None:
     page = browser_page
     errors: list[str] = []
     page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
-    page.goto(f"http://{box.addresses.ui}/batches")
+    visit(page, box, "Batches")
     body = {"messages": [{"role": "user", "content": "What can you do?"}], "max_tokens": 20}
     request = {"custom_id": "one", "method": "POST", "url": "/v1/chat/completions", "body": body}
     good = tmp_path / "questions.jsonl"

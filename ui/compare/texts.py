@@ -19,6 +19,7 @@ class CompareTexts:
     one_slot: str
     one_slot_hint: str
     prompt: str
+    no_prompt: str
     sides: Mapping[str, str]
     stop: str
     total: str
@@ -48,6 +49,7 @@ COMPARE_TEXTS: Mapping[str, CompareTexts] = {
         one_slot_hint="Two versions answer while a canary runs: `glmctl deploy VERSION --canary 1 --step pause` begins "
         "one. This page then shows both.",
         prompt="A question for both",
+        no_prompt="Only one version answers at present",
         sides={"live": "live", "candidate": "candidate"},
         stop="Stop both",
         total="{seconds} s in all",
@@ -75,6 +77,7 @@ COMPARE_TEXTS: Mapping[str, CompareTexts] = {
         one_slot_hint="金丝雀发布期间有两个版本应答：运行 `glmctl deploy VERSION --canary 1 --step pause` 即可开始，"
         "届时本页会显示两个版本。",
         prompt="向两个版本提问",
+        no_prompt="目前只有一个版本应答",
         sides={"live": "在线", "candidate": "候选"},
         stop="全部停止",
         total="共 {seconds} 秒",

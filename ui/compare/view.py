@@ -61,7 +61,8 @@ def show_compare(client: ServiceClient, language: str) -> None:
     show_tallies(votes, words)
     show_draft(draft, texts)
     running = comparison is not None and not comparison.complete
-    attempt = read_input(words.prompt, "prompt", draft, disabled=running or not isinstance(sides, tuple))
+    label = words.no_prompt if isinstance(sides, LiveSlot) else words.prompt
+    attempt = read_input(label, "prompt", draft, disabled=running or not isinstance(sides, tuple))
     if attempt and isinstance(sides, tuple) and (question := compose(attempt, draft)):
         comparison = Comparison(question, sides)
         comparison.start(client)
