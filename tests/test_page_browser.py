@@ -251,6 +251,7 @@ def test_rollout_page(box: Sandbox, browser_page: Page) -> None:
 def visit(page: Page, box: Sandbox, name: str) -> None:
     """Open a page by the navigation: its own address makes Streamlit look for files beside it first, which are 404."""
     page.goto(f"http://{box.addresses.ui}")
+    page.get_by_test_id("stChatInputTextArea").wait_for()
     page.get_by_test_id("stSidebarNav").get_by_text(name).click()
 
 
@@ -261,7 +262,7 @@ def answers(page: Page) -> list[str]:
 def fits(page: Page) -> bool:
     """Whether nothing scrolls sideways on a phone."""
     page.set_viewport_size({"width": 390, "height": 844})
-    widths = page.evaluate("[document.querySelector('[data-testid=stMain]').scrollWidth, innerWidth]")
+    widths = page.evaluate("[document.querySelector('.stMain').scrollWidth, innerWidth]")
     return bool(widths == [390, 390])
 
 
