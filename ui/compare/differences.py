@@ -18,7 +18,8 @@ def mark_differences(first: str, second: str) -> tuple[str, str, int] | None:
     words = [list(WORD.finditer(text)) for text in (first, second)]
     if max(map(len, words)) > MAX_WORDS:
         return None
-    matcher = SequenceMatcher(None, *([word[0].casefold() for word in side] for side in words))
+    one, other = ([word[0].casefold() for word in side] for side in words)
+    matcher = SequenceMatcher(None, one, other)
     differing = [set(range(len(side))) for side in words]
     for block in matcher.get_matching_blocks():
         differing[0] -= set(range(block.a, block.a + block.size))
