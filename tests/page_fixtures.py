@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pytest
 import streamlit as st
@@ -25,13 +25,22 @@ TIMEOUT = 20.0
 PAGE = Path(__file__).parent.parent / "ui/page.py"
 
 
+class Service(Protocol):
+    """What listens at an address."""
+
+    address: str
+
+
 class FakeService:
     """A service on a real socket: streams `reasoning` and then `answer`, or fails as the other attributes request."""
 
     def __init__(self) -> None:
         self.version = "1.0.0"
         self.slot = "blue"
-        self.candidate: tuple[str, str] | None = None  # version and slot that answer GET requests which are not pinned
+        self.candidate: tuple[str, str] | None = (
+            None  # version and slot that answer GET requests which are not pinned, and all that are pinned to it
+        )
+        self.candidate_answer: list[str] | None = None  # in place of `answer`
         self.reasoning: list[str] = []
         self.answer = ["Hel", "lo ", "世界\u2028\u0085."]
         self.error: tuple[int, dict[str, Any]] | None = None
@@ -79,10 +88,13 @@ class FakeService:
                 pass
 
             def do_GET(self) -> None:
-                version, slot = fake.version, fake.slot
-                if fake.candidate and self.headers["x-glm-slot"] != "live":
-                    version, slot = fake.candidate
+                version, slot = self._origin(default=fake.candidate)
                 self._send(200, {"version": version, "slot": slot, "generation": 1})
+
+            def _origin(self, default: tuple[str, str] | None = None) -> tuple[str, str]:
+                """Version and slot that answer; `default`: those of a request that is not pinned."""
+                pinned = {"candidate": fake.candidate, "live": None}.get(self.headers["x-glm-slot"], default)
+                return pinned or (fake.version, fake.slot)
 
             def do_POST(self) -> None:
                 fake.requests.append(json.loads(self.rfile.read(int(self.headers["content-length"]))))
@@ -102,8 +114,8 @@ class FakeService:
                 self.send_response(status)
                 self.send_header("Content-Type", kind)
                 if not (fake.waits and kind == "text/event-stream"):
-                    self.send_header("X-Model-Version", fake.version)
-                self.send_header("X-Slot", fake.slot)
+                    self.send_header("X-Model-Version", self._origin()[0])
+                self.send_header("X-Slot", self._origin()[1])
 
             def _stream(self) -> None:
                 self._head(200, "text/event-stream")
@@ -112,7 +124,8 @@ class FakeService:
                 if fake.waits:
                     self._chunk(b": keep-alive\n\n")
                 deltas = [("reasoning_content", text) for text in fake.reasoning]
-                deltas += [("content", text) for text in fake.answer]
+                is_candidate = self._origin() == fake.candidate and fake.candidate_answer is not None
+                deltas += [("content", text) for text in (fake.candidate_answer if is_candidate else fake.answer) or ()]
                 for number, (kind, text) in enumerate(deltas):
                     if number == fake.break_after:
                         self.close_connection = True
@@ -129,7 +142,7 @@ class FakeService:
                 self._chunk(b"")
 
             def _event(self, document: dict[str, Any]) -> None:
-                document = {**document, "system_fingerprint": fake.version}
+                document = {**document, "system_fingerprint": self._origin()[0]}
                 self._chunk(b"data: " + json.dumps(document, ensure_ascii=False).encode() + b"\n\n")
 
             def _chunk(self, data: bytes) -> None:
@@ -140,7 +153,7 @@ class FakeService:
 
 
 @contextmanager
-def open_page(service: FakeService, monkeypatch: pytest.MonkeyPatch) -> Iterator[AppTest]:
+def open_page(service: Service, monkeypatch: pytest.MonkeyPatch, path: Path = PAGE) -> Iterator[AppTest]:
     """The page in front of `service`; its clients and caches end with it."""
     monkeypatch.setenv("GLM_LISTEN", service.address)
     monkeypatch.syspath_prepend(str(PAGE.parent.parent))
@@ -152,10 +165,11 @@ def open_page(service: FakeService, monkeypatch: pytest.MonkeyPatch) -> Iterator
         clients.append(client)
 
     monkeypatch.setattr(ServiceClient, "__init__", record)
-    yield AppTest.from_file(PAGE, default_timeout=TIMEOUT).run()
+    yield AppTest.from_file(path, default_timeout=TIMEOUT).run()
     for client in clients:
         client.close()
     st.cache_resource.clear()
+    st.cache_data.clear()
 
 
 def free_address() -> str:

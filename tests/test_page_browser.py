@@ -209,8 +209,7 @@ def test_rollout_page(box: Sandbox, browser_page: Page) -> None:
     errors: list[str] = []
     page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
     page.on("pageerror", lambda error: errors.append(str(error)))
-    page.goto(f"http://{box.addresses.ui}")
-    page.get_by_test_id("stSidebarNav").get_by_text("Rollout").click()
+    visit(page, box, "Rollout")
     page.locator(".glm-card").nth(1).wait_for()
     page.get_by_test_id("stVegaLiteChart").first.wait_for()
 
@@ -305,6 +304,118 @@ def unlock(page: Page) -> None:
     page.get_by_label("Operator's key").fill(KEY)
     page.get_by_label("Operator's key").press("Enter")
     page.get_by_text("You act as alice").wait_for()
+
+
+def visit(page: Page, box: Sandbox, name: str) -> None:
+    """Open a page by the navigation: its own address makes Streamlit look for files beside it first, which are 404."""
+    page.goto(f"http://{box.addresses.ui}")
+    page.get_by_test_id("stChatInputTextArea").wait_for()
+    page.get_by_test_id("stSidebarNav").get_by_text(name).click()
+
+
+def answers(page: Page) -> list[str]:
+    return page.locator(".glm-answer").all_inner_texts()
+
+
+def fits(page: Page) -> bool:
+    """Whether nothing scrolls sideways on a phone."""
+    page.set_viewport_size({"width": 390, "height": 844})
+    widths = page.evaluate("[document.querySelector('.stMain').scrollWidth, innerWidth]")
+    return bool(widths == [390, 390])
+
+
+@pytest.mark.long
+def test_compare_page(box: Sandbox, browser_page: Page) -> None:
+    """Refused in words while one slot answers; during a canary both answer the same question, and are voted on."""
+    page = browser_page
+    errors: list[str] = []
+    page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+    visit(page, box, "Compare")
+    page.get_by_text("Two versions answer while a canary runs").wait_for()
+    live = json.loads(subprocess.check_output(["glmctl", "status", "--json"], env=box.env))
+    before = live["slots"][live["live"]]["version"]
+    version = "1.0.0" if before == "1.1.0" else "1.1.0"
+    argv = ["glmctl", "deploy", version, "--canary", "1", "--step", "pause"]
+    with subprocess.Popen(argv, env=box.env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as deploy:
+        try:
+            page.get_by_text("One question, answered at once by").wait_for()
+            ask(page, "What is in this picture?", "green")
+            page.get_by_role("radio", name=f"{before} is better").wait_for()
+            page.locator(".glm-answer mark").nth(1).wait_for()
+            assert {"a green thing" in one for one in answers(page)} == {True, False}
+            assert {"a green circle" in one for one in answers(page)} == {True, False}
+            assert set(page.locator(".glm-answer mark").all_inner_texts()) == {"thing", "circle"}
+            page.get_by_role("radio", name=f"{version} is better").click()
+            page.get_by_role("cell", name="1.0.0 / 1.1.0").wait_for()
+            assert fits(page)
+        finally:
+            run(box, "glmctl", "abort")
+    assert deploy.returncode != 0
+    page.get_by_text(f"Only {before}").wait_for()
+    assert page.get_by_test_id("stChatInputTextArea").is_disabled()
+    assert errors == []
+
+
+@pytest.mark.long
+def test_batches_page(box: Sandbox, browser_page: Page, tmp_path: Path) -> None:
+    """A file with an error is refused with its line; a good one runs to its end, and its results are downloaded."""
+    page = browser_page
+    errors: list[str] = []
+    page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+    visit(page, box, "Batches")
+    body = {"messages": [{"role": "user", "content": "What can you do?"}], "max_tokens": 20}
+    request = {"custom_id": "one", "method": "POST", "url": "/v1/chat/completions", "body": body}
+    good = tmp_path / "questions.jsonl"
+    good.write_text(json.dumps(request) + "\n" + json.dumps({**request, "custom_id": "two"}) + "\n")
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text(json.dumps(request) + "\n" + json.dumps(request) + "\n")
+    chooser = page.get_by_test_id("stFileUploader").locator("input[type=file]")
+    chooser.set_input_files(bad)
+    page.get_by_role("cell", name="2", exact=True).wait_for()
+    assert page.get_by_role("button", name="Start the batch").count() == 0
+    chooser.set_input_files(good)
+    page.get_by_role("button", name="Start the batch").click()
+    page.get_by_text("2 of 2 done").wait_for()
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Download results").click()
+    lines = [json.loads(line) for line in download.value.path().read_text().splitlines()]
+    assert {line["custom_id"] for line in lines} == {"one", "two"}
+    assert {line["response"]["status_code"] for line in lines} == {200}
+    assert fits(page)
+    assert errors == []
+
+
+@pytest.mark.long
+def test_a_failed_upload(box: Sandbox, browser_page: Page) -> None:
+    """A question whose picture the network or a restart of the page has lost is not sent without it."""
+    page = browser_page
+    page.goto(f"http://{box.addresses.ui}")
+    attached = page.locator("[data-testid=stChatInput] input[type=file]")
+    lost = {"name": "lost.png", "mimeType": "image/png", "buffer": picture("red")}
+
+    def attempt() -> None:
+        page.get_by_test_id("stChatInputTextArea").fill("What is in this picture?")
+        page.get_by_test_id("stChatInputTextArea").press("Enter")
+
+    page.route("**/upload_file/**", lambda route: route.abort())
+    attached.set_input_files(lost)
+    page.get_by_test_id("stChatInput").get_by_text("lost.png").wait_for()
+    attempt()
+    page.get_by_text("lost.png did not arrive").wait_for()
+    assert page.get_by_test_id("stChatMessage").count() == 0
+    assert page.get_by_test_id("stChatInputTextArea").input_value() == "What is in this picture?"
+
+    page.unroute("**/upload_file/**")
+    page.reload()
+    with page.expect_response("**/upload_file/**"):
+        attached.set_input_files(lost)
+    run(box, "systemctl", "--user", "restart", "glm-ui.service")
+    wait_for_page(box.addresses.ui, box.log)
+    page.get_by_text("Live now").wait_for()
+    page.get_by_test_id("stChatInputTextArea").and_(page.locator(":enabled")).wait_for()
+    attempt()
+    page.get_by_text("A file did not arrive").wait_for()
+    assert page.get_by_test_id("stChatMessage").count() == 0
 
 
 def test_reasoning(page_with_service: tuple[FakeService, str], browser_page: Page) -> None:

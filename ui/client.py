@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 from collections import deque
@@ -35,6 +36,7 @@ class Fault(StrEnum):
     TOO_LARGE = "too_large"
     TOO_LONG = "too_long"
     REJECTED = "rejected"
+    UNAUTHORIZED = "unauthorized"
     FAILED = "failed"
     INVALID_RESPONSE = "invalid_response"
 
@@ -120,6 +122,7 @@ class ServiceClient:
 
     def __init__(self, address: str, key: str | None = None) -> None:
         self.address = address
+        self._headers: dict[str, str] = {}  # of each request, beside those of the pool
         host, _, port = address.rpartition(":")
         self._client = httpx.Client(
             base_url=f"http://{WILDCARD_ADDRESSES.get(host, host)}:{port}",
@@ -133,13 +136,23 @@ class ServiceClient:
         """Close all connections."""
         self._client.close()
 
+    def pinned(self, side: str) -> ServiceClient:
+        """Return a client on the same connections whose requests one side of a canary answers: live or candidate."""
+        return self._with({"x-glm-slot": side})
+
+    def keyed(self, key: str) -> ServiceClient:
+        """Return a client on the same connections that sends this API key."""
+        return self._with({"authorization": f"Bearer {key}"})
+
+    def _with(self, headers: Mapping[str, str]) -> ServiceClient:
+        other = copy.copy(self)
+        other._headers = {**self._headers, **headers}  # noqa: SLF001  of the same class
+        return other
+
     def live(self) -> LiveSlot:
-        """Return the live slot; raises ServiceError."""
-        with _convert_errors():
-            # pinned: the share of a canary must not look like a cutover
-            response = self._client.get("/version", headers={"x-glm-slot": "live"}, timeout=VERSION_TIMEOUT)
-            _raise_for_status(response)
-            document = _document(response.content)
+        """Return the live slot, or that of the side to which this client is pinned; raises ServiceError."""
+        # pinned: the share of a canary must not look like a cutover
+        document = self.request("GET", "/version", headers={"x-glm-slot": "live"}, timeout=VERSION_TIMEOUT)
         try:
             return LiveSlot(str(document["version"]), str(document["slot"]))
         except KeyError as error:
@@ -152,9 +165,23 @@ class ServiceClient:
         """Request the answer to `messages`, in OpenAI's format, with more fields of it; raises ServiceError."""
         stream = {"stream": True, "stream_options": {"include_usage": True}}
         body = {**(fields or {}), "messages": list(messages), **stream}
-        with _convert_errors(), self._client.stream("POST", "/v1/chat/completions", json=body) as response:
-            _raise_for_status(response)
+        with self.open("POST", "/v1/chat/completions", json=body) as response:
             yield AnswerStream(response)
+
+    def request(self, method: str, path: str, **arguments: Any) -> dict[str, Any]:
+        """Return the JSON object that answers a request, whose arguments are httpx's; raises ServiceError."""
+        with self.open(method, path, **arguments) as response:
+            return _document(response.read())
+
+    @contextmanager
+    def open(
+        self, method: str, path: str, *, headers: Mapping[str, str] | None = None, **arguments: Any
+    ) -> Iterator[httpx.Response]:
+        """Make a request, and yield its response, which is not read yet; raises ServiceError, also while it is read."""
+        headers = {**(headers or {}), **self._headers}
+        with _convert_errors(), self._client.stream(method, path, headers=headers, **arguments) as response:
+            _raise_for_status(response)
+            yield response
 
 
 def service_address() -> str:
@@ -186,7 +213,9 @@ def _raise_for_status(response: httpx.Response) -> None:
     status = response.status_code
     if status == 200:
         return
-    if status == 413:
+    if status == 401:
+        fault = Fault.UNAUTHORIZED
+    elif status == 413:
         fault = Fault.TOO_LARGE
     elif status in {429, 503}:
         fault = Fault.BUSY

@@ -53,6 +53,7 @@ class Reply:
         self.stopped = False
         self.first_token_time: float | None = None  # seconds from the request
         self.token_rate: float | None = None  # tokens per second after the first, reasoning included
+        self.total_time: float | None = None  # seconds from the request to the end of the answer
         self._asked_at = self._began_at = time.monotonic()
         self._reasons = False  # whether the first token is reasoning
         self._done = threading.Event()
@@ -122,7 +123,8 @@ class Reply:
             self.text += delta.text
 
     def _measure(self, tokens: int | None) -> None:
-        span = time.monotonic() - self._began_at
+        now = time.monotonic()
+        span, self.total_time = now - self._began_at, now - self._asked_at
         if self.first_token_time is not None and tokens and tokens > 1 and span > 0:
             self.token_rate = (tokens - 1) / span
 

@@ -39,6 +39,7 @@ class Reason(StrEnum):
     BROKEN = "broken"
     COUNT = "count"
     REQUEST_SIZE = "request_size"
+    MISSING = "missing"
 
 
 @dataclass(frozen=True)

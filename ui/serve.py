@@ -5,9 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from starlette.middleware import Middleware
+from streamlit.runtime import memory_uploaded_file_manager
 from streamlit.starlette import App
 
 from ui.chat.browser import BrowserCookie
+from ui.chat.received import RecordedFiles
 from ui.chat.uploads import BoundedUploads
+
+# App has no parameter for it, and looks it up here when it starts.
+memory_uploaded_file_manager.MemoryUploadedFileManager = RecordedFiles  # type: ignore[misc]
 
 app = App(Path(__file__).with_name("app.py"), middleware=[Middleware(BrowserCookie), Middleware(BoundedUploads)])

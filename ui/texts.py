@@ -99,6 +99,10 @@ ENGLISH = Texts(
             "The service could not take this question.",
             "Change it, or start a new chat when the conversation has grown long.",
         ),
+        Fault.UNAUTHORIZED: (
+            "The service asks for an API key, and none or an unknown one was sent.",
+            "The page sends `GLM_API_KEY`, which is set on the host.",
+        ),
         Fault.FAILED: (
             "The service failed at this question.",
             "Your question is kept. Try again; if it fails again, see the service's journal.",
@@ -166,6 +170,10 @@ CHINESE = Texts(
         Fault.REJECTED: (
             "服务无法接受这个问题。",
             "请修改问题；如果对话已经很长，请开始新对话。",
+        ),
+        Fault.UNAUTHORIZED: (
+            "服务要求 API 密钥，但未收到密钥或密钥无效。",
+            "页面使用主机上设置的 `GLM_API_KEY`。",
         ),
         Fault.FAILED: (
             "服务在处理这个问题时出错。",

@@ -8,15 +8,25 @@ from dataclasses import dataclass
 import streamlit as st
 
 from ui.chat.messages import show_pictures
+from ui.chat.received import take_missing
 from ui.chat.texts import ChatTexts, chat_texts, escape
 from ui.client import ServiceClient
 from ui.conversation import Conversation, Question
-from ui.picture import Limits, Picture, Refusal, accept
+from ui.picture import Limits, Picture, Reason, Refusal, accept
 from ui.texts import Texts
 
-__all__ = ["Draft", "edit_last", "restore", "show_draft", "show_input", "submit"]
+__all__ = ["Attempt", "Draft", "compose", "edit_last", "read_input", "restore", "show_draft", "show_input", "submit"]
 
 THUMBNAIL_WIDTH = 80  # pixels
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """What the user has sent off: a text, the files (name, data), and the names of those that did not arrive."""
+
+    text: str
+    files: Sequence[tuple[str, bytes]] = ()
+    missing: Sequence[str] = ()
 
 
 @dataclass
@@ -43,28 +53,36 @@ def edit_last(draft: Draft, conversation: Conversation) -> None:
     restore(draft, conversation.exchanges[-1].question, editing=True)
 
 
-def submit(
-    text: str, files: Sequence[tuple[str, bytes]], draft: Draft, conversation: Conversation, client: ServiceClient
-) -> None:
-    """Send a question with the draft's pictures and files (name, data), or keep all of it if a file is refused.
-
-    After a refusal it is kept until another file is attached or the user goes on without: a second Enter sends nothing.
-    """
-    if draft.refusals and not files:
-        draft.text = text
+def submit(attempt: Attempt, draft: Draft, conversation: Conversation, client: ServiceClient) -> None:
+    """Send a question with the draft's pictures and the attached ones, or keep all of it if a file is refused."""
+    editing = draft.editing
+    question = compose(attempt, draft, conversation.pictures(replacing_last=editing))
+    if question is None:
         return
-    before = (*conversation.pictures(replacing_last=draft.editing), *draft.pictures)
-    pictures, draft.refusals = accept(files, before, Limits.from_environment())
-    draft.pictures = (*draft.pictures, *pictures)
-    if draft.refusals:
-        draft.text = text
-        return
-    question, editing = Question(text, draft.pictures), draft.editing
-    draft.clear()
     if editing and not conversation.running:
         conversation.replace(client, question)
     else:
         conversation.ask(client, question)
+
+
+def compose(attempt: Attempt, draft: Draft, earlier: Sequence[Picture] = ()) -> Question | None:
+    """Return the question that can be sent, and clear the draft; None if a file is refused, and the draft keeps all.
+
+    After a refusal it is kept until another file is attached or the user goes on without: a second Enter sends nothing.
+    `earlier`: the pictures that the same request carries already.
+    """
+    if draft.refusals and not attempt.files and not attempt.missing:
+        draft.text = attempt.text
+        return None
+    pictures, refusals = accept(attempt.files, (*earlier, *draft.pictures), Limits.from_environment())
+    draft.pictures = (*draft.pictures, *pictures)
+    draft.refusals = (*refusals, *(Refusal(name, Reason.MISSING) for name in attempt.missing))
+    if draft.refusals:
+        draft.text = attempt.text
+        return None
+    question = Question(attempt.text, draft.pictures)
+    draft.clear()
+    return question
 
 
 def show_draft(draft: Draft, texts: Texts) -> None:
@@ -92,20 +110,27 @@ def show_draft(draft: Draft, texts: Texts) -> None:
 def refusal_text(refusals: Sequence[Refusal], words: ChatTexts) -> str:
     """Return why files were not sent, as Markdown."""
     reasons = [
-        words.refusals[one.reason].format(name=escape(one.name), found=one.found, limit=one.limit) for one in refusals
+        words.refusals[one.reason].format(name=escape(one.name) or words.a_file, found=one.found, limit=one.limit)
+        for one in refusals
     ]
     return "\n\n".join([f"**{words.not_sent}**", *reasons, words.not_sent_hint])
 
 
 def show_input(draft: Draft, conversation: Conversation, client: ServiceClient, texts: Texts) -> None:
     """Show the input; a question is sent, or waits for the end of the current reply."""
-    if draft.text is not None:
-        st.session_state["question"], draft.text = draft.text, None
-    # No file_type: the browser would drop other files and send the question without them.
-    submitted = st.chat_input(
-        texts.question, key="question", accept_file="multiple", disabled=conversation.waiting is not None
-    )
-    if submitted and not isinstance(submitted, str) and (submitted.text.strip() or submitted.files):
-        files = [(file.name, file.getvalue()) for file in submitted.files]
-        submit(submitted.text, files, draft, conversation, client)
+    attempt = read_input(texts.question, "question", draft, disabled=conversation.waiting is not None)
+    if attempt:
+        submit(attempt, draft, conversation, client)
         st.rerun()
+
+
+def read_input(label: str, key: str, draft: Draft, *, disabled: bool = False) -> Attempt | None:
+    """Show an input with files, and return what was sent off with it."""
+    if draft.text is not None:
+        st.session_state[key], draft.text = draft.text, None
+    # No file_type: the browser would drop other files and send the question without them.
+    submitted = st.chat_input(label, key=key, accept_file="multiple", disabled=disabled)
+    if not submitted or isinstance(submitted, str):
+        return None
+    attempt = Attempt(submitted.text, [(file.name, file.getvalue()) for file in submitted.files], take_missing())
+    return attempt if attempt.text.strip() or attempt.files or attempt.missing else None

@@ -49,6 +49,7 @@ class ChatTexts:
     you: str
     thought: str
     picture: str
+    a_file: str
     refusals: Mapping[Reason, str]
 
 
@@ -90,6 +91,7 @@ CHAT_TEXTS: Mapping[str, ChatTexts] = {
         you="You",
         thought="Thinking",
         picture="Picture",
+        a_file="A file",
         refusals={
             Reason.FILE_SIZE: "{name} is larger than {limit}, the most that can be attached.",
             Reason.PIXELS: "{name}: the picture is {found} pixels; at most {limit} million are allowed.",
@@ -101,6 +103,7 @@ CHAT_TEXTS: Mapping[str, ChatTexts] = {
             Reason.COUNT: "{name}: this conversation would have {found} pictures; at most {limit} can be sent at once.",
             Reason.REQUEST_SIZE: "{name}: the pictures of this conversation would have {found} when sent; at most "
             "{limit} are allowed.",
+            Reason.MISSING: "{name} did not arrive: its upload failed, or the page was restarted meanwhile.",
         },
     ),
     CHINESE.name: ChatTexts(
@@ -140,6 +143,7 @@ CHAT_TEXTS: Mapping[str, ChatTexts] = {
         you="用户",
         thought="思考",
         picture="图片",
+        a_file="文件",
         refusals={
             Reason.FILE_SIZE: "{name}：文件超过可附加的上限 {limit}。",
             Reason.PIXELS: "{name}：图片为 {found} 像素，上限为 {limit} 百万像素。",
@@ -150,6 +154,7 @@ CHAT_TEXTS: Mapping[str, ChatTexts] = {
             Reason.BROKEN: "{name} 已损坏或不完整，无法识别为图片。",
             Reason.COUNT: "{name}：此对话将有 {found} 张图片，一次最多发送 {limit} 张。",
             Reason.REQUEST_SIZE: "{name}：此对话的图片发送时将有 {found}，上限为 {limit}。",
+            Reason.MISSING: "未收到 {name}：上传失败，或页面在此期间重新启动。",
         },
     ),
 }
