@@ -22,11 +22,12 @@ from hypothesis import strategies as st
 from prometheus_client import REGISTRY
 
 from service import metrics
+from service.contract.journald import encode
 from service.contract.samples import BROKEN_OFF, CLIENT_GONE
 from service.logs import access
 from service.logs.access import AccessLog, Entry
 from service.logs.handler import Line, new_handler, new_writer
-from service.logs.journal import JournalHandler, encode, is_journal, priority_of
+from service.logs.journal import JournalHandler, is_journal, priority_of
 from tests.server_fixtures import Host, running_host, until
 from tests.test_app import CHAT, HELLO
 from tests.test_refusals import hostile

@@ -30,6 +30,8 @@ _POLL = 0.2  # seconds
 def logs(options: Options, slot: str | None, request: str | None, rollout: str | None, *, follow: bool) -> None:
     """Show what the servers have logged.
 
+    With --rollout also what glmctl has: who began it, each phase, and how it ended.
+
     It runs journalctl; in a sandbox it reads the sandbox's own log, in which --json has no effect.
 
     \b
@@ -38,7 +40,7 @@ def logs(options: Options, slot: str | None, request: str | None, rollout: str |
       glmctl logs --request req-5d1c0c3e6f1b7a9e0000000000000007
     """  # noqa: D301  (\b keeps line breaks)
     since, until = _times(options, rollout)
-    selection = Selection(slot, request, since, until)
+    selection = Selection(slot, request, since, until, rollout)
     if text := os.environ.get(LOG_VARIABLE):
         for line in selection.select(_lines(Path(text), follow=follow), slots_of_processes(options.host.runtime)):
             click.echo(line, nl=False)
