@@ -42,6 +42,7 @@ def entries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Taken]:
 
 
 def new_entry(state: Path) -> Entry:
+    (state / "history").mkdir()
     return begin(Journal(Host(True, state, state, state, state, state)), "deploy", "1.1.0", "green")
 
 
@@ -96,16 +97,8 @@ def test_the_end_has_its_priority(
 def test_an_entry_is_one_line(entries: Taken, version: str, reason: str) -> None:
     """Whatever is in the record of a release, or in what a program said."""
     steps = [Step(phase="start", at="2026-01-01T00:00:00+00:00")]
-    record = Record(
-        id="1",
-        kind="deploy",
-        version=version,
-        slot="green",
-        started_at="",
-        steps=steps,
-        outcome="failed",
-        reason=reason,
-    )
+    record = Record(id="1", kind="deploy", version=version, slot="green", started_at="", steps=steps)
+    record.outcome, record.reason = "failed", reason
     announce_end(record)
     [found] = entries()
     assert found["MESSAGE"].isascii()

@@ -113,7 +113,7 @@ def in_sandbox(host: Host, monkeypatch: pytest.MonkeyPatch, *entries: Entry) -> 
     lines = [
         "a line of systemd",
         *(f"[{datetime.now(UTC):%Y-%m-%d %H:%M:%S %z}] [{os.getpid()}] [INFO] {one.text}" for one in entries),
-    ]  # noqa: E501
+    ]
     (host.root / "log").write_text("".join(f"{line}\n" for line in lines))
     monkeypatch.setenv(LOG_VARIABLE, str(host.root / "log"))
 
@@ -141,6 +141,7 @@ def test_a_request_is_told_from_its_acceptance_to_its_end(
 ) -> None:
     """Alike from both logs; with the rollout during which it ended. Others, and lines of other kinds, are not."""
     journal = Journal(host)
+    (host.state / "history").mkdir(parents=True)
     entry = begin(journal, "deploy", "1.1.0", "green")
     entry.record.started_at = "2026-01-01T00:00:00+00:00"
     entry.enter("preflight")
