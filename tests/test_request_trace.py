@@ -18,11 +18,14 @@ from hypothesis import strategies as st
 from deploy.cli import glmctl
 from deploy.errors import Refused
 from deploy.host import Host
+from deploy.journal import announcement
 from deploy.journal.journal import Journal, begin
+from deploy.journal.record import Record
 from deploy.systemd.sandbox import LOG_VARIABLE
 from service.contract import access_line
 from service.contract.route import MAX_NOTE, UNKNOWN, Route
 from service.contract.samples import BROKEN_OFF
+from service.handover.plain_errors import KINDS
 from service.logs.access import Entry
 from service.timing import AnswerTimes
 from tests.host_files import add_generation
@@ -215,3 +218,12 @@ def test_errors_have_the_id_of_their_request() -> None:
     record.request_id = "req-1"
     handler.handle(record)
     assert sent == [{"LOGGER": "service", "REQUEST_ID": "req-1"}]
+
+
+def test_the_page_names_every_field() -> None:
+    """docs/logs.md has all that lines of requests and rollouts have, and every kind that the parser's refusals have."""
+    page = (Path(__file__).resolve().parent.parent / "docs/logs.md").read_text()
+    refused = ENTRY._replace(status=429, reason="the queue is full")
+    record = Record(id="1", kind="deploy", version="1.1.0", slot="green", started_at="")
+    for name in (*refused.fields(), *announcement.fields_of(record), "OUTCOME", *KINDS.values()):
+        assert f"`{name}`" in page, name

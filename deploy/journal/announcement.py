@@ -16,7 +16,7 @@ from deploy.systemd.sandbox import LOG_VARIABLE
 from service.contract import journald
 from service.contract.printable import printable
 
-__all__ = ["announce_end", "announce_phase", "operator"]
+__all__ = ["announce_end", "announce_phase", "fields_of", "operator"]
 
 IDENTIFIER = "glmctl"
 
@@ -31,7 +31,7 @@ def announce_phase(record: Record) -> None:
     text = f"{_name(record)}: {record.phase}"
     if len(record.steps) == 1:
         text = f"{text}, begun by {operator()}"
-    _write(logging.WARNING if _is_undone(record) else logging.INFO, text, _fields(record))
+    _write(logging.WARNING if _is_undone(record) else logging.INFO, text, fields_of(record))
 
 
 def announce_end(record: Record) -> None:
@@ -43,7 +43,7 @@ def announce_end(record: Record) -> None:
     seconds = "" if record.seconds is None else f" after {record.seconds:.1f} s"
     lost = f"; {record.receipt.lost} requests were lost" if record.receipt and record.receipt.lost else ""
     reason = f": {record.reason}" if record.reason else ""
-    _write(level, f"{_name(record)}: {outcome}{seconds}{lost}{reason}", _fields(record) | {"OUTCOME": outcome})
+    _write(level, f"{_name(record)}: {outcome}{seconds}{lost}{reason}", fields_of(record) | {"OUTCOME": outcome})
 
 
 def operator() -> str:
