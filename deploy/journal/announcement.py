@@ -64,7 +64,8 @@ def _name(record: Record) -> str:
     return f"rollout {record.id}: {record.kind} of {record.version} into {record.slot} ({record.strategy})"
 
 
-def _fields(record: Record) -> dict[str, object]:
+def fields_of(record: Record) -> dict[str, object]:
+    """Return what each line of a rollout has beside its text."""
     return {
         "ROLLOUT": record.id,
         "KIND": record.kind,
