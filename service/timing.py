@@ -57,8 +57,12 @@ class AnswerTimes(NamedTuple):
         """Return the times of two choices of one answer: from the first that began to the last that ended."""
         if other is None:
             return self
-        first = [min(pair) for pair in zip(self[:3], other[:3], strict=True)]
-        return AnswerTimes(*first, max(self.ended, other.ended))
+        return AnswerTimes(
+            min(self.asked, other.asked),
+            min(self.row, other.row),
+            min(self.first, other.first),
+            max(self.ended, other.ended),
+        )
 
     @property
     def phases(self) -> dict[str, tuple[float, float]]:
