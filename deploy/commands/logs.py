@@ -6,7 +6,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import click
@@ -19,6 +19,7 @@ from deploy.systemd.sandbox import LOG_VARIABLE
 from service.contract.slots import SLOTS
 
 _POLL = 0.2  # seconds
+_LAG = timedelta(seconds=5)  # its last line follows its end, and the journal has the time at which it got a line
 
 
 @click.command()
@@ -59,7 +60,7 @@ def _times(options: Options, rollout: str | None) -> tuple[datetime | None, date
         raise Refused(f"there is no rollout {rollout}", hint="`glmctl history` lists them")
     return (
         datetime.fromisoformat(record.started_at),
-        datetime.fromisoformat(record.ended_at) if record.ended_at else None,
+        datetime.fromisoformat(record.ended_at) + _LAG if record.ended_at else None,
     )
 
 
