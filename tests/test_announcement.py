@@ -52,7 +52,7 @@ def test_a_rollout_is_told_from_begin_to_end(entries: Taken, tmp_path: Path, mon
     entry = new_entry(tmp_path)
     with entry.journal.lock():
         for phase in ("preflight", "start", "cutover"):
-            entry.enter(phase)  # type: ignore[arg-type]
+            entry.enter(phase)
         entry.end("done")
     found = entries()
     texts = [one["MESSAGE"].partition(": deploy of 1.1.0 into green (overlap): ")[2] for one in found]

@@ -102,11 +102,11 @@ def test_a_chain_of_exceptions_has_no_text(events: list[dict[str, Any]]) -> None
 def test_the_rate_is_bounded(events: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
     """A bug that a client can reach again and again describes few stacks a second."""
     log = logging.getLogger("service")
-    monkeypatch.setattr(sentry.time, "monotonic", lambda: 100.0)
+    monkeypatch.setattr("service.telemetry.sentry.time.monotonic", lambda: 100.0)
     for _ in range(5 * MAX_EVENTS):
         log.error("failed", exc_info=RuntimeError())
     assert len(events) == MAX_EVENTS
-    monkeypatch.setattr(sentry.time, "monotonic", lambda: 101.0)
+    monkeypatch.setattr("service.telemetry.sentry.time.monotonic", lambda: 101.0)
     log.error("failed", exc_info=RuntimeError())
     assert len(events) == MAX_EVENTS + 1
 
