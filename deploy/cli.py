@@ -26,6 +26,7 @@ from deploy.commands import (
     rollback,
     sandbox,
     status,
+    trace,
 )
 from deploy.commands.options import Options, shared
 from deploy.errors import GlmError
@@ -71,6 +72,7 @@ for verb in (
     status.status,
     history.history,
     logs.logs,
+    trace.trace,
     doctor.doctor,
     install.install,
     demo.demo,

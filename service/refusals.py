@@ -7,8 +7,9 @@ import logging
 from collections import Counter
 
 from service.contract.network import network_of
+from service.contract.printable import printable, word
 
-__all__ = ["MAX_LINES", "MAX_LINES_OF_ADDRESS", "RefusalLog", "printable", "word"]
+__all__ = ["MAX_LINES", "MAX_LINES_OF_ADDRESS", "RefusalLog"]
 
 WINDOW = 1.0  # seconds
 MAX_LINES = 10  # in a window, and one more that says how many were left out
@@ -52,15 +53,3 @@ class RefusalLog:
             log.warning("refused %d more requests within %g s, %d of them from %s", total, WINDOW, most, name)
         self._logged.clear()
         self._left_out.clear()
-
-
-def printable(text: str, limit: int) -> str:
-    """Return text in printable ASCII, of at most `limit` characters."""
-    if text.isascii() and text.isprintable() and "\\" not in text:
-        return text[:limit]
-    return text[:limit].encode("unicode_escape").decode("ascii")[:limit]
-
-
-def word(text: str, limit: int) -> str:
-    """Return printable text without spaces, which separate the fields of a line."""
-    return printable(text, limit).replace(" ", r"\x20")

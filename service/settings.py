@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -50,6 +50,19 @@ class Settings(BaseSettings):
     )
     access_log_rate: int = Field(
         default=500, ge=2, description="of these lines, a second of a worker; more are counted"
+    )
+
+    sentry_dsn: SecretStr | None = Field(
+        default=None, description="address of a Sentry project that gets exceptions; needs the extra `sentry`"
+    )
+    traces: str | None = Field(
+        default=None,
+        pattern=r"^$|^https?://",
+        description="address of an OTLP receiver that gets traces, such as http://127.0.0.1:4318/v1/traces; needs the "
+        "extra `traces`",
+    )
+    traces_share: float = Field(
+        default=1, ge=0, le=1, description="part of the requests that are traced if the client has not decided that"
     )
 
     served_model: str = "glm-4.6v-flash"

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from service.contract.samples import ANSWERED, BROKEN_OFF, CLIENT_GONE, NOT_ANSWERED, Origin, SampleRing
 
@@ -17,6 +17,8 @@ __all__ = [
     "CHAT_PATH",
     "KEEP_ALIVE_COMMENT",
     "MIRRORED_HEADER",
+    "PROBES",
+    "AnswerTimes",
     "Capture",
     "Headers",
     "Message",
@@ -32,6 +34,8 @@ Send = Callable[[Message], Awaitable[None]]
 
 CHAT_PATH = "/v1/chat/completions"
 ANSWER_PATHS = frozenset((CHAT_PATH, "/v1/responses", "/v1/completions"))  # whose times and errors judge a version
+PROBES = frozenset(("/healthz", "/health", "/readyz", "/metrics"))
+"""Paths that are asked all the time; they are logged and traced if they fail."""
 KEEP_ALIVE_COMMENT = b": keep-alive\n\n"  # server-sent; has no content, so it is neither timed nor captured
 MIRRORED_HEADER = b"x-glm-mirrored"  # requests the trailer; ignored except on a slot's internal socket
 _TRAILER = b"\n: %.6f %.6f\n"  # seconds, and seconds to the first piece or -1; a comment in server-sent events
@@ -39,6 +43,35 @@ _TRAILER_PATTERN = re.compile(rb"\n: (\d+\.\d+) (-?\d+\.\d+)\n\Z")
 _MAX_TRAILER = 100  # bytes
 
 Headers = list[tuple[bytes, bytes]]
+
+
+class AnswerTimes(NamedTuple):
+    """When an answer was asked of the engine, had a row of it, its first token, and its end; monotonic seconds."""
+
+    asked: float
+    row: float
+    first: float
+    ended: float
+
+    def merge(self, other: AnswerTimes | None) -> AnswerTimes:
+        """Return the times of two choices of one answer: from the first that began to the last that ended."""
+        if other is None:
+            return self
+        return AnswerTimes(
+            min(self.asked, other.asked),
+            min(self.row, other.row),
+            min(self.first, other.first),
+            max(self.ended, other.ended),
+        )
+
+    @property
+    def phases(self) -> dict[str, tuple[float, float]]:
+        """The begin and the end of waiting for a row, of the prompt up to the first token, and of all further ones."""
+        return {
+            "queue": (self.asked, self.row),
+            "prefill": (self.row, self.first),
+            "decode": (self.first, self.ended),
+        }
 
 
 class Capture(Protocol):
@@ -126,6 +159,11 @@ class ResponseTimer:
     def seconds(self) -> float:
         """From the head of the request to the end of the answer, once that has come."""
         return self._ended - self._began
+
+    @property
+    def span(self) -> tuple[float, float]:
+        """The monotonic times of the head of the request and of the end of the answer, once that has come."""
+        return self._began, self._ended
 
     @property
     def first_seconds(self) -> float | None:

@@ -22,11 +22,12 @@ from hypothesis import strategies as st
 from prometheus_client import REGISTRY
 
 from service import metrics
+from service.contract.journald import encode
 from service.contract.samples import BROKEN_OFF, CLIENT_GONE
 from service.logs import access
 from service.logs.access import AccessLog, Entry
 from service.logs.handler import Line, new_handler, new_writer
-from service.logs.journal import JournalHandler, encode, is_journal, priority_of
+from service.logs.journal import JournalHandler, is_journal, priority_of
 from tests.server_fixtures import Host, running_host, until
 from tests.test_app import CHAT, HELLO
 from tests.test_refusals import hostile
@@ -296,6 +297,10 @@ async def test_a_request_is_followed_by_its_id_through_a_handover(
     assert (before["REQUEST_ID"], before["MODEL_VERSION"]) == ("before", versions["blue"])
     assert (after["REQUEST_ID"], after["MODEL_VERSION"]) == ("after", versions["green"])
     assert (after["PROMPT_TOKENS"], after["COMPLETION_TOKENS"], after["CLIENT"]) == (7, 3, "127.0.0.1")
+    came = {"ACCEPTED_BY": f"blue/1/{os.getpid()}", "HANDED_OVER_BY": f"blue/1/{os.getpid()}", "HANDOVERS": 1}
+    assert {name: after.get(name) for name in came} == came
+    assert not came.keys() & before.keys()
+    assert {"QUEUE_MS", "PREFILL_MS", "DECODE_MS"} <= after.keys() & before.keys()
     assert "TTFT_MS" in after
     assert "TTFT_MS" not in before
     assert models["HTTP_PATH"] == "/v1/models"

@@ -28,9 +28,9 @@ CHAINS = {
     "service": (
         ("contract", "settings", "identity", "isolation", "http_client", "fairness", "model", "engine",
          "metric_files", "metrics", "host_metrics", "timing", "chat", "completions", "responses", "refusals", "logs",
-         "api", "batches", "app", "process", "gunicorn.conf", "__main__"),
+         "telemetry", "api", "batches", "app", "process", "gunicorn.conf", "__main__"),
         ("contract", "timing", "http_client", "routing", "handover", "process"),
-        ("settings", "fairness", "metrics", "refusals", "logs", "handover"),
+        ("settings", "fairness", "metrics", "refusals", "logs", "telemetry", "handover"),
         ("contract", "model", "demo_models"),
     ),
 }  # fmt: skip

@@ -98,7 +98,7 @@ async def test_data_received_while_a_request_waits_to_be_passed_on_is_passed_wit
     [connection] = host.blue.connections
     attempts = []
 
-    def pass_on(_client: socket.socket, _side: Side, unread: bytes) -> Outcome:
+    def pass_on(_client: socket.socket, _side: Side, unread: bytes, _came: object) -> Outcome:
         attempts.append(unread)
         return Outcome.TRY_AGAIN if len(attempts) == 1 else Outcome.NO_RECEIVER
 

@@ -83,10 +83,10 @@ Pairs = Callable[[], tuple[socket.socket, socket.socket]]
 
 def append_to(
     adopted: list[socket.socket], unread: list[bytes] | None = None
-) -> Callable[[socket.socket, bytes], None]:
+) -> Callable[[socket.socket, bytes, bytes], None]:
     """Return a callback for FdReceiver that keeps each connection, and the bytes that came with it."""
 
-    def adopt(client: socket.socket, data: bytes) -> None:
+    def adopt(client: socket.socket, data: bytes, _note: bytes) -> None:
         adopted.append(client)
         if unread is not None:
             unread.append(data)

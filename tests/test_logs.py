@@ -35,18 +35,24 @@ LINES = [
     line(2, GREEN, "request req-3 failed"),
     "Traceback (most recent call last):\n",
     line(3, 13, "of a process that is not known any more"),
+    line(9, 14, "rollout id-1: deploy of 1.1.0 into green (overlap): cutover"),
 ]
 
 
 @pytest.mark.parametrize(
     ("selection", "numbers"),
     [
-        (Selection(), [0, 1, 2, 3, 4, 5]),
+        (Selection(), [0, 1, 2, 3, 4, 5, 6]),
         (Selection(slot="blue"), [1]),
         (Selection(slot="green"), [2, 3, 4]),
         (Selection(request="req-2"), [2]),
+        (Selection(request="req-"), []),
+        (Selection(request="req-2", rollout="id-1"), [2]),
+        (Selection(slot="blue", rollout="id-1"), [1, 6]),
+        (Selection(until=BEGAN, rollout="id-1"), [1, 6]),
+        (Selection(until=BEGAN, rollout="id-"), [1]),
         (Selection(request="req-3"), [3, 4]),
-        (Selection(since=BEGAN + timedelta(seconds=1.5)), [2, 3, 4, 5]),
+        (Selection(since=BEGAN + timedelta(seconds=1.5)), [2, 3, 4, 5, 6]),
         (Selection(until=BEGAN + timedelta(seconds=1.5)), [1, 2]),
         (Selection(slot="green", since=BEGAN + timedelta(seconds=2)), [3, 4]),
     ],
@@ -79,6 +85,16 @@ def test_the_journal_is_asked_by_its_fields() -> None:
         "--output=json",
         "REQUEST_ID=req-1",
     ]
+    chosen = Selection("green", rollout="20260101-000000-01")
+    assert chosen.journalctl(user=False, follow=False, as_json=False) == [
+        "journalctl",
+        "_SYSTEMD_UNIT=glm@green.service",
+        "+",
+        "UNIT=glm@green.service",
+        "_PID=1",
+        "+",
+        "ROLLOUT=20260101-000000-01",
+    ]
     everything = ["journalctl", "--unit=glm@blue.service", "--unit=glm@green.service"]
     assert Selection().journalctl(user=False, follow=False, as_json=False) == everything
 
@@ -88,9 +104,9 @@ def test_in_a_sandbox_its_log_is_read(tmp_path: Path, monkeypatch: pytest.Monkey
     host = Host(True, tmp_path, tmp_path / "run", tmp_path / "state", tmp_path, tmp_path)
     monkeypatch.setattr(Host, "find", lambda **_: host)
     monkeypatch.setenv(LOG_VARIABLE, str(tmp_path / "log"))
-    add_generation(host.runtime, "blue", 1, "1.0.0", "ready")
-    before = line(0, os.getpid(), "before")
-    now = f"[{datetime.now(UTC):%Y-%m-%d %H:%M:%S %z}] [{os.getpid()}] [INFO] now\n"
+    add_generation(host.runtime, "blue", 1, "1.0.0", "ready", pid=os.getppid())
+    before = line(0, os.getppid(), "before")
+    now = f"[{datetime.now(UTC):%Y-%m-%d %H:%M:%S %z}] [{os.getppid()}] [INFO] now\n"
     (tmp_path / "log").write_text(before + now)
     journal = Journal(host)
     entry = begin(journal, "deploy", "1.0.0", "blue")
@@ -104,4 +120,6 @@ def test_in_a_sandbox_its_log_is_read(tmp_path: Path, monkeypatch: pytest.Monkey
 
     assert shown("--slot", "blue") == before + now
     assert shown("--slot", "green") == ""
-    assert shown("--rollout", entry.record.id) == now
+    of_rollout, of_glmctl = shown("--rollout", entry.record.id).splitlines(keepends=True)
+    assert of_rollout == now
+    assert f"rollout {entry.record.id}: deploy of 1.0.0 into blue (overlap): preflight, begun by " in of_glmctl

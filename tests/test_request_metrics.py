@@ -224,3 +224,49 @@ async def test_the_metrics_have_what_the_ledger_has(host: Host, monkeypatch: pyt
     assert [one for one in written if one[1] != one[2]] == []
     assert ("leaving", (4, 1), (4, 1)) in written
     assert written[-1] == ("gone", (5, 0), (5, 0))
+
+
+KINDS = {
+    "invalid_http": [b"nonsense\r\n\r\n", b"\r\n" * 2000, b"GET / HTTP/9.9\r\n\r\n"],
+    "url_too_long": [b"GET /" + b"x" * 9000 + b" HTTP/1.1\r\n\r\n"],
+    "head_too_large": [b"GET / HTTP/1.1\r\n" + b"x: y\r\n" * 200 + b"\r\n", b"GET / HTTP/1.1\r\nx: " + b"y" * 70_000],
+}
+
+
+def errors(text: str, version: str) -> dict[str, float]:
+    """Return glm_errors_total of a version, by kind."""
+    pattern = rf'^glm_errors_total{{kind="(.*)",slot="blue",version="{version}"}} (.*)$'
+    return {kind: float(value) for kind, value in re.findall(pattern, text, re.MULTILINE)}
+
+
+async def test_what_the_parser_refuses_is_counted_and_logged(host: Host, caplog: pytest.LogCaptureFixture) -> None:
+    """Once each, by its kind; the log has the address and the reason of the first ones."""
+    version = host.blue.state.version
+    sent = [head for heads in KINDS.values() for head in heads]
+    for head in sent:
+        client = await host.client()
+        client.send(head)
+        await client.rest()
+    text = await scrape(host)
+    assert errors(text, version) == {kind: float(len(heads)) for kind, heads in KINDS.items()}
+    lines = [record.getMessage() for record in caplog.records if "refused with" in record.getMessage()]
+    assert 0 < len(lines) <= len(sent)
+    assert all(re.match(r"refused with 4\d\d: 127\.0\.0\.1 \S+ \S+ ", line) for line in lines)
+    assert "Invalid method" in lines[0]
+    assert "empty lines" in lines[1]
+
+
+async def test_a_request_is_one_error(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Also where the application was reading its body when that broke off, or where its head took too long."""
+    runtime = tmp_path_factory.mktemp("run")
+    async with running_host(tmp_path, runtime, app=ServiceApp, head_timeout=0.05) as host:
+        version = host.blue.state.version = service_app(host).identity.version
+        for request in (
+            b"POST /v1/chat/completions HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nnonsense\r\n",
+            b"GET /half HTTP/1.1\r\n",
+        ):
+            client = await host.client()
+            client.send(request)
+            await client.rest()
+        text = await scrape(host)
+    assert errors(text, version) == {"invalid_http": 1.0, "request_timeout": 1.0}

@@ -6,7 +6,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import click
@@ -19,6 +19,7 @@ from deploy.systemd.sandbox import LOG_VARIABLE
 from service.contract.slots import SLOTS
 
 _POLL = 0.2  # seconds
+_LAG = timedelta(seconds=5)  # its last line follows its end, and the journal has the time at which it got a line
 
 
 @click.command()
@@ -30,6 +31,8 @@ _POLL = 0.2  # seconds
 def logs(options: Options, slot: str | None, request: str | None, rollout: str | None, *, follow: bool) -> None:
     """Show what the servers have logged.
 
+    With --rollout also what glmctl has: who began it, each phase, and how it ended.
+
     It runs journalctl; in a sandbox it reads the sandbox's own log, in which --json has no effect.
 
     \b
@@ -38,7 +41,7 @@ def logs(options: Options, slot: str | None, request: str | None, rollout: str |
       glmctl logs --request req-5d1c0c3e6f1b7a9e0000000000000007
     """  # noqa: D301  (\b keeps line breaks)
     since, until = _times(options, rollout)
-    selection = Selection(slot, request, since, until)
+    selection = Selection(slot, request, since, until, rollout)
     if text := os.environ.get(LOG_VARIABLE):
         for line in selection.select(_lines(Path(text), follow=follow), slots_of_processes(options.host.runtime)):
             click.echo(line, nl=False)
@@ -57,7 +60,7 @@ def _times(options: Options, rollout: str | None) -> tuple[datetime | None, date
         raise Refused(f"there is no rollout {rollout}", hint="`glmctl history` lists them")
     return (
         datetime.fromisoformat(record.started_at),
-        datetime.fromisoformat(record.ended_at) if record.ended_at else None,
+        datetime.fromisoformat(record.ended_at) + _LAG if record.ended_at else None,
     )
 
 

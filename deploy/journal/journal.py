@@ -12,7 +12,7 @@ from pathlib import Path
 
 from deploy.errors import GlmError, Locked, Unrecorded
 from deploy.host import Host
-from deploy.journal import locks
+from deploy.journal import announcement, locks, spans
 from deploy.journal.receipt import Receipt, Snapshot, dump, load
 from deploy.journal.record import Kind, Phase, Record, Step, Strategy, now, operator, seconds_between
 from service.contract import atomic, regular_file, rollout_report
@@ -31,6 +31,7 @@ class Journal:
     """The records of one host. A process that writes them holds the lock, except for a rollback during a bake."""
 
     def __init__(self, host: Host) -> None:
+        self.host = host
         self._directory = host.state / "history"
         self._lock = host.state / "lock"
         self._switch = host.state / "switch"
@@ -221,6 +222,7 @@ class Entry:
         """Record that `phase` begins."""
         self.record.steps.append(Step(phase=phase, at=now()))
         self._write()
+        announcement.announce_phase(self.record)
 
     def end(self, outcome: str, *, reason: str | None = None, receipt: Receipt | None = None) -> None:
         """Record how the rollout ended."""
@@ -231,6 +233,8 @@ class Entry:
         self.record.seconds = round(time.monotonic() - self._began, 3)
         self._write()
         self.journal.delete_snapshot(self.record.id)
+        announcement.announce_end(self.record)
+        spans.export(self.journal.host, self.record)
 
     def keep(self, before: Snapshot) -> None:
         """Keep the counts from before the rollout, for the receipt of a process that resumes it."""

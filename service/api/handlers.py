@@ -32,6 +32,7 @@ from service.identity import Identity
 from service.responses.request import ResponsesRequest
 from service.responses.response import Response as ResponsesResponse
 from service.settings import Settings
+from service.timing import AnswerTimes
 
 __all__ = ["Handlers"]
 
@@ -116,7 +117,7 @@ class Handlers:
                 on_version=_version_setter(request),
                 client=client,
                 on_size=_size_setter(request),
-                on_finish=_token_counter(request),
+                on_finish=_finish_recorder(request),
             )
             return JSONResponse(await cancel_on_disconnect(request.receive, completion))
 
@@ -136,7 +137,7 @@ class Handlers:
         is_internal = request.scope["state"].get("internal")
         return EventStream(
             self._chat.stream_events(
-                asked, request_id, _version_setter(request), client, _size_setter(request), _token_counter(request)
+                asked, request_id, _version_setter(request), client, _size_setter(request), _finish_recorder(request)
             ),
             encode_error,
             max_silence=None if is_internal else self._settings.keep_alive_comment,
@@ -212,12 +213,13 @@ def _version_setter(request: Request) -> Callable[[str], None]:
     return set_version
 
 
-def _token_counter(request: Request) -> Callable[[Finish], None]:
-    """Count the tokens of the request's choices in its state, for the access log: those of the prompt once."""
+def _finish_recorder(request: Request) -> Callable[[Finish, AnswerTimes], None]:
+    """Keep tokens and times of the request's choices in its state, for its line and trace: prompt tokens once."""
 
-    def add(finish: Finish) -> None:
+    def add(finish: Finish, times: AnswerTimes) -> None:
         _, completion = getattr(request.state, "tokens", (0, 0))
         request.state.tokens = finish.prompt_tokens, completion + finish.completion_tokens
+        request.state.times = times.merge(getattr(request.state, "times", None))
 
     return add
 

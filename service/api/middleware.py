@@ -86,7 +86,7 @@ class RequestMiddleware:
                 state.pop("version", None)  # no weights were used: the current version answers
             response = error_response(error, scope)
             if response is None:
-                log.exception("request %s failed", request_id)
+                log.exception("request %s failed", request_id, extra={"request_id": request_id})
                 response = JSONResponse(unexpected(request_id), 500)
             self._note(scope, response.status_code, error)
             await (self._with_cors(response) if self._with_cors else response)(scope, receive, send)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 
 from typing_extensions import TypedDict
 
-__all__ = ["ApiError", "ErrorBody", "error_object", "error_type", "invalid", "unexpected"]
+__all__ = ["ApiError", "ErrorBody", "error_object", "error_type", "invalid", "log_late", "unexpected"]
+
+log = logging.getLogger("service")
 
 ERROR_TYPES = {401: "authentication_error", 429: "rate_limit_error"}
 
@@ -66,3 +69,9 @@ def error_type(status: int) -> str:
 def unexpected(request_id: str) -> ErrorBody:
     """Return the body of a 500. It contains no details; the server logs them with the request's id."""
     return error_object(500, f"internal server error; the server's log has the details of request {request_id}")
+
+
+def log_late(error: Exception, request_id: str) -> None:
+    """Log an unexpected error that ends a stream whose head was sent before."""
+    extra = {"request_id": request_id}
+    log.error("request %s failed while its response was streamed", request_id, exc_info=error, extra=extra)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -13,15 +12,13 @@ from typing import Any, Literal, NotRequired
 from typing_extensions import TypedDict
 
 from service.chat.engine_request import ChoiceItem, ResponseHead
-from service.chat.errors import ApiError, error_object, unexpected
+from service.chat.errors import ApiError, error_object, log_late, unexpected
 from service.chat.output_parser import OutputParser
 from service.chat.tool_calls import CallPiece, ToolCall, joined
 from service.chat.usage import CompletionUsage, StreamUsage, UsageCounter
 from service.engine import Delta, Finish, TokenLogprob
 
 __all__ = ["ChatFormat", "Completion", "GeneratedToken", "error_event", "generated_tokens"]
-
-log = logging.getLogger("service")
 
 FinishReason = Literal["stop", "length", "tool_calls"]
 
@@ -249,7 +246,7 @@ def error_event(error: Exception, request_id: str) -> bytes:
     if isinstance(error, ApiError):
         document = error_object(error.status, str(error), error.param, error.code)
     else:
-        log.error("request %s failed while its response was streamed", request_id, exc_info=error)
+        log_late(error, request_id)
         document = unexpected(request_id)
     return f"data: {_json(document)}\n\n".encode()
 

@@ -24,13 +24,15 @@ from service.fairness.client import BATCHES, NOBODY, Client
 from service.identity import Identity
 from service.metrics import Metrics
 from service.settings import Settings
+from service.timing import AnswerTimes
 
 __all__ = ["ChatService"]
 
 R = TypeVar("R", bound=ClientRequest)
+OnFinish = Callable[[Finish, AnswerTimes], None]
 
 
-def _ignore(_value: object) -> None:
+def _ignore(*_values: object) -> None:
     pass
 
 
@@ -74,12 +76,12 @@ class ChatService:
         on_version: Callable[[str], None] = _ignore,
         client: Client = NOBODY,
         on_size: Callable[[int], None] = _ignore,
-        on_finish: Callable[[Finish], None] = _ignore,
+        on_finish: OnFinish = _ignore,
     ) -> Mapping[str, Any]:
         """Return the whole response; `on_version` receives the version of the weights before they are used.
 
         `on_size` receives the tokens that all choices may take, prompts and answers, by an estimate and before any work
-        on them; it may raise ApiError. `on_finish` receives the end of each choice.
+        on them; it may raise ApiError. `on_finish` receives the end of each choice, and when its parts began.
         """
         asked, answer = request.engine_request(), request.answer_format()
         del request
@@ -101,7 +103,7 @@ class ChatService:
         on_version: Callable[[str], None] = _ignore,
         client: Client = NOBODY,
         on_size: Callable[[int], None] = _ignore,
-        on_finish: Callable[[Finish], None] = _ignore,
+        on_finish: OnFinish = _ignore,
     ) -> AsyncGenerator[bytes, None]:
         """Answer with server-sent events. ApiError is raised before the first event only; later errors are events."""
         asked, answer = request.engine_request(), request.answer_format()
@@ -198,7 +200,7 @@ class ChatService:
         ticket: Ticket,
         reservation: Reservation,
         client: Client,
-        on_finish: Callable[[Finish], None],
+        on_finish: OnFinish,
     ) -> list[AsyncGenerator[Delta | Finish, None]]:
         """Return one stream for each of the choices; none has started."""
 
@@ -228,7 +230,7 @@ class ChatService:
         self,
         stream: AsyncIterator[Delta | Finish],
         started: Callable[[], None],
-        on_finish: Callable[[Finish], None],
+        on_finish: OnFinish,
         version: str,
         field: str,
     ) -> AsyncGenerator[Delta | Finish, None]:
@@ -246,8 +248,9 @@ class ChatService:
                         first = time.monotonic()
                         metrics.observe_first_token(first - began)
                     if isinstance(item, Finish):
-                        metrics.observe_finish(item, time.monotonic() - first)
-                        on_finish(item)
+                        ended = time.monotonic()
+                        metrics.observe_finish(item, ended - first)
+                        on_finish(item, AnswerTimes(began, min(began + item.waited, first), first, ended))
                     yield item
         except PromptTooLong as error:
             raise _too_long(error, field) from error

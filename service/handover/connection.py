@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import time
 from typing import Protocol
 
 from uvicorn.config import Config
 from uvicorn.server import ServerState
 
+from service.contract.route import Route
 from service.handover.clients import Clients
 from service.handover.fd_passing import Outcome
 from service.handover.protocol import RequestProtocol, RequestServer
@@ -40,7 +42,7 @@ class ConnectionServer(RequestServer, Protocol):
     def move(self, connection: Connection) -> None:
         """Pass the connection to its owner, or shut it down if it has none and this worker leaves."""
 
-    def pass_on(self, client: socket.socket, side: Side, unread: bytes = b"") -> Outcome:
+    def pass_on(self, client: socket.socket, side: Side, unread: bytes = b"", came: Route | None = None) -> Outcome:
         """Send a client's connection to the side's owner, with the bytes that were read from it and not answered."""
 
 
@@ -52,7 +54,7 @@ class Connection(RequestProtocol):
 
     A request is counted from its first byte on. If it is passed on, the next owner counts it.
 
-    `adopted`: it was received from another process, with the bytes `unread`, which were read from it there.
+    `route`: it was received from another process, with the bytes `unread`, which were read from it there.
     """
 
     slot_server: ConnectionServer
@@ -65,11 +67,11 @@ class Connection(RequestProtocol):
         *,
         public: bool,
         address: str = "",
-        adopted: bool = False,
+        route: Route | None = None,
         unread: bytes = b"",
     ) -> None:
         super().__init__(config, server_state, slot_server, public=public, address=address)
-        self.adopted = adopted
+        self.route = route
         self.side: Side = "live"
         """The side that answers the next request, picked once for each: a receiver keeps the sender's choice."""
         self._inbox.add(unread)
@@ -101,7 +103,8 @@ class Connection(RequestProtocol):
         return outcome
 
     def _pass_on(self) -> Outcome:
-        outcome = self.slot_server.pass_on(self.transport.get_extra_info("socket"), self.side, bytes(self._inbox))
+        client, unread = self.transport.get_extra_info("socket"), bytes(self._inbox)
+        outcome = self.slot_server.pass_on(client, self.side, unread, self.route)
         if outcome is Outcome.SENT:
             if self.public:
                 self.slot_server.ledger.handed_out += 1
@@ -118,13 +121,14 @@ class Connection(RequestProtocol):
         super().connection_made(transport)
         if self.public:
             self.slot_server.clients.add(self)
-        if self.adopted:
+        if self.route:
             self.side = self.slot_server.gate.own_side
         else:
             self._pick_side()
         if self._inbox:
+            self._note_handoff()
             self.proceed()
-        elif self.adopted and self.slot_server.keeps(self):
+        elif self.route and self.slot_server.keeps(self):
             self._read_at_once()
 
     def _read_at_once(self) -> None:
@@ -134,7 +138,13 @@ class Connection(RequestProtocol):
         except OSError:  # no data yet, or a broken connection, which the transport reports later
             return
         if data:
+            self._note_handoff()
             self.data_received(data)
+
+    def _note_handoff(self) -> None:
+        """Note that the next request has waited for the handoff: it had begun before."""
+        if self.route:
+            self.handoff = self.route.sent_at, time.monotonic()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the connection."""

@@ -16,10 +16,12 @@ import struct
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
+from typing import NamedTuple
 
+from service.contract.route import MAX_NOTE
 from service.handover.acceptor import Acceptor
 
-__all__ = ["FdReceiver", "Outcome", "receive", "send_fd"]
+__all__ = ["FdReceiver", "Outcome", "Received", "receive", "send_fd"]
 
 _PAYLOAD = b"c"  # descriptors can only be sent with at least one byte
 _SEND_TIMEOUT = 5.0  # seconds between connect and send, after which a sender is dropped
@@ -37,11 +39,20 @@ class Outcome(enum.Enum):
     NO_RECEIVER = enum.auto()
 
 
-def send_fd(descriptor: int, owner: Path, unread: bytes = b"") -> Outcome:
+class Received(NamedTuple):
+    """A client's connection, the bytes that were read from it and not answered, and the sender's note."""
+
+    client: socket.socket
+    unread: bytes
+    note: bytes
+
+
+def send_fd(descriptor: int, owner: Path, unread: bytes = b"", note: bytes = b"") -> Outcome:
     """Send the open connection `descriptor` to the generation whose handoff socket is `owner`. Never blocks.
 
     `unread` is what was read from the connection and not answered. It is sent as a second descriptor, of a memory file
-    (memfd), because a socket buffer limits the size of a message.
+    (memfd), because a socket buffer limits the size of a message. `note`, of at most MAX_NOTE bytes, goes in the
+    message itself; a receiver of an earlier version does not read it.
 
     After SENT the caller must close its copy of the descriptor; the client sees no FIN while the other copy is open.
     After any other outcome the connection stays with the caller.
@@ -55,7 +66,7 @@ def send_fd(descriptor: int, owner: Path, unread: bytes = b"") -> Outcome:
                 file = stack.enter_context(os.fdopen(os.memfd_create("unread"), "wb", buffering=0))
                 file.write(unread)
                 descriptors.append(file.fileno())
-            socket.send_fds(channel, [_PAYLOAD], descriptors)
+            socket.send_fds(channel, [_PAYLOAD + note[:MAX_NOTE]], descriptors)
         except (FileNotFoundError, ConnectionRefusedError):
             return Outcome.NO_RECEIVER
         except OSError:  # backlog full, no descriptor left, or the receiver closed after connect
@@ -63,8 +74,8 @@ def send_fd(descriptor: int, owner: Path, unread: bytes = b"") -> Outcome:
     return Outcome.SENT
 
 
-def receive(channel: socket.socket) -> tuple[socket.socket, bytes] | None:
-    """Receive a client connection and the bytes that were read from it; None if the sender closed without sending.
+def receive(channel: socket.socket) -> Received | None:
+    """Receive a client connection and what belongs to it; None if the sender closed without sending.
 
     Raises BlockingIOError if nothing was sent yet. Without a free descriptor (RLIMIT_NOFILE) the kernel discards what
     was sent: the client is disconnected then, which is logged, and None is returned. None is returned too, and logged,
@@ -74,7 +85,7 @@ def receive(channel: socket.socket) -> tuple[socket.socket, bytes] | None:
         logger.error("a connection from user %d was refused: it may not hand anything over", uid)
         return None
     try:
-        _, descriptors, flags, _ = socket.recv_fds(channel, len(_PAYLOAD), _MAX_DESCRIPTORS)
+        payload, descriptors, flags, _ = socket.recv_fds(channel, len(_PAYLOAD) + MAX_NOTE, _MAX_DESCRIPTORS)
     except BlockingIOError:
         raise
     except OSError:
@@ -94,16 +105,16 @@ def receive(channel: socket.socket) -> tuple[socket.socket, bytes] | None:
     client = socket.socket(fileno=descriptors[0])
     client.set_inheritable(False)
     client.setblocking(False)
-    return client, b"".join(map(_read, descriptors[1:]))
+    return Received(client, b"".join(map(_read, descriptors[1:])), payload[len(_PAYLOAD) :])
 
 
 class FdReceiver:
-    """Receives connections from a handoff socket, and calls `adopt` with each and the bytes that were read from it.
+    """Receives connections from a handoff socket, and calls `adopt` with each, its bytes and its note.
 
     All workers of a generation share the socket.
     """
 
-    def __init__(self, listener: socket.socket, adopt: Callable[[socket.socket, bytes], None]) -> None:
+    def __init__(self, listener: socket.socket, adopt: Callable[[socket.socket, bytes, bytes], None]) -> None:
         self._listener = listener
         self._adopt = adopt
         self._acceptor = Acceptor([listener], self._receive, descriptors=1 + _MAX_DESCRIPTORS)

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
-__all__ = ["TEXTS", "plain_error"]
+__all__ = ["KINDS", "TEXTS", "plain_error"]
 
 TEXTS = {
     400: "The request is no valid HTTP.",
@@ -15,6 +15,14 @@ TEXTS = {
     431: "The head of the request is too large.",
     503: "There is no room for another connection; try again later.",
 }
+KINDS = {
+    400: "invalid_http",
+    408: "request_timeout",
+    414: "url_too_long",
+    431: "head_too_large",
+    503: "too_many_connections",
+}
+"""Under which they are counted in glm_errors_total."""
 
 
 def plain_error(status: int, headers: Iterable[tuple[bytes, bytes]]) -> bytes:

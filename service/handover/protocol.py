@@ -8,14 +8,14 @@ from typing import Protocol
 from uvicorn.config import Config
 from uvicorn.server import ServerState
 
+from service.contract.route import Route
 from service.contract.worker_state import Ledger
-from service.handover.plain_errors import TEXTS, plain_error
+from service.handover.plain_errors import plain_error
 from service.handover.read_rate import ReadRate
 from service.handover.reader import RequestReader
 from service.handover.recorder import Recorder
 from service.handover.slow_clients import SlowClients
 from service.handover.turns import Turns
-from service.refusals import RefusalLog
 from service.routing.mirror import Mirror
 from service.settings import Settings
 from service.timing import MIRRORED_HEADER, Message, Receive, ResponseTimer, Send
@@ -38,7 +38,6 @@ class RequestServer(Protocol):
     slow_clients: SlowClients
     turns: Turns
     read_rate: ReadRate
-    refusals: RefusalLog
 
     @property
     def ledger(self) -> Ledger:
@@ -66,6 +65,10 @@ class RequestProtocol(RequestReader):
         super().__init__(config, server_state, slot_server.settings, slot_server.turns, slot_server.read_rate, address)
         self.slot_server = slot_server
         self.public = public
+        self.route: Route | None = None
+        """How the connection came here; None if it was accepted here."""
+        self.handoff: tuple[float, float] | None = None
+        """When it was sent and received, for the next request, if that waited for it; monotonic seconds."""
         self._to_drain = 0
         self._timer: ResponseTimer | None = None
         self._broken_off = self._client_gone = False
@@ -203,7 +206,7 @@ class RequestProtocol(RequestReader):
             return
         self.flow.resume_reading()
 
-    def refuse(self, status: int) -> None:
+    def refuse(self, status: int, reason: str | None = None) -> None:
         """Answer what is not HTTP or too large; the ledger counts it as a completed request.
 
         An application that was reading its body has not failed: the client has ended the request.
@@ -215,15 +218,19 @@ class RequestProtocol(RequestReader):
             self.begin()
         self._end("completed" if can_answer else "client_aborted")
         if can_answer:
-            self._respond(status)
+            self._respond(status, reason)
         else:
             self.transport.close()
 
-    def _respond(self, status: int) -> None:
+    def _respond(self, status: int, reason: str | None = None) -> None:
         self.slot_server.slow_clients.receiving.discard(self)
-        is_known = self.scope is not None and not self._has_partial_head
+        recorder, is_known = self.slot_server.recorder, self.scope is not None and not self._has_partial_head
         method, path = (self.scope.get("method", ""), self.url.partition(b"?")[0]) if is_known else ("", b"")
-        self.slot_server.refusals.add(self.address, method or "-", path.decode("latin-1") or "-", status, TEXTS[status])
+        recorder.refuse(self.address, status, method, path.decode("latin-1"), reason)
+        if is_known and self.cycle and not self.cycle.response_complete:  # the application runs, and ends with an error
+            self.scope["state"]["refused"] = status
+        elif self.public:
+            recorder.count_refused(status)
         self.close_after(plain_error(status, self.server_state.default_headers))
 
     def _time_out(self) -> None:
@@ -249,6 +256,7 @@ class RequestProtocol(RequestReader):
         self._timer = scope["state"]["timer"] = timer = ResponseTimer(scope, receive, send, trailer=is_mirrored)
         mirror, recorder = self.slot_server.mirror, self.slot_server.recorder
         origin = recorder.begin(timer) if self.public else None
+        handoff, self.handoff = self.handoff, None
         exchange = mirror.capture(scope, timer) if self.public and scope["method"] == "POST" else None
         try:
             await self._application(scope, timer.receive, timer.send)
@@ -256,7 +264,7 @@ class RequestProtocol(RequestReader):
             del scope["state"]["timer"]  # a cycle, which the garbage collector would have to find
             timer.end(client_gone=self._client_gone and not self._broken_off)
             self._broken_off = self._broken_off or not timer.complete
-            recorder.add(timer, origin, self.address)
+            recorder.add(timer, origin, self.address, self.route, handoff)
             if exchange:
                 mirror.replay(exchange)
 

@@ -92,8 +92,8 @@ class RequestReader(HttpToolsProtocol):
         """Return whether the next request, whose head begins the inbox, is answered by this process, now."""
         return True
 
-    def refuse(self, status: int) -> None:
-        """Answer with an error, and close the connection."""
+    def refuse(self, status: int, reason: str | None = None) -> None:
+        """Answer with an error, and close the connection. `reason`, for the log, says more than the status does."""
         raise NotImplementedError
 
     def close_after(self, answer: bytes) -> None:
@@ -176,7 +176,7 @@ class RequestReader(HttpToolsProtocol):
         inbox, settings = self._inbox, self.settings
         self._empty += inbox.skip_empty_lines()
         if self._empty > _MAX_EMPTY:
-            self.refuse(400)
+            self.refuse(400, "too many empty lines before a request")
         if not inbox:
             return False
         size = inbox.head_size
@@ -227,12 +227,12 @@ class RequestReader(HttpToolsProtocol):
         self._part = 0
         try:
             self.parser.feed_data(piece)
-        except httptools.HttpParserError:
+        except httptools.HttpParserError as error:
             if self._error == _UPGRADE:
                 self._error = 400
                 self._parse_without_upgrade(piece)
             else:
-                self.refuse(self._error)
+                self.refuse(self._error, None if isinstance(error, httptools.HttpParserCallbackError) else str(error))
             return
         if self._part:
             self._end_part()
@@ -240,7 +240,7 @@ class RequestReader(HttpToolsProtocol):
             if self._unreported > self.settings.max_head:  # trailers, or a chunk's extension
                 self.refuse(431)
             elif self._chunks > _FREE_CHUNKS and self._chunked < _MIN_CHUNK * self._chunks:
-                self.refuse(400)
+                self.refuse(400, "the chunks of the body are too small")
 
     def _parse_without_upgrade(self, head: bytes) -> None:
         """Parse a head again without its Upgrade header. The parser would take the body for another protocol's data."""

@@ -14,13 +14,14 @@ from typing import Any, Protocol
 from uvicorn.config import Config
 from uvicorn.server import Server
 
+from service.contract.route import Route, worker_name
 from service.contract.samples import SampleRing
 from service.contract.worker_state import Ledger, WorkerStateFile
 from service.handover.acceptor import Acceptor, Arrivals
 from service.handover.clients import Clients, address_of
 from service.handover.connection import Connection
 from service.handover.fd_passing import FdReceiver, Outcome, send_fd
-from service.handover.plain_errors import TEXTS, plain_error
+from service.handover.plain_errors import plain_error
 from service.handover.protocol import RequestProtocol
 from service.handover.read_rate import ReadRate
 from service.handover.recorder import Recorder
@@ -28,11 +29,11 @@ from service.handover.slow_clients import SlowClients
 from service.handover.turns import Turns
 from service.logs import AccessLog
 from service.metrics import Metrics
-from service.refusals import RefusalLog
 from service.routing.canary import Side
 from service.routing.mirror import Mirror, MirrorOutcome
 from service.routing.ownership import Gate
 from service.settings import Settings
+from service.telemetry import traces
 
 __all__ = ["SlotServer", "Supervisor"]
 
@@ -80,17 +81,16 @@ class SlotServer(Server):
         self.gate = gate
         self.state = state_file.state
         self.samples = SampleRing(state_file.path.with_suffix(".samples"), self.state)
-        self.recorder = Recorder(
-            self.state, self.samples, gate, AccessLog(settings.access_log, settings.access_log_rate)
-        )
+        access = AccessLog(settings.access_log, settings.access_log_rate)
+        self.recorder = Recorder(self.state, self.samples, gate, access, traces.start(settings, self.state))
         self.mirror = Mirror(gate, self.samples, self._count_mirrored)
         self.clients: Clients[Connection] = Clients(settings)
         self.busy: set[RequestProtocol] = set()
         self.slow_clients = SlowClients()
         self.turns = Turns()
         self.read_rate = ReadRate(settings.max_read_rate)
-        self.refusals = RefusalLog()
         self._state_file = state_file
+        self._name = worker_name(self.state.slot, self.state.generation, self.state.pid)
         self._public = Acceptor(public, self._admit_client)
         self._internal = Acceptor([internal], lambda client: self._admit(client, public=False))
         self._receiver = FdReceiver(handoff, self._adopt)
@@ -128,26 +128,27 @@ class SlotServer(Server):
         """
         return not connection.public or (not self._leaving and self.gate.is_open(connection.side))
 
-    def pass_on(self, client: socket.socket, side: Side, unread: bytes = b"") -> Outcome:
+    def pass_on(self, client: socket.socket, side: Side, unread: bytes = b"", came: Route | None = None) -> Outcome:
         """Send a client's connection to the side's owner; to the live slot if the candidate has no receiver.
 
         If this worker leaves and there is no owner, the service manager stores the connection.
         """
-        outcome = self._pass_to(client, side, unread)
+        note = Route.through(self._name, came).note
+        outcome = self._pass_to(client, side, unread, note)
         if side != "live" and outcome is Outcome.NO_RECEIVER:
-            outcome = self._pass_to(client, "live", unread)
+            outcome = self._pass_to(client, "live", unread, note)
         if outcome is Outcome.NO_RECEIVER and self._leaving and self.settings.handoff and not unread:
             outcome = self._supervisor.store(client)
         return outcome
 
-    def _pass_to(self, client: socket.socket, side: Side, unread: bytes) -> Outcome:
+    def _pass_to(self, client: socket.socket, side: Side, unread: bytes, note: bytes) -> Outcome:
         """Send it to the owner. That may be this generation, if only this worker leaves: another one receives it."""
         owner = self.gate.owner(side)
         if not self.settings.handoff or owner is None:
             return Outcome.NO_RECEIVER
         if self.gate.is_open(side) and not (self._leaving and self._supervisor.is_running):
             return Outcome.NO_RECEIVER
-        return send_fd(client.fileno(), owner, unread)
+        return send_fd(client.fileno(), owner, unread, note)
 
     # startup, main loop, shutdown
 
@@ -234,7 +235,7 @@ class SlotServer(Server):
                 await self.config.callback_notify()  # else Gunicorn would kill a worker that drains for long
             await asyncio.sleep(TICK)
         await self.lifespan.shutdown()
-        await asyncio.to_thread(self.recorder.access.close)
+        await asyncio.to_thread(self.recorder.close)
         self.state.phase = "gone"
         self.publish_state()
 
@@ -259,17 +260,18 @@ class SlotServer(Server):
 
     # the sockets
 
-    def _adopt(self, client: socket.socket, unread: bytes) -> None:
+    def _adopt(self, client: socket.socket, unread: bytes, note: bytes) -> None:
         """Admit a connection that was handed over; it counts although its client may have disconnected meanwhile."""
         self.ledger.adopted += 1
-        self._admit(client, public=True, address=address_of(client), adopted=True, unread=unread)
+        self._admit(client, public=True, address=address_of(client), route=Route.parse(note), unread=unread)
 
     def _admit_client(self, client: socket.socket) -> None:
         address = address_of(client)
         if self.clients.admits(address):
             self._admit(client, public=True, address=address)
             return
-        self.refusals.add(address, "-", "-", 503, TEXTS[503])
+        self.recorder.refuse(address, 503)
+        self.recorder.count_refused(503)
         with client, suppress(OSError):
             client.send(plain_error(503, self.server_state.default_headers))
             client.shutdown(socket.SHUT_WR)

@@ -67,10 +67,10 @@ class SlotSockets:
                     continue
             if received is None:
                 continue
-            client, unread = received
+            client, unread, note = received
             with client:
-                if send_fd(client.fileno(), owner, unread) is not Outcome.SENT:
-                    send_fd(client.fileno(), self.slot_directory / "handoff.sock", unread)
+                if send_fd(client.fileno(), owner, unread, note) is not Outcome.SENT:
+                    send_fd(client.fileno(), self.slot_directory / "handoff.sock", unread, note)
                     return
 
     def withdraw(self) -> None:

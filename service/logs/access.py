@@ -12,15 +12,16 @@ from queue import SimpleQueue
 from typing import NamedTuple
 
 from service.contract.network import network_of
+from service.contract.printable import printable, word
+from service.contract.route import Route
 from service.contract.samples import BROKEN_OFF, CLIENT_GONE
 from service.logs.handler import Line, new_writer
-from service.refusals import MAX_PATH, MAX_REASON, printable, word
+from service.refusals import MAX_PATH, MAX_REASON
+from service.timing import PROBES, AnswerTimes
 
 __all__ = ["INTERNAL", "AccessLog", "Entry"]
 
 WINDOW = 1.0  # seconds
-PROBES = frozenset({"/healthz", "/health", "/readyz", "/metrics"})
-"""Paths that are asked all the time; they are logged if they fail."""
 INTERNAL = "internal"
 """In place of the client's address, for what is asked on the slot's internal socket."""
 
@@ -41,6 +42,9 @@ class Entry(NamedTuple):
     first: float | None = None
     tokens: tuple[int, int] | None = None  # of prompt and output
     reason: str | None = None
+    times: AnswerTimes | None = None
+    route: Route | None = None  # of the connection; None if this worker accepted it
+    handoff: float | None = None  # seconds for which the request waited until this worker had it
 
     @property
     def level(self) -> int:
@@ -54,11 +58,12 @@ class Entry(NamedTuple):
         """Its line, in printable ASCII."""
         first = "" if self.first is None else f", first token {self.first * 1000:.0f} ms"
         tokens = "" if self.tokens is None else f", tokens {self.tokens[0]}+{self.tokens[1]}"
+        phases = "".join(f", {name} {milliseconds} ms" for name, milliseconds in self._phases.items())
         reason = f": {self._reason}" if self._reason else ""
         return (
             f"{word(self.method, 20)} {word(self.path, MAX_PATH)} {self.status} {self.seconds * 1000:.0f} ms"
-            f"{first}{tokens}, version {word(self.version, 100)}, client {word(self.client, 50) or 'local'}"
-            f", id {word(self.request_id, 128)}{reason}"
+            f"{first}{tokens}{phases}{self._came}, version {word(self.version, 100)}"
+            f", client {word(self.client, 50) or 'local'}, id {word(self.request_id, 128)}{reason}"
         )
 
     def fields(self) -> dict[str, object]:
@@ -75,8 +80,27 @@ class Entry(NamedTuple):
             "COMPLETION_TOKENS": self.tokens and self.tokens[1],
             "CLIENT": word(self.client, 50) or "local",
             "REASON": self._reason,
+            **{f"{name.upper()}_MS": milliseconds for name, milliseconds in self._phases.items()},
+            "ACCEPTED_BY": self.route and self.route.accepted_by,
+            "HANDED_OVER_BY": self.route and self.route.handed_over_by,
+            "HANDOVERS": self.route and self.route.handovers,
         }
         return {name: value for name, value in values.items() if value is not None}
+
+    @property
+    def _phases(self) -> dict[str, int]:
+        """The milliseconds of what is known of its parts."""
+        seconds = {} if self.handoff is None else {"handoff": self.handoff}
+        if self.times:
+            seconds |= {name: end - begin for name, (begin, end) in self.times.phases.items()}
+        return {name: round(part * 1000) for name, part in seconds.items()}
+
+    @property
+    def _came(self) -> str:
+        if self.route is None:
+            return ""
+        route = self.route
+        return f", accepted by {route.accepted_by}, handed over by {route.handed_over_by}, handovers {route.handovers}"
 
     @property
     def _reason(self) -> str | None:

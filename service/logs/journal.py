@@ -1,26 +1,21 @@
-"""Lines for journald in its native protocol: a datagram of fields each, with the priority of the line.
-
-https://systemd.io/JOURNAL_NATIVE_PROTOCOL describes it. python-systemd would need a C library and a compiler for this.
-"""
+"""Lines for journald in its native protocol, with the priority of the line; see `contract/journald.py`."""
 
 from __future__ import annotations
 
 import logging
 import os
 import socket
-import struct
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-__all__ = ["SOCKET", "JournalHandler", "encode", "is_journal", "priority_of"]
+from service.contract.journald import SOCKET, encode
 
-SOCKET = Path("/run/systemd/journal/socket")
+__all__ = ["JournalHandler", "is_journal", "priority_of"]
+
 IDENTIFIER = "glm"
 
-_MAX_FIELD = 1 << 16  # bytes; a datagram of some 200 kB would need a file
 _PRIORITIES = ((logging.CRITICAL, 2), (logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6))
-_LENGTH = struct.Struct("<Q")
 
 
 def is_journal(descriptor: int) -> bool:
@@ -35,18 +30,6 @@ def is_journal(descriptor: int) -> bool:
 def priority_of(level: int) -> int:
     """Return the priority of syslog(3) for a level of `logging`."""
     return next((priority for least, priority in _PRIORITIES if level >= least), 7)
-
-
-def encode(fields: Mapping[str, object]) -> bytes:
-    """Return the datagram of an entry. A value with a line break is preceded by its length, others end with one."""
-    parts = []
-    for name, value in fields.items():
-        data = str(value).encode(errors="backslashreplace")[:_MAX_FIELD]
-        if b"\n" in data:
-            parts.append(b"%b\n%b%b\n" % (name.encode(), _LENGTH.pack(len(data)), data))
-        else:
-            parts.append(b"%b=%b\n" % (name.encode(), data))
-    return b"".join(parts)
 
 
 class JournalHandler(logging.Handler):
@@ -69,9 +52,12 @@ class JournalHandler(logging.Handler):
             raise
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Send the record."""
+        """Send the record; its attribute `request_id`, if it has one, is the field REQUEST_ID."""
+        fields = {"LOGGER": record.name}
+        if request_id := getattr(record, "request_id", None):
+            fields["REQUEST_ID"] = request_id
         try:
-            self.send(record.levelno, self.format(record), {"LOGGER": record.name})
+            self.send(record.levelno, self.format(record), fields)
         except Exception:
             self.handleError(record)
 

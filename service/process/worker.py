@@ -32,6 +32,7 @@ from service.process.checks import CheckFailed, run_checks
 from service.process.load_times import LoadTimes
 from service.process.master import NOT_READY, Master
 from service.process.weight_swap import WeightSwapper
+from service.telemetry import sentry
 
 __all__ = ["SlotWorker"]
 
@@ -70,6 +71,7 @@ class SlotWorker(UvicornWorker):  # type: ignore[misc]  # Gunicorn's classes car
         self.state_file = WorkerStateFile(self.master.directory / f"{state.pid}.json", state)
         for number in (signal.SIGQUIT, signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self.handle_quit)
+        self._sentry = sentry.start(self.master.settings, state)
         try:
             asyncio.run(self._load_and_serve())
         except (ReleaseError, CheckFailed, KeysError) as error:
@@ -77,6 +79,12 @@ class SlotWorker(UvicornWorker):  # type: ignore[misc]  # Gunicorn's classes car
         except (MemoryError, RuntimeError, OSError) as error:
             logger.exception("the worker failed")
             self._fail(f"{type(error).__name__}: {error}")
+        finally:
+            self._close_sentry()
+
+    def _close_sentry(self) -> None:
+        if self._sentry:
+            self._sentry.close()
 
     async def _load_and_serve(self) -> None:
         keys = ApiKeys.of(self.master.settings)  # first: without them nothing is answered
@@ -130,6 +138,7 @@ class SlotWorker(UvicornWorker):  # type: ignore[misc]  # Gunicorn's classes car
         master.manager.barrier()
         if not master.is_running:  # systemd starts the next one when this process has exited
             metrics.forget_worker(state.pid)
+            self._close_sentry()
             os._exit(0)
         following.cancel()
         engine.close()

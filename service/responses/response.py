@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from typing import Any, Literal
 from typing_extensions import TypedDict
 
 from service.chat.engine_request import ChoiceItem, ResponseHead
-from service.chat.errors import ApiError, unexpected
+from service.chat.errors import ApiError, log_late, unexpected
 from service.chat.output_parser import OutputParser
 from service.chat.response import GeneratedToken, generated_tokens
 from service.chat.usage import CompletionUsage, UsageCounter
@@ -22,8 +21,6 @@ from service.responses.output_items import Event, OutputItems
 __all__ = ["Response", "ResponsesFormat"]
 
 _CODES = {400: "invalid_prompt", 429: "rate_limit_exceeded"}  # of OpenAI's list, by HTTP status
-
-log = logging.getLogger("service")
 
 
 class InputDetails(TypedDict):
@@ -214,7 +211,7 @@ def _failure(error: Exception, request_id: str) -> tuple[str, str]:
     """Return the code and the message of an error; logs one that is no ApiError."""
     if isinstance(error, ApiError):
         return _CODES.get(error.status, "server_error"), str(error)
-    log.error("request %s failed while its response was streamed", request_id, exc_info=error)
+    log_late(error, request_id)
     return "server_error", unexpected(request_id)["error"]["message"]
 
 
