@@ -16,6 +16,7 @@ from deploy.commands import (
     doctor,
     history,
     install,
+    listen,
     logs,
     promote,
     release,
@@ -72,6 +73,7 @@ for verb in (
     logs.logs,
     doctor.doctor,
     install.install,
+    listen.listen,
     demo.demo,
     sandbox.sandbox,
 ):
