@@ -36,15 +36,15 @@ test: setup  ## ruff, mypy --strict and pytest, on real systemd, real Gunicorn, 
 	@$(MAKE) --no-print-directory -j2 lint unit ARGS='$(ARGS)'
 
 test-all: override ARGS += --long
-test-all: clients fleet-needs test  ## the same with every cell of the crash matrix, the long loads and the packages of tests/clients, before a release
+test-all: clients test  ## the same with every cell of the crash matrix, the long loads and the packages of tests/clients, before a release
 
 # Without npm or a package index its tests are skipped, with the reason.
 test-fleet: setup  ## three booted hosts behind HAProxy: rollouts, rollback, undo, upgrade, a changed address, under load; a quarter of an hour
-	@tests/needs haproxy rsync
+	@tests/needs haproxy
 	pytest -n0 --long tests/test_fleet.py $(ARGS)
 
 clients: $(VENV)/.ready  ## .clients with the packages of tests/clients, by pip and npm
-	-@tests/needs npm
+	-@tests/needs npm haproxy
 	-@python -m tests.clients.install
 
 clients-table: clients  ## run the packages of tests/clients and write their table into tests/clients/README.md
