@@ -31,7 +31,7 @@ pytestmark = pytest.mark.long
 WHEELS = "/usr/local/lib/glm-wheels"  # on the hosts
 BALANCER = ("10.77.0.1", 8000)  # in the namespace of the clients
 FORMER, NEW = "0.0.0.0:8000", "0.0.0.0:9000"
-IMPOSSIBLE = "[analysis]\nmax_p95 = 0.000001\n"
+IMPOSSIBLE = "[analysis]\nmax_p95 = 0.000001\nmin_requests = 10\n"
 """A policy by which every version is worse."""
 
 HAPROXY = """
@@ -166,7 +166,7 @@ def test_a_good_release_reaches_every_host(fleet: Fleet) -> None:
     with fleet.load():
         said = fleet.deploy("1.1.0")
     assert fleet.versions == ["1.1.0"] * 3
-    assert said.count("accounted for") == 3
+    assert said.count("accounted for") >= 3
 
 
 def test_rollback_goes_back_on_every_host(fleet: Fleet) -> None:

@@ -1,9 +1,10 @@
 """How long a rollout over many hosts takes, and how many hosts take a bad release before it stops: a simulation.
 
-`python -m tests.bench.fleet` prints the table of docs/fleet.md. The model: hosts of a batch run beside each other, as many as
-Ansible has forks; each takes `host_seconds` for load, checks, canary and bake, and `controller_seconds` of the controller's
-processors for all its tasks. The run stops after the first batch in which a host rolled back. A bad release is found by
-a host with the probability `found`, which is independent for each host: one that does not find it keeps it.
+`python -m tests.bench.fleet` prints the table of docs/fleet.md. The model: hosts of a batch run beside each other, as
+many as Ansible has forks; each takes `host_seconds` for load, checks, canary and bake, and `controller_seconds` of the
+controller's processors for all its tasks. The run stops after the first batch in which a host rolled back. A bad
+release is found by a host with the probability `found`, independently of the others: one that does not find it keeps
+it.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ class Fleet:
         return sum(self.seconds(size) for size in self.sizes)
 
     def taken(self, found: float, rng: random.Random) -> int:
-        """Return how many hosts have taken a bad release when the run stops: those that found it, and those that did not."""
+        """Return how many hosts have taken a bad release when the run stops, whether they found it or not."""
         taken = 0
         for size in self.sizes:
             taken += size
@@ -61,7 +62,7 @@ class Fleet:
 
 def quantile(fleet: Fleet, found: float, share: float, runs: int = 2000) -> int:
     """Return the number of hosts that is not exceeded in `share` of the runs with a bad release."""
-    rng = random.Random(fleet.hosts)  # noqa: S311  (repeatable)
+    rng = random.Random(fleet.hosts)  # repeatable
     taken = sorted(fleet.taken(found, rng) for _ in range(runs))
     return taken[min(runs - 1, math.ceil(share * runs) - 1)]
 
@@ -75,7 +76,8 @@ def duration(seconds: float) -> str:
 
 def main() -> None:
     """Print the table."""
-    print("| hosts | forks | batches | duration | hosts with a bad release: found by 95 % of hosts | by 50 % | by 5 % |")
+    title = "hosts with a bad release: found by 95 % of hosts | by 50 % | by 5 %"
+    print(f"| hosts | forks | batches | duration | {title} |")
     print("|---|---|---|---|---|---|---|")
     for hosts, forks in ((10, 5), (10, 50), (1000, 5), (1000, 50), (1000, 250), (100_000, 250), (100_000, 1000)):
         fleet = Fleet(hosts, forks)
