@@ -38,7 +38,7 @@ def stubs(directory: Path) -> Path:
     """
     builders = _REAL / "builders"
     if not (builders / "contents.txt").exists():
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--dest", builders, *_BUILDERS]
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--dest", str(builders), *_BUILDERS]
         subprocess.run(command, check=True, timeout=120)
         (builders / "contents.txt").touch()
     complete = [Path(shutil.copy(wheel, directory)).name.partition("-")[0] for wheel in builders.glob("*.whl")]

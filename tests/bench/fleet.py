@@ -25,7 +25,7 @@ class Fleet:
     hosts: int
     forks: int
     host_seconds: float = 900.0
-    controller_seconds: float = 3.0
+    controller_seconds: float = 4.5
     processors: int = 8
     batches: Sequence[str] = BATCHES
 
