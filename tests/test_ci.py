@@ -107,3 +107,12 @@ def test_each_example_has_all_stages_and_names_what_exists(name: str) -> None:
     known = (CODE / "deploy/ansible/roles/glm_rollout/meta/argument_specs.yml").read_text()
     assert all(f"{variable}:" in known for variable in re.findall(r"-e (\w+)=", text))
     assert text.count("{") == text.count("}")
+
+
+@pytest.mark.long
+def test_the_collection_passes_the_linter() -> None:
+    """ansible-lint with its production profile finds nothing."""
+    lint = subprocess.run(
+        ["ansible-lint", "--nocolor", "-q"], cwd=CODE / "deploy/ansible", capture_output=True, text=True, timeout=600
+    )
+    assert lint.returncode == 0, lint.stdout + lint.stderr

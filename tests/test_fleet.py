@@ -161,6 +161,24 @@ def test_three_bare_hosts_serve_after_two_playbooks(fleet: Fleet) -> None:
         assert "ignoring" not in said
 
 
+@pytest.mark.parametrize(
+    ("variables", "sentence"),
+    [
+        ("glm_keep=3", "glm_version"),
+        ("glm_version=../x", "../x is not a version"),
+        ("glm_version=9.9.9", "neither glm_checkpoint nor glm_mirror tells where to take it from"),
+        ("glm_version=9.9.9 glm_checkpoint=/nowhere", "neither on the host nor on the controller"),
+        ("glm_version=9.9.9 glm_mirror=http://10.77.0.1:9", "http://10.77.0.1:9/SHA256SUMS cannot be read"),
+    ],
+)
+def test_what_cannot_succeed_touches_no_host(variables: str, sentence: str, fleet: Fleet) -> None:
+    """One sentence says what is missing, before the canary host is changed."""
+    said = fleet.play("deploy.yml", "-e", variables, expect=2)
+    assert sentence in " ".join(said.split())
+    assert "Deploy a version" not in said
+    assert fleet.versions == ["1.0.0"] * 3
+
+
 def test_a_good_release_reaches_every_host(fleet: Fleet) -> None:
     """Canary host, then the others; each shows its receipt."""
     with fleet.load():
@@ -264,6 +282,47 @@ def test_status_and_prune_cover_the_fleet(fleet: Fleet) -> None:
         releases = json.loads(host.run(["glmctl", "release", "list", "--json"]))["releases"]
         assert "1.0.0" in [release["version"] for release in releases]
     assert set(re.findall(r"changed=(\d+)", fleet.play("prune.yml", "-e", "glm_keep=1"))) == {"0"}
+
+
+def test_a_checkpoint_comes_from_a_mirror(fleet: Fleet, tmp_path: Path) -> None:
+    """Every file is compared with its digest, and what is there already is not sent again; a wrong list is refused."""
+    first = fleet.hosts[0]
+    digest = subprocess.check_output(
+        [CODE / "deploy/ci/package", fleet.checkpoints["1.1.0"], "1.3.0", tmp_path / "mirror"], text=True
+    ).strip()
+    words = ["--limit", first.name, "-e", f"glm_version=1.3.0 glm_mirror=http://{BALANCER[0]}:8080/1.3.0"]
+    serve = [sys.executable, "-m", "http.server", "8080", "--directory", str(tmp_path / "mirror")]
+    command = ["setpriv", "--pdeathsig=KILL", "nsenter", f"--target={first.client}", "--net", *serve]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as mirror:
+        try:
+            time.sleep(2)
+            refused = fleet.play("deploy.yml", *words, "-e", f"glm_mirror_digest={'0' * 64}", expect=2)
+            assert "is not the file with the digest" in " ".join(refused.split())
+            present = "/var/tmp/glm-incoming-1.3.0"
+            url = f"http://{BALANCER[0]}:8080/1.3.0/config.json"
+            first.run(["sh", "-c", f"mkdir -p {present} && curl -sS -o {present}/config.json {url}"])
+            fleet.play("deploy.yml", *words, "-e", f"glm_mirror_digest={digest}")
+        finally:
+            mirror.kill()
+        assert mirror.stderr
+        assert mirror.stderr.read().count("config.json HTTP") == 1, "only the test has asked for it"
+    assert fleet.versions[0] == "1.3.0"
+    first.run(["glmctl", "release", "verify", "1.3.0"])
+    assert first.run(["sh", "-c", "ls -d /var/tmp/glm-incoming* || true"]) == ""
+
+
+def test_a_checkpoint_comes_by_rsync(fleet: Fleet, tmp_path: Path) -> None:
+    """The files arrive as they are; rsync runs over the connection of the host."""
+    second = fleet.hosts[1]
+    shell = tmp_path / "ssh"
+    shell.write_text(
+        f'#!/bin/sh\nwhile [ "$1" != {second.address} ]; do shift; done\nshift\nexec {second.shell} host "$*"\n'
+    )
+    shell.chmod(0o755)
+    fleet.variables[second.name]["ansible_ssh_executable"] = str(shell)
+    fleet.checkpoints["1.3.0"] = fleet.checkpoints["1.1.0"]
+    fleet.deploy("1.3.0", "--limit", second.name, "-e", "glm_transfer=rsync")
+    assert fleet.versions[1] == "1.3.0"
 
 
 def test_remove_leaves_releases_and_nothing_that_runs(fleet: Fleet) -> None:
