@@ -74,7 +74,7 @@ class Fleet:
 
     def play(self, name: str, *words: str, expect: int = 0, code: Path = CODE) -> str:
         """Run a playbook; returns what it said. `expect`: 0, or 2 for a host that failed."""
-        done = playbook(code, self.inventory, name, *words, seconds=600)
+        done = playbook(code, self.inventory, name, *words, seconds=1800)
         assert done.returncode == expect, done.stdout + done.stderr
         return done.stdout
 
