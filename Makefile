@@ -9,7 +9,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 # Hundreds of processes start here; with the variable set, each would compile again what it imports.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help setup demo monitoring test test-all clients clients-table lint unit bench bench-gpu soak fuzz clean
+.PHONY: help setup demo monitoring test test-all test-fleet clients clients-table lint unit bench bench-gpu soak fuzz clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,8 +39,12 @@ test-all: override ARGS += --long
 test-all: clients test  ## the same with every cell of the crash matrix, the long loads and the packages of tests/clients, before a release
 
 # Without npm or a package index its tests are skipped, with the reason.
+test-fleet: setup  ## three booted hosts behind HAProxy: rollouts, rollback, undo, upgrade, a changed address, under load; a quarter of an hour
+	@tests/needs haproxy
+	pytest -n0 --long tests/test_fleet.py $(ARGS)
+
 clients: $(VENV)/.ready  ## .clients with the packages of tests/clients, by pip and npm
-	-@tests/needs npm
+	-@tests/needs npm haproxy
 	-@python -m tests.clients.install
 
 clients-table: clients  ## run the packages of tests/clients and write their table into tests/clients/README.md

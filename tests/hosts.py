@@ -16,7 +16,7 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -87,19 +87,19 @@ class BootedHost:
 
 
 @contextlib.contextmanager
-def booted_host(*, readable: Sequence[Path] = ()) -> Iterator[BootedHost]:
-    """Boot one bare host; the directories `readable` are mounted in it, read-only, at the same paths."""
+def booted_host(*, readable: Mapping[Path, str]) -> Iterator[BootedHost]:
+    """Boot one bare host; the directories `readable` are mounted in it, read-only, at the paths that they map to."""
     with booted_hosts(1, readable=readable) as hosts:
         yield hosts[0]
 
 
 @contextlib.contextmanager
-def booted_hosts(count: int, *, readable: Sequence[Path] = ()) -> Iterator[list[BootedHost]]:
+def booted_hosts(count: int, *, readable: Mapping[Path, str] | None = None) -> Iterator[list[BootedHost]]:
     """Boot `count` bare hosts in one private network; raises HostError if this machine cannot."""
     _require()
     with contextlib.ExitStack() as stack:
         network = stack.enter_context(_network())
-        yield [stack.enter_context(_host(number, network, readable)) for number in range(1, count + 1)]
+        yield [stack.enter_context(_host(number, network, readable or {})) for number in range(1, count + 1)]
 
 
 def _require() -> None:
@@ -126,7 +126,7 @@ def _network() -> Iterator[int]:
 
 
 @contextlib.contextmanager
-def _host(number: int, network: int, readable: Sequence[Path]) -> Iterator[BootedHost]:
+def _host(number: int, network: int, readable: Mapping[Path, str]) -> Iterator[BootedHost]:
     # also the name of its cgroup, so that it must be unique on this machine
     serial = next(_SERIALS)
     name = f"glm-{os.getpid()}-{serial}"
@@ -166,7 +166,7 @@ def _host(number: int, network: int, readable: Sequence[Path]) -> Iterator[Boote
         yield host
 
 
-def _nspawn(root: Path, name: str, readable: Sequence[Path]) -> list[str]:
+def _nspawn(root: Path, name: str, readable: Mapping[Path, str]) -> list[str]:
     foreign = (str(path) for path in Path("/").iterdir() if path.is_dir() and path.name not in _PACKAGED)
     hidden = dict.fromkeys([*foreign, *_HIDDEN])
     return [
@@ -175,7 +175,7 @@ def _nspawn(root: Path, name: str, readable: Sequence[Path]) -> list[str]:
         *("--register=no", "--keep-unit", f"--network-bridge={_BRIDGE}"),
         *("--resolv-conf=off", "--timezone=off", "--link-journal=no", "--console=pipe"),
         *(f"--tmpfs={path}:mode=0755,size={_DISK}" for path in hidden),
-        *(f"--bind-ro={path}" for path in readable),
+        *(f"--bind-ro={path}:{target}" for path, target in readable.items()),
         # in a container systemd reads its arguments like a kernel command line
         *("--", "systemd.unit=multi-user.target", *(f"systemd.mask={unit}" for unit in _MASKED)),
     ]

@@ -105,25 +105,49 @@ def test_doctor_finds_a_lost_socket_and_its_fix_works(box: Box, other: str, dama
 
 
 @pytest.mark.alone
-def test_install_changes_no_address_that_serves(box: Box, other: str, tmp_path: Path) -> None:
-    """It is refused, and the commands of its hint change the address; without an option the address stays.
+def test_an_address_changes_while_it_serves(box: Box, other: str, tmp_path: Path) -> None:
+    """`install` refuses another address, and the commands of its hint change it under load: nothing is lost.
 
-    A deploy after both attempts moves every client of the mixed load.
+    In between both addresses are served; at the end the former one refuses connections, and `install` without an option
+    keeps the new one.
     """
-    before = (box.host.units / "glm.socket").read_text()
+    former = box.listen
     with box.load(tmp_path, scale=0.5) as load:
         error = box.json("install", "--listen", other, expect=3)["error"]
+        assert former in error["message"]
+        add, remove = error["hint"].partition("   (")[0].split(" && ")
+        run(box, add)
+        assert box.json("listen", "list") == {"addresses": [former, other]}
         assert box.json("install") == {"changed": []}
-        assert box.json("deploy", "1.1.0", "--bake", "0")["receipt"]["lost"] == 0
+        assert findings(box, good=False) == []
+        assert answers(former)
+        assert answers(other)
     report = load.stop()
-    assert (report.lost, set(report.by_version)) == (0, {"1.0.0", "1.1.0"})
-    assert box.listen in error["message"]
-    assert (box.host.units / "glm.socket").read_text() == before
-    run(box, error["hint"].partition("   (")[0])
-    wait_for(lambda: findings(box, good=False) == [], what="the new address")
-    assert httpx.get(f"http://{other}/version", trust_env=False).json()["version"] == "1.1.0"
+    assert report.ok
+    assert report.lost == 0
+    limits = httpx.Limits(keepalive_expiry=None)
+    with httpx.Client(base_url=f"http://{former}", trust_env=False, limits=limits) as kept:
+        kept.get("/version")
+        run(box, remove)
+        assert kept.get("/version").headers["x-slot"] == "blue", "kept, and in the slot of the second move"
+    assert findings(box, good=False) == []
+    assert box.json("status")["listen"] == other
+    assert answers(other)
+    assert not answers(former)
     assert box.json("install") == {"changed": []}
+    assert "only address" in box.json("listen", "remove", other, expect=3)["error"]["message"]
     box.glmctl("install", "--listen", "localhost:8000", expect=2)
+
+
+def test_an_address_in_use_by_another_is_refused(box: Box) -> None:
+    """The new address cannot be opened: nothing has changed, and the former one serves."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        assert address in box.json("listen", "add", address, expect=3)["error"]["message"]
+    assert box.json("listen", "list") == {"addresses": [box.listen]}
+    assert sorted(path.name for path in box.host.units.glob("*.socket")) == ["glm.socket"]
+    assert findings(box, good=False) == []
+    assert answers(box.listen)
 
 
 def test_a_descriptor_that_is_closed_meanwhile_is_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:

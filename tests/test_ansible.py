@@ -6,26 +6,24 @@ import json
 import re
 import shlex
 import shutil
-import subprocess
-import sys
-import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from tests import wheelhouse as wheels
+from tests.fleet_fixtures import CODE, connection, playbook
 from tests.hosts import BootedHost, HostError, booted_host, booted_hosts
 
-CODE = Path(__file__).resolve().parent.parent
-WHEELHOUSE = CODE / ".wheelhouse"
-PYTHON = "/usr/bin/python3"  # the hosts'
-BUILDERS = ("hatchling", "editables")  # what pip needs to install the checkout itself
+WHEELHOUSE = "/usr/local/lib/glm-wheels"  # on the hosts
 
 GLMCTL = "/usr/local/bin/glmctl"
 STAND_IN = """#!/bin/sh
 case "$1" in
     release) echo '{"releases": [{"version": "1.0.0"}]}' ;;
+    status) echo '{"live": null, "slots": {}}' ;;
+    history) echo '{"rollouts": []}' ;;
     deploy) touch /deployed; echo '{"outcome": "done", "id": "1"}'; exit "$(cat /code)" ;;
 esac
 """
@@ -67,16 +65,16 @@ class Fleet:
     checkout: Path
     inventory: Path
 
-    def play(self, playbook: str, *words: str, seconds: float = 300) -> Recap:
+    def play(self, name: str, *words: str, seconds: float = 300) -> Recap:
         """Run a playbook as an operator does; raises HostError when it fails."""
-        recap = self.try_to_play(playbook, *words, seconds=seconds)
+        recap = self.try_to_play(name, *words, seconds=seconds)
         if recap.failed:
-            raise HostError(f"{playbook} failed:\n{recap.said}\n{self.host.journal('glm*')}")
+            raise HostError(f"{name} failed:\n{recap.said}\n{self.host.journal('glm*')}")
         return recap
 
-    def try_to_play(self, playbook: str, *words: str, seconds: float = 300) -> Recap:
+    def try_to_play(self, name: str, *words: str, seconds: float = 300) -> Recap:
         """Run a playbook, whatever comes of it."""
-        done = _playbook(self.checkout, self.inventory, playbook, *words, seconds=seconds)
+        done = playbook(self.checkout, self.inventory, name, *words, seconds=seconds)
         said = done.stdout + done.stderr
         counts = re.search(r"changed=(\d+) +unreachable=(\d+) +failed=(\d+)", said)
         assert counts, said
@@ -102,23 +100,12 @@ class Fleet:
 
 
 @pytest.fixture(scope="module")
-def wheelhouse(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Every wheel that a host without internet needs; built once, and again when something else is needed."""
-    project = tomllib.loads((CODE / "pyproject.toml").read_text())["project"]
-    version = subprocess.check_output([PYTHON, "--version"], text=True).strip()
-    contents = "\n".join([version, *project["dependencies"], *BUILDERS])
-    label = WHEELHOUSE / "contents.txt"
-    if not label.exists() or label.read_text() != contents:
-        environment = tmp_path_factory.mktemp("pip")
-        shutil.rmtree(WHEELHOUSE, ignore_errors=True)
-        subprocess.run([PYTHON, "-m", "venv", environment], check=True, timeout=60)
-        subprocess.run(
-            [environment / "bin/pip", "wheel", "--quiet", "--wheel-dir", WHEELHOUSE,
-             *project["dependencies"], *BUILDERS],
-            check=True, timeout=600,
-        )  # fmt: skip
-        label.write_text(contents)
-    return WHEELHOUSE
+def wheelhouse(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
+    """The wheels of a host without internet: real ones in the long tests, else stand-ins where those can be used."""
+    directory = tmp_path_factory.mktemp("wheels")
+    if request.config.getoption("--long") or not wheels.can_stub():
+        return wheels.real(directory)
+    return wheels.stubs(directory)
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +113,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the code as it is now: hosts are given new code whenever it changes, and it may while tests run."""
     copy = tmp_path_factory.mktemp("checkout")
     for folder in ("deploy", "service", "ui", "systemd"):
-        shutil.copytree(CODE / folder, copy / folder, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(CODE / folder, copy / folder, ignore=shutil.ignore_patterns("__pycache__"), symlinks=True)
     for file in ("README.md", "pyproject.toml"):
         shutil.copy(CODE / file, copy)
     return copy
@@ -135,11 +122,11 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def fleet(checkout: Path, wheelhouse: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
     """A bare host, reached as through ssh."""
-    with booted_host(readable=[wheelhouse]) as host:
+    with booted_host(readable={wheelhouse: WHEELHOUSE, wheels.packages(): wheels.PACKAGES}) as host:
         inventory = tmp_path_factory.mktemp("inventory") / "hosts.json"
         variables = {
-            **_connection(host),
-            "glm_wheelhouse": str(wheelhouse),
+            **connection(host),
+            "glm_wheelhouse": WHEELHOUSE,
             "glm_listen": "0.0.0.0:8000",
             "glm_settings": {"GLM_THREADS": 1},
             "glm_policy": POLICY,
@@ -322,30 +309,11 @@ def test_the_first_host_that_fails_is_the_last_one_touched(tmp_path: Path) -> No
             write = f"printf %s {shlex.quote(STAND_IN)} > {GLMCTL}; chmod 755 {GLMCTL}; echo {code} > /code"
             host.run(["sh", "-c", write])
         inventory = tmp_path / "hosts.json"
-        inventory.write_text(json.dumps({"glm": {"hosts": {host.name: _connection(host) for host in hosts}}}))
-        done = _playbook(CODE, inventory, "deploy.yml", "-e", "glm_version=1.0.0")
+        inventory.write_text(json.dumps({"glm": {"hosts": {host.name: connection(host) for host in hosts}}}))
+        done = playbook(CODE, inventory, "deploy.yml", "-e", f"glm_version=1.0.0 glm_run_file={tmp_path}/run.json")
         assert done.returncode != 0
         touched = [host.run(["sh", "-c", "test -e /deployed && echo yes || echo no"]).strip() for host in hosts]
         assert touched == ["yes", "yes", "no"], done.stdout
-
-
-def _connection(host: BootedHost) -> dict[str, str]:
-    return {
-        "ansible_host": host.address,
-        "ansible_user": "root",
-        "ansible_ssh_executable": str(host.shell),
-        "ansible_ssh_transfer_method": "piped",
-    }
-
-
-def _playbook(
-    checkout: Path, inventory: Path, name: str, *words: str, seconds: float = 300
-) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [Path(sys.executable).with_name("ansible-playbook"), "-i", inventory, name, *words],
-        cwd=checkout / "deploy/ansible", stdin=subprocess.DEVNULL, capture_output=True, text=True,
-        timeout=seconds, check=False,
-    )  # fmt: skip
 
 
 def _release(checkpoints: dict[str, Path], version: str) -> list[str]:

@@ -15,6 +15,8 @@ from deploy.policy import Policy
 from deploy.reports import report
 from deploy.rollout import preflight, rollout, weights
 from deploy.rollout.plan import Context, Plan
+from deploy.rollout.retire import retire_idle_slot
+from deploy.rollout.strategy import Choice
 from service.contract.canary_file import HEADER
 
 _LIMITS = ("max_error_rate", "max_p95", "max_ttft_p95")
@@ -117,6 +119,11 @@ def _header(_: click.Context, __: click.Parameter, value: str | None) -> str | N
     show_default=True,
     help="With --strategy swap: how long VERSION may take to load before the old version is loaded again.",
 )
+@click.option(
+    "--again",
+    is_flag=True,
+    help="Also if VERSION is live: load it in the other slot, with the code, settings and addresses as they are now.",
+)
 @click.option("--dry-run", is_flag=True, help="Run the preflight checks, print the result, change nothing.")
 @shared
 def deploy(
@@ -135,6 +142,7 @@ def deploy(
     keep_warm: float,
     drain: float,
     deadline: float,
+    again: bool,
     dry_run: bool,
 ) -> None:
     """Move every client to VERSION without losing a request.
@@ -165,20 +173,26 @@ def deploy(
       glmctl deploy 1.1.0 --bake 10m
       glmctl deploy 1.1.0 --canary 1,10,50 --step 5m
       glmctl deploy 1.1.0 --strategy swap
+      glmctl deploy 1.1.0 --again
     """  # noqa: D301  (\b keeps line breaks)
     for ended in options.recover(bake_of=version):
         if ended.error and ended.record.version == version:
             raise ended.error
     context = options.context
     live = context.slots.live
-    if live and context.slots.version(live) == version and _is_active(context, live):
+    is_live = live is not None and context.slots.version(live) == version
+    if live and is_live and not again and _is_active(context, live):
         document = {"outcome": "unchanged", "version": version, "live": live}
         options.show(document, f"{version} is live already, in {live}")
         return
     needs_two = bool(canary or mirror)
     if needs_two and strategy not in {"auto", "overlap"}:
         raise click.UsageError(f"--canary and --mirror need two loaded versions; --strategy {strategy} loads one")
+    if is_live and strategy == "weights":
+        raise click.UsageError("--strategy weights loads no code: with --again, use overlap or swap")
     choice = options.choose(strategy, version, needs_two=needs_two)
+    if is_live and choice.strategy == "weights":
+        choice = Choice("swap", choice.reason)
     for option, reason in _without_effect(choice.strategy, analysis=analysis):
         options.display.line(f"[yellow]note[/] {option} has no effect with {reason}")
     limits = {
@@ -205,6 +219,8 @@ def deploy(
     if dry_run:
         _rehearse(options, plan, live)
         return
+    if is_live:
+        retire_idle_slot(context, context.slots.idle, version, drain)  # a warm copy has the earlier code
     try:
         record = rollout.deploy(context, plan)
     except (DrainCut, RolledBack):

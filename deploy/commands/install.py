@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from ipaddress import ip_address
+from dataclasses import replace
 
 import click
 
-from deploy.commands.options import Options, shared
+from deploy.commands.options import Options, require_address, shared
 from deploy.systemd import listener, units
 from deploy.systemd.units import Addresses
 
@@ -15,7 +15,7 @@ from deploy.systemd.units import Addresses
 @click.option(
     "--listen",
     metavar="IP:PORT",
-    help=f"Address of the model server; it cannot change while that runs.  "
+    help=f"Address of the model server; `glmctl listen` changes it while that runs.  "
     f"[default: the installed one, or {Addresses.listen}]",
 )
 @click.option("--ui", metavar="IP:PORT", help=f"Address of the page.  [default: the installed one, or {Addresses.ui}]")
@@ -31,16 +31,13 @@ def install(options: Options, listen: str | None, ui: str | None) -> None:
       glmctl install
       glmctl install --user --listen 127.0.0.1:9000
     """  # noqa: D301  (\b keeps line breaks)
-    for address in (listen, ui):
-        host, _, port = (address or "x:1").rpartition(":")
-        if not host or not port.isdigit() or not 0 < int(port) < 65536:
-            raise click.BadParameter(f"{address!r} is not HOST:PORT")
     present = listener.addresses(options.host)
-    addresses = Addresses(listen or present.listen, ui or present.ui)
-    for address in (listen, addresses.ui):
-        if address and not _is_ip(address):
-            raise click.BadParameter(f"{address!r} is not IP:PORT; systemd resolves no names")
-    listener.require_same(options.host, addresses.listen)
+    page = ui or present.ui
+    for address in filter(None, (listen, page)):
+        require_address(address)
+    listener.require_same(options.host, listen or present.listen)
+    is_known = listen in {None, *present.service}
+    addresses = replace(present, ui=page) if is_known else Addresses(listen or "", page)
     changed = units.install(options.host, addresses)
     systemctl = "systemctl --user" if options.user else "systemctl"
     written = "".join(f"wrote {path}\n" for path in changed)
@@ -48,11 +45,3 @@ def install(options: Options, listen: str | None, ui: str | None) -> None:
         {"changed": [str(path) for path in changed]},
         f"{written}next: {systemctl} enable --now glm.target" if changed else "all units are installed and up to date",
     )
-
-
-def _is_ip(address: str) -> bool:
-    try:
-        ip_address(address.rpartition(":")[0].strip("[]"))
-    except ValueError:
-        return False
-    return True

@@ -7,6 +7,7 @@ import json
 import os
 import re
 from collections.abc import Callable
+from ipaddress import ip_address
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast, get_args
@@ -71,6 +72,17 @@ class Shares(click.ParamType[tuple[float, ...]]):
         if not all(before < share <= 100 for before, share in pairwise((0.0, *shares))):  # also false for NaN
             self.fail(f"{value!r}: percentages must be above 0, at most 100 and ascending", param, ctx)
         return shares
+
+
+def require_address(address: str) -> None:
+    """Raise a usage error for what is not IP:PORT. A name is none either: systemd resolves no names."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit() or not 0 < int(port) < 65536:
+        raise click.BadParameter(f"{address!r} is not HOST:PORT")
+    try:
+        ip_address(host.strip("[]"))
+    except ValueError:
+        raise click.BadParameter(f"{address!r} is not IP:PORT; systemd resolves no names") from None
 
 
 class Options:

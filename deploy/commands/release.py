@@ -61,7 +61,7 @@ def add(options: Options, path: Path, version: str | None, checks: Path | None, 
 @release.command("list")
 @shared
 def list_(options: Options) -> None:
-    """List the releases of this host, oldest first.
+    """List the releases, the lowest version first.
 
     Each line has version, size, time of the import (UTC), and the slots that point to the release.
 
@@ -125,7 +125,9 @@ def remove(options: Options, version: str) -> None:
 def prune(options: Options, keep: int) -> None:
     """Delete all but the newest releases.
 
-    Releases in use are kept, too: see `glmctl release remove --help`.
+    The newest have the highest versions: 1.10.0 is newer than 1.9.0, 1.2.0-20250412 than 1.2.0-20250405, and 1.2.0 than
+    1.2.0-rc1. Names that do not begin like these are older than all that do, and among each other those that were
+    imported first. Releases in use are kept, too: see `glmctl release remove --help`.
 
     \b
     Example:

@@ -25,9 +25,12 @@ from deploy.systemd import programs
 @click.option(
     "--drain", type=Duration(), default="120s", show_default=True, help="As in deploy, if the version has to be loaded."
 )
+@click.option("--dry-run", is_flag=True, help="Tell which version it would be, change nothing.")
 @click.option("--force", is_flag=True, help="Also if VERSION was found worse and rolled back itself.")
 @shared
-def rollback(options: Options, version: str | None, strategy: str | None, drain: float, force: bool) -> None:
+def rollback(
+    options: Options, version: str | None, strategy: str | None, drain: float, dry_run: bool, force: bool
+) -> None:
     """Go back to the version that served before, or to VERSION.
 
     Without VERSION: the version that was live last and was not rolled back itself by the analysis, or because it died.
@@ -39,6 +42,7 @@ def rollback(options: Options, version: str | None, strategy: str | None, drain:
     \b
     Examples:
       glmctl rollback
+      glmctl rollback --dry-run
       glmctl rollback 1.0.0
     """  # noqa: D301  (\b keeps line breaks)
     programs.require()
@@ -48,8 +52,12 @@ def rollback(options: Options, version: str | None, strategy: str | None, drain:
         _recover(options)
         wanted = target(context, version, force=force)
     preflight.require_units(context)
+    live = context.slots.version(context.slots.live or "")
+    if dry_run:
+        document = {"outcome": "dry run", "version": wanted, "live": live, "loaded": is_at_hand(context, wanted)}
+        options.show(document, f"It would go from {live} back to {wanted}. Nothing was changed.")
+        return
     if version is None:
-        live = context.slots.version(context.slots.live or "")
         options.display.line(f"{'':10}back to {wanted}, which served before {live}")
     if strategy is None:
         strategy = "weights" if wanted == weights.previous_version(context) else "auto"

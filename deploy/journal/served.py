@@ -25,10 +25,10 @@ def previous_version(records: Sequence[Record], live: str) -> str | None:
 def condemned(records: Sequence[Record], version: str) -> Record | None:
     """Return the rollout in which `version` was last found worse or dead, if it was not made live again since.
 
-    What the operator rolled back, or aborted, was not found worse.
+    What the operator rolled back, or aborted, was not found worse; nor was what `deploy --again` loaded again.
     """
     for record in reversed(records):
-        if record.version != version:
+        if record.version != version or record.previous == version:
             continue
         if record.outcome == "rolled back" and not record.by_operator:
             return record

@@ -23,7 +23,7 @@ from deploy.releases.checkpoint import check_images, checkpoint_files, read_chec
 from deploy.releases.digests import Advance
 from deploy.releases.release import MANIFEST, File, Manifest, Release
 from deploy.releases.stamps import Stamps, states
-from service.contract import atomic, operations, regular_file
+from service.contract import atomic, operations, regular_file, versions
 from service.contract.generations import all_generations
 from service.contract.slots import SLOTS, Slots
 
@@ -41,12 +41,16 @@ class Releases:
     host: Host
 
     def list(self) -> list[Release]:
-        """Return all releases, oldest first; a directory that is not a release is skipped."""
+        """Return all releases, in the order of `service.contract.versions`; what is not a release is skipped.
+
+        Those whose name has no number are in the order of their import.
+        """
         found = []
         for path in self.host.releases.glob("[!.]*"):
             with contextlib.suppress(GlmError):
                 found.append(self._read(path))
-        return sorted(found, key=lambda release: (release.manifest.created_at, release.version))
+        found.sort(key=lambda release: release.manifest.created_at)
+        return sorted(found, key=lambda release: versions.order(release.version))
 
     def get(self, version: str) -> Release:
         """Return the release `version`; raises Refused if it does not exist or its `release.json` is damaged."""
@@ -102,7 +106,7 @@ class Releases:
             _delete(removed)
 
     def prune(self, keep: int) -> tuple[str, ...]:
-        """Remove all but the newest `keep` releases and those in use; returns the removed versions."""
+        """Remove all but the last `keep` releases of the list and those in use; returns the removed versions."""
         removed = []
         for release in self.list()[: -keep or None]:
             with contextlib.suppress(Refused):

@@ -21,7 +21,7 @@ from deploy.systemd.units import Addresses
 from service.contract.processes import descriptors
 from service.contract.slots import SLOTS
 
-__all__ = ["Fault", "addresses", "fault_of", "require_same"]
+__all__ = ["Fault", "addresses", "fault_of", "listens", "require_same"]
 
 _SOCKET = "glm.socket"
 _LIVE = "glm-live.service"  # which the socket starts
@@ -44,22 +44,22 @@ def addresses(host: Host) -> Addresses:
     """Return the addresses that an installation keeps: what glm.socket listens on, else those of the unit files."""
     installed = units.installed(host)
     systemd = Systemd(host.user)
-    if systemd.state(_SOCKET).active == "active" and (listen := systemd.listen()):
-        return replace(installed, listen=listen)
+    if systemd.state(_SOCKET).active == "active" and (found := systemd.addresses()):
+        return replace(installed, listen=found[0], more=found[1:])
     return installed
 
 
 def require_same(host: Host, address: str) -> None:
     """Refuse another address while glm.socket is active or a slot runs: the change would close the public socket."""
     systemd = Systemd(host.user)
-    present = systemd.listen()
+    present = systemd.addresses()
     active = [_SOCKET] if systemd.state(_SOCKET).active == "active" else _running(host)
-    if active and present not in {None, address}:
-        systemctl = _systemctl(host)
+    if active and present and address not in present:
+        old = present[0]
         raise Refused(
-            f"{active[0]} is active with the address {present}; another one would close the public socket",
-            hint=f"{systemctl} stop 'glm*' && {_install(host, address)} && {systemctl} start glm.target"
-            "   (no client is served meanwhile)",
+            f"{active[0]} is active with the address {old}; another one would close the public socket",
+            hint=f"{_glmctl(host, 'listen add')} {address} && {_glmctl(host, 'listen remove')} {old}"
+            "   (both are served in between; no request is lost)",
         )
 
 
@@ -70,7 +70,7 @@ def fault_of(host: Host) -> Fault | None:
     cannot listen on it again, or refuses to while glm-live.service waits for the live slot.
     """
     systemd = Systemd(host.user)
-    address, active, running = systemd.listen() or "", systemd.state(_SOCKET).active, _running(host)
+    found, active, running = systemd.addresses(), systemd.state(_SOCKET).active, _running(host)
     # not restart, which may start the socket while a slot that is to stop still has the address; glm-live.service may
     # begin to run at any time, and systemd refuses to start a socket whose service runs
     stopped = " ".join([_SOCKET, _LIVE, *(unit for unit in running if unit != _LIVE)])
@@ -80,13 +80,14 @@ def fault_of(host: Host) -> Fault | None:
             return None
         run = "runs" if len(running) == 1 else "run"
         return Fault(f"{_SOCKET} is {active}, while {' and '.join(running)} {run}: new slots get no socket", restart)
-    if not _listens(host, address):
-        return Fault(f"{_SOCKET} is active but does not listen on {address}: new slots get no socket", restart)
-    installed = units.installed(host).listen
-    if installed != address:
+    if deaf := [address for address in found or ("",) if not listens(host, address)]:
+        return Fault(f"{_SOCKET} is active but does not listen on {deaf[0]}: new slots get no socket", restart)
+    installed = units.installed(host).service
+    if set(installed) != set(found):
         return Fault(
-            f"{_SOCKET} listens on {address}, but its unit file has {installed}: a daemon-reload would close it",
-            _install(host, address),
+            f"{_SOCKET} listens on {' and '.join(found)}, but its unit file has {' and '.join(installed)}: "
+            "a daemon-reload would close it",
+            f"{_glmctl(host, 'install')} --listen {found[0]}",
             is_public=False,
         )
     return None
@@ -96,9 +97,9 @@ def _systemctl(host: Host) -> str:
     return "systemctl --user" if host.user else "systemctl"
 
 
-def _install(host: Host, address: str) -> str:
+def _glmctl(host: Host, verb: str) -> str:
     root = "" if host.root == Host.find(user=host.user).root else f" --root {host.root}"
-    return f"glmctl install{' --user' if host.user else ''}{root} --listen {address}"
+    return f"glmctl {verb}{' --user' if host.user else ''}{root}"
 
 
 def _running(host: Host) -> list[str]:
@@ -108,7 +109,7 @@ def _running(host: Host) -> list[str]:
     return [name for name in names if systemd.state(name).active not in {"", "inactive", "failed"}]
 
 
-def _listens(host: Host, address: str) -> bool:
+def listens(host: Host, address: str) -> bool:
     """Return whether the manager has a socket that listens on `address`.
 
     True for what is no IP address. If this user may not see the manager's descriptors, any process's socket counts.

@@ -67,6 +67,10 @@ class Systemd:
                 time.sleep(_POLL)
         run(self.argv("reset-failed", unit), check=False)
 
+    def restart_if_active(self, unit: str) -> None:
+        """Restart `unit` if it runs; failures are ignored."""
+        run(self.argv("try-restart", unit), check=False)
+
     def kill_main(self, unit: str, name: str) -> None:
         """Send the signal `name` to the main process of `unit`; failures are ignored."""
         run(self.argv("kill", "--kill-whom=main", f"--signal={name}", unit), check=False)
@@ -117,9 +121,13 @@ class Systemd:
         return int(value) if value.isdigit() else 0
 
     def listen(self) -> str | None:
-        """Return the host:port of the public socket; None if the unit is not installed."""
-        shown = self._show("glm.socket", "Listen").get("Listen", "")
-        return shown.split(" ")[0] or None
+        """Return the first host:port of the public socket; None if the unit is not installed."""
+        return next(iter(self.addresses()), None)
+
+    def addresses(self) -> tuple[str, ...]:
+        """Return each host:port of the public socket."""
+        lines = run(self.argv("show", "glm.socket", "--property=Listen"), check=False).splitlines()
+        return tuple(word for line in lines if (word := line.removeprefix("Listen=").partition(" ")[0]))
 
     def _show(self, unit: str, names: str) -> dict[str, str]:
         lines = run(self.argv("show", unit, f"--property={names}"), check=False).splitlines()

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from deploy.errors import GlmError, Refused
 from deploy.host import Host
@@ -38,23 +39,30 @@ class Addresses:
 
     listen: str = "127.0.0.1:8000"
     ui: str = "127.0.0.1:8501"
+    more: tuple[str, ...] = ()
+    """Further addresses of the service: see `glmctl listen`."""
+
+    @property
+    def service(self) -> tuple[str, ...]:
+        """All addresses of the service."""
+        return (self.listen, *self.more)
 
 
 def installed(host: Host) -> Addresses:
     """Return the addresses in the installed unit files; the defaults where there are none."""
-    found = {}
-    for name, unit, pattern in (
-        ("listen", "glm.socket", r"^ListenStream=(\S+)"),
-        ("ui", "glm-ui.service", r"--server\.address (\S+) --server\.port (\d+)"),  # before the page had a socket
-        ("ui", "glm-ui.socket", r"^ListenStream=(\S+)"),
-    ):
-        try:
-            match = re.search(pattern, (host.units / unit).read_text(), re.MULTILINE)
-        except OSError:
-            continue
-        if match:
-            found[name] = ":".join(match.groups())
-    return Addresses(**found)
+    listen = _matches(host.units / "glm.socket", r"^ListenStream=(\S+)") or [Addresses.listen]
+    ui = _matches(host.units / "glm-ui.socket", r"^ListenStream=(\S+)") or [
+        ":".join(found)
+        for found in _matches(host.units / "glm-ui.service", r"--server\.address (\S+) --server\.port (\d+)")
+    ]  # the service had the address before the page had a socket
+    return Addresses(listen[0], ui[0] if ui else Addresses.ui, tuple(listen[1:]))
+
+
+def _matches(path: Path, pattern: str) -> list[Any]:
+    try:
+        return re.findall(pattern, path.read_text(), re.MULTILINE)
+    except OSError:
+        return []
 
 
 def glmctl(host: Host) -> list[str]:
@@ -75,6 +83,7 @@ def render(host: Host, addresses: Addresses) -> dict[Path, str]:
                 hint="choose another directory",
             )
     values = {
+        "ListenStream=@LISTEN@": "\n".join(f"ListenStream={address}" for address in addresses.service),
         "@ROOT@": str(host.root),
         "@RUNTIME@": str(host.runtime),
         "@STATE@": str(host.state),
@@ -153,6 +162,8 @@ def outdated(host: Host) -> list[str]:
 def _is_of_this_version(path: Path, template: Path) -> bool:
     try:
         found = list(_settings(path))
+        first = next((line for line in found if line.startswith("ListenStream=")), None)
+        found = [line for line in found if line == first or not line.startswith("ListenStream=")]
     except OSError:
         return True
     patterns = [".+".join(map(re.escape, _PLACEHOLDER.split(line))) for line in _settings(template)]
