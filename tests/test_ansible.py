@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 import re
 import shlex
-import shutil
 import subprocess
 import sys
-import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.hosts import BootedHost, HostError, booted_host, booted_hosts
-
-CODE = Path(__file__).resolve().parent.parent
-WHEELHOUSE = CODE / ".wheelhouse"
-PYTHON = "/usr/bin/python3"  # the hosts'
-BUILDERS = ("hatchling", "editables")  # what pip needs to install the checkout itself
+from tests.wheelhouse import CODE, build, copy_code
 
 GLMCTL = "/usr/local/bin/glmctl"
 STAND_IN = """#!/bin/sh
@@ -91,32 +85,13 @@ class Fleet:
 @pytest.fixture(scope="module")
 def wheelhouse(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Every wheel that a host without internet needs; built once, and again when something else is needed."""
-    project = tomllib.loads((CODE / "pyproject.toml").read_text())["project"]
-    version = subprocess.check_output([PYTHON, "--version"], text=True).strip()
-    contents = "\n".join([version, *project["dependencies"], *BUILDERS])
-    label = WHEELHOUSE / "contents.txt"
-    if not label.exists() or label.read_text() != contents:
-        environment = tmp_path_factory.mktemp("pip")
-        shutil.rmtree(WHEELHOUSE, ignore_errors=True)
-        subprocess.run([PYTHON, "-m", "venv", environment], check=True, timeout=60)
-        subprocess.run(
-            [environment / "bin/pip", "wheel", "--quiet", "--wheel-dir", WHEELHOUSE,
-             *project["dependencies"], *BUILDERS],
-            check=True, timeout=600,
-        )  # fmt: skip
-        label.write_text(contents)
-    return WHEELHOUSE
+    return build(tmp_path_factory.mktemp("pip"))
 
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the code as it is now: hosts are given new code whenever it changes, and it may while tests run."""
-    copy = tmp_path_factory.mktemp("checkout")
-    for folder in ("deploy", "service", "ui", "systemd"):
-        shutil.copytree(CODE / folder, copy / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    for file in ("README.md", "pyproject.toml"):
-        shutil.copy(CODE / file, copy)
-    return copy
+    return copy_code(tmp_path_factory.mktemp("checkout"))
 
 
 @pytest.fixture(scope="module")
@@ -182,7 +157,7 @@ def test_the_service_has_no_more_rights_than_it_needs(serving: Fleet) -> None:
         assert serving.shown(name, "User") == "glm"
         assert _exposure(serving, name) < 2.5
     owners = serving.host.run(["stat", "--format=%U %a", "/run/glm", f"/run/glm/{slot}", "/run/glm/metrics"])
-    assert owners.splitlines() == ["root 755", "glm 750", "glm 750"]
+    assert owners.splitlines() == ["root 2750", "glm 750", "glm 750"]
     assert "<title>" in serving.host.run(["curl", "-sS", "--max-time", "20", "http://127.0.0.1:8501/"])
     serving.host.run(["systemd-analyze", "verify", f"/etc/systemd/system/{unit}", "/etc/systemd/system/glm.target"])
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from ipaddress import ip_address
 
 import click
 
 from deploy.commands.options import Options, shared
-from deploy.systemd import listener, units
+from deploy.errors import Refused
+from deploy.systemd import listener, placement, programs, torch_build, units
+from deploy.systemd.host_files import HostFiles
 from deploy.systemd.units import Addresses
 
 
@@ -23,10 +26,14 @@ from deploy.systemd.units import Addresses
 )
 @shared
 def install(options: Options, listen: str | None, ui: str | None) -> None:
-    """Install the systemd units.
+    """Install the service on this host.
 
     Writes the unit files for this root, these addresses and this Python environment, reloads the service manager, and
-    prints the files that changed and the next command. A second call with the same options changes nothing.
+    prints the files that changed and the next command. Without --user it also creates the user glm, the groups glm and
+    glm-operators and the directories of the host, links glmctl into /usr/local/bin, and gives glm-operators their
+    rights. A second call with the same options changes nothing; `glmctl uninstall` undoes it.
+
+    Refused if the service could not read its own code: below /root, /home and /tmp the units hide it.
 
     \b
     Examples:
@@ -39,15 +46,29 @@ def install(options: Options, listen: str | None, ui: str | None) -> None:
             raise click.BadParameter(f"{address!r} is not HOST:PORT")
     if listen and not _is_ip(listen):
         raise click.BadParameter(f"{listen!r} is not IP:PORT; systemd resolves no names")
+    changed = []
+    if not options.user:
+        if os.geteuid() != 0:
+            raise Refused("installing for the system manager is root's", hint="run it as root, or with --user")
+        os.umask(0o022)  # unit files are for everybody
+        programs.require(programs.INSTALL)
+        placement.require_visible()
     present = listener.addresses(options.host)
     addresses = Addresses(listen or present.listen, ui or present.ui)
     listener.require_same(options.host, addresses.listen)
-    changed = units.install(options.host, addresses)
+    if not options.user:
+        changed += HostFiles(options.host).install()
+    changed += units.install(options.host, addresses)
     systemctl = "systemctl --user" if options.user else "systemctl"
+    torch = torch_build.installed()
+    if torch and torch.complaint:
+        options.note(torch.complaint)
     written = "".join(f"wrote {path}\n" for path in changed)
     options.show(
-        {"changed": [str(path) for path in changed]},
-        f"{written}next: {systemctl} enable --now glm.target" if changed else "all units are installed and up to date",
+        {"changed": [str(path) for path in changed], "torch": torch.text if torch else None},
+        f"{written}{torch.text if torch else 'torch is not installed'}\nnext: {systemctl} enable --now glm.target"
+        if changed
+        else "all units are installed and up to date",
     )
 
 

@@ -42,6 +42,7 @@ def rollback(options: Options, version: str | None, strategy: str | None, drain:
       glmctl rollback 1.0.0
     """  # noqa: D301  (\b keeps line breaks)
     programs.require()
+    options.require_change()
     context = options.context
     wanted = target(context, version, force=force)
     if not is_at_hand(context, wanted):
