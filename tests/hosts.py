@@ -17,7 +17,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import IO, TypeVar
@@ -86,6 +86,16 @@ class BootedHost:
         return self.run(["journalctl", "--no-pager", "-o", "cat", f"-n{lines}", f"--unit={unit}"], check=False)
 
 
+def rebooted(host: BootedHost) -> BootedHost:
+    """Reboot a host, and return it once it runs; its disk is kept, and its network is new."""
+    [container] = (int(pid) for pid in _run(["ps", "-o", "ppid=", "-p", str(host.leader)]).split())
+    host.run(["systemctl", "reboot"], check=False)
+    _wait("the host to go down", lambda: not Path(f"/proc/{host.leader}").exists())
+    again = replace(host, leader=_wait("the host to boot again", lambda: _accepting(container))[0])
+    _connect(again)
+    return again
+
+
 @contextlib.contextmanager
 def booted_host(*, readable: Sequence[Path] = ()) -> Iterator[BootedHost]:
     """Boot one bare host; the directories `readable` are mounted in it, read-only, at the same paths."""
@@ -150,20 +160,24 @@ def _host(number: int, network: int, readable: Sequence[Path]) -> Iterator[Boote
             )
         )
         leader = _leader(container, directory / "console")
-        shell = directory / "ssh"
-        shell.write_text(
-            "#!/bin/sh\n# Called like ssh, with a host and a command as the last arguments; options are ignored.\n"
-            "for command; do :; done\nexec env -i PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin HOME=/root "
-            f'LANG=C.UTF-8 nsenter --target={leader} --all --wdns=/root sh -c "$command"\n'
-        )
-        shell.chmod(0o700)
-        host = BootedHost(name, address, leader, shell, network)
-        for words in ("link set lo up", f"addr add {address}/24 dev host0", "link set host0 up"):
-            host.run(["ip", *words.split()])
-        state = host.run(["systemctl", "is-system-running", "--wait"], check=False).strip()
-        if state != "running":
-            raise HostError(f"{name} is {state}: {host.run(['systemctl', '--failed', '--plain'], check=False)}")
+        host = BootedHost(name, address, leader, directory / "ssh", network)
+        _connect(host)
         yield host
+
+
+def _connect(host: BootedHost) -> None:
+    """Write the shell of a host that has booted, give the host its address, and wait until all its units run."""
+    host.shell.write_text(
+        "#!/bin/sh\n# Called like ssh, with a host and a command as the last arguments; options are ignored.\n"
+        "for command; do :; done\nexec env -i PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin HOME=/root "
+        f'LANG=C.UTF-8 nsenter --target={host.leader} --all --wdns=/root sh -c "$command"\n'
+    )
+    host.shell.chmod(0o700)
+    for words in ("link set lo up", f"addr add {host.address}/24 dev host0", "link set host0 up"):
+        host.run(["ip", *words.split()])
+    state = host.run(["systemctl", "is-system-running", "--wait"], check=False).strip()
+    if state != "running":
+        raise HostError(f"{host.name} is {state}: {host.run(['systemctl', '--failed', '--plain'], check=False)}")
 
 
 def _nspawn(root: Path, name: str, readable: Sequence[Path]) -> list[str]:
@@ -225,10 +239,13 @@ def _leader(container: subprocess.Popen[bytes], console: Path) -> int:
     def accepting() -> list[int]:
         if container.poll() is not None:
             raise HostError(f"the host did not boot: {console.read_text(errors='replace')[-2000:]}")
-        boots = [pid for nspawn in _children(container.pid) for pid in _children(nspawn)]
-        return [pid for pid in boots if Path(f"/proc/{pid}/root/run/systemd/private").exists()]
+        return [pid for nspawn in _children(container.pid) for pid in _accepting(nspawn)]
 
     return _wait("the host to boot", accepting)[0]
+
+
+def _accepting(nspawn: int) -> list[int]:
+    return [pid for pid in _children(nspawn) if Path(f"/proc/{pid}/root/run/systemd/private").exists()]
 
 
 def _children(pid: int) -> list[int]:

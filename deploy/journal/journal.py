@@ -126,8 +126,10 @@ class Journal:
         (self._directory / f"{identifier}{_SNAPSHOT}").unlink(missing_ok=True)
 
     def new_id(self) -> str:
-        """Return an id that sorts by time."""
+        """Return an id that sorts after all others; also if the clock was set back, the order stays that of events."""
         stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+        newest = max((path.stem for path in self._directory.glob(_RECORDS)), default="")
+        stamp = max(stamp, newest.rpartition("-")[0])
         taken = {path.stem for path in self._directory.glob(f"{stamp}*.json")}
         return next(name for name in (f"{stamp}-{n:02}" for n in range(1, 1000)) if name not in taken)
 

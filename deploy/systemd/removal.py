@@ -58,6 +58,8 @@ class Removal:
         for directory in {path.parent for path in self.paths if path.parent.parent == self.host.units}:
             with suppress(OSError):  # an operator's drop-ins are in it
                 directory.rmdir()
+        with suppress(OSError):  # releases, or somebody's files
+            self.host.root.rmdir()
         systemd.daemon_reload()
 
 
