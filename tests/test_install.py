@@ -14,8 +14,6 @@ from types import SimpleNamespace
 
 import click
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from deploy.cli import glmctl, glmctl_operator
 from deploy.commands import access
@@ -177,18 +175,15 @@ def test_an_error_names_the_file(system: HostFiles) -> None:
 
 
 @pytest.mark.usefixtures("umask")
-@given(mask=st.sampled_from([0o000, 0o002, 0o022, 0o027, 0o077, 0o777]))
-def test_what_root_writes_is_readable_to_the_group_and_to_nobody_else(
-    mask: int, tmp_path_factory: pytest.TempPathFactory
-) -> None:
+@pytest.mark.parametrize("mask", [0o000, 0o002, 0o022, 0o077, 0o777])
+def test_what_root_writes_is_readable_to_the_group_and_to_nobody_else(mask: int, tmp_path: Path) -> None:
     """Releases, stamps, links, records, locks and reports, whatever the umask of root's shell is."""
-    directory = tmp_path_factory.mktemp("host")
-    host = host_in(directory, user=False)
+    host = host_in(tmp_path, user=False)
     for path in (host.root, host.releases, host.state, host.runtime):
         path.mkdir()
         os.chown(path, 0, GROUP)
         path.chmod(0o2750)  # as systemd-tmpfiles makes them
-    source = make_checkpoint(directory / "1.0.0")
+    source = make_checkpoint(tmp_path / "1.0.0")
     os.umask(mask)
     write_all(host, source)
     written = [path for top in (host.root, host.state, host.runtime) for path in top.rglob("*")]
