@@ -82,7 +82,7 @@ def installed(bare: Installed) -> Installed:
     """The host after README's lines, in README's order; then it listens on its own address."""
     script = "\n".join(readme_lines())
     offline = f"export PIP_NO_INDEX=1 PIP_FIND_LINKS={bare.wheels} PIP_QUIET=1 PIP_DISABLE_PIP_VERSION_CHECK=1"
-    bare.sh(f"cd {bare.checkout}; {offline}; {script}", seconds=400)
+    bare.sh(f"cd {bare.checkout}; {offline}; {script}", seconds=1500)
     return bare
 
 
