@@ -132,7 +132,8 @@ def test_an_operator_deploys_and_does_nothing_else(serving: Installed) -> None:
     assert serving.version() == "1.0.0"
     assert serving.as_user("anna", "sudo -n glmctl-operator deploy 1.1.0 --bake 0")[0] == 0
     assert serving.version() == "1.1.0"
-    assert serving.as_user("anna", "systemctl --no-ask-password reload glm@green.service") == (0, "")
+    assert serving.as_user("anna", "systemctl --no-ask-password start glm@green.service glm.target") == (0, "")
+    assert serving.as_user("anna", "systemctl --no-ask-password restart glm-live.service") == (0, "")
     assert serving.as_user("anna", "sudo -n glmctl-operator logs | cat")[0] == 0
     for command in (
         "sudo -n glmctl deploy 1.0.0",
