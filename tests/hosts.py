@@ -17,7 +17,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import IO, TypeVar
@@ -39,11 +39,12 @@ _SERIALS = itertools.count(1)
 T = TypeVar("T")
 
 # Run in a mount namespace of its own. Arguments: an empty directory, the host's name, its machine id, the size of its
-# disk, and the command of the container.
+# disk, the names of its empty directories, and the command of the container.
 _BOOT_SCRIPT = """
 set -e
 mount -t tmpfs -o "size=$4,mode=0755" tmpfs "$1"
 mkdir "$1/upper" "$1/work" "$1/root"
+for empty in $5; do mkdir -p "$1/empty/$empty"; done
 mount -t overlay -o "lowerdir=/,upperdir=$1/upper,workdir=$1/work" overlay "$1/root"
 cd "$1/root"
 rm -f etc/machine-id etc/hostname etc/hosts etc/fstab etc/pip.conf
@@ -51,8 +52,9 @@ echo "$3" > etc/machine-id
 echo "$2" > etc/hostname
 echo "127.0.0.1 localhost $2" > etc/hosts
 cd /
-shift 4
-exec "$@"
+shift 5
+# a host that reboots ends systemd-nspawn with code 133
+while "$@"; [ $? -eq 133 ]; do :; done
 """
 
 
@@ -84,6 +86,16 @@ class BootedHost:
     def journal(self, unit: str, lines: int = 60) -> str:
         """Return the last lines of the journal of `unit`."""
         return self.run(["journalctl", "--no-pager", "-o", "cat", f"-n{lines}", f"--unit={unit}"], check=False)
+
+
+def rebooted(host: BootedHost) -> BootedHost:
+    """Reboot a host, and return it once it runs; its disk is kept, and its network is new."""
+    shell = _parent(_parent(host.leader))
+    host.run(["systemctl", "reboot"], check=False)
+    _wait("the host to go down", lambda: not Path(f"/proc/{host.leader}").exists())
+    again = replace(host, leader=_wait("the host to boot again", lambda: _accepting(shell))[0])
+    _connect(again)
+    return again
 
 
 @contextlib.contextmanager
@@ -136,7 +148,9 @@ def _host(number: int, network: int, readable: Mapping[Path, str]) -> Iterator[B
         (directory / "disk").mkdir()
         cgroups = stack.enter_context(_cgroup(name))
         console = stack.enter_context((directory / "console").open("wb"))
-        boot = ["sh", "-c", _BOOT_SCRIPT, "sh", str(directory / "disk"), name, f"{os.getpid():024x}{serial:08x}", _DISK]
+        machine = f"{os.getpid():024x}{serial:08x}"
+        empty = " ".join(map(_empty, _hidden()))
+        boot = ["sh", "-c", _BOOT_SCRIPT, "sh", str(directory / "disk"), name, machine, _DISK, empty]
         enter = "".join(f"echo $$ > {cgroup}/cgroup.procs; " for cgroup in cgroups) + 'exec "$@"'
         container = stack.enter_context(
             _child(
@@ -144,37 +158,49 @@ def _host(number: int, network: int, readable: Mapping[Path, str]) -> Iterator[B
                     *("nsenter", f"--target={network}", "--net", "sh", "-ec", enter, "sh"),
                     # PID 1 of the container survives nspawn, but not the pid namespace around both
                     *("unshare", "--pid", "--fork", "--kill-child", "--mount-proc", "--propagation=private", *boot),
-                    *_nspawn(directory / "disk/root", name, readable),
+                    *_nspawn(directory / "disk", name, readable),
                 ],
                 console,
             )
         )
         leader = _leader(container, directory / "console")
-        shell = directory / "ssh"
-        shell.write_text(
-            "#!/bin/sh\n# Called like ssh, with a host and a command as the last arguments; options are ignored.\n"
-            "for command; do :; done\nexec env -i PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin HOME=/root "
-            f'LANG=C.UTF-8 nsenter --target={leader} --all --wdns=/root sh -c "$command"\n'
-        )
-        shell.chmod(0o700)
-        host = BootedHost(name, address, leader, shell, network)
-        for words in ("link set lo up", f"addr add {address}/24 dev host0", "link set host0 up"):
-            host.run(["ip", *words.split()])
-        state = host.run(["systemctl", "is-system-running", "--wait"], check=False).strip()
-        if state != "running":
-            raise HostError(f"{name} is {state}: {host.run(['systemctl', '--failed', '--plain'], check=False)}")
+        host = BootedHost(name, address, leader, directory / "ssh", network)
+        _connect(host)
         yield host
 
 
-def _nspawn(root: Path, name: str, readable: Mapping[Path, str]) -> list[str]:
+def _connect(host: BootedHost) -> None:
+    """Write the shell of a host that has booted, give the host its address, and wait until all its units run."""
+    host.shell.write_text(
+        "#!/bin/sh\n# Called like ssh, with a host and a command as the last arguments; options are ignored.\n"
+        "for command; do :; done\nexec env -i PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin HOME=/root "
+        f'LANG=C.UTF-8 nsenter --target={host.leader} --all --wdns=/root sh -c "$command"\n'
+    )
+    host.shell.chmod(0o700)
+    for words in ("link set lo up", f"addr add {host.address}/24 dev host0", "link set host0 up"):
+        host.run(["ip", *words.split()])
+    state = host.run(["systemctl", "is-system-running", "--wait"], check=False).strip()
+    if state != "running":
+        raise HostError(f"{host.name} is {state}: {host.run(['systemctl', '--failed', '--plain'], check=False)}")
+
+
+def _hidden() -> list[str]:
+    """Return the directories of this machine that are empty ones of the disk on a host."""
     foreign = (str(path) for path in Path("/").iterdir() if path.is_dir() and path.name not in _PACKAGED)
-    hidden = dict.fromkeys([*foreign, *_HIDDEN])
+    return list(dict.fromkeys([*foreign, *_HIDDEN]))
+
+
+def _empty(path: str) -> str:
+    return path.strip("/").replace("/", "-")
+
+
+def _nspawn(disk: Path, name: str, readable: Mapping[Path, str]) -> list[str]:
     return [
-        *("systemd-nspawn", "--quiet", "--boot", f"--directory={root}", f"--machine={name}"),
+        *("systemd-nspawn", "--quiet", "--boot", f"--directory={disk / 'root'}", f"--machine={name}"),
         # this machine may run no systemd that could register it
         *("--register=no", "--keep-unit", f"--network-bridge={_BRIDGE}"),
         *("--resolv-conf=off", "--timezone=off", "--link-journal=no", "--console=pipe"),
-        *(f"--tmpfs={path}:mode=0755,size={_DISK}" for path in hidden),
+        *(f"--bind={disk / 'empty' / _empty(path)}:{path}" for path in _hidden()),
         *(f"--bind-ro={path}:{target}" for path, target in readable.items()),
         # in a container systemd reads its arguments like a kernel command line
         *("--", "systemd.unit=multi-user.target", *(f"systemd.mask={unit}" for unit in _MASKED)),
@@ -225,10 +251,19 @@ def _leader(container: subprocess.Popen[bytes], console: Path) -> int:
     def accepting() -> list[int]:
         if container.poll() is not None:
             raise HostError(f"the host did not boot: {console.read_text(errors='replace')[-2000:]}")
-        boots = [pid for nspawn in _children(container.pid) for pid in _children(nspawn)]
-        return [pid for pid in boots if Path(f"/proc/{pid}/root/run/systemd/private").exists()]
+        return [pid for shell in _children(container.pid) for pid in _accepting(shell)]
 
     return _wait("the host to boot", accepting)[0]
+
+
+def _accepting(shell: int) -> list[int]:
+    """Return the pid of PID 1 of the host below the shell of `_BOOT_SCRIPT`, if it accepts commands."""
+    boots = [pid for nspawn in _children(shell) for pid in _children(nspawn)]
+    return [pid for pid in boots if Path(f"/proc/{pid}/root/run/systemd/private").exists()]
+
+
+def _parent(pid: int) -> int:
+    return int(_run(["ps", "-o", "ppid=", "-p", str(pid)]))
 
 
 def _children(pid: int) -> list[int]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import re
 import shlex
-import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,12 +112,7 @@ def wheelhouse(tmp_path_factory: pytest.TempPathFactory, request: pytest.Fixture
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the code as it is now: hosts are given new code whenever it changes, and it may while tests run."""
-    copy = tmp_path_factory.mktemp("checkout")
-    for folder in ("deploy", "service", "ui", "systemd"):
-        shutil.copytree(CODE / folder, copy / folder, ignore=shutil.ignore_patterns("__pycache__"), symlinks=True)
-    for file in ("README.md", "pyproject.toml"):
-        shutil.copy(CODE / file, copy)
-    return copy
+    return wheels.copy_code(tmp_path_factory.mktemp("checkout"))
 
 
 @pytest.fixture(scope="module")
@@ -182,7 +178,7 @@ def test_the_service_has_no_more_rights_than_it_needs(serving: Fleet) -> None:
         assert serving.shown(name, "User") == "glm"
         assert _exposure(serving, name) <= limit
     owners = serving.host.run(["stat", "--format=%U %a", "/run/glm", f"/run/glm/{slot}", "/run/glm/metrics"])
-    assert owners.splitlines() == ["root 755", "glm 750", "glm 750"]
+    assert owners.splitlines() == ["root 2750", "glm 750", "glm 750"]
     assert "<title>" in serving.host.run(["curl", "-sS", "--max-time", "20", "http://127.0.0.1:8501/"])
     serving.host.run(["systemd-analyze", "verify", f"/etc/systemd/system/{unit}", "/etc/systemd/system/glm.target"])
 

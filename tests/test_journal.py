@@ -10,12 +10,15 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
 from deploy.errors import GlmError, Locked
 from deploy.host import Host
+from deploy.journal import journal as journals
 from deploy.journal import locks
 from deploy.journal.journal import Journal, begin
 from deploy.journal.receipt import Receipt
@@ -280,3 +283,17 @@ def test_limits_of_a_later_version_are_read(journal: Journal, state: Path) -> No
     path.write_text(json.dumps(document))
     (found,) = journal.records()
     assert found.limits == RecordedLimits(max_p95=2.0)
+
+
+@pytest.mark.parametrize("years", [(2030, 2020, 2020, 2031), (2031, 2020, 2090, 2025, 2091)])
+def test_ids_ascend_whatever_the_clock_does(years: tuple[int, ...], tmp_path: Path) -> None:
+    """The clock is set forward and back between rollouts: history has them in the order in which they happened."""
+    journal = Journal(Host(True, tmp_path, tmp_path, tmp_path, tmp_path, tmp_path))
+    versions = [f"1.{number}.0" for number in range(len(years))]
+    for year, version in zip(years, versions, strict=True):
+        with mock.patch.object(journals, "datetime", wraps=datetime) as clock, journal.lock():
+            clock.now.return_value = datetime(year, 1, 1, tzinfo=UTC)
+            entry = begin(journal, "deploy", version, "blue")
+            entry.enter("preflight")
+            entry.end("done")
+    assert [one.version for one in journal.records()] == versions

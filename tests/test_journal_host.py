@@ -61,7 +61,7 @@ for outcome in ("done", "rolled back", "failed"):
 def host() -> Iterator[BootedHost]:
     interpreter = Path(sys.base_prefix)  # /usr is that of this machine
     readable = {CODE, Path(sys.prefix), *([] if interpreter == Path("/usr") else [interpreter])}
-    with booted_host(readable=sorted(readable)) as found:
+    with booted_host(readable={path: str(path) for path in sorted(readable)}) as found:
         yield found
 
 

@@ -1,4 +1,4 @@
-"""Directories of wheels from which pip installs on hosts without internet."""
+"""What a booted host without internet is given to install: directories of wheels, and a copy of the code."""
 
 from __future__ import annotations
 
@@ -79,3 +79,13 @@ def real(directory: Path) -> Path:
         )  # fmt: skip
         label.write_text(contents)
     return _REAL
+
+
+def copy_code(directory: Path) -> Path:
+    """Copy the code as it is now, which may change while tests run, and return the copy."""
+    for folder in ("deploy", "service", "ui", "systemd"):
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(CODE / folder, directory / folder, ignore=ignored, symlinks=True)
+    for file in ("README.md", "pyproject.toml"):
+        shutil.copy(CODE / file, directory)
+    return directory

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import click
 
+from deploy.commands import access
 from deploy.commands.options import Options, shared
 from deploy.errors import Refused
 from deploy.journal.journal import Journal
@@ -40,6 +41,7 @@ def logs(options: Options, slot: str | None, request: str | None, rollout: str |
       glmctl logs --slot green -f
       glmctl logs --request req-5d1c0c3e6f1b7a9e0000000000000007
     """  # noqa: D301  (\b keeps line breaks)
+    access.require_read(options.host)
     since, until = _times(options, rollout)
     selection = Selection(slot, request, since, until, rollout)
     if text := os.environ.get(LOG_VARIABLE):
@@ -48,6 +50,7 @@ def logs(options: Options, slot: str | None, request: str | None, rollout: str |
         return
     if not shutil.which("journalctl"):
         raise Refused("journalctl is not installed", hint="install systemd's journal, or read the log of the container")
+    access.require_journal(options.host)
     argv = selection.journalctl(user=options.host.user, follow=follow, as_json=options.json)
     os.execvp(argv[0], argv)
 

@@ -16,7 +16,9 @@ import click
 from pydantic import BaseModel
 from rich.markup import escape
 
+from deploy.commands import access
 from deploy.display import Display
+from deploy.errors import Refused
 from deploy.host import Host
 from deploy.journal.journal import Journal
 from deploy.journal.record import Strategy
@@ -28,6 +30,8 @@ from deploy.systemd import programs
 
 STRATEGIES = ("auto", *get_args(Strategy))
 """The values of --strategy."""
+
+_UMASK = 0o027  # the directories of a host have the group that may read what is written there
 
 
 class Duration(click.ParamType[float]):
@@ -88,7 +92,9 @@ def require_address(address: str) -> None:
 class Options:
     """The values of the options that all verbs share."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_operator: bool = False) -> None:
+        self.is_operator = is_operator
+        """Whether sudo runs it for a member of glm-operators, who may not choose another installation."""
         self.user = os.environ.get("GLM_USER", "") not in {"", "0"}
         self.root: Path | None = Path(os.environ["GLM_ROOT"]) if os.environ.get("GLM_ROOT") else None
         self.json = False
@@ -97,7 +103,9 @@ class Options:
 
     @property
     def host(self) -> Host:
-        """The installation that the options select."""
+        """The installation that the options select; raises Refused for an operator who selects another one."""
+        if self.is_operator and (self.user or self.root):
+            raise Refused("glmctl-operator takes neither --root nor --user", hint="leave them out")
         return Host.find(user=self.user, root=self.root.absolute() if self.root else None)
 
     @property
@@ -108,8 +116,10 @@ class Options:
     def recover(self, *, bake_of: str | None = None) -> list[Ended]:
         """End the rollouts of killed controllers and print a note on each. Verbs that change the host begin with it.
 
-        `bake_of`: an interrupted bake of that version goes on to its planned end. Raises Refused without systemd.
+        `bake_of`: an interrupted bake of that version goes on to its planned end. Raises Refused without systemd, or
+        if this user may not change the host.
         """
+        self.require_change()
         programs.require()
         found = recover(self.context, bake_of=bake_of)
         for ended in found:
@@ -126,9 +136,24 @@ class Options:
         return choice
 
     def tell_interrupted(self) -> None:
-        """Print a note on each rollout of a killed controller. Verbs that read the host do no more about them."""
+        """Print a note on each rollout of a killed controller. Verbs that read the host do no more about them.
+
+        Raises Refused if this user may not read the host.
+        """
+        access.require_read(self.host)
+        self.close_files()
         for record in Journal(self.host).interrupted():
             self.note(interruption(record))
+
+    def require_change(self) -> None:
+        """Raise Refused if this user may not change the host."""
+        access.require_change(self.host)
+        self.close_files()
+
+    def close_files(self) -> None:
+        """Let only root and the group of a directory read what is written from now on, whatever the umask is."""
+        if not self.user:
+            os.umask(_UMASK)
 
     def note(self, text: str) -> None:
         """Print a note on stderr."""

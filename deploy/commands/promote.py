@@ -23,6 +23,7 @@ def promote(options: Options) -> None:
       glmctl promote
     """  # noqa: D301  (\b keeps line breaks)
     options.tell_interrupted()
+    options.require_change()
     with Journal(options.host).switching():
         canary = CanaryFile(options.host.runtime).promote()
     if canary is None:

@@ -48,6 +48,7 @@ def add(options: Options, path: Path, version: str | None, checks: Path | None, 
       glmctl release add ./1.1.0 --checks ./checks.json
     """  # noqa: D301  (\b keeps line breaks)
     options.tell_interrupted()
+    options.require_change()
     with ExitStack() as stack:
 
         def begin(total: int) -> Callable[[int], None]:
@@ -115,6 +116,7 @@ def remove(options: Options, version: str) -> None:
       glmctl release remove 1.0.0
     """  # noqa: D301  (\b keeps line breaks)
     options.tell_interrupted()
+    options.require_change()
     options.context.releases.remove(version)
     options.show({"removed": [version]}, f"removed {version}")
 
@@ -134,6 +136,7 @@ def prune(options: Options, keep: int) -> None:
       glmctl release prune --keep 2
     """  # noqa: D301  (\b keeps line breaks)
     options.tell_interrupted()
+    options.require_change()
     removed = options.context.releases.prune(keep)
     options.show({"removed": list(removed)}, f"removed {', '.join(removed)}" if removed else "nothing to remove")
 

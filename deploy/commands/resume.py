@@ -30,6 +30,7 @@ def resume(options: Options, identifier: str | None, arm: bool) -> None:
     Example:
       glmctl resume
     """  # noqa: D301  (\b keeps line breaks)
+    options.close_files()
     if arm:
         for record in Journal(options.host).interrupted():
             options.context.timers.start_guard(record.id)
@@ -38,6 +39,7 @@ def resume(options: Options, identifier: str | None, arm: bool) -> None:
         _guard(options, identifier)
         return
     programs.require()
+    options.require_change()
     ended = go_on(options.context)
     document = {"resumed": [one.record.model_dump() for one in ended]}
     options.show(document, "\n".join(one.text for one in ended) or "no rollout was interrupted")

@@ -46,6 +46,7 @@ def rollback(
       glmctl rollback 1.0.0
     """  # noqa: D301  (\b keeps line breaks)
     programs.require()
+    options.require_change()
     context = options.context
     wanted = target(context, version, force=force)
     if not is_at_hand(context, wanted):

@@ -6,7 +6,7 @@ import contextlib
 import os
 import time
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from itertools import islice
 from pathlib import Path
 
@@ -21,6 +21,7 @@ __all__ = ["Entry", "Journal", "begin"]
 
 _RECORDS = "[0-9]*.json"
 _SNAPSHOT = ".before"
+_STAMP = "%Y%m%d-%H%M%S"
 _RECENT = 32  # records that are searched for unfinished ones
 _WARM = 1.0  # seconds; a start that took less loaded nothing
 _UNNAMED_WAIT = 5.0  # seconds; a holder of the lock without an open record is about to write one, or to exit
@@ -127,8 +128,12 @@ class Journal:
         (self._directory / f"{identifier}{_SNAPSHOT}").unlink(missing_ok=True)
 
     def new_id(self) -> str:
-        """Return an id that sorts by time."""
-        stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+        """Return an id that sorts after all others; also if the clock was set back, the order stays that of events."""
+        stamp = datetime.now(UTC).strftime(_STAMP)
+        newest = max((path.stem for path in self._directory.glob(_RECORDS)), default="").rpartition("-")[0]
+        if newest > stamp:
+            with contextlib.suppress(ValueError):  # a file that somebody put there
+                stamp = (datetime.strptime(newest, _STAMP) + timedelta(seconds=1)).strftime(_STAMP)
         taken = {path.stem for path in self._directory.glob(f"{stamp}*.json")}
         return next(name for name in (f"{stamp}-{n:02}" for n in range(1, 1000)) if name not in taken)
 

@@ -206,9 +206,9 @@ class Releases:
 
 
 def _seal(directory: Path) -> None:
-    """Remove all write permissions: running models map these files."""
+    """Remove all write permissions: running models map these files. Who may read them is the umask's matter."""
     for path in [*directory.rglob("*"), directory]:
-        path.chmod(0o555 if path.is_dir() else 0o444)
+        path.chmod(stat.S_IMODE(path.stat().st_mode) & ~0o222)
 
 
 def _delete(directory: Path) -> None:

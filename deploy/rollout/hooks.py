@@ -24,6 +24,7 @@ When = Literal["pre_cutover", "post_cutover", "on_rollback"]
 
 _KEPT = 300  # characters of a command's output in the record
 _POLL = 0.02  # seconds
+_UMASK = 0o022  # glmctl's own would keep what a command writes from other users
 _NOT_FOUND = 127  # the exit code of a shell for a command that cannot be run
 
 
@@ -110,6 +111,7 @@ def _run_command(command: str, when: When, rollout: Rollout, timeout: float) -> 
             text=True,
             errors="replace",
             start_new_session=True,
+            umask=_UMASK,
         )
     except (OSError, ValueError) as error:
         code, output = _NOT_FOUND, str(error)

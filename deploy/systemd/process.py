@@ -39,8 +39,8 @@ def start(argv: Sequence[str]) -> subprocess.Popen[str]:
 @contextmanager
 def _known(argv: Sequence[str]) -> Iterator[None]:
     """Refuse a program that preflight does not look for (ValueError); raises GlmError if it is missing all the same."""
-    if argv[0] not in programs.ROLLOUT:
-        raise ValueError(f"{argv[0]} is not in deploy.systemd.programs.ROLLOUT")
+    if argv[0] not in (*programs.ROLLOUT, *programs.INSTALL):
+        raise ValueError(f"{argv[0]} is not in deploy.systemd.programs.ROLLOUT or INSTALL")
     try:
         yield
     except FileNotFoundError as error:

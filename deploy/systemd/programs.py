@@ -9,10 +9,12 @@ from pathlib import Path
 
 from deploy.errors import Refused
 
-__all__ = ["ROLLOUT", "SANDBOX", "SCRIPTS", "UNITS", "require", "require_of_units"]
+__all__ = ["INSTALL", "ROLLOUT", "SANDBOX", "SCRIPTS", "UNITS", "require", "require_of_units"]
 
 ROLLOUT = ("systemctl", "systemd-run")
-"""Those of every rollout, whatever its strategy: units and timers. `process.run` starts no other one."""
+"""Those of every rollout, whatever its strategy: units and timers."""
+INSTALL = ("systemctl", "systemd-sysusers", "systemd-tmpfiles")
+"""Those of an installation of the system manager. `process.run` starts these, those of a rollout, and no other one."""
 SANDBOX = ("systemctl", "unshare", "setpriv", "nsenter", "mount", "env", "sh")
 """Those of the private service manager."""
 UNITS = ("sh", "tail")

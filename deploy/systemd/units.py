@@ -100,17 +100,21 @@ def render(host: Host, addresses: Addresses) -> dict[Path, str]:
         "@GLMCTL@": " ".join(glmctl(host)),
         "@WANTED_BY@": "default.target" if host.user else "multi-user.target",
     }
-    sources = {host.units / name: TEMPLATES / name for name in UNITS}
-    if not host.user:
-        for drop_in in sorted(TEMPLATES.glob("*.d/*.conf")):
-            sources[host.units / drop_in.relative_to(TEMPLATES)] = drop_in
     rendered = {}
-    for target, source in sources.items():
+    for target, source in paths(host).items():
         text = source.read_text()
         for name, value in values.items():
             text = text.replace(name, value)
         rendered[target] = text
     return rendered
+
+
+def paths(host: Host) -> dict[Path, Path]:
+    """Return the path of each unit file, drop-ins included, with that of its template."""
+    drop_ins = [] if host.user else sorted(TEMPLATES.glob("*.d/*.conf"))
+    return {host.units / name: TEMPLATES / name for name in UNITS} | {
+        host.units / drop_in.relative_to(TEMPLATES): drop_in for drop_in in drop_ins
+    }
 
 
 def install(host: Host, addresses: Addresses) -> list[Path]:
@@ -141,8 +145,8 @@ def install(host: Host, addresses: Addresses) -> list[Path]:
 def _take(runtime: Path) -> None:
     """Make the runtime directory root's, and remove symlinks: earlier versions gave it to the user of the service."""
     with directories.opened(runtime) as directory:
-        os.fchown(directory, 0, 0)
-        os.fchmod(directory, 0o755)
+        os.fchown(directory, 0, -1)
+        os.fchmod(directory, stat.S_IMODE(os.fstat(directory).st_mode) & ~0o022)
         for name in os.listdir(directory):  # noqa: PTH208  (of the descriptor)
             if stat.S_ISLNK(os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode):
                 os.unlink(name, dir_fd=directory)
