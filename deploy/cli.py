@@ -114,6 +114,7 @@ for name in (
     "status",
     "history",
     "logs",
+    "trace",
     "doctor",
 ):
     glmctl_operator.add_command(glmctl.commands[name])

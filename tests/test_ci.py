@@ -18,7 +18,7 @@ STAGES = ("package", "check", "staging", "canary", "fleet", "undo")
 
 
 def package(checkpoint: Path, version: str, mirror: Path) -> subprocess.CompletedProcess[str]:
-    command = [CI / "package", checkpoint, version, mirror]
+    command = [str(CI / "package"), str(checkpoint), version, str(mirror)]
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
 
 

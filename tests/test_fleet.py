@@ -241,8 +241,8 @@ def test_an_upgrade_replaces_the_code(fleet: Fleet, tmp_path: Path) -> None:
     for file in ("README.md", "pyproject.toml"):
         shutil.copy(CODE / file, code)
     (code / "service/__init__.py").touch()
-    with (code / "service/app.py").open("a") as file:
-        file.write("# newer\n")
+    with (code / "service/app.py").open("a") as app:
+        app.write("# newer\n")
     before = [host.run(["readlink", "-f", "/usr/local/bin/glmctl"]) for host in fleet.hosts]
     with fleet.load():
         fleet.play("upgrade.yml", code=code)

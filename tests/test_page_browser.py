@@ -28,7 +28,7 @@ from tests.operate_fixtures import KEY, write_operators
 from tests.page_fixtures import FakeService, free_address
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Page
+    from playwright.sync_api import FilePayload, Page
 
 CHROMIUM = Path("/usr/bin/chromium")
 ARGUMENTS = [
@@ -391,7 +391,7 @@ def test_a_failed_upload(box: Sandbox, browser_page: Page) -> None:
     page = browser_page
     page.goto(f"http://{box.addresses.ui}")
     attached = page.locator("[data-testid=stChatInput] input[type=file]")
-    lost = {"name": "lost.png", "mimeType": "image/png", "buffer": picture("red")}
+    lost: FilePayload = {"name": "lost.png", "mimeType": "image/png", "buffer": picture("red")}
 
     def attempt() -> None:
         page.get_by_test_id("stChatInputTextArea").fill("What is in this picture?")

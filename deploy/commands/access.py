@@ -17,7 +17,7 @@ _JOURNALS = (Path("/var/log/journal"), Path("/run/log/journal"))
 def require_read(host: Host) -> None:
     """Refuse a user who may not see the state of the host: it would be taken for an empty one."""
     for directory in (host.root, host.state, host.runtime):
-        if directory.exists() and not os.access(directory, os.R_OK | os.X_OK):
+        if directory.is_dir() and not os.access(directory, os.R_OK | os.X_OK):
             raise Refused(
                 f"{_user()} may not read {directory}",
                 hint=f"members of the group glm may: `usermod -aG glm {_user()}` as root, then log in again",
@@ -47,7 +47,7 @@ def require_journal(host: Host, journals: tuple[Path, ...] = _JOURNALS) -> None:
 
 
 def _existing(host: Host) -> list[Path]:
-    return [directory for directory in (host.state, host.root) if directory.exists()]
+    return [directory for directory in (host.state, host.root) if directory.is_dir()]
 
 
 def _user() -> str:

@@ -20,7 +20,7 @@ from deploy.systemd import removal
 @click.option("--dry-run", is_flag=True, help="Print what would be stopped and deleted, and change nothing.")
 @shared
 def uninstall(options: Options, purge: bool, yes: bool, dry_run: bool) -> None:
-    """Stop the service and remove what `glmctl install` has installed.
+    """Stop the service and remove what was installed.
 
     No client is served afterwards. A slot that is stopped finishes its requests first. Releases, history, settings and
     API keys are kept, and a later `glmctl install` finds them again; with --purge they are deleted. An operator's own

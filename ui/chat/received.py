@@ -60,7 +60,7 @@ class RecordedFiles(MemoryUploadedFileManager):
         """Return those of the files that are here; one that never was is missing."""
         found = super().get_files(session_id, file_ids)
         with self._records:
-            seen = self._seen.get(session_id, {})
+            seen = self._seen.get(session_id) or ()
             here = {one.file_id for one in found}
             for lost in (one for one in file_ids if one not in here and one not in seen):
                 awaited = self._awaited.setdefault(session_id, OrderedDict())

@@ -27,7 +27,7 @@ class Comparison:
     def start(self, client: ServiceClient) -> None:
         """Request both answers at once; does not block."""
         for side, reply in zip(SIDES, self.replies, strict=True):
-            arguments = (client.pinned(side), [self.question.message()], {})
+            arguments: tuple[object, ...] = (client.pinned(side), [self.question.message()], {})
             threading.Thread(target=reply.receive, args=arguments, name=f"compare {side}", daemon=True).start()
 
     def stop(self) -> None:
