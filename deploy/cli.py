@@ -14,6 +14,7 @@ from deploy.commands import (
     demo,
     deploy,
     doctor,
+    env,
     history,
     install,
     logs,
@@ -60,6 +61,7 @@ def glmctl(options: Options) -> None:
 
 for verb in (
     release.release,
+    env.env,
     deploy.deploy,
     promote.promote,
     abort.abort,
