@@ -277,3 +277,44 @@ def test_the_arguments_of_a_release(tmp_path: Path) -> None:
         "limit_mm_per_prompt": {"image": 3, "video": 0}, "gpu_memory_utilization": 0.4, "scheduling_policy": "priority",
     }  # fmt: skip
     assert {name: found[name] for name in expected} == expected
+
+
+def test_a_worker_of_a_divided_model_has_several_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One after the other; it sees those alone, and needs a part of the memory on each."""
+    from service.contract.devices import gpus_of_workers
+    from service.process import gpus
+    from service.settings import Settings
+
+    host = [Gpu(number, f"GPU-{number}") for number in range(4)]
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(gpus, "_of_host", lambda: host)
+    release = sized(tmp_path, 40, vllm={"tensor_parallel_size": 2})
+    found = gpus.find(release, Settings(slot="blue", policy=tmp_path / "none"))
+    assert [gpu.label for gpu in found] == ["cuda:0+1", "cuda:2+3"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    gpus.pin(found[1])
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "GPU-2,GPU-3"
+    monkeypatch.setattr(arguments, "_gpu_memory", lambda gpu: (48 * GIB, (48 - gpu.index) * GIB))
+    sizes, _ = arguments.memory_of_copy(release, found[0], MemoryShare())
+    assert 0.4 < sizes["gpu_memory_utilization"] < 0.5  # two copies of 20 GiB fit on each
+    with pytest.raises(ValueError, match="needs 2 GPUs"):
+        gpus_of_workers("auto", host[:1], 0, "blue", 2)
+    with pytest.raises(ValueError, match="2 GPUs of its own"):
+        gpus_of_workers("auto", host[:3], 2, "blue", 2)
+
+
+@pytest.mark.parametrize("size", [0, -1, 65, "2", 1.5, True, None])
+def test_a_model_is_divided_among_a_number_of_gpus(size: Any) -> None:
+    """Anything else would be found by vLLM, when the slot starts."""
+    with pytest.raises(ValueError, match="tensor_parallel_size"):
+        parse({"engine": "vllm", "vllm": {"tensor_parallel_size": size}})
+
+
+def test_a_worker_holds_memory_on_each_of_its_gpus() -> None:
+    """Which a swap frees on each."""
+    from service.contract.worker_state import WorkerState
+
+    state = WorkerState.of_this_process(slot="blue", generation=1, version="1.0.0", device="cuda:0+1")
+    state.memory = 7
+    assert [state.memory_on(f"cuda:{number}") for number in range(3)] == [7, 7, 0]
+    assert state.memory_on("cuda:0+1") == 7

@@ -51,6 +51,11 @@ class EngineSettings:
     vllm: dict[str, Any] = field(default_factory=dict)
     """Arguments of vLLM by their names in AsyncEngineArgs, beside those that the server sets."""
 
+    @property
+    def gpus(self) -> int:
+        """How many GPUs one worker has, among which the model is divided."""
+        return int(self.vllm.get("tensor_parallel_size", 1)) * int(self.vllm.get("pipeline_parallel_size", 1))
+
 
 def parse(document: object, where: str = "engine") -> EngineSettings:
     """Make settings of a JSON object; raises ValueError that names the field at fault. `where` names the object."""

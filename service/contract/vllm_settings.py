@@ -67,6 +67,9 @@ RUNS_CODE = frozenset(
 )
 """Arguments that name code to run. What runs is the environment of the release, not what a settings file names."""
 
+_SIZES = ("tensor_parallel_size", "pipeline_parallel_size")
+_MOST_GPUS = 64
+
 
 def check(settings: Mapping[str, Any], where: str = "engine.vllm") -> None:
     """Raise ValueError for an argument that a release may not set, with the reason. `where` names the object."""
@@ -77,6 +80,8 @@ def check(settings: Mapping[str, Any], where: str = "engine.vllm") -> None:
             raise ValueError(f"{where}.{name} is no name of vLLM's AsyncEngineArgs{wanted}")
         if name in RUNS_CODE:
             raise ValueError(f"{where}.{name} names code to run, which a release cannot bring; install it in its env")
+        if name in _SIZES and (type(settings[name]) is not int or not 1 <= settings[name] <= _MOST_GPUS):
+            raise ValueError(f"{where}.{name} is {repr(settings[name])[:100]}, not 1 to {_MOST_GPUS}")
         if reason := DECIDED.get(name) or (name.startswith("data_parallel_") and DECIDED["data_parallel_size"]):
             raise ValueError(f"{where}.{name} cannot be set: {reason}")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -48,7 +49,7 @@ def memory_of_copy(release: Release, gpu: Gpu | None, share: MemoryShare) -> tup
     They come from the function by which the native engine sizes its cache and preflight decides what fits. Raises
     ReleaseError if the copy does not fit.
     """
-    total, free = _gpu_memory(gpu) if gpu else _host_memory()
+    total, free = min(map(_gpu_memory, gpu.all), key=lambda memory: memory[1]) if gpu else _host_memory()
     kind: Kind = "cuda" if gpu else "cpu"
     try:
         copy = _copy(release, kind)
@@ -74,9 +75,9 @@ def _copy(release: Release, kind: Kind) -> Copy:
     weights = sum(path.stat().st_size for path in checkpoint_files.shards(release.model))
     context = release.engine.vllm.get("max_model_len")
     copy = Copy.of(shape, release.engine, kind, weights=weights, itemsize=_itemsize(release, config))
-    if not isinstance(context, int):
-        return copy
-    return Copy(**{**vars(copy), "context": min(context, copy.context)})
+    if isinstance(context, int):
+        copy = replace(copy, context=min(context, copy.context))
+    return copy.divided(release.engine.gpus) if kind == "cuda" else copy
 
 
 def _itemsize(release: Release, config: Mapping[str, Any]) -> int:

@@ -18,6 +18,10 @@ from service.model.release import ReleaseError
 __all__ = ["Vllm", "argument_names"]
 
 
+_LOCAL = {"VLLM_HOST_IP": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
+"""Where its processes connect to each other; the hardened unit may connect to this host only."""
+
+
 def argument_names() -> frozenset[str]:
     """Return the names of vLLM's AsyncEngineArgs; raises ImportError without vLLM."""
     from vllm import AsyncEngineArgs
@@ -46,6 +50,8 @@ class Vllm:
                 "HF_HUB_OFFLINE": "1",
             }
         )
+        for name, value in _LOCAL.items():
+            os.environ.setdefault(name, value)
 
     def start(self, model: Path) -> AsyncLLM:
         """Start it with the checkpoint `model`; blocks until it is ready. Raises ReleaseError."""
