@@ -133,10 +133,9 @@ class FakeLLM:
 class FakeBackend:
     """Starts FakeLLMs; `params` returns the arguments."""
 
-    def __init__(self, script: Script, directory: Path) -> None:
+    def __init__(self, script: Script) -> None:
         self.script = script
         self.stats = Stats()
-        self.phase_file = directory / "phase"
         self.started: list[FakeLLM] = []
         self.models: list[Path] = []
         self.fails = False

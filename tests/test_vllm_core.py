@@ -120,7 +120,7 @@ def test_the_next_worker_waits_until_the_memory_is_free(tmp_path: Path) -> None:
         for worker, child in ((dead.pid, orphan), (other.pid, neighbour)):
             record = [(child.pid, processes.start_ticks(child.pid))]
             (tmp_path / f"core-{worker}.json").write_text(json.dumps(record))
-        backend = FakeBackend(lambda *_: 1, tmp_path)
+        backend = FakeBackend(lambda *_: 1)
         begun: list[int | None] = []
         start = backend.start
         backend.start = lambda model: (begun.append(orphan.poll()), start(model))[1]  # type: ignore[method-assign, func-returns-value]
@@ -141,7 +141,7 @@ def test_a_pid_that_another_process_has_by_now_is_left_alone(tmp_path: Path) -> 
     innocent = subprocess.Popen(["sleep", "600"])
     try:
         (tmp_path / "core-0.json").write_text(json.dumps([(innocent.pid, 1)]))
-        started(FakeBackend(lambda *_: 1, tmp_path), tmp_path)
+        started(FakeBackend(lambda *_: 1), tmp_path)
         assert innocent.poll() is None
     finally:
         innocent.kill()
@@ -152,7 +152,7 @@ def test_a_pid_that_another_process_has_by_now_is_left_alone(tmp_path: Path) -> 
 def test_a_damaged_record_does_not_keep_a_worker_down(tmp_path: Path, record: str) -> None:
     """It is removed."""
     (tmp_path / "core-0.json").write_text(record)
-    started(FakeBackend(lambda *_: 1, tmp_path), tmp_path)
+    started(FakeBackend(lambda *_: 1), tmp_path)
     assert not (tmp_path / "core-0.json").exists()
 
 
@@ -164,6 +164,20 @@ def test_the_lines_of_vllm_are_the_phases_of_a_start(tmp_path: Path, monkeypatch
     assert read.read()[0] == "starting vLLM"
     logging.getLogger("vllm.model_loader").info("Loading weights took\n %.1f seconds", 2.0)
     assert read.read() == ("vLLM: Loading weights took 2.0 seconds", 0.0)
+
+
+def test_the_imports_are_reported_too(tmp_path: Path) -> None:
+    """A worker that imports for a minute without a sign counts as hung; each state is new to the master."""
+    reports: list[tuple[str, float]] = []
+    with phases.reported(lambda *report: reports.append(report), Phases(tmp_path / "phase")):
+        wait_for(lambda: reports)
+        (tmp_path / "phase").write_text("compiling")
+        wait_for(lambda: reports[-1][0] == "vLLM: compiling")
+    assert reports[0][0] == "starting vLLM"
+    count = len(reports)
+    with pytest.raises(RuntimeError), phases.reported(lambda *report: reports.append(report), Phases(tmp_path / "x")):
+        raise RuntimeError
+    assert len(reports) > count
 
 
 def test_a_phase_without_lines_makes_progress_while_it_computes(

@@ -50,14 +50,13 @@ class Bench:
     """An engine, and what it was given."""
 
     def __init__(self, model: Path, directory: Path, script: Script, **limits: Any) -> None:
-        self.backend = FakeBackend(script, directory)
+        self.backend = FakeBackend(script)
         self.engine = VllmEngine.load(
             release_at(model),
             self.backend,
             limits=Limits(**limits),
             directory=directory,
             memory=0,
-            progress=lambda *_: None,
         )
 
     async def ask(self, messages: Any = "Hello", **sampling: Any) -> tuple[str, Finish]:

@@ -8,7 +8,6 @@ import logging
 import os
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from service.contract import memory_policy
 from service.contract.devices import Devices, Gpu, label
@@ -18,9 +17,6 @@ from service.engine.protocol import Limits, WorkerEngine
 from service.model.imports import import_transformers
 from service.model.release import Progress, Release
 from service.settings import Settings
-
-if TYPE_CHECKING:
-    from service.engine.memory import MemoryShare
 
 __all__ = ["load", "preload"]
 
@@ -62,40 +58,38 @@ def load(release: Release, settings: Settings, progress: Progress, gpu: Gpu | No
         logger.warning("GLM_ENGINE=dummy: no model is loaded, answers are random words; for tests only")
         logger.info("CUDA_VISIBLE_DEVICES=%s", os.environ.get("CUDA_VISIBLE_DEVICES", ""))
         return DummyEngine.load(release, limits=limits, progress=progress)
-    from service.engine.memory import MemoryShare
-
-    share = MemoryShare(_policy(settings.policy, gpu), _held_by_others(settings.runtime, label(gpu)))
     if release.engine.engine == "vllm":
-        return _load_vllm(release, settings, progress, gpu, limits, share)
+        return _load_vllm(release, settings, progress, gpu, limits)
+    from service.engine.memory import MemoryShare
     from service.engine.model_engine import ModelEngine
 
+    share = MemoryShare(_policy(settings.policy, gpu), _held_by_others(settings.runtime, label(gpu)))
     threads = settings.threads or max(1, (os.cpu_count() or 1) // max(1, settings.workers) - 1)
     return ModelEngine.load(release, threads=threads, limits=limits, progress=progress, share=share)
 
 
 def _load_vllm(
-    release: Release, settings: Settings, progress: Progress, gpu: Gpu | None, limits: Limits, share: MemoryShare
+    release: Release, settings: Settings, progress: Progress, gpu: Gpu | None, limits: Limits
 ) -> WorkerEngine:
-    from service.engine.vllm.arguments import arguments, memory_of_copy
-    from service.engine.vllm.backend import Vllm
-    from service.engine.vllm.engine import VllmEngine
-    from service.engine.vllm.stats import Labels
+    from service.engine.vllm.phases import Phases, phase_file, reported
 
-    sizes, memory = memory_of_copy(release, gpu, share)
-    version = release.version
-    engine: VllmEngine | None = None
-    backend = Vllm(
-        arguments(release, served_model=settings.served_model, max_images=settings.max_images, sizes=sizes),
-        lambda: Labels(engine.version if engine else version, settings.slot),
-    )
-    engine = VllmEngine.load(
-        release,
-        backend,
-        limits=limits,
-        directory=settings.runtime / settings.slot,
-        memory=memory,
-        progress=progress,
-    )
+    directory = settings.runtime / settings.slot
+    with reported(progress, Phases(phase_file(directory))):
+        from service.engine.memory import MemoryShare
+        from service.engine.vllm.arguments import arguments, memory_of_copy
+        from service.engine.vllm.backend import Vllm
+        from service.engine.vllm.engine import VllmEngine
+        from service.engine.vllm.stats import Labels
+
+        share = MemoryShare(_policy(settings.policy, gpu), _held_by_others(settings.runtime, label(gpu)))
+        sizes, memory = memory_of_copy(release, gpu, share)
+        engine: VllmEngine | None = None
+        backend = Vllm(
+            arguments(release, served_model=settings.served_model, max_images=settings.max_images, sizes=sizes),
+            lambda: Labels(engine.version if engine else release.version, settings.slot),
+            directory,
+        )
+        engine = VllmEngine.load(release, backend, limits=limits, directory=directory, memory=memory)
     return engine
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from service.contract import atomic
 from service.engine.vllm import phases
 from service.engine.vllm.llm import AsyncLLM
 from service.engine.vllm.stats import Labels, Stats, logger_class
@@ -30,19 +30,20 @@ def argument_names() -> frozenset[str]:
 
 
 class Vllm:
-    """vLLM with the arguments of one release; `labels` returns those of its metrics at any time."""
+    """vLLM with the arguments of one release; `labels` returns those of its metrics at any time.
 
-    def __init__(self, arguments: Mapping[str, Any], labels: Callable[[], Labels]) -> None:
+    `directory`: of the slot, for the file of its phases.
+    """
+
+    def __init__(self, arguments: Mapping[str, Any], labels: Callable[[], Labels], directory: Path) -> None:
         self._arguments = dict(arguments)
         self._labels = labels
         self.stats = Stats()
-        self._directory = tempfile.TemporaryDirectory(prefix="glm-vllm-", ignore_cleanup_errors=True)
-        self.phase_file = Path(self._directory.name) / "phase"
-        config = Path(self._directory.name) / "logging.json"
-        config.write_text(phases.logging_config())
+        config = directory / "vllm-logging.json"
+        atomic.write_text(config, phases.logging_config())
         os.environ.update(
             {
-                phases.FILE: str(self.phase_file),
+                phases.FILE: str(phases.phase_file(directory)),
                 "VLLM_LOGGING_CONFIG_PATH": str(config),
                 "VLLM_WORKER_MULTIPROC_METHOD": "spawn",  # this process has threads and sockets
                 "VLLM_NO_USAGE_STATS": "1",

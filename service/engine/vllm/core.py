@@ -17,7 +17,6 @@ import psutil
 from service.contract import atomic, processes
 from service.engine.vllm.bound import children_bound
 from service.engine.vllm.llm import AsyncLLM, Backend
-from service.engine.vllm.phases import Phases
 
 __all__ = ["Core"]
 
@@ -37,7 +36,6 @@ class Core:
         self._backend, self._directory = backend, directory
         self.model = model
         """The checkpoint whose weights it has, which another core would load."""
-        self.phases = Phases(backend.phase_file)
         self.starting = False
         self.failed: BaseException | None = None
         """Why another core could not be started."""
@@ -102,7 +100,8 @@ class Core:
                 os.kill(pid, 9)
         with suppress(Exception):  # it tells processes that have ended to end
             self.llm.shutdown(timeout=0)
-        (self._directory / f"core-{os.getpid()}.json").unlink(missing_ok=True)
+        for name in (f"core-{os.getpid()}.json", f"phase-{os.getpid()}"):
+            (self._directory / name).unlink(missing_ok=True)
 
     def _record(self) -> None:
         found = [(pid, processes.start_ticks(pid)) for pid in _processes()]
@@ -133,6 +132,7 @@ def _end_leftovers(directory: Path) -> None:
                     os.kill(each, 9)
             time.sleep(0.05)
         path.unlink(missing_ok=True)
+        path.with_name(f"phase-{pid}").unlink(missing_ok=True)
 
 
 def _alive(path: Path) -> Iterator[int]:

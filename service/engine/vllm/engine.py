@@ -37,7 +37,6 @@ from service.model.release import Progress, Release, ReleaseError
 __all__ = ["VllmEngine"]
 
 PREPARE_THREADS = 3  # two of them for the requests of one address
-_POLL = 0.2  # seconds between two reports of the progress of a start
 _READ = 16 << 20  # bytes
 _START_STALL = 600.0  # seconds that another core may take to start without another log line
 
@@ -68,16 +67,7 @@ class VllmEngine:
         self._capacity = 0
 
     @classmethod
-    def load(
-        cls,
-        release: Release,
-        backend: Backend,
-        *,
-        limits: Limits,
-        directory: Path,
-        memory: int,
-        progress: Progress,
-    ) -> VllmEngine:
+    def load(cls, release: Release, backend: Backend, *, limits: Limits, directory: Path, memory: int) -> VllmEngine:
         """Start vLLM with a release; blocks until it is ready. Raises ReleaseError.
 
         `directory`: of the slot, in which its processes are recorded. `memory`: bytes that it takes of its GPU.
@@ -85,12 +75,7 @@ class VllmEngine:
         companions = checkpoints.read_companions(release.model)
         engine = cls(backend, release, limits, directory, memory)
         try:
-            started = asyncio.run_coroutine_threadsafe(engine._core.start(), engine._loop)
-            while not started.done():
-                progress(*engine._core.phases.read())
-                with suppress(TimeoutError):
-                    started.result(_POLL)
-            started.result()
+            engine._submit(engine._core.start()).result()
             config = engine._core.llm.vllm_config
             cache = config.cache_config
             engine._capacity = int(cache.num_gpu_blocks or 0) * int(cache.block_size)

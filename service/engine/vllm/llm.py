@@ -65,7 +65,6 @@ class Backend(Protocol):
     """See backend.Vllm."""
 
     stats: Stats
-    phase_file: Path
 
     def start(self, model: Path) -> AsyncLLM: ...
     def params(self, arguments: Mapping[str, Any], grammar: str | None) -> Any: ...

@@ -8,19 +8,24 @@ from __future__ import annotations
 import json
 import logging
 import os
+import threading
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
 
-__all__ = ["FILE", "PhaseHandler", "Phases", "logging_config"]
+from service.model.release import Progress
+
+__all__ = ["FILE", "PhaseHandler", "Phases", "logging_config", "phase_file", "reported"]
 
 FILE = "GLM_VLLM_PHASE"
 """Environment variable with the path of the file that holds the last line."""
 
 _LENGTH = 90  # characters of a line that are kept
 _HALF = 60.0  # seconds; a phase that computes without a line is taken for half done after these
+_POLL = 0.2  # seconds between two reports
 _LEAST = 0.02  # part of a core that is used, below which a process does nothing
 
 
@@ -33,6 +38,30 @@ class PhaseHandler(logging.StreamHandler):  # type: ignore[type-arg]
         if path := os.environ.get(FILE):
             with suppress(OSError):
                 Path(path).write_text(" ".join(record.getMessage().split())[:_LENGTH])
+
+
+def phase_file(directory: Path) -> Path:
+    """Return the file of this process in the directory of its slot."""
+    return directory / f"phase-{os.getpid()}"
+
+
+@contextmanager
+def reported(progress: Progress, phases: Phases) -> Iterator[None]:
+    """Report the phases of what starts in the block, from a thread: also the imports, which take seconds."""
+    ended = threading.Event()
+
+    def report() -> None:
+        progress(*phases.read())
+        while not ended.wait(_POLL):
+            progress(*phases.read())
+
+    thread = threading.Thread(target=report, name="phases", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 def logging_config() -> str:

@@ -138,7 +138,7 @@ class Answer:
         reason: Literal["stop", "length"] = "length"
         llm, deaths = self._core.llm, 0
         try:
-            async with asyncio.timeout(seconds):
+            async with asyncio.timeout(seconds) as limit:
                 while True:
                     try:
                         reason = await self._run(llm)
@@ -155,7 +155,8 @@ class Answer:
                         if self._output.ended or len(self._tokens) >= self._request.max_tokens:
                             break
         except TimeoutError:
-            pass
+            if not limit.expired():
+                raise
         if delta := self._output.flush():
             self._put(delta)
         self._put(Finish(reason, self._request.prompt.length, len(self._tokens), self._waited))
