@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from service.engine.vllm.llm import AsyncLLM
 from service.engine.vllm.stats import Stats
 
 CONTEXT, VOCABULARY = 512, 1216
@@ -27,7 +28,7 @@ class Completion:
     """See llm.Completion."""
 
     token_ids: Sequence[int]
-    logprobs: Sequence[Mapping[int, Logprob]] | None = None
+    logprobs: Sequence[Mapping[int, Any]] | None = None
     finish_reason: str | None = None
 
 
@@ -35,7 +36,7 @@ class Completion:
 class Output:
     """See llm.Output."""
 
-    outputs: Sequence[Completion]
+    outputs: Sequence[Any]
     finished: bool = False
 
 
@@ -69,7 +70,7 @@ class FakeLLM:
 
     async def generate(
         self, prompt: Any, sampling_params: Any, request_id: str, *, priority: int = 0
-    ) -> AsyncGenerator[Output, None]:
+    ) -> AsyncGenerator[Any, None]:
         self.prompts.append(prompt)
         self.params.append(sampling_params)
         self.priorities.append(priority)
@@ -144,7 +145,7 @@ class FakeBackend:
     def llm(self) -> FakeLLM:
         return self.started[-1]
 
-    def start(self, model: Path) -> FakeLLM:
+    def start(self, model: Path) -> AsyncLLM:
         if self.fails:
             raise RuntimeError("no memory")
         self.models.append(model)

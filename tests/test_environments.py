@@ -73,7 +73,7 @@ def engine_file(path: Path, **vllm: Any) -> Path:
 def test_the_arguments_of_vllm_are_read_without_running_it(tmp_path: Path) -> None:
     """Those of AsyncEngineArgs with what it inherits; release add may run as root."""
     found = environment(tmp_path / "env")
-    assert found.argument_names() == {"model", "quantization", "tensor_parallel_size", "enable_log_requests"}
+    assert set(found.argument_names() or ()) == {"model", "quantization", "tensor_parallel_size", "enable_log_requests"}
     assert found.vllm == "0.32.0"
 
 

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -185,7 +186,7 @@ def test_a_phase_without_lines_makes_progress_while_it_computes(
 ) -> None:
     """Ever less, and none in the end or if nothing is computed: then the start counts as hung."""
     now, cpu = 0.0, 0.0
-    monkeypatch.setattr(phases.time, "monotonic", lambda: now)
+    monkeypatch.setattr("service.engine.vllm.phases.time.monotonic", lambda: now)
     monkeypatch.setattr(phases, "_processor_seconds", lambda: cpu)
     read = Phases(tmp_path / "phase")
     busy = []
@@ -208,8 +209,8 @@ def test_the_series_of_vllm_have_the_labels_of_the_host() -> None:
     registry = CollectorRegistry()
     labels = Labels("1.0.0", "blue")
     kinds: dict[str, Callable[..., Any]] = {
-        "counter": labelled(lambda *a, **k: Counter(*a, registry=registry, **k), lambda: labels),
-        "gauge": labelled(lambda *a, **k: Gauge(*a, registry=registry, **k), lambda: labels),
+        "counter": labelled(partial(Counter, registry=registry), lambda: labels),
+        "gauge": labelled(partial(Gauge, registry=registry), lambda: labels),
     }
     counter = kinds["counter"](name="vllm:tokens", documentation="x", labelnames=["model_name"]).labels("m")
     gauge = kinds["gauge"](

@@ -84,7 +84,7 @@ def _itemsize(release: Release, config: Mapping[str, Any]) -> int:
     """Return the bytes of a number in the KV cache."""
     if str(release.engine.vllm.get("kv_cache_dtype", "auto")).startswith("fp8"):
         return 1
-    name = release.engine.dtype
+    name: str = release.engine.dtype
     if name == "auto":
         name = config.get("dtype") or config.get("torch_dtype") or config.get("text_config", {}).get("dtype") or ""
     return 4 if name == "float32" else 2
