@@ -25,8 +25,9 @@ ROWS = 2
 
 async def until(condition: Callable[[], Any]) -> None:
     """Wait until something is so, in another thread."""
-    while not condition():  # noqa: ASYNC110
-        await asyncio.sleep(0.001)
+    async with asyncio.timeout(60):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
 
 
 @pytest.fixture(scope="session")
