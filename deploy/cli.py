@@ -16,6 +16,7 @@ from deploy.commands import (
     demo,
     deploy,
     doctor,
+    env,
     history,
     install,
     listen,
@@ -66,6 +67,7 @@ def glmctl(options: Options) -> None:
 
 for verb in (
     release.release,
+    env.env,
     deploy.deploy,
     promote.promote,
     abort.abort,

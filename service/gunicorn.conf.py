@@ -29,7 +29,7 @@ def on_starting(server: Any) -> None:
     server.master = Master.begin(server)
     metrics.forget_ended()
     server.master.manager.status(f"{server.master.release.version}: importing")
-    server.master.import_seconds = loader.preload(_settings)
+    server.master.import_seconds = loader.preload(_settings, server.master.release.engine.engine)
 
 
 def when_ready(server: Any) -> None:

@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -143,9 +143,11 @@ class Box:
             time.sleep(0.002)
 
     @contextmanager
-    def load(self, tmp_path: Path, *, seconds: float = 600, scale: float = 1.0) -> Iterator[Load]:
-        """Run the mixed load, and stop it at the end of the block."""
-        load = Load(self, tmp_path / "load.json", seconds, scale)
+    def load(
+        self, tmp_path: Path, *, seconds: float = 600, scale: float = 1.0, words: Sequence[str] = ()
+    ) -> Iterator[Load]:
+        """Run the mixed load, and stop it at the end of the block. `words`: further arguments."""
+        load = Load(self, tmp_path / "load.json", seconds, scale, words)
         try:
             yield load
         finally:
@@ -176,13 +178,13 @@ def live_host(checkpoints: dict[str, Path], engine: Engine = "dummy") -> Iterato
 class Load:
     """The mixed load, in a process of its own."""
 
-    def __init__(self, box: Box, path: Path, seconds: float, scale: float) -> None:
+    def __init__(self, box: Box, path: Path, seconds: float, scale: float, words: Sequence[str] = ()) -> None:
         self._path = path
         self._log = path.with_suffix(".log").open("w")
         host, port = box.listen.split(":")
         self._process = subprocess.Popen(
             ["python", "-m", "deploy.loadtest", host, port, "--seconds", str(seconds), "--scale", str(scale),
-             "--json", str(path)],
+             "--json", str(path), *words],
             env=box.env, stdout=self._log, stderr=self._log, cwd=CODE,
         )  # fmt: skip
         time.sleep(2)

@@ -10,6 +10,7 @@ import click
 
 from deploy.commands.options import Options, shared
 from deploy.display import size
+from deploy.releases.environments import Environments
 from deploy.releases.store import Release
 
 
@@ -27,8 +28,11 @@ def release() -> None:
     type=click.Path(path_type=Path),
     help="JSON file of engine settings.  [default: PATH/engine.json]",
 )
+@click.option("--env", metavar="NAME|DIR", help="Python environment that it runs in.  [default: that of the server]")
 @shared
-def add(options: Options, path: Path, version: str | None, checks: Path | None, engine: Path | None) -> None:
+def add(
+    options: Options, path: Path, version: str | None, checks: Path | None, engine: Path | None, env: str | None
+) -> None:
     """Import a checkpoint directory as a release.
 
     PATH is a directory in the format of Hugging Face: config.json, tokenizer, chat template and *.safetensors. Files
@@ -46,6 +50,7 @@ def add(options: Options, path: Path, version: str | None, checks: Path | None, 
     Examples:
       glmctl release add ./GLM-4.6V-Flash --version 1.0.0
       glmctl release add ./1.1.0 --checks ./checks.json
+      glmctl release add ./2.0.0 --engine ./vllm.json --env vllm-0.32
     """  # noqa: D301  (\b keeps line breaks)
     options.tell_interrupted()
     options.require_change()
@@ -55,8 +60,14 @@ def add(options: Options, path: Path, version: str | None, checks: Path | None, 
             options.display.phase("add", f"{path}, {size(total)}")
             return stack.enter_context(options.display.bytes("copying and hashing", total))
 
-        added = options.context.releases.add(path, version=version, checks=checks, engine=engine, begin=begin)
-    options.show(_document(added, ()), f"added {added.version} ({size(added.manifest.size)}) at {added.path}")
+        environment = Environments(options.host).find(env) if env else None
+        added = options.context.releases.add(
+            path, version=version, checks=checks, engine=engine, environment=environment, begin=begin
+        )
+    text = f"added {added.version} ({size(added.manifest.size)}) at {added.path}"
+    if added.manifest.engine.get("engine") == "vllm" and not (environment and environment.vllm):
+        text += "\nits arguments of vLLM were not checked: `--env` names an environment that has vLLM"
+    options.show(_document(added, ()), text)
 
 
 @release.command("list")

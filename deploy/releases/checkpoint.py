@@ -15,15 +15,18 @@ from pydantic import BaseModel, ValidationError
 from safetensors import SafetensorError, safe_open
 
 from deploy.errors import Refused
-from service.contract import checks, engine_settings, quantization
+from deploy.releases.environments import Environment
+from service.contract import checks, engine_settings, quantization, vllm_settings
 
 _PICKLES = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".npy", ".npz", ".mar", ".th"})
 _INDEX = "model.safetensors.index.json"
 _NOT_COPIED = frozenset({"checks.json", "engine.json"})  # their contents go into release.json
 
 
-def checkpoint_files(source: Path) -> Iterator[tuple[Path, str]]:
+def checkpoint_files(source: Path, *, quantised: bool = False) -> Iterator[tuple[Path, str]]:
     """Yield the files to import as (path, name relative to `source`); hidden files are left out.
+
+    `quantised`: the engine of the release runs quantised weights too.
 
     Raises Refused if `source` is not a complete checkpoint, or if a file may run code when it is loaded.
     """
@@ -48,7 +51,8 @@ def checkpoint_files(source: Path) -> Iterator[tuple[Path, str]]:
     names = {name for _, name in found}
     if "config.json" not in names:
         raise Refused(f"{source} is not a checkpoint: config.json is missing")
-    _require_plain(source / "config.json")
+    if not quantised:
+        _require_plain(source / "config.json")
     shards = [(path, name) for path, name in found if name.endswith(".safetensors")]
     if not shards:
         raise Refused(f"{source} is not a checkpoint: it has no .safetensors file")
@@ -137,13 +141,24 @@ def read_checks(path: Path, *, required: bool) -> tuple[dict[str, Any], ...]:
     return tuple(found)
 
 
-def read_engine(path: Path, *, required: bool) -> dict[str, Any]:
-    """Return the engine settings in `path`; none if it is absent and not required. Raises Refused if one is invalid."""
+def read_engine(path: Path, environment: Environment | None = None, *, required: bool) -> dict[str, Any]:
+    """Return the engine settings in `path`; none if it is absent and not required. Raises Refused if one is invalid.
+
+    The arguments of vLLM are compared with those of the vLLM in `environment`.
+    """
     found: dict[str, Any] = read_json(path, dict, required=required) or {}
     try:
-        engine_settings.parse(found)
+        settings = engine_settings.parse(found)
+        names = environment.argument_names() if environment and settings.engine == "vllm" else None
+        if names is not None:
+            vllm_settings.check_names(settings.vllm, names)
     except ValueError as error:
         raise Refused(f"{path.name}: {error}", hint='an object like {"dtype": "bfloat16", "rows": 64}') from error
+    if environment and settings.engine == "vllm" and names is None:
+        raise Refused(
+            f"{environment.path} has no vLLM, which {path.name} names as the engine",
+            hint="`glmctl env make NAME --vllm VERSION` makes an environment with it",
+        )
     return found
 
 

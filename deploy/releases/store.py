@@ -21,6 +21,7 @@ from deploy.journal.journal import Journal
 from deploy.releases import digests
 from deploy.releases.checkpoint import check_images, checkpoint_files, read_checks, read_engine
 from deploy.releases.digests import Advance
+from deploy.releases.environments import Environment
 from deploy.releases.release import MANIFEST, File, Manifest, Release
 from deploy.releases.stamps import Stamps, states
 from service.contract import atomic, operations, regular_file, versions
@@ -121,10 +122,12 @@ class Releases:
         version: str | None = None,
         checks: Path | None = None,
         engine: Path | None = None,
+        environment: Environment | None = None,
         begin: Callable[[int], Advance] = lambda _: lambda _: None,
     ) -> Release:
         """Import the checkpoint directory `source`: copy and hash its files, then publish the release by one rename.
 
+        The release runs in `environment`, if it is given, whose vLLM must have the arguments of the engine settings.
         `begin` is called once with the total size in bytes and returns the progress callback. An interrupted import
         publishes nothing; the next call deletes what it left. Raises Refused for an invalid version, checkpoint, checks
         file or settings file, and GlmError if the copy fails.
@@ -137,12 +140,12 @@ class Releases:
         final = self.host.releases / version
         if final.exists():
             raise Refused(f"release {version} exists", hint="a release is immutable: choose another --version")
-        files = list(checkpoint_files(source))
+        settings = read_engine(engine or source / "engine.json", environment, required=engine is not None)
+        files = list(checkpoint_files(source, quantised=settings.get("engine") == "vllm"))
         total = sum(path.stat().st_size for path, _ in files)
         self._require_space(total)
         checks_file = checks or source / "checks.json"
         release_checks = read_checks(checks_file, required=checks is not None)
-        settings = read_engine(engine or source / "engine.json", required=engine is not None)
         with self._staging(version) as staging:
             advance = begin(total)
             entries = digests.copy([(path, f"model/{name}") for path, name in files], staging, advance)
@@ -158,6 +161,9 @@ class Releases:
             atomic.write_text(staging / MANIFEST, manifest.model_dump_json(indent=2), durable=True)
             for directory in (staging, *(path for path in staging.rglob("*") if path.is_dir())):
                 atomic.sync_directory(directory)
+            if environment:
+                (staging / "env").symlink_to(environment.path)
+                atomic.sync_directory(staging)
             _seal(staging)
             try:
                 staging.rename(final)
@@ -208,7 +214,8 @@ class Releases:
 def _seal(directory: Path) -> None:
     """Remove all write permissions: running models map these files. Who may read them is the umask's matter."""
     for path in [*directory.rglob("*"), directory]:
-        path.chmod(stat.S_IMODE(path.stat().st_mode) & ~0o222)
+        if not path.is_symlink():  # its environment is not a part of it
+            path.chmod(stat.S_IMODE(path.stat().st_mode) & ~0o222)
 
 
 def _delete(directory: Path) -> None:

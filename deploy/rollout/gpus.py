@@ -30,12 +30,13 @@ class Gpu(devices.Gpu):
 
 def of_release(release: Release, host: Host, slot: str) -> list[Gpu]:
     """Return the GPUs that the workers of `slot` would use, none for the CPU; raises Refused if the host lacks them."""
-    device = settings_of(release).device
+    settings = settings_of(release)
+    device = settings.device
     if parse_device(device)[0] == "cpu":
         return []
     try:
         gpus = Policy.of(host).devices.of(slot, find(), host.variable("CUDA_VISIBLE_DEVICES"))
-        return gpus_of_workers(device, gpus, workers_of(host), slot)
+        return gpus_of_workers(device, gpus, workers_of(host), slot, settings.gpus)
     except ValueError as error:
         raise Refused(
             f"{release.version} cannot be served: {error}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import psutil
@@ -116,8 +117,11 @@ def _held(worker: WorkerState, gpu: Gpu | None) -> int:
 
 
 def _proportional(pid: int) -> int:
-    """Return the proportional set size: workers share the pages of the weights."""
-    try:
-        return int(psutil.Process(pid).memory_full_info().pss)
-    except psutil.Error:
-        return 0
+    """Return the proportional set size of a worker and of its processes: workers share the pages of the weights."""
+    total = 0
+    with suppress(psutil.Error):
+        worker = psutil.Process(pid)
+        for process in [worker, *worker.children(recursive=True)]:
+            with suppress(psutil.Error):
+                total += int(process.memory_full_info().pss)
+    return total

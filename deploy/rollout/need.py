@@ -35,7 +35,8 @@ def copy_of(release: Release, *, workers: int, kind: Kind) -> Copy:
     except (OSError, ValueError):  # the candidate's load reports what is wrong with it
         return Copy(weights, PROCESS[kind] * processes, workspace=0, kv_token=1, context=1)
     itemsize = itemsize or _BYTES.get(dtype, 2)
-    return Copy.of(shape, settings, kind, weights=weights, itemsize=itemsize, workers=processes)
+    copy = Copy.of(shape, settings, kind, weights=weights, itemsize=itemsize, workers=processes)
+    return copy.divided(settings.gpus) if kind == "cuda" else copy
 
 
 def settings_of(release: Release) -> EngineSettings:

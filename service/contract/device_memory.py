@@ -6,7 +6,7 @@ results. All sizes are in bytes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from service.contract.engine_settings import EngineSettings
@@ -72,6 +72,15 @@ class Copy:
             shape.max_position_embeddings,
             settings.rows,
             settings.kv_tokens,
+        )
+
+    def divided(self, gpus: int) -> Copy:
+        """Return the part that each of several GPUs has of it."""
+        return replace(
+            self,
+            weights=-(-self.weights // gpus),
+            workspace=-(-self.workspace // gpus),
+            kv_token=-(-self.kv_token // gpus),
         )
 
     @property

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
@@ -37,11 +37,18 @@ class Gpu:
     """Its number in `nvidia-smi`."""
     uuid: str
     """`GPU-...`; CUDA_VISIBLE_DEVICES takes it, and then it does not matter in which order CUDA counts."""
+    peers: tuple[Gpu, ...] = field(default=(), kw_only=True)
+    """Others that the same worker has, whose model is divided among all of them."""
+
+    @property
+    def all(self) -> tuple[Gpu, ...]:
+        """The GPU itself, and its peers."""
+        return (self, *self.peers)
 
     @property
     def label(self) -> str:
         """How state files and metrics name the device."""
-        return f"cuda:{self.index}"
+        return f"cuda:{'+'.join(str(gpu.index) for gpu in self.all)}"
 
     def has(self, name: Name) -> bool:
         """Return whether `name` is its number, its UUID, or the beginning of that."""
@@ -107,8 +114,8 @@ class Devices:
         return all(names is None or any(gpu.has(name) for name in names) for names in (self.blue, self.green))
 
 
-def gpus_of_workers(device: str, gpus: Sequence[G], workers: int, slot: str) -> list[G]:
-    """Return the GPU of each worker of `slot`; none if the release runs on the CPU.
+def gpus_of_workers(device: str, gpus: Sequence[G], workers: int, slot: str, each: int = 1) -> list[G]:
+    """Return the GPUs of the workers of `slot`, `each` for one after the other; none if the release runs on the CPU.
 
     `device`: of the release's engine settings, where `cuda:N` is the Nth of the slot's GPUs, from 0, and allows one
     worker. `gpus`: those of the slot. `workers`: GLM_WORKERS; 0: one for each GPU. Raises ValueError.
@@ -120,12 +127,15 @@ def gpus_of_workers(device: str, gpus: Sequence[G], workers: int, slot: str) -> 
     if kind == "cuda" and not used:
         count = f"{len(gpus)} visible GPU{'' if len(gpus) == 1 else 's'}"
         raise ValueError(f"the release needs the device {device}, and {slot} has {count}")
-    if used and workers > len(used):
+    if used and len(used) < each:
+        raise ValueError(f"a worker of the release needs {each} GPUs, and {slot} has {_list(used)}")
+    if used and workers > len(used) // each:
         raise ValueError(
             f"GLM_WORKERS is {workers}, and {slot} has {_list(used)} for the device {device}: "
-            f"each worker needs a GPU of its own; without GLM_WORKERS each GPU gets a worker"
+            f"each worker needs {'a GPU' if each == 1 else f'{each} GPUs'} of its own; without GLM_WORKERS each GPU "
+            "gets a worker"
         )
-    return used[:workers] if workers else used
+    return used[: (workers or len(used) // each) * each]
 
 
 def is_mig(visible: str) -> bool:

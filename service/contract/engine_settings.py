@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, fields
-from typing import Literal
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
 
+from service.contract import vllm_settings
 from service.contract.fields import from_document
 
 __all__ = ["EngineSettings", "parse", "parse_device"]
@@ -45,12 +46,21 @@ class EngineSettings:
     0: 50 on a GPU; on the CPU no bound, since smaller steps cost throughput there."""
     image_cache_mib: int = 256
     """Memory for cached image features."""
+    engine: Literal["native", "vllm"] = "native"
+    """Which engine runs the model: the one of this program, or vLLM, which the environment of the release must have."""
+    vllm: dict[str, Any] = field(default_factory=dict)
+    """Arguments of vLLM by their names in AsyncEngineArgs, beside those that the server sets."""
+
+    @property
+    def gpus(self) -> int:
+        """How many GPUs one worker has, among which the model is divided."""
+        return int(self.vllm.get("tensor_parallel_size", 1)) * int(self.vllm.get("pipeline_parallel_size", 1))
 
 
 def parse(document: object, where: str = "engine") -> EngineSettings:
     """Make settings of a JSON object; raises ValueError that names the field at fault. `where` names the object."""
     settings = from_document(EngineSettings, document, where)
-    known = {field.name for field in fields(EngineSettings)}
+    known = {each.name for each in fields(EngineSettings)}
     if isinstance(document, dict) and (unknown := sorted(document.keys() - known)):
         raise ValueError(f"{where}.{unknown[0]} is not an engine setting")
     for name, (least, most) in _RANGES.items():
@@ -63,6 +73,9 @@ def parse(document: object, where: str = "engine") -> EngineSettings:
         parse_device(settings.device)
     except ValueError as error:
         raise ValueError(f"{where}.device is {settings.device!r}, {error}") from error
+    if settings.vllm and settings.engine != "vllm":
+        raise ValueError(f'{where}.vllm has arguments, but {where}.engine is not "vllm"')
+    vllm_settings.check(settings.vllm, f"{where}.vllm")
     return settings
 
 

@@ -129,7 +129,8 @@ class WorkerState:
 
     def memory_on(self, device: str) -> int:
         """Return the bytes that it takes of a device. One that is not pinned, as on part of a GPU, counts on each."""
-        return self.memory if self.device in (device, CPU) else 0
+        mine = self.device.removeprefix("cuda:").split("+")  # each has an equal part of a model
+        return self.memory if self.device == CPU or device.removeprefix("cuda:") in (*mine, "+".join(mine)) else 0
 
     @classmethod
     def read(cls, path: Path) -> WorkerState | None:

@@ -1,4 +1,4 @@
-"""Selects the engine that GLM_ENGINE names, and imports torch only for the real one."""
+"""Selects the engine that GLM_ENGINE or the release names, and imports torch only for a real one."""
 
 from __future__ import annotations
 
@@ -23,14 +23,15 @@ __all__ = ["load", "preload"]
 logger = logging.getLogger("gunicorn.error")
 
 
-def preload(settings: Settings) -> float:
+def preload(settings: Settings, engine: str = "native") -> float:
     """Import in the master what every worker is forked with; returns the seconds it took.
 
-    No thread may be started and no device used before the fork. The imported objects are frozen: a garbage collection
-    in a worker would write to their pages, and copy them.
+    Nothing for an engine other than `native`: vLLM imports transformers in its own way. No thread may be started and
+    no device used before the fork. The imported objects are frozen: a garbage collection in a worker would write to
+    their pages, and copy them.
     """
     started = time.monotonic()
-    if settings.engine == "model":
+    if settings.engine == "model" and engine == "native":
         importlib.import_module("service.engine.model_engine")
         import_transformers()
         gc.collect()
@@ -57,12 +58,39 @@ def load(release: Release, settings: Settings, progress: Progress, gpu: Gpu | No
         logger.warning("GLM_ENGINE=dummy: no model is loaded, answers are random words; for tests only")
         logger.info("CUDA_VISIBLE_DEVICES=%s", os.environ.get("CUDA_VISIBLE_DEVICES", ""))
         return DummyEngine.load(release, limits=limits, progress=progress)
+    if release.engine.engine == "vllm":
+        return _load_vllm(release, settings, progress, gpu, limits)
     from service.engine.memory import MemoryShare
     from service.engine.model_engine import ModelEngine
 
-    threads = settings.threads or max(1, (os.cpu_count() or 1) // max(1, settings.workers) - 1)
     share = MemoryShare(_policy(settings.policy, gpu), _held_by_others(settings.runtime, label(gpu)))
+    threads = settings.threads or max(1, (os.cpu_count() or 1) // max(1, settings.workers) - 1)
     return ModelEngine.load(release, threads=threads, limits=limits, progress=progress, share=share)
+
+
+def _load_vllm(
+    release: Release, settings: Settings, progress: Progress, gpu: Gpu | None, limits: Limits
+) -> WorkerEngine:
+    from service.engine.vllm.phases import Phases, phase_file, reported
+
+    directory = settings.runtime / settings.slot
+    with reported(progress, Phases(phase_file(directory))):
+        from service.engine.memory import MemoryShare
+        from service.engine.vllm.arguments import arguments, memory_of_copy
+        from service.engine.vllm.backend import Vllm
+        from service.engine.vllm.engine import VllmEngine
+        from service.engine.vllm.stats import Labels
+
+        share = MemoryShare(_policy(settings.policy, gpu), _held_by_others(settings.runtime, label(gpu)))
+        sizes, memory = memory_of_copy(release, gpu, share)
+        engine: VllmEngine | None = None
+        backend = Vllm(
+            arguments(release, served_model=settings.served_model, max_images=settings.max_images, sizes=sizes),
+            lambda: Labels(engine.version if engine else release.version, settings.slot),
+            directory,
+        )
+        engine = VllmEngine.load(release, backend, limits=limits, directory=directory, memory=memory)
+    return engine
 
 
 def _policy(path: Path, gpu: Gpu | None) -> MemoryPolicy:

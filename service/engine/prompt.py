@@ -12,9 +12,8 @@ import torch
 from jinja2 import TemplateError, TemplateSyntaxError
 from torch import Tensor
 
-from service.engine import prompt_size
+from service.engine.prompt_checks import PromptChecks
 from service.engine.protocol import Conversation, PromptTooLong, Refused
-from service.engine.token_counter import TokenCounter
 
 if TYPE_CHECKING:
     from transformers import Glm4vForConditionalGeneration
@@ -55,27 +54,20 @@ class Prompt:
         return replace(self, images=()) if self.images else self
 
 
-class PromptBuilder:
+class PromptBuilder(PromptChecks):
     """Builds prompts of at most `max_tokens` tokens. Calls may run concurrently in several threads."""
 
     def __init__(self, processor: Processor, model: Glm4vForConditionalGeneration, max_tokens: int) -> None:
-        self._processor = processor
-        self._counter = TokenCounter(processor.tokenizer)
+        super().__init__(processor, max_tokens)
         self._get_rope_index = model.model.get_rope_index
-        self._max_tokens = max_tokens
-        self._control_tokens = [str(token) for token in processor.tokenizer.get_added_vocab()]
         self._think = processor.tokenizer.convert_tokens_to_ids("<think>")
         self._end_think = processor.tokenizer.convert_tokens_to_ids("</think>")
 
     def build(self, messages: Conversation, thinking: bool | None, tools: Sequence[dict[str, Any]] = ()) -> Prompt:
         """Return the prompt; raises Refused, and PromptTooLong, before tokenization if an estimate is too long."""
-        self.check_size(messages, tools)
-        if prompt_size.characters([messages, tools], prompt_size.LONG) > prompt_size.LONG:
-            self._check_text(messages, tools)
+        self.check(messages, tools)
         if isinstance(messages, str):
             return self._build_text(messages)
-        self._check_names([message.get("tool_calls") for message in messages], "messages")
-        self._check_names(tools, "tools")
         messages = [_with_arrays(message) for message in messages]
         try:
             inputs = self._processor.inputs(messages, thinking, tools)
@@ -115,33 +107,6 @@ class PromptBuilder:
         return Prompt(
             ids[0], positions[:, 0], int(delta[0, 0]), token_types[0] == 1, (), may_think=False, think_open=False
         )
-
-    def close(self) -> None:
-        """End the processes that count tokens."""
-        self._counter.close()
-
-    def check_size(self, messages: Conversation, tools: Sequence[dict[str, Any]]) -> int:
-        """See Engine."""
-        tokens = prompt_size.estimate(messages, tools, self._processor.image_tokens, self._max_tokens)
-        if tokens > self._max_tokens:
-            raise PromptTooLong.estimated(tokens, self._max_tokens)
-        return tokens
-
-    def _check_text(self, messages: Conversation, tools: Sequence[dict[str, Any]]) -> None:
-        """Raise PromptTooLong if the texts alone have too many tokens."""
-        tokens = self._counter.count([*prompt_size.texts(messages, tools)])
-        if tokens > self._max_tokens:
-            raise PromptTooLong.estimated(tokens, self._max_tokens)
-
-    def _check_names(self, value: Any, param: str) -> None:
-        """Refuse object keys that contain a control token: the template sanitizer handles values only."""
-        if isinstance(value, dict):
-            for name in value:
-                if any(token in name for token in self._control_tokens):
-                    raise Refused(f"the name {name[:80]!r} contains a control token of the model", param)
-        if isinstance(value, dict | list | tuple):
-            for inner in value.values() if isinstance(value, dict) else value:
-                self._check_names(inner, param)
 
 
 def _parts(content: str | list[dict[str, Any]] | None) -> list[dict[str, Any]]:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from service.model.processor import Processor
 
-__all__ = ["ARCHITECTURE", "Checkpoint", "load", "read_weights"]
+__all__ = ["ARCHITECTURE", "Checkpoint", "Companions", "load", "read_companions", "read_weights"]
 
 
 @dataclass(frozen=True)
@@ -45,24 +45,33 @@ def load(path: Path, settings: EngineSettings, progress: Progress) -> Checkpoint
     import_transformers()
     from transformers.utils import logging
 
-    from service.model.processor import Processor
-
     progress("importing", 1.0)
     logging.disable_progress_bar()
     device = _device(settings.device)
     config = _config(path)
-    try:
-        processor = Processor.read(path)
-    except Exception as error:
-        raise ReleaseError(
-            f"the tokenizer or the preprocessor in {path} cannot be read: {first_line(error)}"
-        ) from error
+    processor = _processor(path)
     generation_config, end_tokens = _generation_config(path, config)
     state = weights.read(checkpoint_files.shards(path), device, weights.resolve_dtype(settings.dtype, config), progress)
     progress("building the model", 0.0)
     model = _build(path, config, state)
     progress("building the model", 1.0)
     return Checkpoint(model, processor, generation_config, end_tokens, config.text_config.max_position_embeddings)
+
+
+@dataclass(frozen=True)
+class Companions:
+    """What an engine that loads the weights itself needs of a checkpoint; see Checkpoint."""
+
+    processor: Processor
+    generation_config: GenerationConfig
+    end_tokens: frozenset[int]
+
+
+def read_companions(path: Path) -> Companions:
+    """Read what belongs to the weights, not the weights themselves, which may be quantised; raises ReleaseError."""
+    checkpoint_files.check(path, quantised=True)
+    config = _config(path)
+    return Companions(_processor(path), *_generation_config(path, config))
 
 
 def read_weights(path: Path, settings: EngineSettings, progress: Progress) -> dict[str, Tensor]:
@@ -91,6 +100,17 @@ def _config(path: Path) -> Glm4vConfig:
         return Glm4vConfig.from_pretrained(path)
     except Exception as error:
         raise ReleaseError(f"{path}/config.json is no valid {ARCHITECTURE} config: {first_line(error)}") from error
+
+
+def _processor(path: Path) -> Processor:
+    from service.model.processor import Processor
+
+    try:
+        return Processor.read(path)
+    except Exception as error:
+        raise ReleaseError(
+            f"the tokenizer or the preprocessor in {path} cannot be read: {first_line(error)}"
+        ) from error
 
 
 def _build(path: Path, config: Glm4vConfig, state: dict[str, Tensor]) -> Glm4vForConditionalGeneration:

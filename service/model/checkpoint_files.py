@@ -18,8 +18,11 @@ REQUIRED = ("config.json", "tokenizer.json", "tokenizer_config.json", "preproces
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 
 
-def check(path: Path) -> None:
-    """Check that the files of the checkpoint `path` are there and name the right architecture; raises ReleaseError."""
+def check(path: Path, *, quantised: bool = False) -> None:
+    """Check that the files of the checkpoint `path` are there and name the right architecture; raises ReleaseError.
+
+    `quantised`: the engine runs quantised weights too.
+    """
     if not path.is_dir():
         raise ReleaseError(f"{path} is not a directory: the checkpoint of a release is expected there")
     for name in REQUIRED:
@@ -29,7 +32,7 @@ def check(path: Path) -> None:
         raise ReleaseError(
             f"{path}/config.json names {', '.join(map(str, architectures))}; only {ARCHITECTURE} is supported"
         )
-    if method := quantization.method_of(_read_json(path / "config.json")):
+    if not quantised and (method := quantization.method_of(_read_json(path / "config.json"))):
         raise ReleaseError(f"the weights in {path} are quantised ({method}), which the engine does not run")
     templates = [path / "chat_template.jinja", path / "chat_template.json"]
     if not any(file.is_file() for file in templates) and "chat_template" not in _read_json(

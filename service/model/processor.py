@@ -77,6 +77,23 @@ class Processor(Glm46VProcessor):  # type: ignore[misc]  # transformers is untyp
             **variables,
         )
 
+    def unexpanded_ids(
+        self, messages: list[dict[str, Any]], thinking: bool | None, tools: Sequence[dict[str, Any]] = ()
+    ) -> list[int]:
+        """Return the `input_ids` of `inputs`, but one token for each image, whose pixels are not read."""
+        variables = {} if thinking is None else {"enable_thinking": thinking}
+        ids: list[int] = self.tokenizer.apply_chat_template(
+            messages,
+            chat_template=self.chat_template,
+            tools=list(tools) or None,
+            tokenize=True,
+            add_generation_prompt=True,
+            return_dict=False,
+            sanitize_control_tokens=True,
+            **variables,
+        )
+        return ids
+
     def text_ids(self, text: str) -> Tensor:
         """Return the tokens (1, tokens) of a prompt as it is, in which control tokens are what they say.
 

@@ -40,7 +40,11 @@ def find(release: Release, settings: Settings) -> tuple[Gpu, ...]:
         if not gpus and devices == Devices():  # an engine that needs one reports it
             return ()
         found = devices.of(settings.slot, gpus, visible)
-        return tuple(gpus_of_workers(release.engine.device, found, settings.workers, settings.slot))
+        each = release.engine.gpus
+        used = gpus_of_workers(release.engine.device, found, settings.workers, settings.slot, each)
+        return tuple(
+            replace(first, peers=tuple(used[at + 1 : at + each])) for at, first in enumerate(used) if at % each == 0
+        )
     except OSError as error:
         raise GpusError(
             f"{settings.policy} cannot be read: {error.strerror}; the server needs [devices] in it, and its group must "
@@ -61,8 +65,8 @@ def free(gpus: Sequence[Gpu], held: Iterable[Gpu | None]) -> Gpu | None:
 
 
 def pin(gpu: Gpu) -> None:
-    """Make `gpu` the only one that this process and its children see. To be called before CUDA is used."""
-    os.environ[_VISIBLE] = gpu.uuid
+    """Make `gpu`, with its peers, all that this process and its children see. To be called before CUDA is used."""
+    os.environ[_VISIBLE] = ",".join(one.uuid for one in gpu.all)
 
 
 def on_pinned_gpu(release: Release) -> Release:

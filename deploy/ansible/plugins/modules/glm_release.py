@@ -25,6 +25,9 @@ options:
   path:
     description: The checkpoint directory on the host. Required if the release is to be added.
     type: path
+  env:
+    description: The Python environment that runs it, by name or as a directory; with V(present).
+    type: str
   keep:
     description: How many releases stay, with V(pruned).
     type: int
@@ -82,6 +85,7 @@ def main() -> None:
             "state": {"type": "str", "choices": ["present", "absent", "pruned", "listed"], "default": "present"},
             "version": {"type": "str"},
             "path": {"type": "path"},
+            "env": {"type": "str"},
             "keep": {"type": "int", "default": 3},
             **OPTIONS,
         },
@@ -141,7 +145,8 @@ def _superfluous(module: AnsibleModule, releases: list[dict[str, t.Any]]) -> lis
 
 def _apply(module: AnsibleModule, glmctl: Glmctl, changes: list[str]) -> list[str]:
     if module.params["state"] == "present":
-        glmctl.require("release", "add", module.params["path"], f"--version={changes[0]}")
+        env = [f"--env={module.params['env']}"] if module.params["env"] else []
+        glmctl.require("release", "add", module.params["path"], f"--version={changes[0]}", *env)
     elif module.params["state"] == "absent":
         glmctl.require("release", "remove", changes[0])
     else:
