@@ -13,3 +13,8 @@
 This package imports neither torch nor Starlette. It shares files and sockets with the server, in the formats of
 `service/contract`. Begin with `rollout/rollout.py`; `cli.py` lists the verbs.
 """
+
+from __future__ import annotations
+
+__version__ = "0.2.0"
+"""The only place where the version is written: pyproject.toml, `glmctl --version` and the manual page read it."""

@@ -8,9 +8,10 @@ import traceback
 
 import click
 
-from deploy import interrupts
+from deploy import __version__, interrupts
 from deploy.commands import (
     abort,
+    completion,
     demo,
     deploy,
     doctor,
@@ -31,7 +32,7 @@ from deploy.errors import GlmError
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
-@click.version_option(package_name="glm-handover", prog_name="glmctl")
+@click.version_option(__version__, prog_name="glmctl")
 @shared
 def glmctl(options: Options) -> None:
     """Move every client of a model server to a new version, without losing a request.
@@ -74,6 +75,7 @@ for verb in (
     install.install,
     demo.demo,
     sandbox.sandbox,
+    completion.completion,
 ):
     glmctl.add_command(verb)
 
