@@ -30,7 +30,7 @@ $(VENV)/.ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	@$(PIP) --dry-run --ignore-installed --report - $(TORCH) | $(BIN)/python -m tests.downloads || true
 	$(PIP) $(TORCH)
-	$(PIP) --editable '.[dev]'
+	$(PIP) --editable '.[dev,docs]'
 	@$(BIN)/python -m compileall -qq -j0 $(VENV)/lib deploy service tests ui || true  # a few packages hold files that are no Python 3
 	@touch $@
 
@@ -79,7 +79,6 @@ fuzz: $(VENV)/.ready  ## random heads, schemas, images and state files; for the 
 	python -m tests.fuzz $(ARGS)
 
 docs: $(VENV)/.ready  ## the documents as a site in site/, with every link and anchor checked
-	@$(PIP) 'mkdocs-material>=9.6'
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 reference: $(VENV)/.ready  ## write docs/reference and the manual page from the source

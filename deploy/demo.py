@@ -68,7 +68,7 @@ class Demo:
         """Print the addresses and wait for Ctrl-C."""
         address = self._box.addresses
         click.echo(
-            f"\n  Ask again on the page with {_file(_PICTURES[0])}: the answer now names the shape, too."
+            f"\n  Ask again on the page with {_file(_PICTURES[0])}: the answer now names the shape."
             f"\n\n  service   http://{address.listen}/v1   (OpenAI-compatible)"
             f"\n  page      http://{address.ui}"
             f"\n  pictures  {self._scratch}"

@@ -147,8 +147,8 @@ def test_status_fits(blue: str, green: str, state: str, number: int, share: floa
     """On a terminal that cannot draw, `status` is a table."""
     slot = {
         "state": state, "gate": "closed", "share": round(share, 1), "mirror": 12.5 if mirrored else 0.0,
-        "generation": 12, "in_flight": number % 1000, "connections": number % 10_000, "workers": 8, "memory": number << 10,
-        "p95": 12.25, "load": {}, "devices": [], "status_text": None,
+        "generation": 12, "in_flight": number % 1000, "connections": number % 10_000, "workers": 8,
+        "memory": number << 10, "p95": 12.25, "load": {}, "devices": [], "status_text": None,
     }  # fmt: skip
     slots = {"blue": {**slot, "version": blue}, "green": {**slot, "version": green}}
     document = {"live": "blue", "listen": "127.0.0.1:8000", "summary": None, "slots": slots, "devices": []}

@@ -41,7 +41,8 @@ def fitting(
 ) -> Table:
     """Return a table with a column for each key of the rows.
 
-    Of the `optional` columns the first ones are left out until the others fit into `width`. Those in `right` are aligned
+    Of the `optional` columns the first ones are left out until the others fit into `width`. Those in `right` are
+    aligned
     to the right.
     """
     found = list(rows)

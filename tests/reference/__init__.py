@@ -1,6 +1,7 @@
 """The pages below docs/reference, and the manual page: written from the source by `make reference`.
 
-`PAGES` has for each path, relative to the checkout, the function that returns its text. tests/test_reference.py compares
+`PAGES` has for each path, relative to the checkout, the function that returns its text. tests/test_reference.py
+compares
 the committed files with it.
 """
 

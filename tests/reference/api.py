@@ -21,7 +21,8 @@ def page() -> str:
     document = client().get("/openapi.json").json()
     schemas = document["components"]["schemas"]
     return (
-        f"{GENERATED}\n# HTTP API\n\n{document['info']['description']}\n\n`GET /openapi.json` is the whole schema; this page "
+        f"{GENERATED}\n# HTTP API\n\n{document['info']['description']}\n\n`GET /openapi.json` is the whole schema; "
+        "this page "
         "is made of it.\n\n"
         f"{table(('method', 'path', 'what', 'statuses'), _routes(document))}" + "".join(_bodies(schemas))
     )

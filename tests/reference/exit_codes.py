@@ -1,4 +1,4 @@
-"""The reference of the exit codes: those that `glmctl --help` lists, with the errors of deploy/errors.py that have them."""
+"""The reference of the exit codes: those in `glmctl --help`, with the errors of deploy/errors.py that have them."""
 
 from __future__ import annotations
 

@@ -15,7 +15,8 @@ __all__ = ["page"]
 def page() -> str:
     """Return the page."""
     return (
-        f"{GENERATED}\n# Files and sockets\n\nEvery format that the controller and the model server share is a module of "
+        f"{GENERATED}\n# Files and sockets\n\nEvery format that the controller and the model server share is a "
+        "module of "
         "`service/contract`. This page is what these modules say of themselves; [CONTRIBUTING.md](../../CONTRIBUTING.md"
         "#contracts) says in one place which file is where, who writes it, and what a reader may rely on.\n\n"
         "| | system | `--user` |\n|---|---|---|\n"

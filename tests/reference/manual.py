@@ -65,7 +65,7 @@ def _usage(name: str, command: click.Command) -> str:
 
 
 def _text(command: click.Command) -> Iterator[str]:
-    """Yield the paragraphs of the help; those after `\\b` keep their lines."""
+    """Yield the paragraphs of the help; those that click does not rewrap keep their lines."""
     for paragraph in inspect.cleandoc(command.help or "").split("\n\n"):
         if paragraph.startswith("\b\n"):
             yield from (".PP", ".nf", *(_escape(line) for line in paragraph.splitlines()[1:]), ".fi")

@@ -21,7 +21,8 @@ def page() -> str:
         "Of the host": sorted((_SERVICE / "host_metrics").glob("*.py")),
     }
     text = (
-        f"{GENERATED}\n# Metrics\n\n`GET /metrics`, in Prometheus' text format. One scrape has the counts of all workers of "
+        f"{GENERATED}\n# Metrics\n\n`GET /metrics`, in Prometheus' text format. One scrape has the counts of all "
+        "workers of "
         "all generations of the host, ended ones too. [monitoring](../how-to/monitoring.md) has scrape configuration, "
         "alerts and a dashboard.\n"
     )
