@@ -15,6 +15,7 @@ from typing import IO, Any
 import click
 import httpx
 
+from deploy.display import count
 from deploy.errors import GlmError
 from deploy.rollout.slot_client import data_url
 from deploy.systemd.sandbox import Sandbox
@@ -120,7 +121,7 @@ class Demo:
         receipt = json.loads(history.stdout)["rollouts"][-1]["receipt"]
         good = bool(load["lost"] == 0 and receipt["lost"] == 0 and receipt["adds_up"])
         click.secho(
-            f"\nThe clients sent {load['sent']} requests and lost {load['lost']}."
+            f"\nThe clients sent {count(load['sent'], 'request')} and lost {load['lost']}."
             f" The longest pause of a client was {load['longest_pause_ms']:.0f} ms.",
             bold=True,
             fg="green" if good else "red",

@@ -46,15 +46,27 @@ def take(page: Page, box: Sandbox, scratch: Path) -> None:
     page.get_by_test_id("stSidebar").get_by_role("heading", name="1.0.0").wait_for()
     chat(page, "1.0.0", "red")
     report = scratch / "load.json"
-    argv = [sys.executable, "-m", "deploy.loadtest", box.addresses.listen, "--seconds", "0", "--think", "0.05"]
+    argv = [
+        sys.executable,
+        "-m",
+        "deploy.loadtest",
+        box.addresses.listen,
+        "--seconds",
+        "0",
+        "--think",
+        "0.5",
+        "--scale",
+        "0.25",
+    ]
     with (scratch / "load.log").open("wb") as out:
         load = subprocess.Popen([*argv, "--json", str(report)], env=box.env, stdout=out, stderr=out)
     try:
         time.sleep(2)
-        deploy = ["glmctl", "deploy", "1.1.0", "--canary", "10,50", "--step", "6s", "--bake", "6s"]
-        printed = subprocess.run(  # in a pipe, so that the receipt has its wide form
-            deploy, env=box.env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=True
-        )
+        deploy = ["glmctl", "deploy", "1.1.0", "--canary", "10,50", "--step", "10s", "--bake", "10s"]
+        # in a pipe, so that the receipt has its wide form
+        printed = subprocess.run(deploy, env=box.env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        if printed.returncode != 0:
+            sys.exit(f"{printed.stdout}{box.log.read_text(errors='replace')[-4000:]}")
         time.sleep(1)
         page.get_by_test_id("stSidebarNav").get_by_text("Rollout").click()
         page.get_by_text("are accounted for.").wait_for()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import io
+import itertools
 import re
 from typing import Any
 
@@ -18,6 +20,7 @@ from deploy.journal.receipt import Line, Receipt
 from deploy.journal.record import HookRun, Record, Step
 from deploy.reports import history, report
 from deploy.reports.tables import natural_width, receipt_table
+from tests.box import CODE
 
 WIDTH = 80
 FEW = settings(deadline=None, max_examples=8)
@@ -195,3 +198,26 @@ def test_sentences_of_receipts_have_their_plurals(
     assert not re.search(r"\b1 (client )?(\w+s|\w+ were)\b", sentence.replace("1 of", "")), sentence
     assert "all 1 " not in sentence
     assert not re.search(r"\b([02-9]) (request|connection)\b", sentence), sentence
+
+
+NOUNS = "requests connections workers answers bytes files releases rollouts checks slots responses versions GPUs lines"
+CHECKED = {("doctor.py", "answered"), ("report.py", "accepted")}  # a slot "answers"; more than one
+
+
+def test_numbers_in_messages_have_their_plurals_from_count() -> None:
+    """No message of the controller puts a number in front of a plural itself; `count` knows that one is one."""
+    pattern = re.compile(rf" ({NOUNS.replace(' ', '|')})\b(?!/)")
+    found = set()
+    for path in (CODE / "deploy").rglob("*.py"):
+        if "loadtest" in path.parts:  # stands alone
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            parts = node.values if isinstance(node, ast.JoinedStr) else []
+            for number, text in itertools.pairwise(parts):
+                if (
+                    isinstance(number, ast.FormattedValue)
+                    and isinstance(text, ast.Constant)
+                    and pattern.match(str(text.value))
+                ):
+                    found.add((path.name, ast.unparse(number.value)))
+    assert found == CHECKED
