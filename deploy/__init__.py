@@ -5,7 +5,8 @@
    and passed the release's checks.
 3. The symlink `live` alone decides which slot serves. Cutover is one atomic rename of it.
 4. A request is answered by the process that received it. A connection is handed over between two requests.
-5. No request is lost, and the receipt proves it: accepted = completed + failed + client-aborted + in flight.
+5. An update loses no request, and the receipt proves it: accepted = completed + failed + client-aborted + in flight.
+   What still runs at the drain deadline is cut and counted.
 6. The old version stays loaded until the new one was watched under load. Rollback is the rename back.
 7. A crash at any step leaves one version serving. Commands that only read report what was interrupted; those that
    change the host end it first, and a timer does otherwise. An interrupted bake goes on being watched.
