@@ -26,6 +26,7 @@ IMAGES = CODE / "docs/images"
 QUESTION = "What is in this picture?"
 TIMEOUT = 600.0  # seconds, for a machine that does other work, too
 VIEWPORT = {"width": 1280, "height": 900}
+WHOLE = {"width": 1280, "height": 1700}  # of the rollout page: its main part scrolls by itself
 
 
 def run(box: Sandbox, *argv: str) -> None:
@@ -38,6 +39,11 @@ def chat(page: Page, version: str, colour: str) -> None:
     ask(page, QUESTION, colour)
     page.get_by_text(f"Answered by {version}").last.wait_for()
     page.get_by_role("button", name="Stop").wait_for(state="detached")
+
+
+def phases(printed: str) -> str:
+    """Return what was printed without the lines that a terminal replaces by the next one: the progress of a phase."""
+    return "".join(line for line in printed.splitlines(keepends=True) if not line.startswith(" " * 21))
 
 
 def take(page: Page, box: Sandbox, scratch: Path) -> None:
@@ -71,13 +77,15 @@ def take(page: Page, box: Sandbox, scratch: Path) -> None:
         page.get_by_test_id("stSidebarNav").get_by_text("Rollout").click()
         page.get_by_text("are accounted for.").wait_for()
         page.get_by_test_id("stVegaLiteChart").first.wait_for()
-        page.wait_for_timeout(2000)  # the charts are drawn piece by piece
+        page.set_viewport_size(WHOLE)
+        page.wait_for_timeout(3000)  # the charts are drawn piece by piece
         page.screenshot(path=IMAGES / "rollout.png")
+        page.set_viewport_size(VIEWPORT)
     finally:
         load.send_signal(signal.SIGTERM)
         load.wait()
     lost = json.loads(report.read_text())["lost"]
-    (IMAGES / "deploy.txt").write_text(f"$ {' '.join(deploy)}\n{printed.stdout}")
+    (IMAGES / "deploy.txt").write_text(f"$ {' '.join(deploy)}\n{phases(printed.stdout)}")
     page.get_by_test_id("stSidebarNav").get_by_text("Chat").click()
     chat(page, "1.1.0", "red")
     page.wait_for_timeout(1000)
@@ -89,6 +97,8 @@ def main() -> None:
     """Run all of it."""
     from playwright.sync_api import sync_playwright
 
+    if not subprocess.run(["fc-list", ":lang=zh"], capture_output=True, check=True).stdout:
+        sys.exit("no font has Chinese characters, which the page shows: apt-get install fonts-wqy-microhei")
     IMAGES.mkdir(parents=True, exist_ok=True)
     with Sandbox() as box, TemporaryDirectory() as scratch, sync_playwright() as playwright:
         for version in ("1.0.0", "1.1.0"):

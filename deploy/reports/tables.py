@@ -96,8 +96,8 @@ def _block(lines: Sequence[Line], receipt: Receipt | None) -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim")
     table.add_column("\n", no_wrap=True)
     for line in lines:
-        title = Text(f"{_slot(line)}\n{line.version}", overflow="fold", justify="right")
-        table.add_column(title, justify="right", max_width=_LONGEST_VERSION)
+        head = Text(f"{_slot(line)}\n{line.version}", overflow="fold", justify="right")
+        table.add_column(head, justify="right", max_width=_LONGEST_VERSION)
     if receipt is not None:
         table.add_column("\n[bold]all", justify="right")
     for name, title in _COLUMNS.items():
