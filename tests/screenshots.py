@@ -8,6 +8,7 @@ and Debian's chromium. The host is a sandbox with the two models of the demo.
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -17,16 +18,17 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from deploy.systemd.sandbox import Sandbox
-from tests.test_page_browser import ARGUMENTS, CHROMIUM, CODE, RELEASES, ask, wait_for_page
+from tests.box import CODE
+from tests.test_page_browser import ARGUMENTS, CHROMIUM, RELEASES, ask, wait_for_page
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Page
+    from playwright.sync_api import Page, ViewportSize
 
 IMAGES = CODE / "docs/images"
 QUESTION = "What is in this picture?"
 TIMEOUT = 600.0  # seconds, for a machine that does other work, too
-VIEWPORT = {"width": 1280, "height": 900}
-WHOLE = {"width": 1280, "height": 1700}  # of the rollout page: its main part scrolls by itself
+VIEWPORT: ViewportSize = {"width": 1280, "height": 900}
+WHOLE: ViewportSize = {"width": 1280, "height": 1700}  # of the rollout page: its main part scrolls by itself
 
 
 def run(box: Sandbox, *argv: str) -> None:
@@ -43,7 +45,7 @@ def chat(page: Page, version: str, colour: str) -> None:
 
 def phases(printed: str) -> str:
     """Return what was printed without the lines that a terminal replaces by the next one: the progress of a phase."""
-    return "".join(line for line in printed.splitlines(keepends=True) if not line.startswith(" " * 21))
+    return "".join(line for line in printed.splitlines(keepends=True) if not re.match(r" {21}\S", line))
 
 
 def take(page: Page, box: Sandbox, scratch: Path) -> None:

@@ -154,7 +154,13 @@ def test_status_fits(blue: str, green: str, state: str, number: int, share: floa
         "memory": number << 10, "p95": 12.25, "load": {}, "devices": [], "status_text": None,
     }  # fmt: skip
     slots = {"blue": {**slot, "version": blue}, "green": {**slot, "version": green}}
-    document = {"live": "blue", "listen": "127.0.0.1:8000", "summary": None, "slots": slots, "devices": []}
+    document: dict[str, Any] = {
+        "live": "blue",
+        "listen": "127.0.0.1:8000",
+        "summary": None,
+        "slots": slots,
+        "devices": [],
+    }
     assert natural_width(_table(document, WIDTH)) <= WIDTH
 
 
