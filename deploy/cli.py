@@ -10,9 +10,10 @@ from typing import NoReturn
 
 import click
 
-from deploy import interrupts
+from deploy import __version__, interrupts
 from deploy.commands import (
     abort,
+    completion,
     demo,
     deploy,
     doctor,
@@ -38,7 +39,7 @@ from deploy.errors import GlmError
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
-@click.version_option(package_name="glm-handover", prog_name="glmctl")
+@click.version_option(__version__, prog_name="glmctl")
 @shared
 def glmctl(options: Options) -> None:
     """Move every client of a model server to a new version, without losing a request.
@@ -85,6 +86,7 @@ for verb in (
     uninstall.uninstall,
     demo.demo,
     sandbox.sandbox,
+    completion.completion,
     operate.operate,
 ):
     glmctl.add_command(verb)

@@ -10,11 +10,12 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import click
 import httpx
 
+from deploy.display import count
 from deploy.errors import GlmError
 from deploy.rollout.slot_client import data_url
 from deploy.systemd.sandbox import Sandbox
@@ -23,6 +24,7 @@ _LOAD_BEFORE = 2.0  # seconds of load before the rollout, so that there are conn
 _RELEASES = Path(__file__).resolve().parent.parent / "service" / "demo_models" / "shapes" / "releases"
 _BEFORE, _AFTER = "1.0.0", "1.1.0"  # trained on colours; on colours and shapes
 _PICTURES = ("red circle", "blue square", "yellow triangle", "green circle")
+_ENVIRONMENT = ("XDG_RUNTIME_DIR", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_STATE_HOME", "GLM_USER")
 _QUESTION = "What is in this picture?"
 
 
@@ -47,10 +49,13 @@ class Demo:
         self._print_answer(_PICTURES[0])
         if interactive:
             self._show_page()
-        report = self._scratch / "load.json"
-        load = self._start(
-            f"python -m deploy.loadtest {self._box.addresses.listen} --seconds 600 --think 0.05 --json {report}"
-        )
+        report, log = self._scratch / "load.json", self._scratch / "load.log"
+        with log.open("wb") as out:  # two programs that draw on one terminal draw over each other
+            load = self._start(
+                f"python -m deploy.loadtest {self._box.addresses.listen} --seconds 600 --think 0.05 --json {report}",
+                out,
+            )
+        click.echo(f"  its progress is in {log}")
         try:
             time.sleep(_LOAD_BEFORE)
             self._run(f"glmctl deploy {_AFTER} --bake 3s")
@@ -66,17 +71,14 @@ class Demo:
         self._start_page()
         address = self._box.addresses
         click.echo(
-            f"\n  Ask again on the page with {_file(_PICTURES[0])}: the answer now names the shape, too."
+            f"\n  Ask again on the page with {_file(_PICTURES[0])}: the answer now names the shape."
             f"\n\n  service   http://{address.listen}/v1   (OpenAI-compatible)"
             f"\n  page      http://{address.ui}"
             f"\n  pictures  {self._scratch}"
             f"\n  log       {self._box.log}"
-            "\n  to go back to 1.0.0, in another terminal:"
-            f"\n            export XDG_RUNTIME_DIR={self._box.env['XDG_RUNTIME_DIR']}"
-            f" XDG_CONFIG_HOME={self._box.env['XDG_CONFIG_HOME']}"
-            f" XDG_DATA_HOME={self._box.env['XDG_DATA_HOME']}"
-            f" XDG_STATE_HOME={self._box.env['XDG_STATE_HOME']} GLM_USER=1"
-            f"\n            {Path(sys.executable).with_name('glmctl')} rollback"
+            "\n\n  To go back to 1.0.0, in a second terminal:"
+            f"\n\n    . {self._write_environment()}"
+            "\n    glmctl rollback"
             "\n\n  Ctrl-C stops and removes everything."
         )
         try:
@@ -96,6 +98,9 @@ class Demo:
             f"\n  upload    {self._scratch / _file(_PICTURES[0])}   (or another picture)"
             f"\n  and ask   {_QUESTION}"
             f"\n\n  {_BEFORE} names colours only. Keep the page open and ask again after the deploy."
+            "\n\n  To watch the rollout from a second terminal:"
+            f"\n\n    . {self._write_environment()}"
+            "\n    glmctl status --watch\n"
         )
         click.pause(f"  Press any key to start the load and deploy {_AFTER} …")
 
@@ -123,7 +128,7 @@ class Demo:
         receipt = json.loads(history.stdout)["rollouts"][-1]["receipt"]
         good = bool(load["lost"] == 0 and receipt["lost"] == 0 and receipt["adds_up"])
         click.secho(
-            f"\nThe clients sent {load['sent']} requests and lost {load['lost']}."
+            f"\nThe clients sent {count(load['sent'], 'request')} and lost {load['lost']}."
             f" The longest pause of a client was {load['longest_pause_ms']:.0f} ms.",
             bold=True,
             fg="green" if good else "red",
@@ -137,12 +142,20 @@ class Demo:
         if self._start(command).wait() != 0:
             raise GlmError(f"{command} failed", hint=f"the log: {self._save_log()}")
 
-    def _start(self, command: str) -> subprocess.Popen[bytes]:
+    def _start(self, command: str, output: IO[bytes] | None = None) -> subprocess.Popen[bytes]:
+        """Print a command and start it; it writes on the terminal, or into the file `output`."""
         click.secho(f"\n$ {command.replace(f'{self._scratch}/', '')}", bold=True)
         argv = shlex.split(command)
         if argv[0] == "python":
             argv[0] = sys.executable
-        return subprocess.Popen(argv, env=self._box.env, cwd=self._scratch)
+        return subprocess.Popen(argv, env=self._box.env, cwd=self._scratch, stdout=output, stderr=output)
+
+    def _write_environment(self) -> Path:
+        """Write a file that makes `glmctl` in another shell use this host, and return its path."""
+        lines = [f"export {name}={shlex.quote(self._box.env[name])}" for name in _ENVIRONMENT]
+        path = self._scratch / "env"
+        path.write_text("\n".join([*lines, f'export PATH={shlex.quote(str(Path(sys.executable).parent))}:"$PATH"\n']))
+        return path
 
     def _save_log(self) -> Path:
         kept = Path(tempfile.gettempdir()) / "glm-demo.log"

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 from rich.status import Status
+from rich.table import Table
 
 __all__ = ["Display", "count", "duration", "size"]
 
@@ -32,7 +33,15 @@ class Display:
         self._phase = name
         self._last_at = time.monotonic()
         elapsed = f"{time.monotonic() - self._started:6.1f} s"
-        self.console.print(f"[dim]{elapsed}[/]  [bold]{name:<9}[/]  {text}", soft_wrap=True)
+        if not self.console.is_terminal:
+            self.console.print(f"[dim]{elapsed}[/]  [bold]{name:<9}[/]  {text}", soft_wrap=True)
+            return
+        row = Table.grid(padding=(0, 2, 0, 0))  # the text is wrapped at words, beside the name
+        for width in (8, 9):
+            row.add_column(no_wrap=True, min_width=width)
+        row.add_column()
+        row.add_row(f"[dim]{elapsed}[/]", f"[bold]{name}[/]", text)
+        self.console.print(row)
 
     def progress(self, text: str) -> None:
         """Update the progress of the phase. Without a terminal, repeated and too frequent updates are dropped."""
@@ -48,7 +57,7 @@ class Display:
     def line(self, text: str) -> None:
         """Print a line that stays."""
         self._clear()
-        self.console.print(text, soft_wrap=True)
+        self.console.print(text, soft_wrap=not self.console.is_terminal)
 
     @contextmanager
     def bytes(self, title: str, total: int) -> Iterator[Callable[[int], None]]:

@@ -25,8 +25,11 @@ class Hooks(BaseModel):
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     pre_cutover: tuple[str, ...] = ()
+    """Commands before the cutover. If one fails, the release does not go live."""
     post_cutover: tuple[str, ...] = ()
+    """Commands beside the bake."""
     on_rollback: tuple[str, ...] = ()
+    """Commands after a rollback."""
     timeout: float = Field(default=30.0, gt=0)
     """Seconds after which a command is killed."""
 
@@ -50,6 +53,7 @@ class Limits(BaseModel):
     enabled: bool = True
     """False: nothing is compared and no check is repeated; only a candidate that cannot serve is rolled back."""
     false_alarms: float = Field(default=0.02, gt=0, lt=0.5)
+    """The share of the rollouts of an equal version that may be rolled back by chance."""
     min_requests: int = Field(default=50, ge=10)
     """Responses of the candidate before times are compared; errors are compared from a fifth of them."""
     error_margin: float = Field(default=0.01, ge=0, lt=1)
@@ -62,8 +66,11 @@ class Limits(BaseModel):
     min_difference: float = Field(default=0.02, ge=0)
     """A difference between two times that is ignored."""
     max_error_rate: float | None = Field(default=None, gt=0, le=1)
+    """The largest share of errors, whatever the live slot's is; None: no limit."""
     max_p95: float | None = Field(default=None, gt=0)
+    """The largest p95 of a response; None: no limit."""
     max_ttft_p95: float | None = Field(default=None, gt=0)
+    """The largest p95 to the first token; None: no limit."""
     min_agreement: float | None = Field(default=None, gt=0, le=1)
     """The share of mirrored greedy responses that must equal the live slot's; None: a new version may differ."""
     checks_every: float = Field(default=10.0, gt=0)

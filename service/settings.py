@@ -14,9 +14,9 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="GLM_", frozen=True)
 
-    root: Path = Path("/srv/glm")
-    runtime: Path = Path("/run/glm")
-    slot: Literal["blue", "green"]
+    root: Path = Field(default=Path("/srv/glm"), description="directory of the releases and of the slots' symlinks")
+    runtime: Path = Field(default=Path("/run/glm"), description="directory of the sockets and state files")
+    slot: Literal["blue", "green"] = Field(description="the slot; the unit sets it")
 
     keys: Path = Field(default=Path("/etc/glm/keys"), description="file of API keys; without it requests need no key")
     policy: Path = Field(
@@ -65,7 +65,7 @@ class Settings(BaseSettings):
         default=1, ge=0, le=1, description="part of the requests that are traced if the client has not decided that"
     )
 
-    served_model: str = "glm-4.6v-flash"
+    served_model: str = Field(default="glm-4.6v-flash", description="name of the model in `/v1/models` and in answers")
     cors_origins: tuple[Annotated[str, Field(pattern=r"^(\*|https?://[^/\s]+)$")], ...] = Field(
         default=(), description="origins whose pages may read answers, such as https://example.org, or *; a JSON list"
     )

@@ -18,7 +18,7 @@ from tests.box import CODE
 VERBS = (
     "release add", "release list", "release verify", "release remove", "release prune", "release",
     "deploy", "promote", "abort", "rollback", "resume", "reload", "retire", "status", "history", "doctor", "logs",
-    "install", "uninstall", "listen add", "listen remove", "listen list", "listen", "demo", "sandbox",
+    "install", "uninstall", "listen add", "listen remove", "listen list", "listen", "demo", "sandbox", "completion",
 )  # fmt: skip
 EXAMPLES = {
     "": ("glmctl install --user", "glmctl release add ./my-checkpoint --version 1.0.0", "glmctl deploy 1.0.0 "),

@@ -148,7 +148,7 @@ def test_changed_release_is_refused(box: Box, add_release: AddRelease) -> None:
     weights.write_bytes(contents)
     assert "model.safetensors" in _deploy_fails(box, "2.0.0", 4)
     weights.write_bytes(contents[:-100])
-    assert "bytes instead of" in _deploy_fails(box, "2.0.0", 3)
+    assert "its size in bytes is" in _deploy_fails(box, "2.0.0", 3)
 
 
 def test_truncated_checkpoint_is_refused(box: Box, checkpoints: dict[str, Path], tmp_path: Path) -> None:

@@ -116,7 +116,7 @@ def test_published_files_are_read_only(releases: Releases, host: Host, source: P
     ("damage", "fact"),
     [
         (lambda path: path.write_bytes(safetensors()[:-1] + b"\x01"), "contents changed"),
-        (lambda path: path.write_bytes(safetensors()[:-1]), "bytes instead of"),
+        (lambda path: path.write_bytes(safetensors()[:-1]), "its size in bytes is"),
         (lambda path: path.unlink(), "missing"),
     ],
 )

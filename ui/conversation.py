@@ -22,6 +22,9 @@ __all__ = ["Conversation", "Exchange", "Question", "Reply"]
 VIEWER_TIMEOUT = 120.0  # seconds without a refresh after which a reply is stopped; hidden pages refresh once a minute
 TITLE_LENGTH = 60  # characters
 
+LEAST_SPAN = 0.05
+"""Seconds. What arrives in a shorter time came in one piece, and its rate would say nothing."""
+
 
 @dataclass(frozen=True)
 class Question:
@@ -125,7 +128,7 @@ class Reply:
     def _measure(self, tokens: int | None) -> None:
         now = time.monotonic()
         span, self.total_time = now - self._began_at, now - self._asked_at
-        if self.first_token_time is not None and tokens and tokens > 1 and span > 0:
+        if self.first_token_time is not None and tokens and tokens > 1 and span > LEAST_SPAN:
             self.token_rate = (tokens - 1) / span
 
 

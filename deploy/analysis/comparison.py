@@ -27,6 +27,7 @@ from deploy.analysis.samples import Sample
 from deploy.analysis.statistics import AlphaSpending, binomial
 from deploy.analysis.times import Test, compare_times
 from deploy.analysis.verdict import TIMES, Metric, MetricName
+from deploy.display import count
 from deploy.policy import Limits
 
 __all__ = ["Comparison", "measure"]
@@ -128,7 +129,7 @@ class Comparison:
         )
 
     def __str__(self) -> str:
-        parts = [f"{self.candidate.count} responses, {self.candidate.failed} failed"]
+        parts = [f"{count(self.candidate.count, 'response')}, {self.candidate.failed} failed"]
         parts += [
             f"{metric.name} {metric.candidate:.3g} s (live {metric.live:.3g} s)"
             for metric in self.metrics

@@ -11,13 +11,13 @@ from typing import Any
 import click
 from rich.console import Console, ConsoleDimensions, Group, RenderableType
 from rich.live import Live
-from rich.table import Table
 
 from deploy.commands.options import Options, shared
 from deploy.display import duration, size
 from deploy.reports import devices, report
 from deploy.reports.dashboard import Dashboard
 from deploy.reports.overview import Overview, View
+from deploy.reports.tables import fitting
 
 _INTERVAL = 0.5  # seconds
 _ALL_LINES = 1000  # printed without --watch: no phase is left out
@@ -52,7 +52,7 @@ def status(options: Options, watch: bool) -> None:
             options.show(view.document)
         else:
             once = ConsoleDimensions(console.width, _ALL_LINES)
-            console.print(Dashboard().draw(view, once) if is_screen else _table(view.document))
+            console.print(Dashboard().draw(view, once) if is_screen else _table(view.document, console.width))
         return
     options.display.close()
     with suppress(KeyboardInterrupt):
@@ -83,26 +83,25 @@ def _print_changes(render: Callable[[], str]) -> None:
         time.sleep(_INTERVAL)
 
 
-def _table(document: dict[str, Any]) -> RenderableType:
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    for title in ("slot", "version", "state", "gate"):
-        table.add_column(title, no_wrap=True)
-    for title in ("share", "gen", "in flight", "clients", "workers", "memory", "p95"):
-        table.add_column(title, justify="right", no_wrap=True)
-    for name, slot in document["slots"].items():
-        table.add_row(
-            f"[bold green]{name} (live)" if name == document["live"] else name,
-            slot["version"] or "-",
-            slot["state"],
-            slot["gate"],
-            f"{slot['share']:g} %" + (f" and {slot['mirror']:g} % mirrored" if slot["mirror"] else ""),
-            str(slot["generation"] or "-"),
-            str(slot["in_flight"]),
-            str(slot["connections"]),
-            str(slot["workers"]),
-            size(slot["memory"]),
-            duration(slot["p95"]),
-        )
+def _table(document: dict[str, Any], width: int = report.WIDTH) -> RenderableType:
+    rows = [
+        {
+            "slot": f"[bold green]{name} (live)" if name == document["live"] else name,
+            "version": slot["version"] or "-",
+            "state": slot["state"],
+            "gate": slot["gate"],
+            "share": f"{slot['share']:g} %" + (f" and {slot['mirror']:g} % mirrored" if slot["mirror"] else ""),
+            "gen": str(slot["generation"] or "-"),
+            "in flight": str(slot["in_flight"]),
+            "clients": str(slot["connections"]),
+            "workers": str(slot["workers"]),
+            "memory": size(slot["memory"]),
+            "p95": duration(slot["p95"]),
+        }
+        for name, slot in document["slots"].items()
+    ]
+    right = ("share", "gen", "in flight", "clients", "workers", "memory", "p95")
+    table = fitting(rows, width, right=right, optional=("memory", "workers", "clients", "gen", "gate", "p95"))
     loads = [
         f"{name} was loaded in {duration(sum(slot['load'].values()))}: {report.load_parts(slot['load'])}"
         for name, slot in document["slots"].items()

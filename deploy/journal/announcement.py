@@ -41,7 +41,7 @@ def announce_end(record: Record) -> None:
     if outcome == "done" and record.reason:  # not as planned, as with requests that were cut
         level = logging.WARNING
     seconds = "" if record.seconds is None else f" after {record.seconds:.1f} s"
-    lost = f"; {record.receipt.lost} requests were lost" if record.receipt and record.receipt.lost else ""
+    lost = f"; lost requests: {record.receipt.lost}" if record.receipt and record.receipt.lost else ""
     reason = f": {record.reason}" if record.reason else ""
     _write(level, f"{_name(record)}: {outcome}{seconds}{lost}{reason}", fields_of(record) | {"OUTCOME": outcome})
 

@@ -107,7 +107,7 @@ def read_tensors(path: Path, name: str) -> dict[str, Tensor]:
     except SafetensorError as error:
         if "incomplete" in str(error).lower():  # the library has one exception for all faults
             raise Refused(
-                f"{name} is truncated: its header describes another length than {path.stat().st_size} bytes",
+                f"{name} is truncated: its header describes another length than the file has",
                 hint="download it again",
             ) from error
         raise Refused(f"{name} is not a safetensors file, or its header is damaged: {error}") from error

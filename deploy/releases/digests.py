@@ -89,7 +89,7 @@ def require_sizes(release: Release) -> None:
         except OSError as error:
             raise damaged(release.version, file.path, "it is missing") from error
         if size != file.size:
-            raise damaged(release.version, file.path, f"it has {size} bytes instead of {file.size}")
+            raise damaged(release.version, file.path, f"its size in bytes is {size} instead of {file.size}")
 
 
 def _in_parallel(

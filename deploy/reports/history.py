@@ -14,39 +14,49 @@ from deploy.analysis.verdict import Metric, Verdict
 from deploy.display import count, duration
 from deploy.journal.receipt import Line, Receipt
 from deploy.journal.record import HookRun, Phase, Record, seconds_between
-from deploy.reports.report import WIDTH, clock_time, load_parts, receipt_sentence, receipt_table, summary
+from deploy.reports.report import clock_time, load_parts, receipt_sentence, stdout, summary
+from deploy.reports.tables import fitting, receipt_table
 from deploy.reports.timeline import stages
 
 __all__ = ["details", "listing"]
 
 _COMMAND_WIDTH, _OUTPUT_WIDTH = 42, 36  # columns of a hook's command and of the first line of its output
+_HOOK_WIDTH = 35  # columns of the rest of its row
 
 
-def listing(records: Sequence[Record]) -> str:
-    """Return a table of rollouts, one row each, in the given order."""
-    table = _table("rollout", "kind", "version", "before", "outcome")
-    for title in ("duration", "longest wait", "lost"):
-        table.add_column(title, justify="right", no_wrap=True)
-    for record in records:
-        table.add_row(
-            record.id,
-            record.kind,
-            record.version,
-            record.previous or "-",
-            record.outcome or f"in {record.phase}",
-            duration(record.seconds),
-            "-" if record.pause_ms is None else duration(record.pause_ms / 1000),
-            "-" if record.receipt is None else str(record.receipt.lost),
-        )
-    return _plain([table])
+def listing(records: Sequence[Record], width: int | None = None) -> str:
+    """Return a table of rollouts, one row each, in the given order; `width`: as in `details`.
+
+    A narrow terminal shows fewer columns.
+    """
+    width = width or stdout().width
+    rows = [
+        {
+            "rollout": record.id,
+            "kind": record.kind,
+            "version": record.version,
+            "before": record.previous or "-",
+            "outcome": record.outcome or f"in {record.phase}",
+            "duration": duration(record.seconds),
+            "longest wait": "-" if record.pause_ms is None else duration(record.pause_ms / 1000),
+            "lost": "-" if record.receipt is None else str(record.receipt.lost),
+        }
+        for record in records
+    ]
+    right = ("duration", "longest wait", "lost")
+    return _plain([fitting(rows, width, right=right, optional=("longest wait", "duration", "before"))], width)
 
 
-def details(record: Record) -> str:
-    """Return one rollout: summary, phases, analysis, hooks, receipt, and its effect on clients."""
-    return _plain(_sections(record))
+def details(record: Record, width: int | None = None) -> str:
+    """Return one rollout: summary, phases, analysis, hooks, receipt, and its effect on clients.
+
+    Lines have at most `width` columns; None: those of the terminal, or `WIDTH` without one.
+    """
+    width = width or stdout().width
+    return _plain(_sections(record, width), width)
 
 
-def _sections(record: Record) -> Iterator[RenderableType]:
+def _sections(record: Record, width: int) -> Iterator[RenderableType]:
     yield Text(f"{record.id}  {summary(record)}")
     if record.operator:
         yield Text(f"begun by {record.operator}")
@@ -55,16 +65,16 @@ def _sections(record: Record) -> Iterator[RenderableType]:
         yield _phases(record)
     if record.analysis:
         yield ""
-        yield _analysis(record.analysis)
+        yield _analysis(record.analysis, width)
         for verdict in record.analysis:
             if verdict.reason:
                 yield Text(f"{verdict.window}: {verdict.outcome}, {verdict.reason}")
     if record.hooks:
         yield ""
-        yield _hooks(record.hooks)
+        yield _hooks(record.hooks, width)
     if record.receipt is not None:
         yield ""
-        yield receipt_table(record.receipt)
+        yield receipt_table(record.receipt, width)
         yield receipt_sentence(record.receipt)
         if record.outcome is not None:
             yield Text(_effect(record, record.receipt))
@@ -96,36 +106,41 @@ def _facts(record: Record, phase: Phase) -> str:
     return ""
 
 
-def _analysis(verdicts: Sequence[Verdict]) -> Table:
-    table = _table("window", "metric")
-    for title in ("candidate", "live", "requests", "of live", "p-value"):
-        table.add_column(title, justify="right", no_wrap=True)
-    table.add_column("outcome", no_wrap=True)
+def _analysis(verdicts: Sequence[Verdict], width: int) -> Table:
+    right = ("candidate", "live", "requests", "of live", "p-value")
+    return fitting(_compared(verdicts), width, right=right, optional=("of live", "p-value", "requests"))
+
+
+def _compared(verdicts: Sequence[Verdict]) -> Iterator[dict[str, RenderableType]]:
+    """Yield a row for each metric."""
     for verdict in verdicts:
         window, outcome = verdict.window, str(verdict.outcome)
         if not verdict.metrics:
-            table.add_row(window, "", "", "", "", "", "", outcome)
+            empty = dict.fromkeys(("metric", "candidate", "live", "requests", "of live", "p-value"), "")
+            yield {"window": window, **empty, "outcome": outcome}
         for metric in verdict.metrics:
-            table.add_row(
-                window,
-                metric.name,
-                _value(metric, metric.candidate),
-                _value(metric, metric.live),
-                str(metric.candidate_requests),
-                str(metric.live_requests),
-                "-" if metric.p_value is None else f"{metric.p_value:.2g}",
-                "worse" if metric.worse else outcome,
-            )
+            yield {
+                "window": window,
+                "metric": metric.name,
+                "candidate": _value(metric, metric.candidate),
+                "live": _value(metric, metric.live),
+                "requests": str(metric.candidate_requests),
+                "of live": str(metric.live_requests),
+                "p-value": "-" if metric.p_value is None else f"{metric.p_value:.2g}",
+                "outcome": "worse" if metric.worse else outcome,
+            }
             window = outcome = ""  # only in the first row of a window
-    return table
 
 
-def _hooks(hooks: Sequence[HookRun]) -> Table:
+def _hooks(hooks: Sequence[HookRun], width: int) -> Table:
+    """Return a row for each hook; what is too long of a command and of its output is cut off."""
+    left = width - _HOOK_WIDTH
+    command_width, output_width = min(_COMMAND_WIDTH, left // 2), min(_OUTPUT_WIDTH, left // 2)
     table = _table("hook")
-    table.add_column("command", max_width=_COMMAND_WIDTH, no_wrap=True)
+    table.add_column("command", max_width=command_width, no_wrap=True)
     table.add_column("code", justify="right", no_wrap=True)
     table.add_column("seconds", justify="right", no_wrap=True)
-    table.add_column("output", max_width=_OUTPUT_WIDTH, no_wrap=True)
+    table.add_column("output", max_width=output_width, no_wrap=True)
     for hook in hooks:
         first_line = hook.output.splitlines()[0] if hook.output else ""
         code = "killed" if hook.code is None else str(hook.code)
@@ -209,9 +224,9 @@ def _value(metric: Metric, value: float | None) -> str:
     return f"{value:.1%}" if metric.name in {"errors", "answer errors", "agreement"} else duration(value)
 
 
-def _plain(parts: Iterable[RenderableType]) -> str:
+def _plain(parts: Iterable[RenderableType], width: int) -> str:
     out = io.StringIO()
-    console = Console(file=out, width=WIDTH, highlight=False)
+    console = Console(file=out, width=width, highlight=False)
     for part in parts:
         console.print(part)
     return "\n".join(line.rstrip() for line in out.getvalue().rstrip().splitlines())

@@ -10,11 +10,11 @@ from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from deploy.display import count, duration
 from deploy.journal.receipt import Receipt
 from deploy.journal.record import Record
+from deploy.reports.tables import receipt_table
 from service.contract.devices import CPU
 
 __all__ = [
@@ -24,7 +24,6 @@ __all__ = [
     "interruption",
     "load_parts",
     "receipt_sentence",
-    "receipt_table",
     "show",
     "stdout",
     "summary",
@@ -33,34 +32,27 @@ __all__ = [
 ]
 
 WIDTH = 110  # columns where the terminal's width is unknown
-_COLUMNS = {
-    "accepted": "accepted",
-    "completed": "completed",
-    "failed": "failed",
-    "client_aborted": "aborted",
-    "in_flight": "in\nflight",
-    "handed_out": "handed\nover",
-    "adopted": "adopted",
-    "drained": "drained",
-    "cut": "cut",
-}
 
 
-def text(record: Record) -> str:
-    """Return summary and receipt as plain text of at most `WIDTH` columns."""
+def text(record: Record, width: int | None = None) -> str:
+    """Return summary and receipt as plain text of at most `width` columns; None: those of `stdout`."""
     out = io.StringIO()
-    _print(Console(file=out, width=WIDTH, highlight=False), record)
-    return out.getvalue().rstrip()
+    _print(Console(file=out, width=width or stdout().width, highlight=False), record, wrap=bool(width) or _is_screen())
+    return "\n".join(line.rstrip() for line in out.getvalue().rstrip().splitlines())
 
 
 def show(record: Record) -> None:
     """Print summary and receipt on stdout."""
-    _print(stdout(), record)
+    _print(stdout(), record, wrap=_is_screen())
 
 
 def stdout() -> Console:
     """Return a console on stdout, as wide as the terminal, or `WIDTH` columns without one."""
-    return Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
+    return Console(highlight=False, width=None if _is_screen() else WIDTH)
+
+
+def _is_screen() -> bool:
+    return sys.stdout.isatty()
 
 
 def summary(record: Record) -> str:
@@ -114,19 +106,6 @@ def clock_time(at: str | None) -> str:
         return ""
 
 
-def receipt_table(receipt: Receipt) -> Table:
-    """Return the counts of each generation, a row each, and their sums."""
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    for title in ("slot", "version"):
-        table.add_column(f"\n{title}", no_wrap=True)
-    for title in _COLUMNS.values():
-        table.add_column(title if "\n" in title else f"\n{title}", justify="right")
-    for line in receipt.lines:
-        table.add_row(f"{line.slot} #{line.generation}", line.version, *(str(getattr(line, name)) for name in _COLUMNS))
-    table.add_row("[bold]all", "", *(f"[bold]{getattr(receipt, name)}" for name in _COLUMNS))
-    return table
-
-
 def receipt_sentence(receipt: Receipt) -> str:
     """Return whether requests were lost, in one or two sentences."""
     if receipt.unadopted:
@@ -137,9 +116,9 @@ def receipt_sentence(receipt: Receipt) -> str:
     if receipt.lost:
         cut = f", {receipt.cut} of them cut by the drain deadline" if receipt.cut else ""
         if receipt.unread:
-            sent = receipt.accepted + receipt.unread
+            sent = count(receipt.accepted + receipt.unread, "request")
             unread = f", {receipt.unread} of them unread by frozen workers"
-            return f"At least {receipt.lost} of {sent} requests failed{cut}{unread}."
+            return f"At least {receipt.lost} of {sent} failed{cut}{unread}."
         return f"{receipt.lost} of {count(receipt.accepted, 'request')} failed{cut}. All are accounted for."
     match receipt.accepted:
         case 0:
@@ -152,8 +131,9 @@ def receipt_sentence(receipt: Receipt) -> str:
             return f"Nothing was lost: all {accepted} requests are accounted for."
 
 
-def _print(console: Console, record: Record) -> None:
-    console.print(f"[bold]{record.id}[/]  {escape(summary(record))}", soft_wrap=True)
+def _print(console: Console, record: Record, *, wrap: bool) -> None:
+    """Print; sentences are wrapped at words, or left to the reader as one line each."""
+    console.print(f"[bold]{record.id}[/]  {escape(summary(record))}", soft_wrap=not wrap)
     if record.receipt is not None:
-        console.print(receipt_table(record.receipt))
-        console.print(receipt_sentence(record.receipt), soft_wrap=True)
+        console.print(receipt_table(record.receipt, console.width))
+        console.print(receipt_sentence(record.receipt), soft_wrap=not wrap)

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
+from deploy.display import count
 from deploy.errors import Degraded, DrainCut, Refused
 from deploy.journal.journal import Journal
 from deploy.rollout.frozen import FrozenWorkers
@@ -103,7 +104,8 @@ def _drain(context: Context, slot: str, seconds: float, frozen: FrozenWorkers) -
                 context.systemd.kill_main(context.host.unit(slot), "QUIT")
             wait_for(lambda: not undrained(context.host, slot), _QUIT)
             raise DrainCut.of(in_flight, slot, seconds)
-        context.display.progress(f"{in_flight} in flight, {sum(one.connections for one in left)} connections")
+        connections = sum(one.connections for one in left)
+        context.display.progress(f"{in_flight} in flight, {count(connections, 'connection')}")
         time.sleep(POLL)
 
 

@@ -10,6 +10,7 @@ import signal
 import time
 from contextlib import ExitStack
 
+from deploy.display import count
 from deploy.errors import DrainCut, GlmError
 from deploy.rollout.new_generation import NewGeneration
 from deploy.rollout.plan import Rollout
@@ -49,7 +50,8 @@ def stop_workers(rollout: Rollout, slot: str) -> None:
             wait_for(lambda: not frozen.look() and not _workers(rollout, slot), _QUIT)
             rollout.drain_cut = DrainCut.of(in_flight, slot, rollout.plan.drain)
             return
-        context.display.progress(f"{in_flight} in flight, {sum(worker.connections for worker in workers)} connections")
+        connections = sum(worker.connections for worker in workers)
+        context.display.progress(f"{in_flight} in flight, {count(connections, 'connection')}")
         time.sleep(POLL)
 
 

@@ -212,7 +212,9 @@ def require_possible(context: Context, plan: Plan) -> Generation:
     workers = found.alive_workers
     ready = [worker for worker in workers if worker.phase == "ready"]
     if len(ready) < found.workers_wanted or len(ready) < len(workers):
-        raise Refused(f"{len(ready)} of {found.workers_wanted} workers of {live} are ready", hint="try again later")
+        raise Refused(
+            f"of {count(found.workers_wanted, 'worker')} of {live} {len(ready)} can serve", hint="try again later"
+        )
     if {found.version, *(worker.version for worker in ready)} != {version}:
         raise Refused(f"{live} leads to {version} and serves {found.version}", hint="`glmctl reload`, or " + _OVERLAP)
     require_compatible(context.releases.get(version), context.releases.get(plan.version))
