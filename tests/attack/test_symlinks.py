@@ -249,7 +249,7 @@ def test_the_units_give_away_no_directory_of_root() -> None:
     rules = (CODE / "systemd/glm.tmpfiles.conf").read_text()
     owners = {line.split()[1]: line.split()[2:4] for line in rules.splitlines() if line.startswith("d ")}
     assert set(owners) == {"/srv/glm", "/srv/glm/releases", "/var/lib/glm", "/etc/glm", "/run/glm"}
-    assert all(owner == "root" and mode in {"0750", "0755"} for mode, owner in owners.values())
+    assert all(owner == "root" and mode == "2750" for mode, owner in owners.values())
 
 
 def test_install_takes_the_runtime_directory(attacked: Attacked, monkeypatch: pytest.MonkeyPatch) -> None:
