@@ -177,3 +177,19 @@ def fits(page: Page) -> bool:
     page.set_viewport_size({"width": 390, "height": 844})
     widths = page.evaluate("[document.querySelector('.stMain').scrollWidth, innerWidth]")
     return bool(widths == [390, 390])
+
+
+def look(page: Page) -> dict[str, Any]:
+    """What the rollout page shows at this moment: the running phases, all phases, and the share of each slot."""
+    found: dict[str, Any] = page.evaluate(
+        """() => {
+          const texts = (where) => [...document.querySelectorAll(where)].map((one) => one.innerText.trim());
+          return {
+            running: texts('.glm-phases .running span:nth-of-type(1)'),
+            names: texts('.glm-phases li span:nth-of-type(1)'),
+            seconds: texts('.glm-phases li span:nth-of-type(3)'),
+            shares: texts('.glm-card dl div:first-child dd').map(parseFloat),
+          };
+        }"""
+    )
+    return found

@@ -26,6 +26,7 @@ from tests.browser_fixtures import (
     box,
     browser_page,
     fits,
+    look,
     picture,
     run,
     unlock,
@@ -108,22 +109,6 @@ def test_cutover(box: Sandbox, browser_page: Page) -> None:
     page.get_by_text("Answered by 1.1.0 in slot green").wait_for()
     assert first.startswith(page.get_by_test_id("stChatMessage").nth(1).inner_text()), "the page's restart lost it"
     assert page.get_by_test_id("stChatMessage").locator("img").count() == 2
-
-
-def look(page: Page) -> dict[str, Any]:
-    """What the rollout page shows at this moment: the running phases, all phases, and the share of each slot."""
-    found: dict[str, Any] = page.evaluate(
-        """() => {
-          const texts = (where) => [...document.querySelectorAll(where)].map((one) => one.innerText.trim());
-          return {
-            running: texts('.glm-phases .running span:nth-of-type(1)'),
-            names: texts('.glm-phases li span:nth-of-type(1)'),
-            seconds: texts('.glm-phases li span:nth-of-type(3)'),
-            shares: texts('.glm-card dl div:first-child dd').map(parseFloat),
-          };
-        }"""
-    )
-    return found
 
 
 @pytest.mark.long
