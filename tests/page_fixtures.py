@@ -22,7 +22,7 @@ from streamlit.testing.v1 import AppTest
 
 from ui.client import ServiceClient
 
-TIMEOUT = 20.0
+TIMEOUT = 120.0
 PAGE = Path(__file__).parent.parent / "ui/page.py"
 
 

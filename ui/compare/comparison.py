@@ -13,7 +13,7 @@ from service.contract.slots import SLOTS, http_socket
 from ui.client import Fault, LiveSlot, ServiceClient, ServiceError, service_address
 from ui.conversation import Question, Reply
 
-__all__ = ["Comparison", "Side", "connect_to_slot", "find_sides"]
+__all__ = ["Comparison", "Side", "connect_to_slot", "find_sides", "slot_socket"]
 
 Connect = Callable[[str], ServiceClient | None]
 
@@ -70,7 +70,7 @@ def find_sides(client: ServiceClient, connect: Connect) -> tuple[Side, Side] | S
 
     The other one is the candidate while a canary runs, which the service answers for by X-GLM-Slot. Without a canary
     that header has no effect, and a slot that runs is asked on its internal socket. `connect`: returns the client of
-    that.
+    that, None if it is not there.
     """
     live, candidate = (_ask_side(client.pinned(role), role) for role in ("live", "candidate"))
     if live.slot.slot != candidate.slot.slot:
@@ -99,7 +99,13 @@ def _find_idle(live: Side, connect: Connect) -> Side | None:
     return None
 
 
-def connect_to_slot(slot: str) -> ServiceClient | None:
-    """Return a client of a slot's internal socket, below GLM_RUNTIME; None where that is not set."""
+def slot_socket(slot: str) -> Path | None:
+    """Return a slot's internal socket, below GLM_RUNTIME; None if it is not there, or not for this user."""
     runtime = os.environ.get("GLM_RUNTIME")
-    return ServiceClient(service_address(), socket=http_socket(Path(runtime), slot)) if runtime else None
+    path = http_socket(Path(runtime), slot) if runtime else None
+    return path if path and os.access(path, os.W_OK) else None
+
+
+def connect_to_slot(socket: Path) -> ServiceClient:
+    """Return a client of a slot's internal socket."""
+    return ServiceClient(service_address(), socket=socket)

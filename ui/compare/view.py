@@ -13,7 +13,7 @@ from ui.chat.composer import Draft, compose, read_input, show_draft
 from ui.chat.messages import REPLY_INTERVAL, show_question, show_reasoning, timing
 from ui.chat.texts import chat_texts, escape
 from ui.client import LiveSlot, ServiceClient, ServiceError
-from ui.compare.comparison import Comparison, Side, connect_to_slot, find_sides
+from ui.compare.comparison import Comparison, Side, connect_to_slot, find_sides, slot_socket
 from ui.compare.differences import mark_differences
 from ui.compare.texts import COMPARE_TEXTS, CompareTexts
 from ui.compare.votes import CHOICES, VoteStore, open_votes
@@ -73,17 +73,16 @@ def show_compare(client: ServiceClient, language: str) -> None:
 
 def look(client: ServiceClient) -> Sides | Side | ServiceError:
     """Return the two sides that answer, or the only one, or why that is unknown."""
-    connect = st.cache_resource(show_spinner=False, on_release=close)(connect_to_slot)
+    clients = st.cache_resource(show_spinner=False, on_release=ServiceClient.close)(connect_to_slot)
+
+    def connect(slot: str) -> ServiceClient | None:
+        socket = slot_socket(slot)
+        return clients(socket) if socket else None
+
     try:
         return find_sides(client, connect)
     except ServiceError as error:
         return error
-
-
-def close(client: ServiceClient | None) -> None:
-    """Close a client that the cache has dropped."""
-    if client is not None:
-        client.close()
 
 
 def show_sides(client: ServiceClient, drawn: Sides | Side | ServiceError, texts: Texts, words: CompareTexts) -> None:
