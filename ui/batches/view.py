@@ -88,7 +88,7 @@ def show_upload(batches: BatchClient, owner: str, texts: BatchTexts) -> None:
         return
     if file is None:
         st.caption(texts.line_hint)
-        st.code(EXAMPLE, language="json", wrap_lines=True)
+        st.code(EXAMPLE, language=None, wrap_lines=True)
         return
     found = st.session_state.get("batch checked")
     if found is None or found[0] != file.file_id:  # once, not in each rerun
