@@ -22,7 +22,15 @@ if TYPE_CHECKING:
 
 __all__ = ["PAGES", "begin_tour", "canary", "choose_language", "load", "visit_page"]
 
-PAGES = ("chat", "compare", "rollout", "batches", "operate")
+DRAWN = {
+    "chat": "[data-testid=stChatMessage] [data-testid=stExpander]",
+    "compare": ".glm-answer mark",
+    "rollout": ".glm-card",
+    "batches": "[data-testid=stFileUploader]",
+    "operate": "[data-testid=stForm]",
+}
+"""What no other page has, once a page is in use."""
+PAGES = tuple(DRAWN)
 QUESTION = "What is in this picture?"
 WIDE = {"width": 1280, "height": 900}
 
@@ -50,11 +58,16 @@ def canary(box: Sandbox, share: str) -> Iterator[None]:
             run(box, "glmctl", "abort")
 
 
-def visit_page(page: Page, name: str) -> None:
+def open_page(page: Page, name: str) -> None:
     """Go to a page by the navigation, in the same session; `name`: of its address. The window must be wide."""
     path = "/" if name == "chat" else f"/{name}"
     page.locator(f"[data-testid=stSidebarNavLink][href$='{path}']").click()
-    page.locator(".stMain h2, .stMain [data-testid=stChatInputTextArea]").first.wait_for()
+
+
+def visit_page(page: Page, name: str) -> None:
+    """Go to a page that is in use, and wait until it is drawn."""
+    open_page(page, name)
+    page.locator(DRAWN[name]).first.wait_for()
     settle(page)
 
 
@@ -81,19 +94,19 @@ def begin_tour(page: Page, box: Sandbox) -> None:
     page.get_by_text("Answered by").wait_for()
     page.get_by_role("button", name="Stop").wait_for(state="detached")
 
-    visit_page(page, "compare")
+    open_page(page, "compare")
     page.get_by_text("One question, answered at once by").wait_for()
     ask(page, QUESTION, "green")
     page.get_by_role("radio", name="1.1.0 is better").click()
     page.get_by_role("cell", name="1.0.0 / 1.1.0").wait_for()
 
-    visit_page(page, "batches")
+    open_page(page, "batches")
     chooser = page.get_by_test_id("stFileUploader").locator("input[type=file]")
     chooser.set_input_files({"name": "questions.jsonl", "mimeType": "application/jsonl", "buffer": questions(3)})
     page.get_by_role("button", name="Start the batch").click()
     page.get_by_text("3 of 3 done").wait_for()
 
-    visit_page(page, "operate")
+    open_page(page, "operate")
     unlock(page)
     page.get_by_role("button", name="Verify release").wait_for()
 
