@@ -98,9 +98,10 @@ docs: $(VENV)/.ready  ## the documents as a site in site/, with every link and a
 reference: $(VENV)/.ready  ## write docs/reference and the manual page from the source
 	python -m tests.reference
 
-screenshots: $(VENV)/.ready  ## docs/images: the chat and the Rollout page during a deploy, in Debian's chromium
-	-@tests/needs chromium
-	python -m tests.screenshots
+screenshots: $(VENV)/.ready  ## docs/images: the pages of a host with a canary under way, in Debian's chromium, and the transcript of a deploy
+	@tests/needs
+	python -m tests.screenshots $(ARGS)
+	python -m tests.transcript
 
 lock: $(VENV)/.ready  ## requirements/cuda.txt and cpu.txt: every package that a host installs, with its hashes
 	@$(PIP) 'uv>=0.9'

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from socketserver import ThreadingUnixStreamServer
 from typing import Any, Protocol
 
 import pytest
@@ -21,7 +22,7 @@ from streamlit.testing.v1 import AppTest
 
 from ui.client import ServiceClient
 
-TIMEOUT = 20.0
+TIMEOUT = 120.0
 PAGE = Path(__file__).parent.parent / "ui/page.py"
 
 
@@ -32,9 +33,12 @@ class Service(Protocol):
 
 
 class FakeService:
-    """A service on a real socket: streams `reasoning` and then `answer`, or fails as the other attributes request."""
+    """A service on a real socket: streams `reasoning` and then `answer`, or fails as the other attributes request.
 
-    def __init__(self) -> None:
+    `path`: of a slot's internal socket, in place of an address.
+    """
+
+    def __init__(self, path: Path | None = None) -> None:
         self.version = "1.0.0"
         self.slot = "blue"
         self.candidate: tuple[str, str] | None = (
@@ -53,8 +57,14 @@ class FakeService:
         self._changed = threading.Condition()
         self.requests: list[dict[str, Any]] = []
         self.connections = 0
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
-        self.address = f"127.0.0.1:{self._server.server_port}"
+        self.models_error: tuple[int, dict[str, Any]] | None = None  # of /v1/models
+        self._server: ThreadingHTTPServer | ThreadingUnixStreamServer
+        if path is None:
+            self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
+            self.address = f"127.0.0.1:{self._server.server_port}"
+        else:
+            self._server = ThreadingUnixStreamServer(str(path), self._handler())
+            self._server.daemon_threads = True
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02})
         self._thread.start()
 
@@ -88,6 +98,9 @@ class FakeService:
                 pass
 
             def do_GET(self) -> None:
+                if self.path == "/v1/models" and fake.models_error:
+                    self._send(*fake.models_error)
+                    return
                 version, slot = self._origin(default=fake.candidate)
                 self._send(200, {"version": version, "slot": slot, "generation": 1})
 
@@ -160,8 +173,8 @@ def open_page(service: Service, monkeypatch: pytest.MonkeyPatch, path: Path = PA
     clients: list[ServiceClient] = []
     init = ServiceClient.__init__
 
-    def record(client: ServiceClient, address: str, key: str | None = None) -> None:
-        init(client, address, key)
+    def record(client: ServiceClient, address: str, key: str | None = None, socket: Path | None = None) -> None:
+        init(client, address, key, socket)
         clients.append(client)
 
     monkeypatch.setattr(ServiceClient, "__init__", record)

@@ -1,118 +1,71 @@
-"""`make screenshots`: pictures of the page around a deploy, and what the deploy printed, for the documents.
+"""Write the pictures of the page that the documents show: docs/images/*.png.
 
-Writes docs/images/chat.png, docs/images/rollout.png (1280 pixels wide, light) and docs/images/deploy.txt. Needs
-playwright
-and Debian's chromium. The host is a sandbox with the two models of the demo.
+A host in a private service manager serves the two releases of the demo, with a canary under way and a light load on
+both of them. It takes some minutes.
 """
 
 from __future__ import annotations
 
-import json
-import re
-import signal
-import subprocess
-import sys
+import argparse
+import io
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from deploy.systemd.sandbox import Sandbox
+import click
+from PIL import Image
+
 from tests.box import CODE
-from tests.test_page_browser import ARGUMENTS, CHROMIUM, RELEASES, ask, wait_for_page
+from tests.browser_fixtures import chromium, new_page, page_host
+from tests.page_tour import PAGES, WIDE, begin_tour, canary, choose_language, load, visit_page
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Page, ViewportSize
+    from playwright.sync_api import Page
 
-IMAGES = CODE / "docs/images"
-QUESTION = "What is in this picture?"
-TIMEOUT = 600.0  # seconds, for a machine that does other work, too
-VIEWPORT: ViewportSize = {"width": 1280, "height": 900}
-WHOLE: ViewportSize = {"width": 1280, "height": 1700}  # of the rollout page: its main part scrolls by itself
-
-
-def run(box: Sandbox, *argv: str) -> None:
-    """Run a command in the sandbox; raises CalledProcessError."""
-    subprocess.run(argv, env=box.env, check=True, timeout=TIMEOUT)
+DIRECTORY = CODE / "docs/images"
+PHONE = {"width": 390, "height": 844}
+LOADED = 45.0  # seconds of load before the first picture, for the plots
+COLOURS = 256
 
 
-def chat(page: Page, version: str, colour: str) -> None:
-    """Ask about a drawn picture, and wait for the answer of that version."""
-    ask(page, QUESTION, colour)
-    page.get_by_text(f"Answered by {version}").last.wait_for()
-    page.get_by_role("button", name="Stop").wait_for(state="detached")
+def write(page: Page, path: Path) -> None:
+    """Write what the window shows, with a palette: a third of the bytes."""
+    page.mouse.move(0, 0)
+    page.wait_for_timeout(1500)  # plots and fonts
+    picture = Image.open(io.BytesIO(page.screenshot(animations="disabled")))
+    picture.convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE).save(path, optimize=True)
+    click.echo(f"{path}  {path.stat().st_size / 1000:.0f} kB")
 
 
-def phases(printed: str) -> str:
-    """Return what was printed without the lines that a terminal replaces by the next one: the progress of a phase."""
-    return "".join(line for line in printed.splitlines(keepends=True) if not re.match(r" {21}\S", line))
-
-
-def take(page: Page, box: Sandbox, scratch: Path) -> None:
-    """Ask 1.0.0, deploy 1.1.0 under load, ask again, and take the pictures."""
-    page.goto(f"http://{box.addresses.ui}")
-    page.get_by_test_id("stSidebar").get_by_role("heading", name="1.0.0").wait_for()
-    chat(page, "1.0.0", "red")
-    report = scratch / "load.json"
-    argv = [
-        sys.executable,
-        "-m",
-        "deploy.loadtest",
-        box.addresses.listen,
-        "--seconds",
-        "0",
-        "--think",
-        "0.5",
-        "--scale",
-        "0.25",
-    ]
-    with (scratch / "load.log").open("wb") as out:
-        load = subprocess.Popen([*argv, "--json", str(report)], env=box.env, stdout=out, stderr=out)
-    try:
-        time.sleep(2)
-        deploy = ["glmctl", "deploy", "1.1.0", "--canary", "10,50", "--step", "10s", "--bake", "10s"]
-        # in a pipe, so that the receipt has its wide form
-        printed = subprocess.run(deploy, env=box.env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        if printed.returncode != 0:
-            sys.exit(f"{printed.stdout}{box.log.read_text(errors='replace')[-4000:]}")
-        time.sleep(1)
-        page.get_by_test_id("stSidebarNav").get_by_text("Rollout").click()
-        page.get_by_text("are accounted for.").wait_for()
-        page.get_by_test_id("stVegaLiteChart").first.wait_for()
-        page.set_viewport_size(WHOLE)
-        page.wait_for_timeout(3000)  # the charts are drawn piece by piece
-        page.screenshot(path=IMAGES / "rollout.png")
-        page.set_viewport_size(VIEWPORT)
-    finally:
-        load.send_signal(signal.SIGTERM)
-        load.wait()
-    lost = json.loads(report.read_text())["lost"]
-    (IMAGES / "deploy.txt").write_text(f"$ {' '.join(deploy)}\n{phases(printed.stdout)}")
-    page.get_by_test_id("stSidebarNav").get_by_text("Chat").click()
-    chat(page, "1.1.0", "red")
-    page.wait_for_timeout(1000)
-    page.screenshot(path=IMAGES / "chat.png")
-    print(f"wrote docs/images; the clients lost {lost} requests")
-
-
-def main() -> None:
-    """Run all of it."""
-    from playwright.sync_api import sync_playwright
-
-    if not subprocess.run(["fc-list", ":lang=zh"], capture_output=True, check=True).stdout:
-        sys.exit("no font has Chinese characters, which the page shows: apt-get install fonts-wqy-microhei")
-    IMAGES.mkdir(parents=True, exist_ok=True)
-    with Sandbox() as box, TemporaryDirectory() as scratch, sync_playwright() as playwright:
-        for version in ("1.0.0", "1.1.0"):
-            run(box, "glmctl", "release", "add", str(RELEASES / version), "-V", version)
-        run(box, "glmctl", "deploy", "1.0.0", "--bake", "0s")
-        run(box, "systemctl", "--user", "start", "glm-ui.service")
-        wait_for_page(box.addresses.ui, box.log)
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
-        page = browser.new_context(locale="en-US", viewport=VIEWPORT, color_scheme="light").new_page()
-        page.set_default_timeout(TIMEOUT * 1000)
-        take(page, box, Path(scratch))
-        browser.close()
+def main(argv: Sequence[str] | None = None) -> None:
+    """Start the host, bring the pages into use, and write a picture of each."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.screenshots",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--directory", type=Path, default=DIRECTORY, help="where they are written [docs/images]")
+    parser.add_argument("--chinese", action="store_true", help="the same in Chinese; needs fonts-noto-cjk")
+    options = parser.parse_args(argv)
+    options.directory.mkdir(parents=True, exist_ok=True)
+    click.echo("starting a host with 1.0.0 live …")
+    with page_host() as box, chromium() as browser, load(box), canary(box, "25"):
+        began = time.monotonic()
+        page = new_page(browser, viewport=WIDE, color_scheme="light", timezone_id="UTC")
+        click.echo("bringing the pages into use …")
+        begin_tour(page, box)
+        if options.chinese:
+            choose_language(page, "中文")
+        click.echo("letting the plots fill …")
+        page.wait_for_timeout(1000 * max(0.0, LOADED - (time.monotonic() - began)))
+        for name in PAGES:
+            visit_page(page, name)
+            write(page, options.directory / f"{name}.png")
+        visit_page(page, "chat")
+        page.emulate_media(color_scheme="dark")
+        page.set_viewport_size(PHONE)
+        write(page, options.directory / "phone-dark.png")
 
 
 if __name__ == "__main__":

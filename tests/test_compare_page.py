@@ -8,11 +8,12 @@ from html import unescape
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+import streamlit as st
+from hypothesis import given, settings, strategies
 from streamlit.testing.v1 import AppTest
 
 from tests.page_fixtures import PAGE, FakeService, open_page, picture, wait_until
+from ui.client import Fault
 from ui.compare.differences import MAX_WORDS, WORD, mark_differences
 from ui.compare.texts import COMPARE_TEXTS
 from ui.compare.votes import Tally, VoteStore, open_votes
@@ -104,6 +105,36 @@ def test_one_slot_is_refused_in_words(page: AppTest, service: FakeService) -> No
     assert not page.chat_input[0].disabled
 
 
+def test_a_slot_that_is_kept_warm(
+    page: AppTest, service: FakeService, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Without a canary it is asked on its internal socket, if the live slot accepts the page's key."""
+    service.candidate = None
+    monkeypatch.setenv("GLM_RUNTIME", str(tmp_path))
+    st.cache_resource.clear()
+    (tmp_path / "green").mkdir()
+    warm = FakeService(tmp_path / "green/http.sock")
+    warm.version, warm.slot, warm.answer = "0.9.0", "green", ["a red ", "blob"]
+    service.models_error = 401, {"error": {"message": "no key"}}
+    try:
+        page.run()
+        assert LANGUAGES["en"].faults[Fault.UNAUTHORIZED][0] in page.warning[0].value
+        assert page.chat_input[0].disabled
+        service.models_error = None
+        page.run()
+        compare(page, "what is it?")
+        assert "#### 0.9.0 :green-badge[green · not live]" in shown(page)
+        assert service.requests == warm.requests
+        vote(page, "first")
+        assert "<td>0.9.0 / 1.0.0</td><td>0</td><td>1</td><td>0</td><td>0</td>" in shown(page)
+    finally:
+        warm.close()
+    (tmp_path / "green/http.sock").unlink()
+    st.cache_resource.clear()  # a slot that stops closes its connections
+    page.run()
+    assert "Only **1.0.0** in slot blue answers" in page.info[0].value
+
+
 def test_a_canary_that_ends_meanwhile(page: AppTest, service: FakeService) -> None:
     """Two answers of one slot are shown as such, and not voted on."""
     service.allow(1)
@@ -168,14 +199,17 @@ def test_a_full_disk_does_not_end_the_page(page: AppTest, monkeypatch: pytest.Mo
     assert page.session_state["comparison"].choice is None
 
 
-VERSIONS = st.sampled_from([("1", "2"), ("2", "1"), ("1", "3")])
-VOTES = st.tuples(
-    st.sampled_from("ab"), st.integers(0, 5), VERSIONS, st.sampled_from(["first", "second", "equal", "neither"])
+VERSIONS = strategies.sampled_from([("1", "2"), ("2", "1"), ("1", "3")])
+VOTES = strategies.tuples(
+    strategies.sampled_from("ab"),
+    strategies.integers(0, 5),
+    VERSIONS,
+    strategies.sampled_from(["first", "second", "equal", "neither"]),
 )
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.lists(VOTES, max_size=12))
+@given(strategies.lists(VOTES, max_size=12))
 def test_tallies(votes: list[tuple[str, int, tuple[str, str], str]]) -> None:
     """Sums are those of the latest vote on each kept comparison, whichever version was live; old votes are deleted."""
     store = VoteStore(per_browser=3, total=4, clock=iter(range(100)).__next__)
@@ -201,7 +235,7 @@ def test_tallies(votes: list[tuple[str, int, tuple[str, str], str]]) -> None:
     store.close()
 
 
-TEXT = st.text("ab <&>中文。\n", max_size=30)
+TEXT = strategies.text("ab <&>中文。\n", max_size=30)
 
 
 def plain(marked: str) -> str:

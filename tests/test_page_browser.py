@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import itertools
 import json
 import os
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
@@ -19,41 +16,29 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from PIL import Image, ImageDraw
 
 from deploy.display import duration
 from deploy.systemd.sandbox import Sandbox
 from tests.box import CODE
-from tests.operate_fixtures import KEY, write_operators
+from tests.browser_fixtures import (
+    TIMEOUT,
+    ask,
+    box,
+    browser_page,
+    fits,
+    look,
+    picture,
+    run,
+    unlock,
+    visit,
+    wait_for_page,
+)
 from tests.page_fixtures import FakeService, free_address
 
 if TYPE_CHECKING:
     from playwright.sync_api import FilePayload, Page
 
-CHROMIUM = Path("/usr/bin/chromium")
-ARGUMENTS = [
-    "--no-sandbox",
-    "--disable-dev-shm-usage",
-    "--disable-gpu",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--no-first-run",
-]
-TIMEOUT = 60.0
-RELEASES = CODE / "service/demo_models/shapes/releases"  # 1.0.0 knows colours only; both reason before they answer
-
-
-@pytest.fixture(scope="module")
-def box() -> Iterator[Sandbox]:
-    """A sandbox with the page and two releases, of which 1.0.0 is live."""
-    with Sandbox() as box:
-        for version in ("1.0.0", "1.1.0"):
-            run(box, "glmctl", "release", "add", str(RELEASES / version), "-V", version)
-        run(box, "glmctl", "deploy", "1.0.0", "--bake", "0s")
-        write_operators(box.host)
-        run(box, "systemctl", "--user", "start", "glm-operate.socket", "glm-ui.service")
-        wait_for_page(box.addresses.ui, box.log)
-        yield box
+__all__ = ["box", "browser_page"]
 
 
 @pytest.fixture
@@ -70,66 +55,6 @@ def page_with_service(tmp_path: Path) -> Iterator[tuple[FakeService, str]]:
         finally:
             process.terminate()
             service.close()
-
-
-@pytest.fixture
-def browser_page() -> Iterator[Page]:
-    """A page of Debian's chromium."""
-    try:
-        from playwright.sync_api import sync_playwright
-    except ImportError:
-        pytest.fail(
-            "the browser tests need playwright (pip install -e '.[dev]') and chromium: apt-get install chromium"
-        )
-    if not CHROMIUM.exists():
-        pytest.fail(f"{CHROMIUM} is missing: apt-get install chromium")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
-        page = browser.new_context(locale="en-US", viewport={"width": 1100, "height": 800}).new_page()
-        page.set_default_timeout(TIMEOUT * 1000)
-        yield page
-        browser.close()
-
-
-def run(box: Sandbox, *argv: str) -> None:
-    done = subprocess.run(argv, env=box.env, capture_output=True, text=True, timeout=2 * TIMEOUT)
-    assert done.returncode == 0, f"{argv}: {done.stdout}{done.stderr}\n{box.log.read_text(errors='replace')[-4000:]}"
-
-
-def wait_for_page(address: str, log: Path) -> None:
-    deadline = time.monotonic() + TIMEOUT
-    while True:
-        try:
-            with urllib.request.urlopen(f"http://{address}/_stcore/health", timeout=1):
-                return
-        except (urllib.error.URLError, OSError):
-            assert time.monotonic() < deadline, log.read_text(errors="replace")[-4000:]
-            time.sleep(0.1)
-
-
-def picture(colour: str) -> bytes:
-    image = Image.new("RGB", (320, 240), "white")
-    ImageDraw.Draw(image).ellipse((90, 50, 230, 190), fill=colour)
-    data = io.BytesIO()
-    image.save(data, "PNG")
-    return data.getvalue()
-
-
-def ask(page: Page, text: str, colour: str) -> None:
-    """Attach a picture, type a question and send it."""
-    from playwright.sync_api import TimeoutError as PlaywrightTimeout
-
-    page.locator("[data-testid=stChatInput] input[type=file]").set_input_files(
-        {"name": f"{colour}.png", "mimeType": "image/png", "buffer": picture(colour)}
-    )
-    page.get_by_test_id("stChatInput").get_by_text(f"{colour}.png").wait_for()
-    page.get_by_test_id("stChatInputTextArea").fill(text)
-    for _ in range(20):  # Enter has no effect during the upload
-        page.get_by_test_id("stChatInputTextArea").press("Enter")
-        with contextlib.suppress(PlaywrightTimeout):
-            page.get_by_test_id("stChatMessage").get_by_text(text).wait_for(timeout=3000)
-            return
-    pytest.fail(f"{text!r} could not be sent")
 
 
 def connected(address: str) -> set[str]:
@@ -184,22 +109,6 @@ def test_cutover(box: Sandbox, browser_page: Page) -> None:
     page.get_by_text("Answered by 1.1.0 in slot green").wait_for()
     assert first.startswith(page.get_by_test_id("stChatMessage").nth(1).inner_text()), "the page's restart lost it"
     assert page.get_by_test_id("stChatMessage").locator("img").count() == 2
-
-
-def look(page: Page) -> dict[str, Any]:
-    """What the rollout page shows at this moment: the running phases, all phases, and the share of each slot."""
-    found: dict[str, Any] = page.evaluate(
-        """() => {
-          const texts = (where) => [...document.querySelectorAll(where)].map((one) => one.innerText.trim());
-          return {
-            running: texts('.glm-phases .running span:nth-of-type(1)'),
-            names: texts('.glm-phases li span:nth-of-type(1)'),
-            seconds: texts('.glm-phases li span:nth-of-type(3)'),
-            shares: texts('.glm-card dl div:first-child dd').map(parseFloat),
-          };
-        }"""
-    )
-    return found
 
 
 @pytest.mark.long
@@ -300,28 +209,8 @@ def test_operating(box: Sandbox, browser_page: Page) -> None:
     assert unnamed == []
 
 
-def unlock(page: Page) -> None:
-    page.get_by_label("Operator's key").fill(KEY)
-    page.get_by_label("Operator's key").press("Enter")
-    page.get_by_text("You act as alice").wait_for()
-
-
-def visit(page: Page, box: Sandbox, name: str) -> None:
-    """Open a page by the navigation: its own address makes Streamlit look for files beside it first, which are 404."""
-    page.goto(f"http://{box.addresses.ui}")
-    page.get_by_test_id("stChatInputTextArea").wait_for()
-    page.get_by_test_id("stSidebarNav").get_by_text(name).click()
-
-
 def answers(page: Page) -> list[str]:
     return page.locator(".glm-answer").all_inner_texts()
-
-
-def fits(page: Page) -> bool:
-    """Whether nothing scrolls sideways on a phone."""
-    page.set_viewport_size({"width": 390, "height": 844})
-    widths = page.evaluate("[document.querySelector('.stMain').scrollWidth, innerWidth]")
-    return bool(widths == [390, 390])
 
 
 @pytest.mark.long
@@ -331,7 +220,7 @@ def test_compare_page(box: Sandbox, browser_page: Page) -> None:
     errors: list[str] = []
     page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
     visit(page, box, "Compare")
-    page.get_by_text("Two versions answer while a canary runs").wait_for()
+    page.get_by_text("Two versions answer while both slots run").wait_for()
     live = json.loads(subprocess.check_output(["glmctl", "status", "--json"], env=box.env))
     before = live["slots"][live["live"]]["version"]
     version = "1.0.0" if before == "1.1.0" else "1.1.0"

@@ -157,7 +157,7 @@ def test_text_from_outside_is_escaped() -> None:
     evil = "<script>alert(1)</script>"
     card = slot_card("blue", slot(evil, 50, state="starting", status_text=f"x: {evil}"), ENGLISH, is_live=True)
     phases = [{"phase": evil, "state": "done", "share": None, "at": evil, "seconds": 1.0, "planned": None}]
-    for html in (card, phase_list(phases, ENGLISH, UTC, NOW), table([evil], [[evil]])):
+    for html in (card, phase_list(phases, ENGLISH, UTC, NOW), table(evil, [evil], [[evil]])):
         assert evil not in html
         assert escape(evil) in html
 

@@ -93,11 +93,11 @@ def phase_list(phases: Iterable[Document], texts: RolloutTexts, where: tzinfo, n
     return f'<ol class="glm-phases" aria-label="{texts.phases}">{"".join(items)}</ol>'
 
 
-def table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a table, which scrolls sideways where it does not fit."""
+def table(label: str, titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a table, which scrolls sideways where it does not fit; `label` is its name for screen readers."""
     head = "".join(f'<th scope="col">{escape(title)}</th>' for title in titles)
     body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
-    scrolled = '<div class="glm-table" tabindex="0" role="region">'
+    scrolled = f'<div class="glm-table" tabindex="0" role="region" aria-label="{escape(label)}">'
     return f"{scrolled}<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -117,18 +118,21 @@ class AnswerStream:
 class ServiceClient:
     """A client of the service at `address`, host:port; thread-safe, with a pool of kept connections.
 
-    `key`: the API key that is sent; None if the service needs none.
+    `key`: the API key that is sent; None if the service needs none. `socket`: the internal socket of a slot, which
+    answers instead of the address.
     """
 
-    def __init__(self, address: str, key: str | None = None) -> None:
+    def __init__(self, address: str, key: str | None = None, socket: Path | None = None) -> None:
         self.address = address
         self._headers: dict[str, str] = {}  # of each request, beside those of the pool
         host, _, port = address.rpartition(":")
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=16, keepalive_expiry=KEEP_ALIVE)
         self._client = httpx.Client(
             base_url=f"http://{WILDCARD_ADDRESSES.get(host, host)}:{port}",
             headers={"authorization": f"Bearer {key}"} if key else {},
             timeout=httpx.Timeout(READ_TIMEOUT, connect=30.0),
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=16, keepalive_expiry=KEEP_ALIVE),
+            limits=limits,
+            transport=httpx.HTTPTransport(uds=str(socket), limits=limits) if socket else None,
             trust_env=False,  # the service is on this host: no proxy
         )
 

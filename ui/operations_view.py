@@ -75,7 +75,7 @@ def _list(texts: OperateTexts, where: tzinfo) -> None:
         st.caption(texts.none_yet)
         return
     titles = [texts.began, texts.operator, texts.command, texts.outcome]
-    st.html(table(titles, [_row(one, texts, where) for one in found]))
+    st.html(table(texts.operations, titles, [_row(one, texts, where) for one in found]))
 
 
 def outcome(operation: Operation, texts: OperateTexts, *, is_running: bool) -> tuple[str, str]:

@@ -124,7 +124,7 @@ def show_verdicts(verdicts: Sequence[Document], so_far: Document | None, texts: 
         return
     titles = [texts.window, texts.metric, texts.candidate, texts.live_side, texts.counts, texts.counts_of_live]
     st.markdown(f"**{texts.verdict}**")
-    st.html(table([*titles, texts.p_value, texts.result], rows))
+    st.html(table(texts.verdict, [*titles, texts.p_value, texts.result], rows))
     for verdict in verdicts:
         if verdict["reason"]:
             st.text(verdict["reason"])
@@ -137,7 +137,7 @@ def show_receipt(record: Document, texts: RolloutTexts) -> None:
         return
     st.markdown(f"**{texts.receipt}**")
     st.markdown(receipt_sentence(receipt, texts))
-    st.html(table(receipt_columns(texts), receipt_rows(receipt, texts)))
+    st.html(table(texts.receipt, receipt_columns(texts), receipt_rows(receipt, texts)))
 
 
 def show_plots(reader: StatusReader, language: str) -> None:
@@ -176,7 +176,7 @@ def show_history(rollouts: Sequence[Document], texts: RolloutTexts, where: tzinf
         return
     titles = ["", texts.kind, texts.version, texts.previous, texts.outcome]
     titles += [texts.began, texts.seconds, texts.longest_wait, texts.lost_requests]
-    st.html(table(titles, [_listed(one, texts, where) for one in found]))
+    st.html(table(texts.history, titles, [_listed(one, texts, where) for one in found]))
     show_details(found, texts, where)
 
 

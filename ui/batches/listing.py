@@ -88,7 +88,7 @@ def _show_batch(batch: Batch, batches: BatchClient, texts: BatchTexts) -> None:
     if batch.errors:
         st.caption(texts.input_errors)
         rows = [[str(line or "-"), message] for line, message in batch.errors[:MAX_FILE_LINES]]
-        st.html(table([texts.line, texts.problem], rows))
+        st.html(table(texts.input_errors, [texts.line, texts.problem], rows))
 
 
 def _show_progress(batch: Batch, texts: BatchTexts) -> None:
@@ -131,7 +131,7 @@ def _show_download(file: str, title: str, name: str, batches: BatchClient, texts
     elif size > MAX_DOWNLOAD:
         st.caption(texts.too_large.format(title=title, size=megabytes(size)))
         header = '-H "Authorization: Bearer $GLM_API_KEY"'
-        st.code(f"curl -o {name} {header} {batches.address(file)}", language="sh", wrap_lines=True)
+        st.code(f"curl -o {name} {header} {batches.address(file)}", language=None, wrap_lines=True)
     else:
         st.download_button(
             title,

@@ -88,7 +88,7 @@ def show_upload(batches: BatchClient, owner: str, texts: BatchTexts) -> None:
         return
     if file is None:
         st.caption(texts.line_hint)
-        st.code(EXAMPLE, language="json", wrap_lines=True)
+        st.code(EXAMPLE, language=None, wrap_lines=True)
         return
     found = st.session_state.get("batch checked")
     if found is None or found[0] != file.file_id:  # once, not in each rerun
@@ -122,6 +122,6 @@ def show_problems(name: str, problems: list[Problem], texts: BatchTexts) -> None
         ]
         for one in problems
     ]
-    st.html(table([texts.line, texts.problem], rows))
+    st.html(table(texts.problem, [texts.line, texts.problem], rows))
     if len(problems) == MAX_PROBLEMS:
         st.caption(texts.more.format(count=MAX_PROBLEMS))

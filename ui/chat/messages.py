@@ -31,7 +31,7 @@ def show_pictures(pictures: tuple[Picture, ...], width: int) -> None:
     """Show pictures beside each other."""
     with st.container(horizontal=True):
         for picture in pictures:
-            st.image(picture.data, width=width)
+            st.image(picture.data, width=width, alt=picture.name)
 
 
 def show_reply(reply: Reply, texts: Texts, *, running: bool) -> None:

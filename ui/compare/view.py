@@ -13,7 +13,7 @@ from ui.chat.composer import Draft, compose, read_input, show_draft
 from ui.chat.messages import REPLY_INTERVAL, show_question, show_reasoning, timing
 from ui.chat.texts import chat_texts, escape
 from ui.client import LiveSlot, ServiceClient, ServiceError
-from ui.compare.comparison import SIDES, Comparison, find_sides
+from ui.compare.comparison import Comparison, Side, connect_to_slot, find_sides, slot_socket
 from ui.compare.differences import mark_differences
 from ui.compare.texts import COMPARE_TEXTS, CompareTexts
 from ui.compare.votes import CHOICES, VoteStore, open_votes
@@ -41,7 +41,7 @@ STYLE = """
 </style>
 """
 
-Sides = tuple[LiveSlot, LiveSlot]
+Sides = tuple[Side, Side]
 
 logger = logging.getLogger(__name__)
 
@@ -61,27 +61,31 @@ def show_compare(client: ServiceClient, language: str) -> None:
     show_tallies(votes, words)
     show_draft(draft, texts)
     running = comparison is not None and not comparison.complete
-    label = words.no_prompt if isinstance(sides, LiveSlot) else words.prompt
+    label = words.no_prompt if isinstance(sides, Side) else words.prompt
     attempt = read_input(label, "prompt", draft, disabled=running or not isinstance(sides, tuple))
     if attempt and isinstance(sides, tuple) and (question := compose(attempt, draft)):
         comparison = Comparison(question, sides)
-        comparison.start(client)
+        comparison.start()
         st.session_state["comparison"] = comparison
     if attempt:
         st.rerun()
 
 
-def look(client: ServiceClient) -> Sides | LiveSlot | ServiceError:
-    """Return the two slots that answer, or the only one, or why that is unknown."""
+def look(client: ServiceClient) -> Sides | Side | ServiceError:
+    """Return the two sides that answer, or the only one, or why that is unknown."""
+    clients = st.cache_resource(show_spinner=False, on_release=ServiceClient.close)(connect_to_slot)
+
+    def connect(slot: str) -> ServiceClient | None:
+        socket = slot_socket(slot)
+        return clients(socket) if socket else None
+
     try:
-        return find_sides(client)
+        return find_sides(client, connect)
     except ServiceError as error:
         return error
 
 
-def show_sides(
-    client: ServiceClient, drawn: Sides | LiveSlot | ServiceError, texts: Texts, words: CompareTexts
-) -> None:
+def show_sides(client: ServiceClient, drawn: Sides | Side | ServiceError, texts: Texts, words: CompareTexts) -> None:
     """Show which slots answer; `drawn`: those for which the rest of the page was drawn."""
     sides = look(client)
     if isinstance(sides, ServiceError):
@@ -92,19 +96,21 @@ def show_sides(
         return
     if sides != drawn:
         st.rerun()
-    if isinstance(sides, LiveSlot):
+    if isinstance(sides, Side):
+        only = sides.slot
         st.info(
-            f"{words.one_slot.format(version=escape(sides.version), slot=sides.slot)}  \n{words.one_slot_hint}",
+            f"{words.one_slot.format(version=escape(only.version), slot=only.slot)}  \n{words.one_slot_hint}",
             icon=":material/info:",
         )
         return
-    live, candidate = sides
+    live, other = sides
     st.caption(
         words.both.format(
-            live=escape(live.version),
-            live_slot=live.slot,
-            candidate=escape(candidate.version),
-            candidate_slot=candidate.slot,
+            live=escape(live.slot.version),
+            live_slot=live.slot.slot,
+            other=escape(other.slot.version),
+            other_slot=other.slot.slot,
+            role=words.sides[other.role],
         )
     )
 
@@ -118,7 +124,8 @@ def show_comparison(comparison: Comparison, votes: VoteStore, texts: Texts, word
         marked = show_differences(comparison, words)
     for number, (column, reply) in enumerate(zip(st.columns(2, gap="medium"), comparison.replies, strict=True)):
         with column:
-            show_head(reply, comparison.asked[number], words.sides[SIDES[number]])
+            side = comparison.sides[number]
+            show_head(reply, side.slot, words.sides[side.role])
             if reply.complete:
                 with st.container():  # a fragment has one too
                     show_ended(reply, texts, words, marked[number] if marked else None)
@@ -239,5 +246,5 @@ def show_tallies(votes: VoteStore, words: CompareTexts) -> None:
         [f"{one.one} / {one.other}", *map(str, (one.better_one, one.better_other, one.equal, one.neither))]
         for one in tallies
     ]
-    st.html(table(words.columns, rows))
+    st.html(table(words.tally, words.columns, rows))
     st.caption(words.tally_hint)

@@ -1,0 +1,119 @@
+"""Each page in use: an answer, a canary under way, a comparison, a batch that has ended, an operator's dry run.
+
+The screenshots and the test of accessibility look at the same states.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING
+
+from deploy.systemd.sandbox import Sandbox
+from tests.browser_fixtures import ask, glmctl, other_version, run, unlock
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
+
+__all__ = ["PAGES", "begin_tour", "canary", "choose_language", "load", "visit_page"]
+
+DRAWN = {
+    "chat": "[data-testid=stChatMessage] [data-testid=stExpander]",
+    "compare": ".glm-answer mark",
+    "rollout": ".glm-card",
+    "batches": "[data-testid=stFileUploader]",
+    "operate": "[data-testid=stForm]",
+}
+"""What no other page has, once a page is in use."""
+PAGES = tuple(DRAWN)
+QUESTION = "What is in this picture?"
+WIDE = {"width": 1280, "height": 900}
+
+
+@contextmanager
+def load(box: Sandbox) -> Iterator[None]:
+    """A light load of mixed clients, for the plots."""
+    argv = [sys.executable, "-m", "deploy.loadtest", box.addresses.listen, "--seconds", "0", "--think", "0.5"]
+    with subprocess.Popen(
+        [*argv, "--scale", "0.1"], env={**os.environ}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as clients:
+        try:
+            yield
+        finally:
+            clients.send_signal(signal.SIGTERM)
+
+
+@contextmanager
+def canary(box: Sandbox, share: str) -> Iterator[None]:
+    """A canary of the other release, which is aborted at the end."""
+    with glmctl(box, "deploy", other_version(box), "--canary", share, "--step", "pause"):
+        try:
+            yield
+        finally:
+            run(box, "glmctl", "abort")
+
+
+def open_page(page: Page, name: str) -> None:
+    """Go to a page by the navigation, in the same session; `name`: of its address. The window must be wide."""
+    path = "/" if name == "chat" else f"/{name}"
+    page.locator(f"[data-testid=stSidebarNavLink][href$='{path}']").click()
+
+
+def visit_page(page: Page, name: str) -> None:
+    """Go to a page that is in use, and wait until it is drawn."""
+    open_page(page, name)
+    page.locator(DRAWN[name]).first.wait_for()
+    settle(page)
+
+
+def choose_language(page: Page, name: str) -> None:
+    """Choose the language by its name in the sidebar."""
+    page.get_by_test_id("stSidebar").get_by_text(name, exact=True).click()
+    settle(page)
+
+
+def settle(page: Page) -> None:
+    """Wait until the run of the page's script has ended."""
+    from playwright.sync_api import TimeoutError as PlaywrightTimeout
+
+    with suppress(PlaywrightTimeout):  # fragments that run every second may keep it running
+        page.locator("[data-testid=stApp][data-test-script-state=notRunning]").wait_for(timeout=10_000)
+    page.wait_for_timeout(500)
+
+
+def begin_tour(page: Page, box: Sandbox) -> None:
+    """Bring every page into use; a canary must be under way."""
+    page.set_viewport_size(WIDE)
+    page.goto(f"http://{box.addresses.ui}")
+    ask(page, QUESTION, "red")
+    page.get_by_text("Answered by").wait_for()
+    page.get_by_role("button", name="Stop").wait_for(state="detached")
+
+    open_page(page, "compare")
+    page.get_by_text("One question, answered at once by").wait_for()
+    ask(page, QUESTION, "green")
+    page.get_by_role("radio", name="1.1.0 is better").click()
+    page.get_by_role("cell", name="1.0.0 / 1.1.0").wait_for()
+
+    open_page(page, "batches")
+    chooser = page.get_by_test_id("stFileUploader").locator("input[type=file]")
+    chooser.set_input_files({"name": "questions.jsonl", "mimeType": "application/jsonl", "buffer": questions(3)})
+    page.get_by_role("button", name="Start the batch").click()
+    page.get_by_text("3 of 3 done").wait_for()
+
+    open_page(page, "operate")
+    unlock(page)
+    page.get_by_role("button", name="Verify release").wait_for()
+
+
+def questions(count: int) -> bytes:
+    """The lines of a batch."""
+    body = {"messages": [{"role": "user", "content": "What can you do?"}], "max_tokens": 20}
+    request = {"method": "POST", "url": "/v1/chat/completions", "body": body}
+    lines = [json.dumps({"custom_id": f"question-{number}", **request}) for number in range(count)]
+    return "".join(f"{line}\n" for line in lines).encode()
