@@ -65,7 +65,8 @@ INSTALL = f"""
 python3 -m venv --without-pip /opt/glm
 printf '%s\\n' {INSTALLED} {PACKAGES} > "$(echo /opt/glm/lib/python3.*/site-packages)/glm.pth"
 printf '#!/opt/glm/bin/python\\nfrom deploy.cli import main\\nmain()\\n' > /opt/glm/bin/glmctl
-chmod +x /opt/glm/bin/glmctl
+printf '#!/opt/glm/bin/python\\nfrom gunicorn.app.wsgiapp import run\\nrun()\\n' > /opt/glm/bin/gunicorn
+chmod +x /opt/glm/bin/glmctl /opt/glm/bin/gunicorn
 /opt/glm/bin/glmctl install --listen 0.0.0.0:8000
 printf 'GLM_ENGINE=dummy\\nGLM_THREADS=1\\n' > /etc/glm/glm.env
 systemctl enable --now glm.target
