@@ -207,16 +207,15 @@ def test_a_request_is_followed_from_its_line_to_the_receipt(serving: BootedHost)
 def test_errors_of_the_journal_are_errors(serving: BootedHost) -> None:
     """What clients do wrong, and a rollout that is done, are none; a worker that was killed is one, and all are."""
     host, address = serving, f"http://{serving.address}:8000"
-    slot = live(host)
     begin = entries(host)[-1]["__CURSOR"]
     host.outside(["curl", "-sS", f"{address}/nothing", f"{address}/v1/models", "--json", "{}"])
     nonsense = "import socket, sys; s = socket.create_connection((sys.argv[1], 8000)); s.send(b'no\\n\\n'); s.recv(99)"
     host.outside([sys.executable, "-c", nonsense, host.address])
-    host.run(["glmctl", "reload"], seconds=300)
+    host.run(["glmctl", "deploy", "1.0.0", "--no-analysis", "--bake", "0"], seconds=300)
     told = entries(host, f"--after-cursor={begin}")
     assert {one["PRIORITY"] for one in told} == {"4", "6"}
     assert [one for one in told if "refused with 400" in one["MESSAGE"]]
-    master = host.run(["systemctl", "show", "--value", "--property=MainPID", f"glm@{slot}"]).strip()
+    master = host.run(["systemctl", "show", "--value", "--property=MainPID", f"glm@{live(host)}"]).strip()
     host.run(["pkill", "-KILL", "-P", master, "--oldest"])
     found = list[dict[str, str]]()
 
