@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import os
 from bisect import bisect_left
-from collections import Counter as CounterOf
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -70,8 +70,8 @@ class _SummedHistogram(Histogram):
 
     def add(self, seconds: float, counts: Sequence[int]) -> None:
         """Add the sum of the observations, and how many of them are in each bucket."""
-        self._sum.inc(seconds)
-        for bucket, count in zip(self._buckets, counts, strict=True):
+        self._sum.inc(_ticks(seconds))
+        for bucket, count in zip(self._buckets, counts, strict=False):  # there is room for the most buckets
             if count:
                 bucket.inc(count)
 
@@ -83,16 +83,16 @@ _seconds = _SummedHistogram(
     (*LABELS, "route"),
     buckets=SECONDS,
 )
-_first = Histogram(
+_first = _SummedHistogram(
     "glm_time_to_first_token_seconds", "Time from the start of generation to the first token.", LABELS, buckets=SECONDS
 )
-_per_token = Histogram(
+_per_token = _SummedHistogram(
     "glm_time_per_output_token_seconds",
     "Mean time between two tokens of an answer, after its first.",
     LABELS,
     buckets=TOKEN_SECONDS,
 )
-_queue_wait = Histogram(
+_queue_wait = _SummedHistogram(
     "glm_queue_wait_seconds",
     "Time from the arrival of an answer in the engine until it had a row.",
     LABELS,
@@ -156,21 +156,21 @@ class Metrics:
     slot: str
 
     def observe_first_token(self, seconds: float) -> None:
-        """Observe the time from the call of the engine to the first piece of an answer."""
-        _of(_first, self.version, self.slot).observe(_ticks(seconds))
+        """Observe the time from the call of the engine to the first piece of an answer, at the next `flush`."""
+        _observe(_first, (self.version, self.slot), seconds)
 
     def count_tokens(self, count: int) -> None:
-        """Count the generated tokens of a completed answer."""
-        _of(_tokens, self.version, self.slot).inc(count)
+        """Count the generated tokens of a completed answer, at the next `flush`."""
+        _counts[_tokens, (self.version, self.slot)] += count
 
     def observe_finish(self, finish: Finish, seconds: float) -> None:
-        """Observe a completed answer; `seconds`: from its first token to its last."""
+        """Observe a completed answer, at the next `flush`; `seconds`: from its first token to its last."""
         labels = (self.version, self.slot)
         self.count_tokens(finish.completion_tokens)
-        _of(_prompt_tokens, *labels).inc(finish.prompt_tokens)
-        _of(_queue_wait, *labels).observe(_ticks(finish.waited))
+        _counts[_prompt_tokens, labels] += finish.prompt_tokens
+        _observe(_queue_wait, labels, finish.waited)
         if finish.completion_tokens > 1:
-            _of(_per_token, *labels).observe(_ticks(seconds / (finish.completion_tokens - 1)))
+            _observe(_per_token, labels, seconds / (finish.completion_tokens - 1), TOKEN_SECONDS)
 
     def set_engine_usage(self, usage: Usage) -> None:
         """Set the engine's gauges, and add its counts. Those of others cannot be read by the worker that is scraped."""
@@ -211,43 +211,45 @@ class Metrics:
 
 
 @dataclass
-class _Ended:
-    """The requests of one set of labels that have ended since the last flush."""
+class _Observed:
+    """The observations since the last flush."""
 
     seconds: float = 0.0
     counts: list[int] = field(default_factory=lambda: [0] * (len(SECONDS) + 1))
-    """By bucket; the last one has no bound."""
+    """By bucket; the one after the last bound has none."""
 
 
-_ended: dict[tuple[str, str, str, str], _Ended] = {}
-_failed: CounterOf[tuple[str, str, str]] = CounterOf()
+_Labels = tuple[str, ...]
+_counts: defaultdict[tuple[Counter, _Labels], int] = defaultdict(int)
+"""Of requests since the last flush: an update of a metric that processes share takes 2 µs, and a chat needs ten."""
+_observed: defaultdict[tuple[_SummedHistogram, _Labels], _Observed] = defaultdict(_Observed)
+
+
+def _observe(histogram: _SummedHistogram, labels: _Labels, seconds: float, bounds: Sequence[float] = SECONDS) -> None:
+    observed = _observed[histogram, labels]
+    observed.seconds += seconds
+    observed.counts[bisect_left(bounds, seconds)] += 1
 
 
 def count_request(version: str, slot: str, route: str, status: str, seconds: float) -> None:
-    """Count a request that has ended, and its duration from its head to the end of the answer, at the next `flush`.
-
-    An update of a metric that processes share takes 2 µs, and a request needs three.
-    """
-    key = (version, slot, route, status)
-    ended = _ended.get(key) or _ended.setdefault(key, _Ended())
-    ended.seconds += seconds
-    ended.counts[bisect_left(SECONDS, seconds)] += 1
+    """Count a request that has ended, and its duration from its head to the end of the answer, at the next `flush`."""
+    _counts[_requests, (version, slot, route, status)] += 1
+    _observe(_seconds, (version, slot, route), seconds)
 
 
 def count_error(version: str, slot: str, kind: str) -> None:
     """Count a request that ended with an error of this kind, one of a fixed set, at the next `flush`."""
-    _failed[version, slot, kind] += 1
+    _counts[_errors, (version, slot, kind)] += 1
 
 
 def flush() -> None:
-    """Add the requests that were counted since the last call. A worker calls it every 20 ms, and at its end."""
-    for (version, slot, route, status), ended in _ended.items():
-        _of(_requests, version, slot, route, status).inc(sum(ended.counts))
-        _of(_seconds, version, slot, route).add(_ticks(ended.seconds), ended.counts)
-    _ended.clear()
-    for labels, count in _failed.items():
-        _of(_errors, *labels).inc(count)
-    _failed.clear()
+    """Add what was counted and observed since the last call. A worker calls it every 20 ms, and at its end."""
+    for (counter, labels), count in _counts.items():
+        _of(counter, *labels).inc(count)
+    _counts.clear()
+    for (histogram, labels), observed in _observed.items():
+        _of(histogram, *labels).add(observed.seconds, observed.counts)
+    _observed.clear()
 
 
 def render() -> bytes:

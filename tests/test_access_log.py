@@ -46,7 +46,7 @@ def written(entries: list[Entry], share: float = 1, rate: int = 1000) -> Written
     lines: Written = []
     log = AccessLog(share, rate, lambda: lines.extend)
     for entry in entries:
-        if log.wants(entry.path, entry.status):
+        if log.wants(entry.path, entry.status, entry.client):
             log.add(entry)
     log.close()
     return lines
@@ -126,7 +126,8 @@ def test_a_reader_that_has_stopped_stops_no_request(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(access, "WINDOW", 0.0)
     log = AccessLog(1, 4, lambda: write)
     for _ in range(100):
-        log.add(OK)
+        if log.wants(OK.path, OK.status, OK.client):
+            log.add(OK)
     assert len(log._pending) == 4
     goes_on.set()
     log.close()

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shlex
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,19 +30,6 @@ esac
 POLICY = """[hooks]
 post_cutover = ["touch /run/glm/moved"]
 """
-
-CLIENT = """
-import http.client, json, sys
-connection = http.client.HTTPConnection(sys.argv[1], 8000, timeout=60)
-question = json.dumps({"max_tokens": 4, "messages": [{"role": "user", "content": "the-secret-of-a-client"}]})
-for name in ("before", "after"):
-    connection.request("POST", "/v1/chat/completions", question, {"X-Request-Id": name})
-    response = connection.getresponse()
-    response.read()
-    print(response.status, flush=True)
-    sys.stdin.readline()
-"""
-"""It asks twice on one connection, the second time when it is told to."""
 
 BAKE = json.dumps({"glm_deploy_options": ["--bake", "1"]})
 
@@ -211,83 +196,6 @@ def test_a_rollout_and_its_rollback(serving: Fleet, checkpoints: dict[str, Path]
     serving.play("rollback.yml")
     assert serving.ask()[0] == "1.0.0"
     assert serving.play("rollback.yml", "-e", "glm_version=1.0.0").changed == 0
-
-
-def entries(fleet: Fleet, *words: str) -> list[dict[str, str]]:
-    """The entries of the server and of glmctl in the host's journal."""
-    said = fleet.host.run(
-        ["journalctl", "--output=json", "--no-pager", *words, "SYSLOG_IDENTIFIER=glm", "+", "SYSLOG_IDENTIFIER=glmctl"]
-    )
-    return [json.loads(line) for line in said.splitlines()]
-
-
-@pytest.mark.long
-def test_a_request_is_followed_from_its_line_to_the_receipt(serving: Fleet, checkpoints: dict[str, Path]) -> None:
-    """Across a handover in a rollout: which worker accepted it, which answered, and that the receipt has both."""
-    host = serving.host
-    serving.play("deploy.yml", *_release(checkpoints, "1.1.0"))
-    _, slot = serving.ask()
-    begin = entries(serving)[-1]["__CURSOR"]
-    argv = ["nsenter", f"--target={host.client}", "--net", sys.executable, "-c", CLIENT, host.address]
-    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as client:
-        assert client.stdin
-        assert client.stdout
-        assert client.stdout.readline() == "200\n"
-        deploy = [str(host.shell), host.name, "glmctl deploy 1.0.0 --no-analysis --bake 15s --json"]
-        with subprocess.Popen(deploy, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as rollout:
-            try:
-                while serving.ask()[1] == slot:
-                    assert rollout.poll() is None
-                client.stdin.write("\n\n")
-                client.stdin.flush()
-                assert client.stdout.readline() == "200\n"
-                record = json.loads(rollout.communicate(timeout=300)[0])
-            finally:
-                client.kill()
-                rollout.kill()
-    [before], [after] = (
-        json.loads(host.run(["glmctl", "trace", name, "--json"]))["requests"] for name in ("before", "after")
-    )
-    assert before["accepted_by"] == before["answered_by"] == after["accepted_by"] == after["handed_over_by"]
-    assert after["handovers"] == 1
-    assert (after["version"], after["rollout"], after["outcome"]) == ("1.0.0", record["id"], "answered")
-    lines = {f"{line['slot']}/{line['generation']}": line for line in record["receipt"]["lines"]}
-    old, new = (after[name].rpartition("/")[0] for name in ("accepted_by", "answered_by"))
-    assert (old.partition("/")[0], new.partition("/")[0]) == (slot, {"blue": "green", "green": "blue"}[slot])
-    assert lines[old]["handed_out"] >= 1
-    assert lines[new]["adopted"] >= 1
-    assert lines[new]["completed"] >= 1
-    assert record["receipt"]["lost"] == 0
-    shown = host.run(["glmctl", "logs", "--rollout", record["id"]])
-    assert f"rollout {record['id']}: deploy of 1.0.0" in shown
-    assert ", id after" in shown
-    assert shown.index("preflight, begun by root") < shown.index(": cutover") < shown.index(": done")
-    found = entries(serving, f"--after-cursor={begin}")
-    assert "the-secret-of-a-client" not in json.dumps(found)
-    assert {one["PHASE"] for one in found if one.get("ROLLOUT") == record["id"]} >= {"preflight", "cutover", "retire"}
-
-
-@pytest.mark.long
-def test_errors_of_the_journal_are_errors(serving: Fleet) -> None:
-    """What clients do wrong, and a rollout that is done, are none; a worker that was killed is one, and all are."""
-    host = serving.host
-    _, slot = serving.ask()
-    begin = entries(serving)[-1]["__CURSOR"]
-    address = f"http://{host.address}:8000"
-    host.outside(["curl", "-sS", f"{address}/nothing", f"{address}/v1/models", "--json", "{}"])
-    host.outside(["sh", "-c", f"echo nonsense | timeout 5 nc {host.address} 8000 || true"])
-    host.run(["glmctl", "reload"], seconds=300)
-    told = entries(serving, f"--after-cursor={begin}")
-    assert {one["PRIORITY"] for one in told} == {"4", "6"}
-    assert [one for one in told if "refused with 400" in one["MESSAGE"]]
-    main_pid = serving.shown(f"glm@{slot}", "MainPID")
-    host.run(["pkill", "-KILL", "-P", main_pid, "--oldest"])
-    for _ in range(100):
-        if found := entries(serving, f"--after-cursor={begin}", "--priority=err"):
-            break
-        host.run(["sleep", "0.1"])
-    assert {one["PRIORITY"] for one in found} <= {"0", "1", "2", "3"}
-    assert any("SIGKILL" in one["MESSAGE"] for one in found)
 
 
 def test_a_stopped_slot_is_inactive_not_failed(serving: Fleet) -> None:

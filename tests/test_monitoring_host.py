@@ -30,6 +30,7 @@ WITHOUT_DATA = {
     "a mirror": r"glm_mirrored",
     "the dummy engine": r"glm_(image_cache|engine_step|model_load_part)",
     "the last minute alone": r"offset 1m",
+    "failed requests": r'status=~"5\.\."',
 }
 """Why an expression of the dashboard has no data on a host of these tests."""
 

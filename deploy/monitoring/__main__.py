@@ -41,13 +41,13 @@ def main() -> int:
 
 
 def places(address: str) -> str:
-    """Return where to look at a Prometheus, as lines of text."""
+    """Return where to look at a Prometheus, as text; an address has a line of its own, so that few wrap."""
     found = {"alerts": "/alerts", "targets": "/targets"}
     found |= {
         name: f"/graph?{urlencode({'g0.expr': expression, 'g0.tab': 0}, safe=':')}"
         for name, expression in GRAPHS.items()
     }
-    return "".join(f"\n  {name:17} http://{address}{path}" for name, path in found.items())
+    return "".join(f"\n  {name}\n    http://{address}{path}" for name, path in found.items())
 
 
 def _run() -> None:
@@ -55,7 +55,7 @@ def _run() -> None:
     with Sandbox() as box, tempfile.TemporaryDirectory(prefix="glm-monitoring-") as scratch:
         directory = Path(scratch)
         with Prometheus(box.addresses.listen, directory / "prometheus") as prometheus:
-            click.echo(f"Prometheus scrapes the demo, every 2 s:\n{places(prometheus.address)}")
+            click.echo(f"Prometheus scrapes the demo, every 2 s: http://{prometheus.address}")
             demo = Demo(box, directory)
             demo.play(interactive=False)
             with _load(box):

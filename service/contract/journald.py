@@ -19,11 +19,15 @@ _LENGTH = struct.Struct("<Q")
 
 def encode(fields: Mapping[str, object]) -> bytes:
     """Return the datagram of an entry. A value with a line break is preceded by its length, others end with one."""
-    parts = []
-    for name, value in fields.items():
-        data = str(value).encode(errors="backslashreplace")[:_MAX_FIELD]
-        if b"\n" in data:
-            parts.append(b"%b\n%b%b\n" % (name.encode(), _LENGTH.pack(len(data)), data))
-        else:
-            parts.append(b"%b=%b\n" % (name.encode(), data))
-    return b"".join(parts)
+    text = "".join([f"{name}={value}\n" for name, value in fields.items()])
+    data = text.encode(errors="backslashreplace")
+    if text.count("\n") == len(fields) and len(data) <= _MAX_FIELD:  # as nearly all: a third of the time
+        return data
+    return b"".join([_field(name, str(value)) for name, value in fields.items()])
+
+
+def _field(name: str, value: str) -> bytes:
+    data = value.encode(errors="backslashreplace")[:_MAX_FIELD]
+    if b"\n" in data:
+        return b"%b\n%b%b\n" % (name.encode(), _LENGTH.pack(len(data)), data)
+    return b"%b=%b\n" % (name.encode(), data)

@@ -66,14 +66,15 @@ class Recorder:
         error = KINDS.get(state.get("refused")) or _ERRORS.get(status) or state.get("error")
         if origin and error:
             count_error(version, slot, error)
-        if self.access.wants(scope["path"], status):
+        client = address if origin else INTERNAL
+        if self.access.wants(scope["path"], status, client):
             self.access.add(
                 Entry(
                     scope["method"],
                     (scope.get("raw_path") or scope["path"].encode()).decode("latin-1"),
                     status,
                     timer.seconds,
-                    address if origin else INTERNAL,
+                    client,
                     version,
                     state.get("request_id", ""),
                     timer.first_seconds,

@@ -136,26 +136,31 @@ class AccessLog:
         """Whether requests that fail get a line."""
         return self._share > 0
 
-    def wants(self, path: str, status: int) -> bool:
-        """Return whether a request is to be added: it failed, or it is no probe and is chosen."""
-        if status >= 400 or not self._share:
-            return self._share > 0
-        return path not in PROBES and (self._share == 1 or random.random() < self._share)  # noqa: S311
+    def wants(self, path: str, status: int, client: str) -> bool:
+        """Return whether a request that has ended gets a line: it failed, or is no probe and is chosen.
 
-    def add(self, entry: Entry) -> None:
-        """Log a request that has ended, with the next tick."""
+        Those beyond the rate get none and are counted.
+        """
+        if not self._share:
+            return False
+        if status < 400 and (path in PROBES or (self._share < 1 and random.random() >= self._share)):  # noqa: S311
+            return False
         if time.monotonic() - self._window >= WINDOW:
             self.tick()
-        network = network_of(entry.client)
+        network = network_of(client)
         if (
             self._total >= self._rate
             or self._logged[network] >= max(1, self._rate // 2)
             or len(self._pending) >= self._rate  # who reads the log has stopped
         ):
             self._left_out += 1
-            return
+            return False
         self._total += 1
         self._logged[network] += 1
+        return True
+
+    def add(self, entry: Entry) -> None:
+        """Log a request that `wants` has chosen, with the next tick."""
         self._pending.append(entry)
 
     def tick(self) -> None:

@@ -107,7 +107,7 @@ import resource
 resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 27, 1 << 27))  # whatever is tried, the disk of this machine stays free
 from service import metrics
 one = metrics.Metrics("1", "blue")
-one.set_in_flight(1); one.observe_first_token(0.1); one.count_tokens(3)
+one.set_in_flight(1); one.observe_first_token(0.1); one.count_tokens(3); metrics.flush()
 metrics.render()
 """
     )
