@@ -143,9 +143,7 @@ def test_installing_twice_changes_nothing_and_removal_leaves_nothing(system: Hos
     assert removal.of(system.host, purge=False, files=system).paths == ()
 
 
-def test_removal_stops_every_unit_and_the_sockets_first(
-    system: HostFiles, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_removal_stops_every_unit_and_the_sockets_first(system: HostFiles, monkeypatch: pytest.MonkeyPatch) -> None:
     """No unit that `install` writes goes on, and no service is stopped before the sockets that would start it again."""
     monkeypatch.setattr(Systemd, "state", lambda _, unit: SimpleNamespace(active="active"))
     stopped = removal.of(system.host, purge=False, files=system).units
