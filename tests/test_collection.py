@@ -12,7 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from ansible.module_utils.testing import patch_module_args
+
+from deploy.host import Host
+from deploy.systemd import units
+from deploy.systemd.host_files import HostFiles
 
 COLLECTIONS = Path(__file__).resolve().parent.parent / "deploy/ansible/collections"
 SCRIPT = """#!/bin/sh
@@ -208,3 +213,27 @@ def test_a_bare_host_is_named_as_such(name: str, fake: Fake, capsys: pytest.Capt
     """Without glmctl one sentence says what to run."""
     fake.path.unlink()
     assert "site.yml installs it" in fake.run(name, capsys, version="1.0.0")["msg"]
+
+
+def tasks(entries: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Tasks, with those of blocks."""
+    for entry in entries:
+        yield entry
+        for key in ("block", "rescue", "always"):
+            yield from tasks(entry.get(key, []))
+
+
+def test_what_glmctl_installs_is_left_to_it() -> None:
+    """No task of the role writes or removes a unit, rule or link of `glmctl install`: one place knows them."""
+    host = Host.find(user=False)
+    files = HostFiles(host)
+    known = {str(path) for path in (*units.paths(host), *files.render(), *files.links())}
+    role = COLLECTIONS.parent / "roles/glm_host/tasks"
+    for file in role.glob("*.yml"):
+        for task in tasks(yaml.safe_load(file.read_text())):
+            for name in ("file", "copy", "template"):
+                words = task.get(f"ansible.builtin.{name}", {})
+                written = {words.get("path"), words.get("dest"), *task.get("loop", [])}
+                assert not known & written, f"{file.name}: {task['name']}"
+            assert "systemd-sysusers" not in str(task)
+            assert "systemd-tmpfiles" not in str(task)

@@ -143,6 +143,15 @@ def test_installing_twice_changes_nothing_and_removal_leaves_nothing(system: Hos
     assert removal.of(system.host, purge=False, files=system).paths == ()
 
 
+def test_removal_stops_every_unit_and_the_sockets_first(system: HostFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No unit that `install` writes goes on, and no service is stopped before the sockets that would start it again."""
+    monkeypatch.setattr(Systemd, "state", lambda _, unit: SimpleNamespace(active="active"))
+    stopped = removal.of(system.host, purge=False, files=system).units
+    assert {name for name in units.UNITS if "@" not in name} < set(stopped)
+    kinds = [unit.rpartition(".")[2] for unit in stopped if unit != "glm.target"]
+    assert kinds == sorted(kinds, key="socket service".index)
+
+
 def test_purge_deletes_what_is_its_own(system: HostFiles, tmp_path: Path) -> None:
     """Releases, links, state and settings; a file that somebody put into the root stays."""
     system.install()

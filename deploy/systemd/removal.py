@@ -69,7 +69,8 @@ def of(host: Host, *, purge: bool, files: HostFiles | None = None) -> Removal:
     `files`: those outside the unit directory; the system manager's are in /etc and /usr/local/bin if None.
     """
     systemd = Systemd(host.user)
-    names = ("glm.target", "glm.socket", "glm-live.service", *map(host.unit, SLOTS), "glm-ui.service")
+    sockets = ("glm.socket", "glm-ui.socket", "glm-operate.socket")
+    names = ("glm.target", *sockets, "glm-live.service", *map(host.unit, SLOTS), "glm-ui.service")
     active = tuple(name for name in names if systemd.state(name).active not in {"", "inactive", "failed"})
     installed = sorted(path for path in units.paths(host) if path.exists())
     if not host.user:
