@@ -59,8 +59,8 @@ def memory(box: Box) -> int:
 async def pass_on(peer: ManyConnections, number: int) -> dict[str, float | None]:
     """Switch once; returns the ms until the old slot has no connection more, and until the new one has all.
 
-    Connections of the load come on top, and change: the old slot is empty when it has none, and the new one has all
-    when it has as many as are kept.
+    Workers write their accounts every 20 ms at most. One that is under way is in neither account, and those of the load
+    come on top: the new slot has all when the old one has none and it has as many as are kept.
     """
     old, new = peer.box.slots.live, peer.box.slots.idle
     assert old is not None
@@ -70,7 +70,7 @@ async def pass_on(peer: ManyConnections, number: int) -> dict[str, float | None]
     while time.monotonic() < began + LIMIT and None in found.values():
         if found["handoff_ms"] is None and peer.box.generation(old).connections == 0:
             found["handoff_ms"] = 1000 * (time.monotonic() - began)
-        if found["all_over_ms"] is None and peer.box.generation(new).connections >= number:
+        elif found["handoff_ms"] is not None and peer.box.generation(new).connections >= number:
             found["all_over_ms"] = 1000 * (time.monotonic() - began)
         await asyncio.sleep(0.002)
     return found
@@ -84,18 +84,18 @@ async def measure(peer: ManyConnections, number: int, switches: int) -> dict[str
             await asyncio.sleep(1)  # accounts are written five times a second
             taken = memory(peer.box) - before
             load = stack.enter_context(MixedLoad(peer.address, scale=SCALE))
-            times, lost, answers = [], 0, 0
+            times, lost, by_old = [], 0, 0
             for _ in range(switches):
                 times.append(await pass_on(peer, number))
                 versions, without = await kept.ask()
-                answers += versions.get(VERSIONS[peer.live], 0)
-                lost += number - versions.get(VERSIONS[peer.live], 0)
+                lost += without
+                by_old += versions.get(peer.next_version, 0)
                 await asyncio.sleep(0.3)
             report: Report = await asyncio.to_thread(load.stop)
         return {
             "switches": switches,
             "lost_connections": lost,
-            "answers": answers,
+            "answered_by_old": by_old,
             "lost": report.lost,
             "sent": report.sent,
             "longest_pause_ms": report.longest_pause_ms,

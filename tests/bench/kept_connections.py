@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -41,6 +42,21 @@ class _Connection:
             raise EOFError(head)
         return head.partition(b"x-model-version: ")[2].split(b"\r")[0].decode()
 
+    async def ask(self) -> str | None:
+        """Return the version that answers; None, and another connection, if none does."""
+        try:
+            return await self.version()
+        except (OSError, EOFError):
+            await self.reopen()
+            return None
+
+    async def reopen(self) -> None:
+        """Open another connection, if the server accepts one."""
+        self.closed += 1
+        self._writer.close()
+        with suppress(OSError):
+            await self.open()
+
     async def until(self, version: str, deadline: float) -> bool:
         """Ask until that version answers, on other connections once this one is closed."""
         while time.monotonic() < deadline:
@@ -49,10 +65,7 @@ class _Connection:
                     if await self.version() == version:
                         return True
             except (OSError, EOFError):
-                self.closed += 1
-                self._writer.close()
-                with suppress(OSError):
-                    await self.open()
+                await self.reopen()
             except TimeoutError:
                 break
             await asyncio.sleep(PAUSE)
@@ -91,11 +104,6 @@ class KeptConnections:
 
     async def ask(self) -> tuple[dict[str, int], int]:
         """Ask once on each; returns the number of answers by version, and that of connections without one."""
-        answers = await asyncio.gather(
-            *(connection.version() for connection in self._connections), return_exceptions=True
-        )
-        versions: dict[str, int] = {}
-        for answer in answers:
-            if isinstance(answer, str):
-                versions[answer] = versions.get(answer, 0) + 1
-        return versions, len(answers) - sum(versions.values())
+        answers = Counter(await asyncio.gather(*(connection.ask() for connection in self._connections)))
+        lost = answers.pop(None, 0)
+        return {version: number for version, number in answers.items() if version}, lost

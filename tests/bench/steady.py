@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -140,10 +141,10 @@ def systems(scratch: Path, output: Output) -> Iterator[list[System]]:
         assert isinstance(ours, Ours)
         canary = CanaryFile(ours.box.host.runtime)
         found.append(System(OURS, ours.address, canary.remove))
-        for share in SHARES:
-            found.append(
-                System(f"canary of {share} %", ours.address, lambda share=share: canary.write(Canary("green", share, 1)))
-            )
+        found += [
+            System(f"canary of {share} %", ours.address, partial(canary.write, Canary("green", share, 1)))
+            for share in SHARES
+        ]
         yield found
 
 

@@ -1,10 +1,12 @@
-"""This service: two warm slots and one symlink."""
+"""The service itself: two warm slots and one symlink."""
 
 from __future__ import annotations
 
 import platform
+from collections.abc import Mapping
 from contextlib import ExitStack
 from importlib.metadata import version
+from types import MappingProxyType
 
 from tests.bench.peers.peer import VERSIONS, Peer
 from tests.box import empty_host
@@ -17,7 +19,7 @@ class Ours(Peer):
 
     name = "this service"
     how = "rename of the symlink live"
-    settings: dict[str, object] = {}
+    settings: Mapping[str, object] = MappingProxyType({})
     """Further GLM_* settings."""
 
     def versions(self) -> str:

@@ -71,14 +71,14 @@ class Peer(ABC):
     def start(self, stack: ExitStack) -> None:
         """Serve VERSIONS[0] at `address`; what was started is ended by `stack`."""
 
-    def prepare(self) -> None:
+    def prepare(self) -> None:  # noqa: B027 - not every peer has something to do
         """Do what can be done before any client meets the new version."""
 
     @abstractmethod
     def switch(self) -> None:
         """Send new requests to the new version; it need not wait for that."""
 
-    def finish(self) -> None:
+    def finish(self) -> None:  # noqa: B027
         """Take the old version away, once the kept connections are answered by the new one."""
 
     def release(self, version: str) -> Path:
