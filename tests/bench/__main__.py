@@ -43,8 +43,8 @@ def run(argv: list[str]) -> str | None:
     try:
         code = process.wait(LIMIT)
     except subprocess.TimeoutExpired:
-        process.terminate()
-        process.wait(60)
+        process.terminate()  # it ends what it started
+        process.wait(120)
         return f"it did not end within {LIMIT} s"
     except KeyboardInterrupt:
         process.wait(60)  # the terminal has interrupted it, too; it ends what it started

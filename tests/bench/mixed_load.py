@@ -16,7 +16,7 @@ from tests.box import CODE
 __all__ = ["MixedLoad"]
 
 TIME_LIMIT = 20  # seconds after which a request is lost
-LONGEST = 1800  # seconds after which the load ends by itself
+LONGEST = 900  # seconds after which the load ends by itself
 
 
 class MixedLoad:
@@ -39,7 +39,7 @@ class MixedLoad:
         self._process = subprocess.Popen(
             [*self._command, "--json", str(self._path)], cwd=CODE, stdout=self._log, stderr=self._log
         )
-        while self._log.tell() == 0 and not self._log_text() and self._process.poll() is None:
+        while not self._log_text() and self._process.poll() is None:
             time.sleep(0.05)  # the first line of progress: the clients run since a second
         return self
 

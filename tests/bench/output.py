@@ -6,10 +6,12 @@ import argparse
 import json
 import os
 import platform
+import signal
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -45,7 +47,11 @@ class Output:
 
     @classmethod
     def of(cls, benchmark: str, options: argparse.Namespace) -> Output:
-        """Return the output that the options ask for, and begin it with what the figures depend on."""
+        """Return the output that the options ask for, and begin it with what the figures depend on.
+
+        From here on SIGTERM ends the benchmark by an exception, so that it ends what it has started.
+        """
+        signal.signal(signal.SIGTERM, _terminate)
         output = cls(benchmark, options.json, quick=options.quick)
         output.row(
             "run",
@@ -87,6 +93,10 @@ class Output:
         for row in rows:
             table.add_row(*(cell(value) for value in row))
         self._console.print(table)
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - what the signal module passes
+    sys.exit(128 + number)
 
 
 def cell(value: object) -> str:
