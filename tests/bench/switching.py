@@ -35,7 +35,7 @@ LIMIT = 60.0  # seconds for a switch
 ALLOWANCE, FACTOR = 50.0, 1.5
 """Target: the longest pause of any client is at most ALLOWANCE ms + FACTOR times the p99.9 of the busy ones before."""
 PEERS: tuple[type[Peer], ...] = (Ours, Nginx, HAProxy, GunicornHup, GunicornUsr2)
-ABSENT = {"kamal-proxy": "neither PyPI, npm nor Debian has it, and Go's module proxy was out of reach: not measured"}
+ABSENT = {"kamal-proxy": "neither PyPI, npm nor Debian has it, and Go's module proxy was out of reach"}
 
 
 @dataclass(frozen=True)
