@@ -64,7 +64,9 @@ def switching_rows() -> list[dict[str, Any]]:
 
 
 def steady_rows() -> list[dict[str, Any]]:
-    turns = {name: [steady.Turn(12_345.6, (1.0, 99.9))] * 3 for name in (steady.PLAIN, steady.OURS, "canary of 50 %")}
+    turns = {
+        name: [steady.Turn(12_345.6, (1.0, 99.9), 0.0001)] * 3 for name in (steady.PLAIN, steady.OURS, "canary of 50 %")
+    }
     return [{"request": kind, **row} for kind in steady.KINDS for row in steady.compare(turns, steady.PLAIN)]
 
 
@@ -146,12 +148,13 @@ def test_a_missing_program_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: P
 @given(st.lists(st.tuples(st.floats(1, 1e5), st.floats(0.01, 100)), min_size=1, max_size=9))
 def test_ratios_are_those_of_turns_side_by_side(turns: list[tuple[float, float]]) -> None:
     """A system that answers half as many requests in each turn has the ratio 0.5 at any speed of the machine."""
-    plain = [steady.Turn(rate, (latency,)) for rate, latency in turns]
-    slower = [steady.Turn(rate / 2, (3 * latency,)) for rate, latency in turns]
+    plain = [steady.Turn(rate, (latency,), 1 / rate) for rate, latency in turns]
+    slower = [steady.Turn(rate / 2, (3 * latency,), 2 / rate) for rate, latency in turns]
     rows = {row["system"]: row for row in steady.compare({"plain": plain, "slower": slower}, "plain")}
     assert rows["plain"]["rate_ratio"] == rows["plain"]["p50_ratio"] == 1
     assert rows["slower"]["rate_ratio"] == pytest.approx(0.5)
     assert rows["slower"]["p50_ratio"] == pytest.approx(3)
+    assert rows["slower"]["cpu_ratio"] == pytest.approx(2)
 
 
 def test_a_rollout_is_over_with_the_last_answer_of_the_old_version() -> None:
@@ -298,8 +301,7 @@ def test_a_terminated_benchmark_ends_what_it_started(tmp_path: Path) -> None:
     try:
         Output.of("x", argparse.Namespace(json=None, quick=True))
         with pytest.raises(SystemExit) as exit_, Sleeper(tmp_path, tmp_path) as peer:
-            os.kill(os.getpid(), signal.SIGTERM)
-            threading.Event().wait(10)
+            signal.raise_signal(signal.SIGTERM)
     finally:
         signal.signal(signal.SIGTERM, before)
     assert exit_.value.code == 128 + signal.SIGTERM

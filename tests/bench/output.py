@@ -95,7 +95,7 @@ class Output:
         self._console.print(table)
 
 
-def _terminate(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - what the signal module passes
+def _terminate(number: int, frame: FrameType | None) -> None:
     sys.exit(128 + number)
 
 
