@@ -72,9 +72,9 @@ def steady_rows() -> list[dict[str, Any]]:
 
 def growth_rows() -> list[dict[str, Any]]:
     figures = {"lost": 0, "lost_connections": 10_000, "longest_pause_ms": 1234.5, "handoff_ms": 1234.5,
-               "all_over_median_ms": 1234.5, "all_over_ms": None, "bytes_per_connection": 12_345}  # fmt: skip
+               "all_over_median_ms": 1234.5, "bytes_per_connection": 12_345}  # fmt: skip
     return [
-        {"workers": workers, "connections": number, **figures}
+        {"workers": workers, "connections": number, **figures, "all_over_ms": 1234.5 if number < 10_000 else None}
         for workers in growth.WORKERS
         for number in growth.CONNECTIONS
     ]
@@ -342,22 +342,41 @@ def test_a_failed_benchmark_stops_no_other(
     assert exit_.value.code == "steady: it ended with 1"
 
 
-@pytest.mark.parametrize("name", plots.PLOTS)
-def test_pictures_depend_on_the_figures_alone(name: str, tmp_path: Path) -> None:
-    """The last run of a file is drawn, and the same figures give the same SVG."""
-    path = tmp_path / "bench.jsonl"
-    for _ in range(2):
+def recorded(path: Path, name: str) -> Rows:
+    """Write two runs with a peer that was skipped, and return the rows of one."""
+    rows = SHOWN[name][0]()
+    for run in range(2):
         output = Output(name, path)
         output.row("run")
         output.row("skipped", peer="nginx")
-        for row in SHOWN[name][0]():
-            output.row(name, **row)
+        for row in rows:
+            output.row(name, run=run, **row)
+    return rows
+
+
+def test_the_last_run_is_drawn(tmp_path: Path) -> None:
+    """A file may have several runs of a benchmark, and other benchmarks."""
+    path = tmp_path / "bench.jsonl"
+    rows = {name: recorded(path, name) for name in plots.PLOTS}
     found = plots.latest(path)
-    assert len(found[name]) == len(SHOWN[name][0]())
+    assert {name: len(some) for name, some in found.items()} == {name: len(some) for name, some in rows.items()}
+    assert {row["run"] for some in found.values() for row in some} == {1}
+
+
+@pytest.mark.long  # matplotlib looks for all fonts of the machine when it is first imported
+@pytest.mark.parametrize("name", plots.PLOTS)
+def test_pictures_depend_on_the_figures_alone(name: str, tmp_path: Path) -> None:
+    """The same figures give the same SVG, also those that lack a value."""
+    path = tmp_path / "bench.jsonl"
+    recorded(path, name)
+    found = plots.latest(path)
     first, second = (plots.draw(found, tmp_path / directory) for directory in ("a", "b"))
     assert [one.name for one in first] == [f"{name}.svg"]
     assert first[0].read_bytes() == second[0].read_bytes()
     assert b"<svg" in first[0].read_bytes()
+    for row in found[name]:
+        row.update({key: None for key in ("all_over_ms", "ours") if key in row})
+    plots.draw(found, tmp_path / "c")
 
 
 def left_behind() -> list[str]:

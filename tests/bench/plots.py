@@ -70,6 +70,9 @@ def steady(rows: Rows, figure: Figure) -> None:
 def growth(rows: Rows, figure: Figure) -> None:
     """Time until all connections are over, by their number."""
     axes = figure.subplots()
+    if all(row["all_over_ms"] is None for row in rows):
+        axes.text(0.5, 0.5, "no switch was over within the limit", ha="center")
+        return
     for workers in dict.fromkeys(row["workers"] for row in rows):
         some = [row for row in rows if row["workers"] == workers and row["all_over_ms"] is not None]
         label = f"{workers} worker{'s' if workers > 1 else ''}"
