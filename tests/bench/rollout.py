@@ -25,7 +25,7 @@ from tests.bench.output import Output, parser
 from tests.bench.peers.peer import VERSIONS
 from tests.box import CODE, Box, empty_host
 
-ROLLOUTS, QUICK_ROLLOUTS = 6, 2
+ROLLOUTS, QUICK_ROLLOUTS = 4, 2
 SCALE = 0.25
 PHASES = ("preflight", "prepare", "start", "verify")
 """Those before the cutover."""

@@ -33,7 +33,7 @@ from tests.bench.peers.peer import VERSIONS, Application, Missing, Peer, await_v
 from tests.bench.request_cost import Server
 from tests.bench.switching import make_releases
 
-TURNS, QUICK_TURNS = 20, 3
+TURNS, QUICK_TURNS = 15, 3
 SECONDS, QUICK_SECONDS = 0.6, 0.3  # of one turn
 CONNECTIONS = 16
 SHARES = (1, 10, 50)  # percent
