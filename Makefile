@@ -75,13 +75,10 @@ lint: $(VENV)/.ready  ## ruff and mypy --strict
 unit: $(VENV)/.ready  ## pytest alone, in several processes; ARGS='-k cutover' chooses, ARGS=--long takes the long proofs too
 	pytest -n $(PROCESSES) $(ARGS)
 
-bench: $(VENV)/.ready  ## the engine beside transformers, then what a handover and a canary cost, as ratios; ARGS=--quick is short
-	python -m tests.bench.engine $(ARGS)
-	python -m tests.bench.handover
-	python -m tests.bench.canary
-	python -m tests.bench.request_cost
-	python -m tests.bench.logs_and_metrics
-	python -m tests.bench.swap
+# Without nginx or HAProxy they are left out of the tables, with the reason.
+bench: $(VENV)/.ready  ## switches, growth, steady state and serving beside what people use today; half an hour; ARGS=--quick: minutes
+	-@tests/needs nginx haproxy
+	python -m tests.bench $(ARGS)
 
 bench-gpu: $(VENV)/.ready  ## engine, server and rollouts on a GPU, with the 9B shape: docs/DEVICE.md; without one: ARGS='--shape small --quick'
 	python -m tests.bench.gpu $(ARGS)

@@ -299,7 +299,7 @@ def test_files_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 def load_report(*, last: float = 12.5, first: float = 12.4) -> LoadReport:
     """Return the report of a load that got the last answer of 1.0.0 and the first of 1.1.0 at these times."""
-    latency = Latency(p50_ms=1, p99_ms=1, max_ms=1)
+    latency = Latency(p50_ms=1, p99_ms=1, p999_ms=1, max_ms=1)
     switches = [Switch(9.0, 9.1, "1.0.0"), Switch(12.0, last, "1.0.0"), Switch(12.0, first, "1.1.0")]
     busy = ClassReport(
         clients=1, sent=100, ok=99, lost=1, latency=latency, longest_pause_ms=250, by_version={}, by_slot={},

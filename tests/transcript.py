@@ -22,7 +22,7 @@ DEPLOY = ("glmctl", "deploy", "1.1.0", "--canary", "10,50", "--step", "10s", "--
 
 def phases(printed: str) -> str:
     """Return what was printed without the lines that a terminal replaces by the next one: the progress of a phase."""
-    return "".join(line for line in printed.splitlines(keepends=True) if not re.match(r" {21}\w", line))
+    return "".join(line for line in printed.splitlines(keepends=True) if not re.match(r" {21}\S", line))
 
 
 def main() -> None:

@@ -47,6 +47,7 @@ class Latency(_Value):
 
     p50_ms: float
     p99_ms: float
+    p999_ms: float
     max_ms: float
 
 

@@ -161,8 +161,9 @@ def _sum(counters: Iterable[Counter[str]]) -> Counter[str]:
 def _latency(seconds: array[float]) -> Latency:
     ranked = sorted(seconds) or [0.0]
     # nearest rank: every percentile is a latency that was measured
-    p50, p99, worst = (ranked[min(len(ranked) - 1, int(len(ranked) * share))] for share in (0.5, 0.99, 1.0))
-    return Latency(p50_ms=_ms(p50), p99_ms=_ms(p99), max_ms=_ms(worst))
+    shares = (0.5, 0.99, 0.999, 1.0)
+    p50, p99, p999, worst = (ranked[min(len(ranked) - 1, int(len(ranked) * share))] for share in shares)
+    return Latency(p50_ms=_ms(p50), p99_ms=_ms(p99), p999_ms=_ms(p999), max_ms=_ms(worst))
 
 
 def _ms(seconds: float) -> float:

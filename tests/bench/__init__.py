@@ -1,5 +1,13 @@
 """Benchmarks. Each `python -m tests.bench.NAME` answers one question, and prints ratios from a single run.
 
+`python -m tests.bench` is `make bench`; README.md explains method and tables.
+
+- `switching`: what do clients lose when one version replaces another, here and with what people use today?
+- `steady`: what does it cost to have this service answer, beside plain Uvicorn and beside a proxy?
+- `growth`: how does a switch grow with the number of idle connections?
+- `rollout`: how long is it from the command until the new version answers everything, and what of it is ours?
+- `bare_load`: how long does a load take without the service around it?
+- `plots`: what do the measurements look like?
 - `engine`: how fast is the engine over HTTP, compared with transformers?
 - `handover`: what do cutovers cost clients, and what is lost without the handoff?
 - `canary`: does a canary hit its share, and what does it cost?

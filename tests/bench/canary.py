@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import math
 import tempfile
@@ -11,23 +10,21 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table
-
 from deploy.systemd.sandbox import Sandbox
 from service.contract.canary_file import Canary, CanaryFile
 from tests.bench.measurement import percentile
+from tests.bench.output import Output, parser
 from tests.bench.two_versions import prepare
 from tests.box import Box
 
 CONNECTIONS = 50
-REQUESTS = 10_000  # for each share in each turn
+REQUESTS, QUICK_REQUESTS = 10_000, 1_000  # for each share in each turn
 SHARES = (0, 1, 10, 25, 50)  # percent
 TURNS = 3
 REQUEST = b"GET /version HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
-async def measure(box: Box) -> tuple[list[float], int, int]:
+async def measure(box: Box, requests: int) -> tuple[list[float], int, int]:
     """Send requests on keep-alive connections; returns latencies in ms, answers of green, and losses."""
     host, port = box.listen.split(":")
     latencies: list[float] = []
@@ -36,7 +33,7 @@ async def measure(box: Box) -> tuple[list[float], int, int]:
     async def client() -> None:
         nonlocal green, lost
         reader, writer = await asyncio.open_connection(host, int(port))
-        for _ in range(REQUESTS // CONNECTIONS):
+        for _ in range(requests // CONNECTIONS):
             started = time.perf_counter()
             writer.write(REQUEST)
             try:
@@ -56,7 +53,9 @@ async def measure(box: Box) -> tuple[list[float], int, int]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure all shares in turns, and print."""
-    argparse.ArgumentParser(prog="python -m tests.bench.canary", description=__doc__).parse_args(argv)
+    options = parser("canary", __doc__).parse_args(argv)
+    output = Output.of("canary", options)
+    requests = QUICK_REQUESTS if options.quick else REQUESTS
     latencies: dict[int, list[float]] = defaultdict(list)
     green: dict[int, int] = defaultdict(int)
     lost: dict[int, int] = defaultdict(int)
@@ -67,30 +66,38 @@ def main(argv: Sequence[str] | None = None) -> None:
         for _ in range(TURNS):
             for share in SHARES:
                 CanaryFile(box.host.runtime).write(Canary("green", share, 1))
-                turn = asyncio.run(measure(box))
+                turn = asyncio.run(measure(box, requests))
                 latencies[share] += turn[0]
                 green[share] += turn[1]
                 lost[share] += turn[2]
-    table = Table(
-        *("share, %", "candidate, %", "99 % interval", "lost", "p50 ms", "p99 ms", "p99 to 0 %", "req/s to 0 %"),
-        title=f"canary: GET /version on {CONNECTIONS} keep-alive connections without pause",
-        caption="target: p99 at 10 % at most 1.5 times that at 0 %",
-    )
+    rows = []
     for share in SHARES:
-        number, p = TURNS * REQUESTS, share / 100
+        number, p = TURNS * requests, share / 100
         spread = 258 * math.sqrt(p * (1 - p) / number)  # percent; 2.58 standard deviations are 99 %
         p99 = percentile(latencies[share], 99)
-        table.add_row(
-            str(share),
-            f"{100 * green[share] / number:.2f}",
-            f"{share - spread:.2f} to {share + spread:.2f}",
-            str(lost[share]),
-            f"{percentile(latencies[share], 50):.1f}",
-            f"{p99:.1f}",
-            f"{p99 / percentile(latencies[0], 99):.2f}",
-            f"{sum(latencies[0]) / sum(latencies[share]):.2f}",
+        rows.append(
+            output.row(
+                "canary",
+                share=share,
+                candidate=100 * green[share] / number,
+                interval=[share - spread, share + spread],
+                lost=lost[share],
+                p50_ms=percentile(latencies[share], 50),
+                p99_ms=p99,
+                p99_ratio=p99 / percentile(latencies[0], 99),
+                rate_ratio=sum(latencies[0]) / sum(latencies[share]),
+            )
         )
-    Console().print(table)
+    output.table(
+        f"canary: GET /version on {CONNECTIONS} keep-alive connections without pause",
+        ("share, %", "candidate", "99 % interval", "lost", "p50 ms", "p99 ms", "p99 to 0 %", "req/s to 0 %"),
+        (
+            (str(row["share"]), row["candidate"], "{:.2f} to {:.2f}".format(*row["interval"]), row["lost"],
+             row["p50_ms"], row["p99_ms"], row["p99_ratio"], row["rate_ratio"])
+            for row in rows
+        ),
+        "target: p99 at 10 % at most 1.5 times that at 0 %",
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

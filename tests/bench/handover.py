@@ -6,7 +6,6 @@ Compare the ratios; absolute times depend on the machine.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import tempfile
 import time
@@ -14,25 +13,24 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import httpx
-from rich.console import Console
-from rich.table import Table
 
 from deploy.loadtest import Report
 from deploy.systemd.sandbox import Sandbox
 from tests.bench.measurement import percentile
+from tests.bench.output import Output, parser
 from tests.bench.two_versions import VersionClients, prepare
 from tests.box import Box
 
-CUTOVERS = 40
+CUTOVERS, QUICK_CUTOVERS = 40, 5
 INTERVAL = 0.2  # seconds between two cutovers
 CLIENTS = 4
 
 
-def latencies(box: Box, *, cutovers: bool) -> VersionClients:
-    """Measure keep-alive clients for CUTOVERS * INTERVAL seconds, with or without cutovers."""
+def latencies(box: Box, number: int, *, cutovers: bool) -> VersionClients:
+    """Measure keep-alive clients for `number` * INTERVAL seconds, with or without cutovers."""
     clients = VersionClients(box, CLIENTS)
     clients.start()
-    for _ in range(CUTOVERS):
+    for _ in range(number):
         if cutovers:
             box.slots.go_live(box.slots.idle)
         time.sleep(INTERVAL)
@@ -40,11 +38,11 @@ def latencies(box: Box, *, cutovers: bool) -> VersionClients:
     return clients
 
 
-def cutover_delays(box: Box) -> list[float]:
+def cutover_delays(box: Box, number: int) -> list[float]:
     """Return the ms from the rename to the first response of the new version, on one keep-alive connection."""
     delays = []
     with httpx.Client(base_url=f"http://{box.listen}", trust_env=False) as client:
-        for _ in range(CUTOVERS):
+        for _ in range(number):
             slot = box.slots.idle
             box.slots.go_live(slot)
             renamed = time.monotonic()
@@ -54,10 +52,10 @@ def cutover_delays(box: Box) -> list[float]:
     return delays
 
 
-def mixed_load(box: Box, scratch: Path) -> Report:
-    """Run the mixed load during CUTOVERS cutovers."""
+def mixed_load(box: Box, scratch: Path, number: int) -> Report:
+    """Run the mixed load during so many cutovers."""
     with box.load(scratch) as load:
-        for _ in range(CUTOVERS):
+        for _ in range(number):
             box.slots.go_live(box.slots.idle)
             time.sleep(INTERVAL)
         return load.stop()
@@ -65,35 +63,54 @@ def mixed_load(box: Box, scratch: Path) -> Report:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure and print."""
-    argparse.ArgumentParser(prog="python -m tests.bench.handover", description=__doc__).parse_args(argv)
+    options = parser("handover", __doc__).parse_args(argv)
+    output = Output.of("handover", options)
+    number = QUICK_CUTOVERS if options.quick else CUTOVERS
     with tempfile.TemporaryDirectory() as directory:
         scratch = Path(directory)
         with Sandbox() as sandbox:
             box = Box(sandbox)
             box.configure(threads=1)
             prepare(box, scratch)
-            quiet = latencies(box, cutovers=False)
-            switching = latencies(box, cutovers=True)
-            delays = cutover_delays(box)
-            with_handoff = mixed_load(box, scratch)
+            quiet = latencies(box, number, cutovers=False)
+            switching = latencies(box, number, cutovers=True)
+            delays = cutover_delays(box, number)
+            with_handoff = mixed_load(box, scratch, number)
         with Sandbox() as sandbox:
             box = Box(sandbox)
             box.configure(threads=1, handoff="false")
             prepare(box, scratch)
-            without = mixed_load(box, scratch)
-    console = Console()
-    table = Table("", "handoff", "without", "target", title=f"{CUTOVERS} cutovers, one every {INTERVAL} s")
-    lost = [f"{report.lost} of {report.sent}" for report in (with_handoff, without)]
-    table.add_row("lost requests of the mixed load", *lost, "0")
-    table.add_row("rename to first response of the new version, median ms", f"{statistics.median(delays):.1f}", "", "")
-    table.add_row("rename to first response of the new version, max ms", f"{max(delays):.1f}", "", "< 100")
-    console.print(table)
-    table = Table("GET /version", "no cutovers", "cutovers", "ratio", title=f"{CLIENTS} keep-alive clients")
+            without = mixed_load(box, scratch, number)
+    half, most = statistics.median(delays), max(delays)
+    output.row(
+        "losses",
+        cutovers=number,
+        lost=with_handoff.lost,
+        sent=with_handoff.sent,
+        lost_without=without.lost,
+        sent_without=without.sent,
+        delay_ms={"median": half, "max": most},
+    )
+    output.table(
+        f"{number} cutovers, one every {INTERVAL} s",
+        ("", "handoff", "without", "target"),
+        [
+            ("lost requests", *(f"{report.lost} of {report.sent}" for report in (with_handoff, without)), 0),
+            ("to the first response of the new version, median ms", half, None, None),
+            ("to the first response of the new version, max ms", most, None, "< 100"),
+        ],
+        "lost: of the mixed load. The first response: after the rename of the symlink",
+    )
+    rows: list[tuple[object, ...]] = []
     for share in (50, 99):
         before, during = (percentile(clients.latencies, share) for clients in (quiet, switching))
-        table.add_row(f"p{share} ms", f"{before:.2f}", f"{during:.2f}", f"{during / before:.2f}")
-    table.add_row("lost", str(quiet.lost), str(switching.lost), "")
-    console.print(table)
+        rows.append((f"p{share} ms", before, during, during / before))
+        output.row("latency", share=share, before_ms=before, during_ms=during, ratio=during / before)
+    output.table(
+        f"GET /version, {CLIENTS} keep-alive clients",
+        ("", "no cutovers", "cutovers", "ratio"),
+        [*rows, ("lost", quiet.lost, switching.lost, None)],
+    )
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ worker's threads ran, as the scheduler counts them.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import json
 import tempfile
@@ -20,12 +19,12 @@ from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import httpx
-from rich.console import Console
-from rich.table import Table
 
 from service.demo_models import tiny
+from tests.bench.output import Output, parser
 from tests.bench.request_cost import Server, Turn
 from tests.box import Box, empty_host
 
@@ -128,43 +127,52 @@ def scrape_cost(server: Server) -> float:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure both in turns, and print the medians of the ratios."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tests.bench.logs_and_metrics",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    options_parser = parser("logs_and_metrics", __doc__)
+    options_parser.add_argument(
+        "--rounds", type=int, help="of four turns each, for each kind of request [20, with --quick 2]"
     )
-    parser.add_argument("--rounds", type=int, default=20, help="of four turns each, for each kind of request [20]")
-    parser.add_argument("--seconds", type=float, default=0.5, help="of one turn [0.5]")
-    options = parser.parse_args(argv)
-    table = Table("", "requests/s", "ratio", "CPU µs", "ratio", "quartiles", "")
-    table.title = f"access log and metrics, {CLIENTS} keep-alive connections: medians of {options.rounds} rounds"
-    table.caption = f"ratio: with both / without. Target: at most {TARGET:.0%} of the CPU time and the requests/s"
+    options_parser.add_argument("--seconds", type=float, default=0.5, help="of one turn [0.5]")
+    options = options_parser.parse_args(argv)
+    output = Output.of("logs_and_metrics", options)
+    number = options.rounds or (2 if options.quick else 20)
+    rows = []
     with live_slot(is_measured=True) as on, live_slot(is_measured=False) as off:
         for name in REQUESTS:
             for server in (on, off):
                 measure(server, 2, name)  # warm-up
-            rounds = [
-                [measure(server, options.seconds, name) for server in (on, off, off, on)] for _ in range(options.rounds)
-            ]
-            table.add_row(name, *_cells(rounds))
+            rounds = [[measure(server, options.seconds, name) for server in (on, off, off, on)] for _ in range(number)]
+            rows.append(output.row("request", request=name, **_figures(rounds)))
         scrape = scrape_cost(on)
-    Console().print(table)
-    Console().print(
+    output.row("scrape", cpu_seconds=scrape)
+    output.table(
+        f"access log and metrics, {CLIENTS} keep-alive connections: medians of {number} rounds",
+        ("", "requests/s", "ratio", "CPU µs", "ratio", "quartiles", "target"),
+        (
+            (row["request"], row["requests_per_second"], f"{row['rate_ratio']:.3f}", row["cpu_us"],
+             f"{row['cpu_ratio']:.3f}", "{:.3f} to {:.3f}".format(*row["quartiles"]),
+             "reached" if row["cpu_ratio"] <= 1 + TARGET else "missed")
+            for row in rows
+        ),
+        f"ratio: with both / without. Target: at most {TARGET:.0%} of the CPU time and the requests/s",
+    )  # fmt: skip
+    output.note(
         f"a scrape takes {scrape * 1000:.1f} ms of the worker: {scrape / SCRAPE_INTERVAL:.2%} of a core "
         f"if there is one every {SCRAPE_INTERVAL} s"
     )
 
 
-def _cells(rounds: list[list[Turn]]) -> Iterator[str]:
-    """Yield the cells of a kind of request; the outer turns of a round are those with log and metrics."""
-    rates = sorted((a.rate + d.rate) / (b.rate + c.rate) for a, b, c, d in rounds)
+def _figures(rounds: list[list[Turn]]) -> dict[str, Any]:
+    """Return the figures of a kind of request; the outer turns of a round are those with log and metrics."""
+    rates = [(a.rate + d.rate) / (b.rate + c.rate) for a, b, c, d in rounds]
     costs = sorted((a.cost + d.cost) / (b.cost + c.cost) for a, b, c, d in rounds)
-    yield f"{median(turn.rate for turns in rounds for turn in (turns[0], turns[3])):,.0f}"
-    yield f"{median(rates):.3f}"
-    yield f"{median(turn.cost for turns in rounds for turn in (turns[0], turns[3])) * 1e6:.0f}"
-    yield f"{median(costs):.3f}"
-    yield f"{costs[len(costs) // 4]:.3f} to {costs[3 * len(costs) // 4]:.3f}"
-    yield "[green]reached" if median(costs) <= 1 + TARGET else "[red]missed"
+    measured = [turn for turns in rounds for turn in (turns[0], turns[3])]
+    return {
+        "requests_per_second": median(turn.rate for turn in measured),
+        "rate_ratio": median(rates),
+        "cpu_us": 1e6 * median(turn.cost for turn in measured),
+        "cpu_ratio": median(costs),
+        "quartiles": [costs[len(costs) // 4], costs[3 * len(costs) // 4]],
+    }
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ ratio of the two is what the handover, the ledger, the metrics and the headers l
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import re
 import shutil
@@ -23,8 +22,6 @@ from pathlib import Path
 from statistics import median
 
 import httpx
-from rich.console import Console
-from rich.table import Table
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse
@@ -32,6 +29,7 @@ from starlette.routing import Route
 
 from service.demo_models import tiny
 from service.metric_files import Collector, merge_ended
+from tests.bench.output import Output, parser
 from tests.box import CODE, Box, empty_host, wait_for
 
 CONNECTIONS = 16
@@ -165,14 +163,13 @@ def scrape_ratio(metrics: Path, pid: int) -> float:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure both in turns, and print the medians and their ratio."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tests.bench.request_cost",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--turns", type=int, default=15, help="of each server [15]")
-    parser.add_argument("--seconds", type=float, default=1, help="of one turn [1]")
-    options = parser.parse_args(argv)
+    options_parser = parser("request_cost", __doc__)
+    options_parser.add_argument("--turns", type=int, help="of each server [15, with --quick 3]")
+    options_parser.add_argument("--seconds", type=float, help="of one turn [1, with --quick 0.3]")
+    options = options_parser.parse_args(argv)
+    output = Output.of("request_cost", options)
+    number = options.turns or (3 if options.quick else 15)
+    seconds = options.seconds or (0.3 if options.quick else 1)
     turns: list[tuple[Turn, Turn]] = []
     with live_slot() as box, plain_server() as plain_one:
         [worker] = box.generation("blue").workers
@@ -180,22 +177,23 @@ def main(argv: Sequence[str] | None = None) -> None:
         wait_for(lambda: _answers(plain_one))
         for server in (slot, plain_one):
             measure(server, 1)  # warm-up
-        seconds = options.seconds
         scrapes = scrape_ratio(box.host.runtime / "metrics", slot.pid)
-        turns += [(measure(slot, seconds), measure(plain_one, seconds)) for _ in range(options.turns)]
-    table = Table(
-        *("GET /healthz", "requests/s", "CPU µs a request"),
-        title=f"{CONNECTIONS} keep-alive connections, {options.turns} turns: medians",
-        caption=f"target of the ratio: {TARGET}. The server's CPU time depends less on the machine's other load",
-    )
+        turns += [(measure(slot, seconds), measure(plain_one, seconds)) for _ in range(number)]
+    rows: list[tuple[object, ...]] = []
     names = ("one worker of the live slot", "Starlette on Uvicorn")
     for name, found in zip(names, zip(*turns, strict=True), strict=True):
-        rate, cost = median(turn.rate for turn in found), median(turn.cost for turn in found)
-        table.add_row(name, f"{rate:,.0f}", f"{cost * 1e6:.0f}")
+        rate, cost = median(turn.rate for turn in found), 1e6 * median(turn.cost for turn in found)
+        rows.append((name, rate, cost))
+        output.row("server", server=name, requests_per_second=rate, cpu_us=cost)
     rate, cost = median(a.rate / b.rate for a, b in turns), median(b.cost / a.cost for a, b in turns)
-    table.add_row("ratio", f"{rate:.2f}", f"{cost:.2f}")
-    Console().print(table)
-    Console().print(f"a scrape after {ENDED:,} workers that ended takes {scrapes:.2f} times as long as before")
+    output.row("ratio", rate=rate, cpu=cost, scrape=scrapes)
+    output.table(
+        f"{CONNECTIONS} keep-alive connections, {number} turns: medians",
+        ("GET /healthz", "requests/s", "CPU µs a request"),
+        [*rows, ("ratio", rate, cost)],
+        f"target of the ratio: {TARGET}. The server's CPU time depends less on the machine's other load",
+    )
+    output.note(f"a scrape after {ENDED:,} workers that ended takes {scrapes:.2f} times as long as before")
 
 
 def _answers(server: Server) -> bool:
