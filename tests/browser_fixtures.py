@@ -76,8 +76,8 @@ def chromium() -> Iterator[Browser]:
 
 def new_page(browser: Browser, **options: Any) -> Page:
     """A page in a context of its own; `options`: of the context."""
-    context = browser.new_context(**{"locale": "en-US", "viewport": {"width": 1100, "height": 800}, **options})
-    page = context.new_page()
+    chosen: dict[str, Any] = {"locale": "en-US", "viewport": {"width": 1100, "height": 800}, **options}
+    page = browser.new_context(**chosen).new_page()
     page.set_default_timeout(TIMEOUT * 1000)
     return page
 

@@ -18,7 +18,7 @@ from deploy.systemd.sandbox import Sandbox
 from tests.browser_fixtures import ask, glmctl, other_version, run, unlock
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Page
+    from playwright.sync_api import Page, ViewportSize
 
 __all__ = ["PAGES", "begin_tour", "canary", "choose_language", "load", "visit_page"]
 
@@ -32,7 +32,7 @@ DRAWN = {
 """What no other page has, once a page is in use."""
 PAGES = tuple(DRAWN)
 QUESTION = "What is in this picture?"
-WIDE = {"width": 1280, "height": 900}
+WIDE: ViewportSize = {"width": 1280, "height": 900}
 
 
 @contextmanager

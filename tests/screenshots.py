@@ -21,10 +21,10 @@ from tests.browser_fixtures import chromium, new_page, page_host
 from tests.page_tour import PAGES, WIDE, begin_tour, canary, choose_language, load, visit_page
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Page
+    from playwright.sync_api import Page, ViewportSize
 
 DIRECTORY = CODE / "docs/images"
-PHONE = {"width": 390, "height": 844}
+PHONE: ViewportSize = {"width": 390, "height": 844}
 LOADED = 45.0  # seconds of load before the first picture, for the plots
 COLOURS = 256
 
