@@ -122,6 +122,16 @@ def test_an_answer_is_measured_once_it_is_complete() -> None:
     assert value("glm_time_per_output_token_seconds_count", "measured") == 1
 
 
+def test_the_usage_of_the_engine_is_in_its_gauges() -> None:
+    """As it is now, whatever it was before."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(metrics, "_counted", {})
+        for usage in (Usage(9, 9, 9, 9), Usage(1, 2, 30, 400)):
+            metrics.Metrics("used", "blue").set_engine_usage(usage)
+    gauges = ("running", "waiting", "kv_tokens", "kv_capacity_tokens")
+    assert [value(f"glm_engine_{name}", "used") for name in gauges] == [1, 2, 30, 400]
+
+
 @settings(max_examples=20, deadline=None)
 @given(steps=st.lists(st.tuples(st.sampled_from(["first", "second"]), st.integers(0, 5)), min_size=1, max_size=20))
 def test_counts_of_the_engine_are_added_as_they_grow(steps: list[tuple[str, int]]) -> None:
