@@ -368,16 +368,6 @@ def test_documents_that_are_not_json_are_rejected(more: dict[str, Any]) -> None:
     assert caught.value.status == 400
 
 
-def test_engine_usage_is_in_the_metrics() -> None:
-    """The engine's usage is exported as gauges."""
-    http = client()
-    http.post(CHAT, json=HELLO)
-    text = http.get("/metrics").text
-    labels = '{slot="green",version="1.2.0"}'
-    for name, value in (("running", 1), ("waiting", 2), ("kv_tokens", 30), ("kv_capacity_tokens", 400)):
-        assert f"glm_engine_{name}{labels} {value}.0" in text
-
-
 def test_openai_package_parses_the_responses() -> None:
     """The openai package parses calls, usage and log probabilities, streamed or not."""
 

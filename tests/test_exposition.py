@@ -87,6 +87,7 @@ def test_promtool_has_no_objection(text: str) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
+@settings(deadline=None)
 @given(durations=st.lists(st.floats(0, 1e6), min_size=2, max_size=30), at=st.integers(0, 29))
 def test_sums_of_durations_do_not_depend_on_the_order(durations: list[float], at: int) -> None:
     """Otherwise a merge of two processes' sums could decrease the sum of all by its last bit."""
@@ -119,6 +120,16 @@ def test_an_answer_is_measured_once_it_is_complete() -> None:
     assert value("glm_queue_wait_seconds_sum", "measured") == 0.75
     assert value("glm_time_per_output_token_seconds_sum", "measured") == 0.125
     assert value("glm_time_per_output_token_seconds_count", "measured") == 1
+
+
+def test_the_usage_of_the_engine_is_in_its_gauges() -> None:
+    """As it is now, whatever it was before."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(metrics, "_counted", {})
+        for usage in (Usage(9, 9, 9, 9), Usage(1, 2, 30, 400)):
+            metrics.Metrics("used", "blue").set_engine_usage(usage)
+    gauges = ("running", "waiting", "kv_tokens", "kv_capacity_tokens")
+    assert [value(f"glm_engine_{name}", "used") for name in gauges] == [1, 2, 30, 400]
 
 
 @settings(max_examples=20, deadline=None)

@@ -211,7 +211,9 @@ def test_errors_of_the_journal_are_errors(serving: BootedHost) -> None:
     host.outside(["curl", "-sS", f"{address}/nothing", f"{address}/v1/models", "--json", "{}"])
     nonsense = "import socket, sys; s = socket.create_connection((sys.argv[1], 8000)); s.send(b'no\\n\\n'); s.recv(99)"
     host.outside([sys.executable, "-c", nonsense, host.address])
-    host.run(["glmctl", "deploy", "1.0.0", "--no-analysis", "--bake", "0"], seconds=300)
+    version = json.loads(host.outside(["curl", "-sS", f"{address}/version"]))["version"]
+    other = {"1.0.0": "1.1.0", "1.1.0": "1.0.0"}[version]
+    host.run(["glmctl", "deploy", other, "--no-analysis", "--bake", "0"], seconds=300)
     told = entries(host, f"--after-cursor={begin}")
     assert {one["PRIORITY"] for one in told} == {"4", "6"}
     assert [one for one in told if "refused with 400" in one["MESSAGE"]]
