@@ -15,6 +15,7 @@ from deploy.systemd.process import run, start
 from service.contract.processes import control_groups
 
 _POLL = 0.02  # seconds between two looks at a job
+_DISCONNECTED = "D-Bus connection terminated"  # systemctl, when the manager has closed its connection
 
 
 @dataclass(frozen=True)
@@ -137,6 +138,9 @@ class Systemd:
 class Job:
     """A job of a unit: it begins with the `with` block, and systemctl, which waits for it, ends with the block.
 
+    A `daemon-reexec` of the manager, as in an upgrade of systemd, closes the connections of all systemctl commands and
+    keeps the jobs: the command is run again then, and waits for the same job; only a reload may be done twice.
+
     However early the block ends, the manager has received the request by then or never does: a `stop` of the unit
     afterwards cancels the job.
     """
@@ -162,7 +166,14 @@ class Job:
     @property
     def done(self) -> bool:
         """Whether the job has ended."""
-        return self._process.poll() is not None
+        if self._process.poll() is None:
+            return False
+        if self._process.returncode > 0 and self._process.stderr and _DISCONNECTED in self._process.stderr.read():
+            with interrupts.held():
+                self._process.communicate()  # closes the pipe
+                self._process = start(self._argv)
+            return False
+        return True
 
     @property
     def succeeded(self) -> bool:
