@@ -257,7 +257,6 @@ class Sleeper(Peer):
 def test_a_peer_ends_all_that_it_started(tmp_path: Path) -> None:
     """No process is left at the end of the block, also of those that were started for a switch."""
     with Sleeper(tmp_path, tmp_path) as peer:
-        assert isinstance(peer, Sleeper)
         peer.prepare()
         assert all(process.is_running for process in peer.processes)
     assert not any(psutil.pid_exists(process.pid) for process in peer.processes)
@@ -305,7 +304,6 @@ def test_a_terminated_benchmark_ends_what_it_started(tmp_path: Path) -> None:
     finally:
         signal.signal(signal.SIGTERM, before)
     assert exit_.value.code == 128 + signal.SIGTERM
-    assert isinstance(peer, Sleeper)
     assert not any(psutil.pid_exists(process.pid) for process in peer.processes)
 
 

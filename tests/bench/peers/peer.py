@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
+from typing import Self
 
 import httpx
 
@@ -46,7 +47,7 @@ class Peer(ABC):
         """The index in VERSIONS of the version that answers."""
         self._stack = ExitStack()
 
-    def __enter__(self) -> Peer:
+    def __enter__(self) -> Self:
         with ExitStack() as stack:
             self._stack = stack
             self.start(stack)
