@@ -38,7 +38,7 @@ def bare_load(release: Path) -> float:
         [sys.executable, "-m", "tests.bench.bare_load", str(release)],
         cwd=CODE, check=True, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
-    parts = json.loads(done.stdout.splitlines()[-1])
+    parts: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return max(time.monotonic() - began, sum(parts.values()))
 
 
