@@ -163,11 +163,11 @@ def systems(scratch: Path, output: Output) -> Iterator[list[System]]:
             stack.enter_context(proxy)
             found.append(System(f"{proxy.name} before it", proxy.address, (application.pid, *proxy.pids)))
         ours = stack.enter_context(Ours(releases, scratch))
-        workers = tuple(worker.pid for slot in SLOTS for worker in ours.box.generation(slot).alive_workers)
+        live, warm = (tuple(one.pid for one in ours.box.generation(slot).alive_workers) for slot in SLOTS)
         canary = CanaryFile(ours.box.host.runtime)
-        found.append(System(OURS, ours.address, workers, canary.remove))
+        found.append(System(OURS, ours.address, live, canary.remove))
         found += [
-            System(f"canary of {share} %", ours.address, workers, partial(canary.write, Canary("green", share, 1)))
+            System(f"canary of {share} %", ours.address, live + warm, partial(canary.write, Canary("green", share, 1)))
             for share in SHARES
         ]
         yield found
