@@ -169,11 +169,12 @@ def test_a_rollout_is_over_with_the_last_answer_of_the_old_version() -> None:
 
 
 class FakeServer:
-    """Answers GET /version; `version` may change, and `close_all` ends every connection."""
+    """Answers GET /version; `version` may change, but on its `stuck` connection, and `close_all` ends every one."""
 
     def __init__(self) -> None:
         self.version = "1.0.0"
-        self._writers: list[asyncio.StreamWriter] = []
+        self.stuck: asyncio.StreamWriter | None = None
+        self.writers: list[asyncio.StreamWriter] = []
 
     async def __aenter__(self) -> FakeServer:
         self._server = await asyncio.start_server(self._answer, "127.0.0.1", 0)
@@ -186,15 +187,16 @@ class FakeServer:
         self.close_all()
 
     def close_all(self) -> None:
-        for writer in self._writers:
+        for writer in self.writers:
             writer.close()
-        self._writers.clear()
+        self.writers.clear()
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._writers.append(writer)
+        self.writers.append(writer)
         while (await reader.readline()).strip():
             await reader.readuntil(b"\r\n\r\n")
-            head = f"HTTP/1.1 200 OK\r\nx-model-version: {self.version}\r\ncontent-length: 2\r\n\r\nok"
+            version = "1.0.0" if writer is self.stuck else self.version
+            head = f"HTTP/1.1 200 OK\r\nx-model-version: {version}\r\ncontent-length: 2\r\n\r\nok"
             writer.write(head.encode())
 
 
@@ -206,7 +208,9 @@ def test_kept_connections_are_timed_until_the_last_one() -> None:
             began = asyncio.get_running_loop().time()
             asyncio.get_running_loop().call_later(0.05, setattr, server, "version", "1.1.0")
             over = await kept.until("1.1.0", began=began, limit=10)
-            never = await kept.until("1.2.0", began=began, limit=0.05)
+            server.version, server.stuck = "1.2.0", server.writers[3]
+            never = await kept.until("1.2.0", began=began, limit=0.1)
+            server.version = "1.1.0"
             server.close_all()
             await asyncio.sleep(0.01)
             lost = await kept.ask()
@@ -257,7 +261,6 @@ class Sleeper(Peer):
 def test_a_peer_ends_all_that_it_started(tmp_path: Path) -> None:
     """No process is left at the end of the block, also of those that were started for a switch."""
     with Sleeper(tmp_path, tmp_path) as peer:
-        assert isinstance(peer, Sleeper)
         peer.prepare()
         assert all(process.is_running for process in peer.processes)
     assert not any(psutil.pid_exists(process.pid) for process in peer.processes)
@@ -305,7 +308,6 @@ def test_a_terminated_benchmark_ends_what_it_started(tmp_path: Path) -> None:
     finally:
         signal.signal(signal.SIGTERM, before)
     assert exit_.value.code == 128 + signal.SIGTERM
-    assert isinstance(peer, Sleeper)
     assert not any(psutil.pid_exists(process.pid) for process in peer.processes)
 
 

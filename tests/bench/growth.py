@@ -148,7 +148,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         releases = make_releases(Path(directory))
         for workers in options.workers or (QUICK_WORKERS if options.quick else WORKERS):
             with ManyConnections(releases, Path(directory), workers=workers) as peer:
-                assert isinstance(peer, ManyConnections)
                 for number in numbers:
                     if number > allowed:
                         output.note(f"not measured: {number:,} connections: ulimit -Hn allows {allowed:,}")

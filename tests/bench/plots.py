@@ -109,7 +109,12 @@ def draw(found: dict[str, list[dict[str, Any]]], directory: Path) -> list[Path]:
     from matplotlib.figure import Figure
 
     # the same figures give the same bytes, and text stays text
-    settings = {"svg.hashsalt": "bench", "svg.fonttype": "none", "axes.spines.top": False, "axes.spines.right": False}
+    settings: dict[Any, Any] = {
+        "svg.hashsalt": "bench",
+        "svg.fonttype": "none",
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+    }
     directory.mkdir(parents=True, exist_ok=True)
     written = []
     for name, rows in found.items():

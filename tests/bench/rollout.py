@@ -38,7 +38,7 @@ def bare_load(release: Path) -> float:
         [sys.executable, "-m", "tests.bench.bare_load", str(release)],
         cwd=CODE, check=True, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
-    parts = json.loads(done.stdout.splitlines()[-1])
+    parts: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return max(time.monotonic() - began, sum(parts.values()))
 
 
@@ -53,8 +53,8 @@ def moved_after(report: Report, old: str, began: float) -> float | None:
 def phases(record: Record) -> dict[str, float]:
     """Return the seconds of each phase before the cutover."""
     following = zip(record.steps, record.steps[1:], strict=False)
-    spent = {step.phase: seconds_between(step.at, after.at) or 0.0 for step, after in following}
-    return {name: spent.get(name, 0.0) for name in PHASES}  # type: ignore[call-overload]
+    spent: dict[str, float] = {step.phase: seconds_between(step.at, after.at) or 0.0 for step, after in following}
+    return {name: spent.get(name, 0.0) for name in PHASES}
 
 
 def roll_out(box: Box, old: str, new: str) -> dict[str, Any]:

@@ -144,12 +144,13 @@ class _Proxy(Peer):
 def systems(scratch: Path, output: Output) -> Iterator[list[System]]:
     """Start all that can be measured on this machine."""
     releases = make_releases(scratch / "releases")
+    proxies: tuple[type[Peer], ...] = (Nginx, HAProxy)
     with ExitStack() as stack:
         application = Application(releases / VERSIONS[0], scratch)
         stack.callback(application.end)
         application.await_ready()
         found = [System(PLAIN, application.address, (application.pid,))]
-        for kind in (Nginx, HAProxy):
+        for kind in proxies:
             directory = scratch / kind.__name__
             directory.mkdir()
             proxy = _Proxy(kind, directory, application.address)
@@ -162,12 +163,11 @@ def systems(scratch: Path, output: Output) -> Iterator[list[System]]:
             stack.enter_context(proxy)
             found.append(System(f"{proxy.name} before it", proxy.address, (application.pid, *proxy.pids)))
         ours = stack.enter_context(Ours(releases, scratch))
-        assert isinstance(ours, Ours)
-        workers = tuple(worker.pid for slot in SLOTS for worker in ours.box.generation(slot).alive_workers)
+        live, warm = (tuple(one.pid for one in ours.box.generation(slot).alive_workers) for slot in SLOTS)
         canary = CanaryFile(ours.box.host.runtime)
-        found.append(System(OURS, ours.address, workers, canary.remove))
+        found.append(System(OURS, ours.address, live, canary.remove))
         found += [
-            System(f"canary of {share} %", ours.address, workers, partial(canary.write, Canary("green", share, 1)))
+            System(f"canary of {share} %", ours.address, live + warm, partial(canary.write, Canary("green", share, 1)))
             for share in SHARES
         ]
         yield found

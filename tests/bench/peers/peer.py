@@ -10,10 +10,11 @@ import subprocess
 import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
+from typing import Self
 
 import httpx
 
@@ -46,7 +47,7 @@ class Peer(ABC):
         """The index in VERSIONS of the version that answers."""
         self._stack = ExitStack()
 
-    def __enter__(self) -> Peer:
+    def __enter__(self) -> Self:
         with ExitStack() as stack:
             self._stack = stack
             self.start(stack)
@@ -89,7 +90,7 @@ class Peer(ABC):
 class Process:
     """A program in a process of its own, whose output goes to a file."""
 
-    def __init__(self, argv: list[str], log: Path, env: Mapping[str, str] | None = None) -> None:
+    def __init__(self, argv: list[str], log: Path, env: dict[str, str] | None = None) -> None:
         self.log = log
         with log.open("ab") as file:
             self._process = subprocess.Popen(
