@@ -273,7 +273,7 @@ def test_operators_have_the_verbs_of_a_rollout() -> None:
     all_verbs = {name for name, _ in paths_of(glmctl, ctx)}
     theirs = {name for name, _ in paths_of(glmctl_operator, ctx)}
     assert all_verbs - theirs == {
-        *("install", "uninstall", "sandbox", "demo", "release add", "operate"),
+        *("install", "uninstall", "sandbox", "demo", "release add", "operate", "completion"),
         *("listen add", "listen remove", "listen list", "env make", "env list", "env remove"),
     }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import socket
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -54,7 +55,8 @@ def test_live(service: FakeService) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         assert fault_of(f"127.0.0.1:{silent.getsockname()[1]}") is Fault.TIMEOUT
     assert fault_of(free_address()) is Fault.UNREACHABLE
-    service._server.RequestHandlerClass.do_GET = lambda handler: handler._send(200, {})  # type: ignore[attr-defined]
+    handlers: Any = service._server.RequestHandlerClass
+    handlers.do_GET = lambda handler: handler._send(200, {})
     assert fault_of(service.address) is Fault.INVALID_RESPONSE
 
 

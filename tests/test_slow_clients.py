@@ -358,7 +358,7 @@ def test_client_of_one_byte_does_not_hold_a_rollout(box: Box) -> None:
 @pytest.mark.parametrize(
     ("sent", "line"),
     [
-        (b"\x16\x03\x01", "refused with 400: 127.0.0.1 - -: The request is no valid HTTP."),
+        (b"\x16\x03\x01", "refused with 400: 127.0.0.1 - -: Invalid method encountered"),
         (b"GET /he", "refused with 408: 127.0.0.1 - -: The request took too long to arrive."),
         (UPLOAD, "refused with 408: 127.0.0.1 POST /upload: The request took too long to arrive."),
     ],
