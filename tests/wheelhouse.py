@@ -12,8 +12,10 @@ from importlib import metadata
 from pathlib import Path
 
 CODE = Path(__file__).resolve().parent.parent
-PACKAGES = "/usr/local/lib/glm-packages"
-"""Where hosts find the packages of this environment, if `stubs` made the wheels."""
+PACKAGES = "/usr/local/lib/glm/site-packages"
+"""Where hosts find the packages of this environment, if `stubs` made the wheels.
+
+Below a directory of another name Streamlit takes itself for its source tree, and serves no page."""
 
 _PYTHON = "/usr/bin/python3"  # the hosts'
 _BUILDERS = ("hatchling", "editables")  # what pip needs to install the checkout itself

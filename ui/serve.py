@@ -1,4 +1,4 @@
-"""The page's server; started by `streamlit run ui/serve.py`, which finds `app`."""
+"""The page's server; glm-ui.service runs `uvicorn ui.serve:app`."""
 
 from __future__ import annotations
 
