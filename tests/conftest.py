@@ -42,6 +42,15 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory, request: pytest.Fixtur
     return {version: directory / version for version in ("1.0.0", "1.1.0")}
 
 
+@pytest.fixture(autouse=True)
+def restored_umask() -> Iterator[None]:
+    """Take back what a verb of glmctl did that ran in this process: it sets the process's umask."""
+    before = os.umask(0o022)
+    os.umask(before)
+    yield
+    os.umask(before)
+
+
 def engine_of(request: pytest.FixtureRequest) -> Engine:
     """The engine of a test's hosts: the real one where the test or its module is marked `model`."""
     return "model" if request.node.get_closest_marker("model") else "dummy"
