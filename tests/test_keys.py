@@ -640,6 +640,7 @@ def test_the_public_socket_needs_a_key_and_the_internal_one_does_not(tmp_path: P
     asyncio.run(scenario())
 
 
+@pytest.mark.long
 def test_a_rollout_with_keys(stocked_box: Box, tmp_path: Path, add_release: Callable[..., None]) -> None:
     """Checks, probe, load and page work with keys, and a version that cannot read them does not go live."""
     box = stocked_box

@@ -217,15 +217,20 @@ def test_every_answer_is_of_the_version_it_names(stocked_box: Box, workers: int)
 
 @pytest.mark.model
 @pytest.mark.alone
-@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.long), 2])
-def test_eight_changes_under_the_mixed_load_lose_nothing(stocked_box: Box, tmp_path: Path, workers: int) -> None:
+@pytest.mark.parametrize(
+    ("workers", "changes"),
+    [(2, 3), pytest.param(1, 8, marks=pytest.mark.long), pytest.param(2, 8, marks=pytest.mark.long)],
+)
+def test_changes_under_the_mixed_load_lose_nothing(
+    stocked_box: Box, tmp_path: Path, workers: int, changes: int
+) -> None:
     """Under every kind of client no request is lost, no process is replaced, and every receipt adds up."""
     box = stocked_box
     box.configure(threads=1, workers=workers)
     box.glmctl("deploy", "1.0.0")
     pids = _workers(box, workers)
     with box.load(tmp_path) as load:
-        for number in range(8):
+        for number in range(changes):
             box.glmctl("deploy", ["1.1.0", "1.0.0"][number % 2], *WEIGHTS)
         report = load.stop()
     assert_nothing_lost(box, report)
