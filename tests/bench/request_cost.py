@@ -88,7 +88,7 @@ def plain_server() -> Iterator[Server]:
 
 
 def measure(server: Server, seconds: float) -> Turn:
-    """Ask on keep-alive connections without pause, by wrk where it is installed."""
+    """Ask on keep-alive connections without pause, by wrk where it is installed, which takes whole seconds."""
     before, started = server.cpu_seconds, time.monotonic()
     answers = _wrk(server.address, seconds) if shutil.which("wrk") else asyncio.run(_ask(server.address, seconds))
     return Turn(answers / (time.monotonic() - started), (server.cpu_seconds - before) / answers)
@@ -96,7 +96,7 @@ def measure(server: Server, seconds: float) -> Turn:
 
 def _wrk(address: str, seconds: float) -> int:
     done = subprocess.run(
-        ["wrk", "-t1", f"-c{CONNECTIONS}", f"-d{seconds:g}s", f"http://{address}/healthz"],
+        ["wrk", "-t1", f"-c{CONNECTIONS}", f"-d{max(1, round(seconds))}s", f"http://{address}/healthz"],
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert not re.search("Non-2xx|Socket errors", done.stdout), done.stdout
