@@ -4,19 +4,11 @@ from __future__ import annotations
 
 import streamlit as st
 
-from ui.client import ServiceClient, api_key, service_address
 from ui.compare.view import show_compare
-from ui.icon import page_icon
+from ui.frame import begin_page, service_client
 from ui.language import choose_language
 
-
-@st.cache_resource(show_spinner=False)
-def connect(address: str) -> ServiceClient:
-    """Return the client, which all sessions share."""
-    return ServiceClient(address, api_key())
-
-
-st.set_page_config(page_title="GLM", page_icon=st.cache_resource(show_spinner=False)(page_icon)(), layout="wide")
+begin_page()
 with st.sidebar:
     chosen = choose_language()
-show_compare(connect(service_address()), chosen)
+show_compare(service_client(), chosen)

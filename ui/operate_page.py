@@ -13,7 +13,7 @@ from service.contract.operations import STRATEGIES
 from service.contract.slots import SLOTS
 from ui.blocks import STYLE
 from ui.figures import zone
-from ui.icon import page_icon
+from ui.frame import begin_page
 from ui.language import choose_language
 from ui.operate_texts import OPERATE_TEXTS, OperateTexts
 from ui.operations_view import BEGUN, INTERVAL, outcome, recent, show_operations, show_output, shown, state_directory
@@ -50,7 +50,7 @@ def releases(command: tuple[str, ...]) -> list[str]:
 
 def main() -> None:
     """Draw the page: actions for who has unlocked it, and what operators did for everybody."""
-    st.set_page_config(page_title="GLM", page_icon=st.cache_resource(show_spinner=False)(page_icon)(), layout="wide")
+    begin_page()
     with st.sidebar:
         texts = OPERATE_TEXTS[choose_language()]
     # asked before anything is drawn: nothing of the locked page stays beside the actions meanwhile

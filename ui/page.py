@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 import streamlit as st
 
 from ui.chat.view import show_chat
-from ui.client import Fault, LiveSlot, ServiceClient, ServiceError, api_key, service_address
-from ui.icon import page_icon
+from ui.client import Fault, LiveSlot, ServiceClient, ServiceError
+from ui.frame import begin_page, service_client
 from ui.language import choose_language
 from ui.texts import LANGUAGES, Texts
 
@@ -43,18 +43,11 @@ class LiveHistory:
             self.entries = [*self.entries, (time.strftime("%H:%M:%S"), live)][-MAX_CHANGES - 1 :]
 
 
-def connect(address: str) -> ServiceClient:
-    """Return the client, which all sessions share."""
-    return ServiceClient(address, api_key())
-
-
 def main() -> None:
     """Draw the page from the session's state."""
-    st.set_page_config(
-        page_title="GLM", page_icon=st.cache_resource(show_spinner=False)(page_icon)(), layout="centered"
-    )
+    begin_page("centered")
     st.html(STYLE)
-    client = st.cache_resource(show_spinner=False)(connect)(service_address())
+    client = service_client()
     history: LiveHistory = st.session_state.setdefault("history", LiveHistory())
     show_chat(client, sidebar(client, history))
 

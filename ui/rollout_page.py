@@ -11,7 +11,7 @@ import streamlit as st
 
 from ui.blocks import STYLE, phase_list, slot_card, table
 from ui.figures import clock, duration, moment, zone
-from ui.icon import page_icon
+from ui.frame import begin_page
 from ui.language import choose_language
 from ui.plots import Plot, plots, series
 from ui.records import matching, phases_of, receipt_columns, receipt_rows, receipt_sentence, verdict_rows
@@ -56,7 +56,7 @@ def main() -> None:
 
 def _sidebar() -> str:
     """Draw the sidebar and return the chosen language."""
-    st.set_page_config(page_title="GLM", page_icon=st.cache_resource(show_spinner=False)(page_icon)(), layout="wide")
+    begin_page()
     with st.sidebar:
         return choose_language()
 

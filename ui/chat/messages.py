@@ -43,8 +43,8 @@ def show_reply(reply: Reply, texts: Texts, *, running: bool) -> None:
         show_complete(reply, texts)
 
 
-def show_incomplete(reply: Reply, texts: Texts) -> None:
-    """Show a reply that is being received."""
+def show_partial(reply: Reply, texts: Texts) -> None:
+    """Show what has come of a reply; the page runs again when it has ended."""
     if not reply.running:
         st.rerun()
     text = reply.text  # read once: another thread appends to it
@@ -53,6 +53,11 @@ def show_incomplete(reply: Reply, texts: Texts) -> None:
         st.markdown(f"{text} ▍")
     elif not reply.reasoning:
         st.markdown(f":gray[{texts.waiting}]")
+
+
+def show_incomplete(reply: Reply, texts: Texts) -> None:
+    """Show a reply that is being received, with where it comes from and a way to stop it."""
+    show_partial(reply, texts)
     show_origin(reply, texts)
     if st.button(texts.stop, key="stop", icon=":material/stop_circle:", type="tertiary"):
         reply.stop()  # its thread then saves the conversation

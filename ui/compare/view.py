@@ -10,7 +10,7 @@ import streamlit as st
 from ui.blocks import table
 from ui.chat.browser import browser_id
 from ui.chat.composer import Draft, compose, read_input, show_draft
-from ui.chat.messages import REPLY_INTERVAL, show_question, show_reasoning, timing
+from ui.chat.messages import REPLY_INTERVAL, show_partial, show_question, show_reasoning, timing
 from ui.chat.texts import chat_texts, escape
 from ui.client import LiveSlot, ServiceClient, ServiceError
 from ui.compare.comparison import Comparison, Side, connect_to_slot, find_sides, slot_socket
@@ -130,7 +130,7 @@ def show_comparison(comparison: Comparison, votes: VoteStore, texts: Texts, word
                 with st.container():  # a fragment has one too
                     show_ended(reply, texts, words, marked[number] if marked else None)
             else:
-                st.fragment(show_running, run_every=REPLY_INTERVAL)(reply, texts)
+                st.fragment(show_partial, run_every=REPLY_INTERVAL)(reply, texts)
     if not comparison.complete:
         if st.button(words.stop, key="stop-both", icon=":material/stop_circle:"):
             comparison.stop()
@@ -143,18 +143,6 @@ def show_head(reply: Reply, asked: LiveSlot, side: str) -> None:
     """Show the version and slot of an answer, until it is known those that were asked."""
     live = reply.live if reply.live and reply.live.version else asked
     st.markdown(f"#### {escape(live.version)} :{COLOURS.get(live.slot, 'gray')}-badge[{live.slot} · {side}]")
-
-
-def show_running(reply: Reply, texts: Texts) -> None:
-    """Show a reply that is being received."""
-    if not reply.running:
-        st.rerun()
-    text = reply.text  # read once: another thread appends to it
-    show_reasoning(reply, texts, ended=bool(text))
-    if text:
-        st.markdown(f"{text} ▍")
-    elif not reply.reasoning:
-        st.markdown(f":gray[{texts.waiting}]")
 
 
 def show_ended(reply: Reply, texts: Texts, words: CompareTexts, marked: str | None) -> None:
