@@ -48,13 +48,6 @@ def system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> HostFiles:
     return HostFiles(host, tmp_path / "etc", tmp_path / "bin")
 
 
-@pytest.fixture
-def umask() -> Iterator[None]:
-    before = os.umask(0o022)
-    yield
-    os.umask(before)
-
-
 @pytest.mark.parametrize("place", ["/root/glm", "/home/anna/glm", "/run/user/1000/glm", "/tmp/glm", "/var/tmp/x/y"])
 def test_code_that_the_units_hide_is_refused(place: str) -> None:
     """The message names the setting of the units that hides it."""
@@ -183,7 +176,6 @@ def test_an_error_names_the_file(system: HostFiles) -> None:
         system.install()
 
 
-@pytest.mark.usefixtures("umask")
 @pytest.mark.parametrize("mask", [0o000, 0o002, 0o022, 0o077, 0o777])
 def test_what_root_writes_is_readable_to_the_group_and_to_nobody_else(mask: int, tmp_path: Path) -> None:
     """Releases, stamps, links, records, locks and reports, whatever the umask of root's shell is."""
