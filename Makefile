@@ -9,7 +9,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 # Hundreds of processes start here; with the variable set, each would compile again what it imports.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help setup demo monitoring test test-all test-fleet test-vllm vllm clients clients-table lint unit bench bench-gpu soak fuzz docs reference screenshots lock sbom deb clean
+.PHONY: help setup needs demo monitoring test test-all test-fleet test-vllm vllm clients clients-table lint unit bench bench-gpu soak fuzz docs reference screenshots lock sbom deb clean
 
 # Where torch comes from, for hosts without a GPU: make setup TORCH_INDEX=https://download.pytorch.org/whl/cpu
 TORCH_INDEX ?=
@@ -21,7 +21,11 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-setup: $(VENV)/.ready  ## .venv with all that the demo and the tests need
+setup:  ## .venv with all that the demo and the tests need, and the programs besides Python
+	@$(MAKE) --no-print-directory -j2 $(VENV)/.ready needs
+
+# Packages of the distribution are installed while pip works: neither uses more than one core.
+needs:
 	@tests/needs
 
 # torch first, pinned, and said before: from PyPI it is the CUDA build, with NVIDIA's libraries. compileall uses every core, pip one.

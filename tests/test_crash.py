@@ -75,6 +75,15 @@ def test_a_reload_that_fails_leaves_the_old_generation_serving(box: Box, add_rel
     assert box.json("reload")["outcome"] == "done"
 
 
+def test_a_reload_without_a_new_generation_names_the_log(box: Box) -> None:
+    """The reload command fails by itself: the message does not take the state of the generation that serves for it."""
+    box.drop_in("[Service]\nExecReload=\nExecReload=/bin/false\n")
+    stderr = box.glmctl("reload", expect=4).stderr
+    assert "no new generation appeared" in " ".join(stderr.split())
+    assert "ended before it was ready" not in stderr
+    assert box.get("/version").json()["version"] == "1.0.0"
+
+
 def test_a_rollback_killed_at_its_rename(box: Box) -> None:
     """Kill -9 of a warm rollback: one version serves, and `resume` completes the rollback."""
     output = ""

@@ -65,6 +65,8 @@ class NewGeneration:
         unit = self._context.systemd.state(self._unit)
         if unit.status.startswith("failed: "):
             return unit.status.removeprefix("failed: ")
+        if unit.active == "active":  # result and status are those of the generation before, which serves on
+            return "the unit runs on, and no new generation appeared; its log has the reason"
         step = f" (it was at: {unit.status})" if unit.status else ""
         return {
             "timeout": f"it made no progress until systemd's start time-out{step}",

@@ -24,7 +24,7 @@ from service.settings import Settings
 
 _POLL = 0.02  # seconds
 _USR2_INTERVAL = 0.5  # seconds between two USR2. A master that has just replaced another one ignores the first
-_START_TIMEOUT = 30.0  # seconds until the new master has written its generation's record
+_START_TIMEOUT = 60.0  # seconds until the new master, which imports torch first, has written its generation's record
 _EXIT_TIMEOUT = 10.0  # seconds until a process has exited after its signal
 
 
