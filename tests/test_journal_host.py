@@ -59,7 +59,7 @@ for outcome in ("done", "rolled back", "failed"):
 """
 
 
-INSTALLED = "/usr/local/lib/glm"
+INSTALLED = "/usr/local/lib/glm-code"  # beside PACKAGES: there is no room for a mount in a mount that is read-only
 CHECKPOINTS = "/usr/local/lib/glm-checkpoints"
 INSTALL = f"""
 python3 -m venv --without-pip /opt/glm

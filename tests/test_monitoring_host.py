@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -45,6 +46,16 @@ def watched(box: Box, tmp_path: Path) -> Iterator[Prometheus]:
     with Prometheus(box.listen, tmp_path / "prometheus", interval=1, rules=rules) as found:
         wait_for(lambda: found.query('up{job="glm"} == 1'), what="a scrape")
         yield found
+
+
+def leave(box: Box) -> None:
+    """Begin to read an answer and close the connection."""
+    host, port = box.listen.split(":")
+    body = b'{"stream": true, "max_tokens": 500, "messages": [{"role": "user", "content": "Hello"}]}'
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n"
+    with socket.create_connection((host, int(port)), timeout=30) as client:
+        client.sendall(head % len(body) + body)
+        client.recv(1)
 
 
 def has_fired(watched: Prometheus, alert: str) -> Callable[[], bool]:
@@ -93,6 +104,7 @@ def test_panels_have_data(box: Box, watched: Prometheus) -> None:
         empty = dict[str, str]()
 
         def is_complete() -> bool:
+            leave(box)
             empty.clear()
             for place, expression in expressions().items():
                 query = re.sub(r"\$__(rate_interval|range)", "10s", expression).replace("$instance", ".*")
