@@ -222,9 +222,9 @@ def test_errors_of_the_journal_are_errors(serving: BootedHost) -> None:
     found = list[dict[str, str]]()
 
     def is_told() -> bool:
-        found[:] = entries(host, f"--after-cursor={begin}", "--priority=err")
+        # not by --priority: after a cursor whose own entry does not match, journalctl leaves out the first that does
+        found[:] = [one for one in entries(host, f"--after-cursor={begin}") if one["PRIORITY"] <= "3"]
         return bool(found)
 
     wait_for(is_told, what="the error")
-    assert {one["PRIORITY"] for one in found} <= {"0", "1", "2", "3"}
     assert all("SIGKILL" in one["MESSAGE"] for one in found), found
