@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -20,6 +22,8 @@ from PIL import Image, ImageDraw
 from deploy.systemd.sandbox import Sandbox
 from tests.box import CODE
 from tests.operate_fixtures import KEY, write_operators
+from tests.page_fixtures import FakeService, free_address
+from ui.operate_texts import OPERATE_TEXTS, OperateTexts
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -123,6 +127,30 @@ def glmctl(box: Sandbox, *words: str) -> Iterator[subprocess.Popen[bytes]]:
         yield running
 
 
+@contextmanager
+def fake_host(directory: Path) -> Iterator[tuple[FakeService, str]]:
+    """A page in front of a fake service; yields the service and the page's address."""
+    service, address, log = FakeService(), free_address(), directory / "page.log"
+    argv = [sys.executable, "-m", "streamlit", "run", str(CODE / "ui/serve.py")]
+    argv += ["--server.address", "127.0.0.1", "--server.port", address.rpartition(":")[2], "--server.headless", "true"]
+    env = {**os.environ, "GLM_LISTEN": service.address, "STREAMLIT_BROWSER_GATHER_USAGE_STATS": "false"}
+    env |= {"GLM_STATE": str(directory), "GLM_RUNTIME": str(directory)}
+    with log.open("wb") as out, subprocess.Popen(argv, env=env, cwd=directory, stdout=out, stderr=out) as process:
+        try:
+            wait_for_page(address, log)
+            yield service, address
+        finally:
+            process.terminate()
+            service.close()
+
+
+@pytest.fixture
+def page_with_service(tmp_path: Path) -> Iterator[tuple[FakeService, str]]:
+    """A page in front of a fake service."""
+    with fake_host(tmp_path) as host:
+        yield host
+
+
 def wait_for_page(address: str, log: Path) -> None:
     deadline = time.monotonic() + TIMEOUT
     while True:
@@ -159,10 +187,11 @@ def ask(page: Page, text: str, colour: str) -> None:
     pytest.fail(f"{text!r} could not be sent")
 
 
-def unlock(page: Page) -> None:
-    page.get_by_label("Operator's key").fill(KEY)
-    page.get_by_label("Operator's key").press("Enter")
-    page.get_by_text("You act as alice").wait_for()
+def unlock(page: Page, words: OperateTexts = OPERATE_TEXTS["en"]) -> None:
+    """Enter the key of alice; `words`: in the language of the page."""
+    page.get_by_label(words.key).fill(KEY)
+    page.get_by_label(words.key).press("Enter")
+    page.get_by_text(words.unlocked.partition("**")[0]).wait_for()
 
 
 def visit(page: Page, box: Sandbox, name: str) -> None:
@@ -177,19 +206,3 @@ def fits(page: Page) -> bool:
     page.set_viewport_size({"width": 390, "height": 844})
     widths = page.evaluate("[document.querySelector('.stMain').scrollWidth, innerWidth]")
     return bool(widths == [390, 390])
-
-
-def look(page: Page) -> dict[str, Any]:
-    """What the rollout page shows at this moment: the running phases, all phases, and the share of each slot."""
-    found: dict[str, Any] = page.evaluate(
-        """() => {
-          const texts = (where) => [...document.querySelectorAll(where)].map((one) => one.innerText.trim());
-          return {
-            running: texts('.glm-phases .running span:nth-of-type(1)'),
-            names: texts('.glm-phases li span:nth-of-type(1)'),
-            seconds: texts('.glm-phases li span:nth-of-type(3)'),
-            shares: texts('.glm-card dl div:first-child dd').map(parseFloat),
-          };
-        }"""
-    )
-    return found
