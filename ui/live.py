@@ -21,12 +21,11 @@ STYLE = """
   [data-testid="stLayoutWrapper"]:has(> .st-key-live-line) { display: none; }
   @media (max-width: 767px) {
     [data-testid="stLayoutWrapper"]:has(> .st-key-live-line) { display: flex; position: fixed; z-index: 999991;
-      top: 0; left: 3.75rem; right: 3.75rem; width: auto; height: 3.75rem; align-items: center;
-      pointer-events: none; }
-    .stApp:has(.stSidebar[aria-expanded="true"]) .st-key-live-line { visibility: hidden; }
+      top: 0; left: 3.75rem; right: 3.75rem; width: auto; pointer-events: none; }
+    .stApp:has(.stSidebar[data-collapsed="false"]) .st-key-live-line { visibility: hidden; }
   }
-  .glm-live { text-align: center; font-size: .875rem; line-height: 1.2; font-variant-numeric: tabular-nums;
-    overflow-wrap: anywhere; }
+  .glm-live { height: 3.75rem; display: flex; align-items: center; justify-content: center; text-align: center;
+    font-size: .875rem; line-height: 1.2; font-variant-numeric: tabular-nums; overflow-wrap: anywhere; }
   .glm-live i { display: inline-block; width: .6rem; height: .6rem; border-radius: 50%; margin-right: .4rem;
     background: #888; }
   .glm-live .blue { background: #3b8fd9; } .glm-live .green { background: #3aa76d; }
@@ -57,9 +56,9 @@ def _show(texts: Texts) -> None:
 def live_line(live: LiveSlot | None, texts: Texts) -> str:
     """Return the line as HTML."""
     if live is None:
-        return f'<div class="glm-live">{escape(texts.no_response)}</div>'
+        return f'<div class="glm-live"><span>{escape(texts.no_response)}</span></div>'
     slot = live.slot if live.slot in {"blue", "green"} else ""
     return (
-        f'<div class="glm-live"><i class="{slot}"></i>{escape(texts.live_now)} <b>{escape(live.version)}</b>'
-        f" · {escape(texts.slot.format(slot=live.slot))}</div>"
+        f'<div class="glm-live"><span><i class="{slot}"></i>{escape(texts.live_now)} <b>{escape(live.version)}</b>'
+        f" · {escape(texts.slot.format(slot=live.slot))}</span></div>"
     )
