@@ -172,18 +172,20 @@ def picture(colour: str) -> bytes:
 
 def ask(page: Page, text: str, colour: str) -> None:
     """Attach a picture, type a question and send it."""
-    from playwright.sync_api import TimeoutError as PlaywrightTimeout
-
+    messages = page.get_by_test_id("stChatMessage")
+    before = messages.count()
     page.locator("[data-testid=stChatInput] input[type=file]").set_input_files(
         {"name": f"{colour}.png", "mimeType": "image/png", "buffer": picture(colour)}
     )
     page.get_by_test_id("stChatInput").get_by_text(f"{colour}.png").wait_for()
     page.get_by_test_id("stChatInputTextArea").fill(text)
-    for _ in range(20):  # Enter has no effect during the upload
+    deadline = time.monotonic() + TIMEOUT
+    while time.monotonic() < deadline:  # Enter has no effect during the upload
         page.get_by_test_id("stChatInputTextArea").press("Enter")
-        with contextlib.suppress(PlaywrightTimeout):
-            page.get_by_test_id("stChatMessage").get_by_text(text).wait_for(timeout=3000)
-            return
+        for _ in range(30):
+            if messages.count() > before:
+                return
+            page.wait_for_timeout(100)
     pytest.fail(f"{text!r} could not be sent")
 
 
