@@ -99,6 +99,12 @@ def begin_tour(page: Page, box: Sandbox, language: str = "en") -> None:
     chat, compare = LANGUAGES[language], COMPARE_TEXTS[language]
     batches, operate = BATCH_TEXTS[language], OPERATE_TEXTS[language]
     page.goto(f"http://{box.addresses.ui}")
+    page.get_by_test_id("stChatInputTextArea").wait_for()
+    open_page(page, "rollout")  # its plots begin with the first look at it
+    page.locator(DRAWN["rollout"]).first.wait_for()
+
+    open_page(page, "chat")
+    page.locator("[data-testid=stChatInput]").wait_for()
     ask(page, QUESTION, "red")
     page.get_by_role("button", name=CHAT_TEXTS[chat.name].regenerate).wait_for()
     page.get_by_role("button", name=chat.stop, exact=True).wait_for(state="detached")
