@@ -121,10 +121,14 @@ def other_version(box: Sandbox) -> str:
 
 @contextmanager
 def glmctl(box: Sandbox, *words: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A glmctl that runs meanwhile, without its output."""
+    """A glmctl that runs meanwhile, without its output; it ends with the test if that fails."""
     argv: Sequence[str] = ["glmctl", *words]
     with subprocess.Popen(argv, env=box.env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as running:
-        yield running
+        try:
+            yield running
+        except BaseException:
+            running.terminate()  # it may wait at a canary step that nobody ends any more
+            raise
 
 
 @contextmanager

@@ -141,7 +141,7 @@ ENGLISH = RolloutTexts(
     },
     recent="The last ten minutes",
     recent_hint="Rates and times are those of the last 30 seconds at each moment.",
-    no_points="Nothing is recorded yet: the plots begin when this page is opened first, with a point every five seconds.",
+    no_points="Nothing is recorded yet: the plots begin when this page is first opened, with a point every 5 s.",
     history="History",
     kind="Kind",
     version="Version",
