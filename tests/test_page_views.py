@@ -163,7 +163,7 @@ def chat(request: pytest.FixtureRequest, browser: Browser, host: tuple[FakeServi
     service.requests.clear()
     service.answer, service.tokens = ["A red ", "circle."], 5
     page = open_view(browser, request.param)
-    page.set_default_timeout(60_000)  # no model is loaded
+    page.set_default_timeout(30_000)  # no model is loaded
     errors: list[str] = []
     page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
     page.on("pageerror", lambda error: errors.append(str(error)))
