@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 DIRECTORY = CODE / "docs/images"
 PHONE: ViewportSize = {"width": 390, "height": 844}
-HEIGHTS = {"compare": 1100, "rollout": 1900}  # pixels of the window, for what a page shows below the first screen
+HEIGHTS = {"compare": 1100, "rollout": 1860}  # pixels of the window, for what a page shows below the first screen
 LOADED = 75.0  # seconds of load before the first picture, for the plots
 COLOURS = 256
 
