@@ -80,6 +80,12 @@ class Chat:
                 return
         pytest.fail(f"{text!r} could not be sent")
 
+    def wait_for_input(self, text: str) -> None:
+        """Wait until the input has this text, which the page puts there after it has drawn what is above."""
+        from playwright.sync_api import expect
+
+        expect(self.input).to_have_value(text, timeout=60_000)
+
     @property
     def refusal(self) -> Any:
         return self.page.get_by_test_id("stAlert")
@@ -163,7 +169,7 @@ def chat(request: pytest.FixtureRequest, browser: Browser, host: tuple[FakeServi
     service.requests.clear()
     service.answer, service.tokens = ["A red ", "circle."], 5
     page = open_view(browser, request.param)
-    page.set_default_timeout(30_000)  # no model is loaded
+    page.set_default_timeout(60_000)  # no model is loaded
     errors: list[str] = []
     page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
     page.on("pageerror", lambda error: errors.append(str(error)))
@@ -227,7 +233,7 @@ def test_questions(chat: Chat) -> None:
 
     chat.button(words.edit).click()
     page.get_by_text(words.editing).wait_for()
-    assert chat.input.input_value() == "never mind"
+    chat.wait_for_input("never mind")
     chat.send("better now")
     page.get_by_text("better now").wait_for()
     chat.wait_for_answers(6)
@@ -298,7 +304,7 @@ def test_files_that_cannot_be_sent(chat: Chat, tmp_path: Path) -> None:
         refusal.get_by_text(words.not_sent, exact=True).wait_for()
         assert name in refusal.inner_text()
         assert len(chat.service.requests) == number
-        assert chat.input.input_value() == "what is it?"
+        chat.wait_for_input("what is it?")
         assert_in_order(page, chat.view, REFUSAL_WORDS | QUESTION_WORDS)
         chat.button(words.leave_out).click()
         refusal.wait_for(state="detached")
