@@ -105,7 +105,7 @@ def assert_in_order(page: Page, view: View, words: Collection[str] = ()) -> None
     width, room = page.evaluate(
         "(({scrollWidth, clientWidth}) => [scrollWidth, clientWidth])(document.querySelector('.stMain'))"
     )
-    assert width <= room <= view.width, "nothing scrolls sideways"
+    assert width <= room <= view.width, f"{page.url} {view}: {width} of {room} pixels scroll sideways"
     brightness = page.evaluate("+getComputedStyle(document.querySelector('.stApp')).backgroundColor.match(/\\d+/)[0]")
     assert (brightness < 128) == (view.scheme == "dark")
     if view.language == "zh":
