@@ -102,10 +102,9 @@ def assert_in_order(page: Page, view: View, words: Collection[str] = ()) -> None
     `words`: with Latin letters, which the page may have here beside those that it always may.
     """
     assert page.get_by_test_id("stException").count() == 0
-    width, room = page.evaluate(
-        "(({scrollWidth, clientWidth}) => [scrollWidth, clientWidth])(document.querySelector('.stMain'))"
-    )
-    assert width <= room <= view.width, f"{page.url} {view}: {width} of {room} pixels scroll sideways"
+    # waited for: the page is drawn anew after a change of the window's width
+    fits = "(width) => (({scrollWidth, clientWidth}) => scrollWidth <= clientWidth && clientWidth <= width)"
+    page.wait_for_function(f"{fits}(document.querySelector('.stMain'))", arg=view.width, timeout=20_000)
     brightness = page.evaluate("+getComputedStyle(document.querySelector('.stApp')).backgroundColor.match(/\\d+/)[0]")
     assert (brightness < 128) == (view.scheme == "dark")
     if view.language == "zh":

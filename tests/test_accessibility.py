@@ -24,7 +24,7 @@ pytestmark = pytest.mark.long
 AXE = ENVIRONMENTS / "node/node_modules/axe-core/axe.min.js"
 NAMES = {"en": "English", "zh": "中文"}
 SHOWN = {
-    "chat": "What is in this picture It it is has This circle red",
+    "chat": "What is in this picture It it is has This circle red thing",
     "compare": "What is in this picture It it is has This circle green thing",
     "rollout": "overlap alice cpu MiB ms ttft",
     "batches": "custom_id id question jsonl messages role user content method POST url chat completions body model kB",
