@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -20,6 +22,8 @@ from PIL import Image, ImageDraw
 from deploy.systemd.sandbox import Sandbox
 from tests.box import CODE
 from tests.operate_fixtures import KEY, write_operators
+from tests.page_fixtures import FakeService, free_address
+from ui.operate_texts import OPERATE_TEXTS, OperateTexts
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -117,10 +121,38 @@ def other_version(box: Sandbox) -> str:
 
 @contextmanager
 def glmctl(box: Sandbox, *words: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A glmctl that runs meanwhile, without its output."""
+    """A glmctl that runs meanwhile, without its output; it ends with the test if that fails."""
     argv: Sequence[str] = ["glmctl", *words]
     with subprocess.Popen(argv, env=box.env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as running:
-        yield running
+        try:
+            yield running
+        except BaseException:
+            running.terminate()  # it may wait at a canary step that nobody ends any more
+            raise
+
+
+@contextmanager
+def fake_host(directory: Path) -> Iterator[tuple[FakeService, str]]:
+    """A page in front of a fake service; yields the service and the page's address."""
+    service, address, log = FakeService(), free_address(), directory / "page.log"
+    argv = [sys.executable, "-m", "streamlit", "run", str(CODE / "ui/serve.py")]
+    argv += ["--server.address", "127.0.0.1", "--server.port", address.rpartition(":")[2], "--server.headless", "true"]
+    env = {**os.environ, "GLM_LISTEN": service.address, "STREAMLIT_BROWSER_GATHER_USAGE_STATS": "false"}
+    env |= {"GLM_STATE": str(directory), "GLM_RUNTIME": str(directory)}
+    with log.open("wb") as out, subprocess.Popen(argv, env=env, cwd=directory, stdout=out, stderr=out) as process:
+        try:
+            wait_for_page(address, log)
+            yield service, address
+        finally:
+            process.terminate()
+            service.close()
+
+
+@pytest.fixture
+def page_with_service(tmp_path: Path) -> Iterator[tuple[FakeService, str]]:
+    """A page in front of a fake service."""
+    with fake_host(tmp_path) as host:
+        yield host
 
 
 def wait_for_page(address: str, log: Path) -> None:
@@ -144,25 +176,28 @@ def picture(colour: str) -> bytes:
 
 def ask(page: Page, text: str, colour: str) -> None:
     """Attach a picture, type a question and send it."""
-    from playwright.sync_api import TimeoutError as PlaywrightTimeout
-
+    messages = page.get_by_test_id("stChatMessage")
+    before = messages.count()
     page.locator("[data-testid=stChatInput] input[type=file]").set_input_files(
         {"name": f"{colour}.png", "mimeType": "image/png", "buffer": picture(colour)}
     )
     page.get_by_test_id("stChatInput").get_by_text(f"{colour}.png").wait_for()
     page.get_by_test_id("stChatInputTextArea").fill(text)
-    for _ in range(20):  # Enter has no effect during the upload
+    deadline = time.monotonic() + TIMEOUT
+    while time.monotonic() < deadline:  # Enter has no effect during the upload
         page.get_by_test_id("stChatInputTextArea").press("Enter")
-        with contextlib.suppress(PlaywrightTimeout):
-            page.get_by_test_id("stChatMessage").get_by_text(text).wait_for(timeout=3000)
-            return
+        for _ in range(30):
+            if messages.count() > before:
+                return
+            page.wait_for_timeout(100)
     pytest.fail(f"{text!r} could not be sent")
 
 
-def unlock(page: Page) -> None:
-    page.get_by_label("Operator's key").fill(KEY)
-    page.get_by_label("Operator's key").press("Enter")
-    page.get_by_text("You act as alice").wait_for()
+def unlock(page: Page, words: OperateTexts = OPERATE_TEXTS["en"]) -> None:
+    """Enter the key of alice; `words`: in the language of the page."""
+    page.get_by_label(words.key).fill(KEY)
+    page.get_by_label(words.key).press("Enter")
+    page.get_by_text(words.unlocked.partition("**")[0]).wait_for()
 
 
 def visit(page: Page, box: Sandbox, name: str) -> None:
@@ -177,19 +212,3 @@ def fits(page: Page) -> bool:
     page.set_viewport_size({"width": 390, "height": 844})
     widths = page.evaluate("[document.querySelector('.stMain').scrollWidth, innerWidth]")
     return bool(widths == [390, 390])
-
-
-def look(page: Page) -> dict[str, Any]:
-    """What the rollout page shows at this moment: the running phases, all phases, and the share of each slot."""
-    found: dict[str, Any] = page.evaluate(
-        """() => {
-          const texts = (where) => [...document.querySelectorAll(where)].map((one) => one.innerText.trim());
-          return {
-            running: texts('.glm-phases .running span:nth-of-type(1)'),
-            names: texts('.glm-phases li span:nth-of-type(1)'),
-            seconds: texts('.glm-phases li span:nth-of-type(3)'),
-            shares: texts('.glm-card dl div:first-child dd').map(parseFloat),
-          };
-        }"""
-    )
-    return found

@@ -16,6 +16,12 @@ from typing import TYPE_CHECKING
 
 from deploy.systemd.sandbox import Sandbox
 from tests.browser_fixtures import ask, glmctl, other_version, run, unlock
+from tests.page_views import close_sidebar, open_sidebar
+from ui.batches.texts import BATCH_TEXTS
+from ui.chat.texts import CHAT_TEXTS
+from ui.compare.texts import COMPARE_TEXTS
+from ui.operate_texts import OPERATE_TEXTS
+from ui.texts import LANGUAGES
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page, ViewportSize
@@ -59,9 +65,11 @@ def canary(box: Sandbox, share: str) -> Iterator[None]:
 
 
 def open_page(page: Page, name: str) -> None:
-    """Go to a page by the navigation, in the same session; `name`: of its address. The window must be wide."""
+    """Go to a page by the navigation, in the same session; `name`: of its address."""
+    open_sidebar(page)
     path = "/" if name == "chat" else f"/{name}"
     page.locator(f"[data-testid=stSidebarNavLink][href$='{path}']").click()
+    close_sidebar(page)
 
 
 def visit_page(page: Page, name: str) -> None:
@@ -86,29 +94,36 @@ def settle(page: Page) -> None:
     page.wait_for_timeout(500)
 
 
-def begin_tour(page: Page, box: Sandbox) -> None:
-    """Bring every page into use; a canary must be under way."""
-    page.set_viewport_size(WIDE)
+def begin_tour(page: Page, box: Sandbox, language: str = "en") -> None:
+    """Bring every page into use; a canary must be under way. `language`: that of the browser."""
+    chat, compare = LANGUAGES[language], COMPARE_TEXTS[language]
+    batches, operate = BATCH_TEXTS[language], OPERATE_TEXTS[language]
     page.goto(f"http://{box.addresses.ui}")
+    page.get_by_test_id("stChatInputTextArea").wait_for()
+    open_page(page, "rollout")  # its plots begin with the first look at it
+    page.locator(DRAWN["rollout"]).first.wait_for()
+
+    open_page(page, "chat")
+    page.locator("[data-testid=stChatInput]").wait_for()
     ask(page, QUESTION, "red")
-    page.get_by_text("Answered by").wait_for()
-    page.get_by_role("button", name="Stop").wait_for(state="detached")
+    page.get_by_role("button", name=CHAT_TEXTS[chat.name].regenerate).wait_for()
+    page.get_by_role("button", name=chat.stop, exact=True).wait_for(state="detached")
 
     open_page(page, "compare")
-    page.get_by_text("One question, answered at once by").wait_for()
+    page.get_by_text(compare.both.partition("**")[0]).wait_for()
     ask(page, QUESTION, "green")
-    page.get_by_role("radio", name="1.1.0 is better").click()
+    page.get_by_role("radio", name=compare.better.format(version="1.1.0")).click()
     page.get_by_role("cell", name="1.0.0 / 1.1.0").wait_for()
 
     open_page(page, "batches")
     chooser = page.get_by_test_id("stFileUploader").locator("input[type=file]")
     chooser.set_input_files({"name": "questions.jsonl", "mimeType": "application/jsonl", "buffer": questions(3)})
-    page.get_by_role("button", name="Start the batch").click()
-    page.get_by_text("3 of 3 done").wait_for()
+    page.get_by_role("button", name=batches.start).click()
+    page.get_by_text(batches.progress.format(done=3, total=3)).wait_for()
 
     open_page(page, "operate")
-    unlock(page)
-    page.get_by_role("button", name="Verify release").wait_for()
+    unlock(page, operate)
+    page.get_by_role("button", name=operate.actions["release verify"][0]).wait_for()
 
 
 def questions(count: int) -> bytes:

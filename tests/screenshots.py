@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
 DIRECTORY = CODE / "docs/images"
 PHONE: ViewportSize = {"width": 390, "height": 844}
-LOADED = 45.0  # seconds of load before the first picture, for the plots
+HEIGHTS = {"compare": 1100, "rollout": 1860}  # pixels of the window, for what a page shows below the first screen
+LOADED = 75.0  # seconds of load before the first picture, for the plots
 COLOURS = 256
 
 
@@ -60,8 +61,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         click.echo("letting the plots fill …")
         page.wait_for_timeout(1000 * max(0.0, LOADED - (time.monotonic() - began)))
         for name in PAGES:
+            page.set_viewport_size({**WIDE, "height": HEIGHTS.get(name, WIDE["height"])})
             visit_page(page, name)
             write(page, options.directory / f"{name}.png")
+        page.set_viewport_size(WIDE)
         visit_page(page, "chat")
         page.emulate_media(color_scheme="dark")
         page.set_viewport_size(PHONE)

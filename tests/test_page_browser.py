@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
+import socket
 import subprocess
-import sys
 import time
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,42 +17,30 @@ import pytest
 
 from deploy.display import duration
 from deploy.systemd.sandbox import Sandbox
-from tests.box import CODE
+from service.contract import operations
 from tests.browser_fixtures import (
     TIMEOUT,
     ask,
     box,
     browser_page,
     fits,
-    look,
+    glmctl_json,
+    new_page,
+    other_version,
+    page_with_service,
     picture,
     run,
     unlock,
     visit,
     wait_for_page,
 )
-from tests.page_fixtures import FakeService, free_address
+from tests.page_fixtures import FakeService
+from tests.page_watch import assert_same_rollout, look, printed_status, recorded_looks, start_recording
 
 if TYPE_CHECKING:
     from playwright.sync_api import FilePayload, Page
 
-__all__ = ["box", "browser_page"]
-
-
-@pytest.fixture
-def page_with_service(tmp_path: Path) -> Iterator[tuple[FakeService, str]]:
-    """A page in front of a fake service; yields the service and the page's address."""
-    service, address, log = FakeService(), free_address(), tmp_path / "page.log"
-    argv = [sys.executable, "-m", "streamlit", "run", str(CODE / "ui/serve.py")]
-    argv += ["--server.address", "127.0.0.1", "--server.port", address.rpartition(":")[2], "--server.headless", "true"]
-    env = {**os.environ, "GLM_LISTEN": service.address, "STREAMLIT_BROWSER_GATHER_USAGE_STATS": "false"}
-    with log.open("wb") as out, subprocess.Popen(argv, env=env, cwd=tmp_path, stdout=out, stderr=out) as process:
-        try:
-            wait_for_page(address, log)
-            yield service, address
-        finally:
-            process.terminate()
-            service.close()
+__all__ = ["box", "browser_page", "page_with_service"]
 
 
 def connected(address: str) -> set[str]:
@@ -158,19 +144,18 @@ def test_rollout_page(box: Sandbox, browser_page: Page) -> None:
     assert widths == [390, 390], "nothing but a table scrolls sideways"
 
 
-@pytest.mark.long
-def test_operating(box: Sandbox, browser_page: Page) -> None:
-    """A deploy with a canary from the browser, which a restart of the page does not end, promoted there to its end."""
-    page = browser_page
-    page.set_default_timeout(4 * TIMEOUT * 1000)  # it waits for several processes in turn
-    errors: list[str] = []
-    page.on("pageerror", lambda error: errors.append(str(error)))
-    live = json.loads(subprocess.check_output(["glmctl", "status", "--json"], env=box.env))
-    version = "1.0.0" if live["slots"][live["live"]]["version"] == "1.1.0" else "1.1.0"
-    page.goto(f"http://{box.addresses.ui}")
-    page.get_by_test_id("stSidebarNav").get_by_text("Operate").click()
-    page.get_by_label("Operator's key").wait_for()
-    assert page.get_by_role("button", name="Promote").count() == 0
+def refused(box: Sandbox, key: str, verb: str, values: dict[str, str]) -> Any:
+    """The answer of the server to an action that does not come from the page."""
+    with socket.socket(socket.AF_UNIX) as channel:
+        channel.connect(str(operations.socket_path(box.host.runtime)))
+        channel.sendall(operations.Request(key, verb, values).line())
+        channel.shutdown(socket.SHUT_WR)
+        with channel.makefile("rb") as answer:
+            return json.loads(answer.readline())
+
+
+def operate(page: Page, box: Sandbox, version: str) -> None:
+    """Deploy with a canary, restart the page's server, and promote, all by the page; returns when it is done."""
     unlock(page)
     page.get_by_role("combobox", name="Version").first.click()
     page.get_by_role("option", name=version).click()
@@ -195,7 +180,39 @@ def test_operating(box: Sandbox, browser_page: Page) -> None:
     page.get_by_text("the canary step at 50 % has ended").wait_for()
     page.get_by_role("cell", name=f"--bake=2s -- {version}").locator("xpath=..").get_by_text("done").wait_for()
 
-    last = json.loads(subprocess.check_output(["glmctl", "history", "--json"], env=box.env))["rollouts"][-1]
+
+@pytest.mark.long
+def test_operating(box: Sandbox, browser_page: Page) -> None:
+    """A deploy with a canary from the browser, which a restart of the page does not end, promoted there to its end."""
+    page = browser_page
+    page.set_default_timeout(4 * TIMEOUT * 1000)  # it waits for several processes in turn
+    errors: list[str] = []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    version = other_version(box)
+    browser = page.context.browser
+    assert browser
+    beside = new_page(browser)  # the rollout page of somebody else, open all the time
+    visit(beside, box, "Rollout")
+    beside.locator(".glm-card").nth(1).wait_for()
+    start_recording(beside)
+    page.goto(f"http://{box.addresses.ui}")
+    page.get_by_test_id("stSidebarNav").get_by_text("Operate").click()
+    page.get_by_label("Operator's key").wait_for()
+    assert page.get_by_role("button", name="Promote").count() == 0
+    rollouts = glmctl_json(box, "history")["rollouts"]
+    for key in ("", "a-wrong-key-of-someone"):  # whatever the browser shows, the server refuses
+        assert refused(box, key, "deploy", {"version": version}) == {"error": "key"}
+        assert refused(box, key, "rollback", {}) == {"error": "key"}
+    assert glmctl_json(box, "history")["rollouts"] == rollouts
+    with printed_status(box) as printed:
+        operate(page, box, version)
+        last = glmctl_json(box, "history")["rollouts"][-1]
+        beside.locator(".glm-table").get_by_text(last["id"]).wait_for()
+    assert_same_rollout(recorded_looks(beside), printed, ("canary 50 %", "bake"))
+    assert beside.get_by_test_id("stAlert").count() == 0
+    sums = beside.get_by_role("cell", name="all", exact=True).first.locator("xpath=..").get_by_role("cell")
+    assert sums.all_inner_texts()[2:4] == [str(last["receipt"][name]) for name in ("accepted", "completed")]
+
     assert (last["version"], last["outcome"], last["operator"]) == (version, "done", "alice")
     assert "begun by alice" in subprocess.check_output(["glmctl", "history", last["id"]], env=box.env, text=True)
     assert errors == []

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
-import json
 import os
+import re
 import signal
-import subprocess
-import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,72 +21,165 @@ from tests.browser_fixtures import (
     glmctl,
     glmctl_json,
     live_version,
-    look,
     other_version,
     run,
     visit,
 )
+from tests.page_tour import open_page
+from tests.page_views import View, live_version_in_sight, open_sidebar, open_view
+from tests.page_watch import assert_same_rollout, look, printed_status
 from tests.test_faulty_releases import make_faulty, traffic
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Page
+    from playwright.sync_api import Browser, Page
 
 __all__ = ["box", "browser_page"]
 
 pytestmark = pytest.mark.long
 
 QUESTION = "What is in this picture?"
+OPENED = {
+    "compare": "[data-testid=stAlert]",
+    "rollout": ".glm-card",
+    "batches": "[data-testid=stFileUploader]",
+    "operate": "[data-testid=stForm]",
+}
+"""What shows that a page is open, before anything was done on it."""
 
 
-def changes(page: Page) -> list[str]:
-    """The changes of version that the sidebar lists."""
-    lines = page.get_by_test_id("stSidebar").inner_text().splitlines()
-    return [line.partition(" ")[2].strip() for line in lines if "→" in line]
+VIEWS: dict[str, dict[str, View]] = {
+    "wide": {
+        "chat": View("en", "light", 1280),
+        "rollout": View("zh", "dark", 390),
+        "compare": View("zh", "light", 1280),
+        "batches": View("en", "dark", 390),
+        "operate": View("zh", "dark", 1280),
+    },
+    "phone": {
+        "chat": View("zh", "dark", 390),
+        "rollout": View("en", "light", 1280),
+        "compare": View("en", "light", 390),
+        "batches": View("zh", "dark", 1280),
+        "operate": View("en", "dark", 390),
+    },
+}
+"""In which view each page is open; the second time in another one."""
+
+# Warnings and errors that a page shows at any moment, also those that are gone when the test looks.
+RECORD = """() => {
+  window.complaints = [];
+  const where = '[data-testid=stAlertContentWarning], [data-testid=stAlertContentError], [data-testid=stException]';
+  new MutationObserver(() => {
+    for (const one of document.querySelectorAll(where))
+      if (!window.complaints.includes(one.innerText)) window.complaints.push(one.innerText);
+  }).observe(document.body, {subtree: true, childList: true});
+}"""
 
 
-def answered(page: Page, number: int) -> str:
-    """The answer to the question of this number, from 0, once it has ended."""
-    page.get_by_test_id("stChatMessage").nth(2 * number + 1).get_by_text("Answered by").wait_for()
-    page.get_by_role("button", name="Stop").wait_for(state="detached")
-    assert page.get_by_test_id("stAlert").count() == 0
-    return page.get_by_test_id("stChatMessage").nth(2 * number + 1).inner_text()
+class OpenPages:
+    """All pages of a host, each open in a view of its own, while something happens to the host."""
+
+    def __init__(self, browser: Browser, box: Sandbox, views: Mapping[str, View]) -> None:
+        self.errors: list[str] = []
+        self.views = views
+        self.pages: dict[str, Page] = {}
+        for name, view in views.items():
+            page = self.pages[name] = open_view(browser, view)
+            page.set_default_timeout(300_000)  # models are loaded while a question waits
+            page.on("pageerror", lambda error: self.errors.append(str(error)))
+            page.goto(f"http://{box.addresses.ui}")
+            page.get_by_test_id("stChatInputTextArea").wait_for()
+            if name != "chat":
+                open_sidebar(page)
+                open_page(page, name)
+                page.locator(OPENED[name]).first.wait_for()
+            page.evaluate(RECORD)
+        self.chat = self.pages["chat"]
+        self.words = views["chat"].texts
+        self.asked = 0
+
+    def ask(self, colour: str) -> str:
+        """Ask in the chat, and return the version that has answered."""
+        ask(self.chat, QUESTION, colour)
+        self.asked += 1
+        message = self.chat.get_by_test_id("stChatMessage").nth(2 * self.asked - 1)
+        prefix, _, suffix = self.words.answered_by.partition("{version}")
+        origin = message.get_by_text(suffix.partition("{slot}")[0].strip() or prefix.partition("{slot}")[0].strip())
+        origin.wait_for()
+        self.chat.get_by_role("button", name=self.words.stop).wait_for(state="detached")
+        assert self.chat.get_by_test_id("stChatMessage").count() == 2 * self.asked
+        found = re.search(r"\d+\.\d+\.\d+", origin.inner_text())
+        assert found
+        return found[0]
+
+    def changes(self) -> list[tuple[str, str]]:
+        """The changes of version that the sidebar of the chat lists, newest first."""
+        text = self.chat.get_by_test_id("stSidebar").text_content() or ""
+        return re.findall(r"(\d+\.\d+\.\d+) → (\d+\.\d+\.\d+)", text)
+
+    def check(self, live: str) -> None:
+        """The live version is in sight, and no page complains."""
+        for name, page in self.pages.items():
+            if name == "chat" or self.views[name].is_phone:
+                live_version_in_sight(page, live)
+            assert page.evaluate("window.complaints") == [], name
+        assert self.errors == []
 
 
-def test_a_chat_goes_on(box: Sandbox, browser_page: Page) -> None:
-    """A swap, kill -9 of the live worker, and a restart of the page: answers, no error, one change of version."""
-    page = browser_page
-    page.set_default_timeout(240_000)  # a model is loaded while a question waits
-    errors: list[str] = []
-    page.on("pageerror", lambda error: errors.append(str(error)))
-    page.goto(f"http://{box.addresses.ui}")
-    ask(page, QUESTION, "red")
+@pytest.mark.parametrize("views", VIEWS.values(), ids=VIEWS)
+def test_every_page_goes_on(box: Sandbox, browser_page: Page, views: dict[str, View]) -> None:
+    """A canary of half the requests, cutover, swap, kill -9 and a restart of the page: every answer, no error.
+
+    The versions that the page tells are those of the cutover and of the swap, and nothing of the canary.
+    """
+    browser = browser_page.context.browser
+    assert browser
     before, after = live_version(box), other_version(box)
-    assert f"Answered by {before}" in answered(page, 0)
+    pages = OpenPages(browser, box, views)
+    assert pages.ask("red") == before
 
-    with glmctl(box, "deploy", after, "--strategy", "swap", "--bake", "0s") as deploy:
+    with glmctl(box, "deploy", after, "--canary", "50", "--step", "pause", "--bake", "2s") as deploy:
+        wait_for_share(box, 50)
+        answered: set[str] = set()
+        while len(answered) < 2 and pages.asked < 20:
+            answered.add(pages.ask("green"))
+        assert answered == {before, after}
+        assert pages.changes() == []
+        pages.check(before)
+        run(box, "glmctl", "promote")
+    assert deploy.returncode == 0
+    pages.check(after)
+    assert pages.changes() == [(before, after)]
+
+    with glmctl(box, "deploy", before, "--strategy", "swap", "--bake", "0s") as deploy:
         while glmctl_json(box, "status")["live"] and deploy.poll() is None:
             time.sleep(0.2)  # until nothing serves
-        ask(page, QUESTION, "green")
-        assert f"Answered by {after}" in answered(page, 1)
+        assert pages.ask("blue") == before
     assert deploy.returncode == 0
-    page.get_by_test_id("stSidebar").get_by_role("heading", name=after).wait_for()
-    assert changes(page) == [f"{before} → {after}"]
+    pages.check(before)
+    assert pages.changes() == [(after, before), (before, after)]
 
-    machine = Box(box)
-    [slot] = [glmctl_json(box, "status")["live"]]
-    [worker] = machine.generation(slot).workers
+    [worker] = Box(box).generation(glmctl_json(box, "status")["live"]).workers
     os.kill(worker.pid, signal.SIGKILL)
-    ask(page, QUESTION, "blue")
-    assert f"Answered by {after}" in answered(page, 2)
-    assert changes(page) == [f"{before} → {after}"]
+    assert pages.ask("yellow") == before
+    pages.check(before)
+    assert pages.changes() == [(after, before), (before, after)]
 
     run(box, "systemctl", "--user", "restart", "glm-ui.service")
-    page.get_by_test_id("stSidebar").get_by_role("heading", name=after).wait_for()
-    ask(page, QUESTION, "yellow")
-    assert f"Answered by {after}" in answered(page, 3)
-    assert changes(page) in ([], [f"{before} → {after}"]), "the list is that of a session"
-    assert page.get_by_test_id("stChatMessage").count() == 8
-    assert errors == []
+    assert pages.ask("red") == before
+    pages.check(before)
+    assert pages.changes() in ([], [(after, before), (before, after)]), "the list is that of a session"
+    for page in pages.pages.values():
+        page.context.close()
+
+
+def wait_for_share(box: Sandbox, share: float) -> None:
+    """Wait until a slot that is not live has this share of the requests, in percent."""
+    while True:
+        status = glmctl_json(box, "status")
+        if any(slot["share"] == share for name, slot in status["slots"].items() if name != status["live"]):
+            return
+        time.sleep(0.2)
 
 
 def test_a_rollback_by_analysis(box: Sandbox, browser_page: Page, tmp_path: Path) -> None:
@@ -102,35 +193,24 @@ def test_a_rollback_by_analysis(box: Sandbox, browser_page: Page, tmp_path: Path
     visit(page, box, "Rollout")
     page.locator(".glm-card").nth(1).wait_for()
 
-    printed: list[dict[str, Any]] = []
     seen: list[dict[str, Any]] = []
-    watch = subprocess.Popen(["glmctl", "status", "--watch", "--json"], env=box.env, stdout=subprocess.PIPE, text=True)
-    assert watch.stdout
-    lines = watch.stdout
-    reader = threading.Thread(target=lambda: printed.extend(json.loads(line) for line in lines))
-    reader.start()
-    try:
-        with traffic(machine), glmctl(box, "deploy", version, "--canary", "50", "--step", "120s") as deploy:
-            while deploy.poll() is None:
-                seen.append(look(page))
-                if "canary 50 %" in seen[-1]["running"]:
-                    flag.touch()
-                time.sleep(0.2)
-    finally:
-        watch.terminate()
-        reader.join()
-        watch.stdout.close()
+    with (
+        printed_status(box) as printed,
+        traffic(machine),
+        glmctl(box, "deploy", version, "--canary", "50", "--step", "120s") as deploy,
+    ):
+        while deploy.poll() is None:
+            seen.append(look(page))
+            if "canary 50 %" in seen[-1]["running"]:
+                flag.touch()
+            time.sleep(0.2)
     assert deploy.returncode == 5
     record = glmctl_json(box, "history")["rollouts"][-1]
     assert record["outcome"] == "rolled back"
 
     page.locator(".glm-table").get_by_text(record["id"]).wait_for()
     page.get_by_role("region", name="Receipt").first.wait_for()
-    shown = [name for name, _ in itertools.groupby(one["running"][0] for one in seen if one["running"])]
-    assert set(shown) <= {name for document in printed for name in running(document)}
-    assert "canary 50 %" in shown
-    shares = {tuple(slot["share"] for slot in document["slots"].values()) for document in printed}
-    assert {tuple(one["shares"]) for one in seen if len(one["shares"]) == 2} <= shares
+    assert_same_rollout(seen, printed, ["canary 50 %"])
     main = page.get_by_test_id("stMain").inner_text()
     assert record["reason"] in main
     assert "rolled back" in main
@@ -144,12 +224,3 @@ def test_a_rollback_by_analysis(box: Sandbox, browser_page: Page, tmp_path: Path
     assert sums.all_inner_texts()[2:5] == [str(receipt[name]) for name in ("accepted", "completed", "failed")]
     assert live_version(box) == before
     assert page.get_by_test_id("stAlert").count() == 0
-
-
-def running(document: dict[str, Any]) -> list[str]:
-    """The running phase of a status, as the page names it."""
-    return [
-        one["phase"] if one["share"] is None else f"{one['phase']} {one['share']:g} %"
-        for one in document["phases"]
-        if one["state"] == "running"
-    ]

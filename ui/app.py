@@ -8,6 +8,7 @@ from ui.batches.texts import BATCH_TEXTS
 from ui.chat.received import take_missing
 from ui.compare.texts import COMPARE_TEXTS
 from ui.language import current_language
+from ui.live import show_live_line
 from ui.operate_texts import OPERATE_TEXTS
 from ui.operator import Operator
 from ui.rollout_texts import ROLLOUT_TEXTS
@@ -26,4 +27,5 @@ page = st.navigation(pages)
 if st.session_state.get("page") != page.url_path:  # an upload that failed on another page is none of this one
     take_missing()
     st.session_state["page"] = page.url_path
+show_live_line(language)
 page.run()

@@ -80,8 +80,8 @@ CHAT_TEXTS: Mapping[str, ChatTexts] = {
         not_sent_hint="Your question is kept below. Attach another file, or go on without.",
         leave_out="Go on without",
         waiting_question="Sent when this answer has ended",
-        delay="first token after {seconds} s",
-        speed="{rate} tokens/s",
+        delay="first token after {seconds}\u00a0s",
+        speed="{rate}\u00a0tokens/s",
         examples=(
             ("What is in this picture?", "red circle"),
             ("What colour is it?", "blue square"),
