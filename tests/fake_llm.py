@@ -129,6 +129,8 @@ class FakeLLM:
         self._call("sleep", level, mode)
 
     async def wake_up(self, tags: list[str] | None = None) -> Any:
+        if self.held:
+            await self.held.wait()
         self._call("wake up")
 
     def _call(self, name: str, *arguments: Any) -> None:

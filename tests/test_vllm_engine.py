@@ -570,6 +570,22 @@ def test_a_core_that_does_not_sleep_or_wake_up_is_an_error(bench: Bench, call: s
     asyncio.run(run())
 
 
+def test_a_core_that_hangs_asleep_is_an_error(model: Path, tmp_path: Path, words: list[int]) -> None:
+    """After the time in which a core has to compute a token."""
+    bench = Bench(model, tmp_path, in_turn(words), stall=0.05)
+
+    async def run() -> None:
+        await bench.engine.sleep()
+        bench.backend.llm.held = asyncio.Event()
+        with pytest.raises(TimeoutError):
+            await bench.engine.wake_up()
+
+    try:
+        asyncio.run(run())
+    finally:
+        bench.engine.close()
+
+
 def test_weights_that_cannot_be_loaded_leave_the_engine_usable(bench: Bench, model: Path) -> None:
     """The error is raised, generation goes on; the caller restores the old weights."""
 

@@ -78,23 +78,29 @@ class Core:
             if self.failed:
                 return
 
-    async def sleep(self) -> None:
+    async def sleep(self, seconds: float) -> None:
         """Free the memory of the device; the weights stay in that of the host. Call it while no request runs.
 
         A core that dies while it sleeps is replaced when it is to wake up: until then another one has the device.
+        Raises what prevents it, and TimeoutError if the core does nothing for `seconds`.
         """
         self.asleep = True
         llm = self.llm
-        await llm.reset_encoder_cache()  # features of pictures are not in the memory that sleep frees
-        await llm.sleep(level=1, mode="wait")
-        await llm.check_health()
+        async with asyncio.timeout(seconds):
+            await llm.reset_encoder_cache()  # features of pictures are not in the memory that sleep frees
+            await llm.sleep(level=1, mode="wait")
+            await llm.check_health()
 
-    async def wake_up(self) -> None:
-        """Take the memory again; if the core has died or dies, another one is started. Raises what prevents it."""
+    async def wake_up(self, seconds: float) -> None:
+        """Take the memory again; if the core has died or dies, another one is started.
+
+        Raises what prevents it, and TimeoutError if the core does nothing for `seconds`.
+        """
         llm = self.llm
         try:
             if not llm.errored:
-                await llm.wake_up()
+                async with asyncio.timeout(seconds):
+                    await llm.wake_up()
         except Exception:
             if not llm.errored:
                 raise

@@ -295,10 +295,10 @@ class VllmEngine:
 
     async def _sleep(self) -> None:
         await self._drained()
-        await self._core.sleep()
+        await self._core.sleep(self._limits.stall)
 
     async def _wake_up(self) -> None:
-        await self._core.wake_up()
+        await self._core.wake_up(self._limits.stall)
         self._rows.resume()
 
     async def _drained(self) -> None:
