@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
 from collections.abc import Callable
@@ -61,6 +62,9 @@ async def test_a_server_that_has_vacated_leaves_its_clients_in_the_backlogs(tmp_
         for client in (idle, busy, late):
             client.send(GET)
         assert not server.is_serving
+        adopted = host.blue.ledger.adopted
+        await asyncio.sleep(0.1)  # several ticks
+        assert (host.blue.connections, host.blue.ledger.adopted) == ([], adopted)
         server.serve_again()
         assert [(await client.reply()).slot for client in (idle, busy, late)] == ["blue"] * 3
 
