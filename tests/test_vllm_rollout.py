@@ -202,7 +202,7 @@ def test_nothing_is_left_when_a_process_is_killed_under_load(box: Box, tmp_path:
         assert ask(box, "Hello")["choices"]
         report = running.stop()
     moments = [loss.at for loss in report.losses]
-    assert max(moments) - min(moments) < 5, report.losses
+    assert max(moments, default=0) - min(moments, default=0) < 5, report.losses
     for name, clients in report.by_class.items():
         assert clients.lost <= clients.clients * (4 if name == "pipelined" else 1), report.losses
 
