@@ -56,8 +56,8 @@ vllm: $(VENV)/.ready  ## .vllm with vLLM for the CPU, about 4 GB, for the tests 
 	-@python -m tests.vllm_environment .vllm
 
 test-vllm: export GLM_VLLM_ENV := $(CURDIR)/.vllm/envs/test
-test-vllm: vllm  ## rollouts between both engines under load, on real systemd; kill -9 of worker, core and master
-	pytest --long tests/test_vllm_names.py tests/test_vllm_rollout.py $(ARGS)
+test-vllm: vllm  ## the API with vLLM; rollouts between both engines under load, on real systemd; kill -9 of worker, core and master
+	pytest --long -k vllm tests/test_vllm_names.py tests/test_openai_client.py tests/test_vllm_rollout.py $(ARGS)
 
 # Without npm or a package index its tests are skipped, with the reason.
 test-fleet: setup  ## three booted hosts behind HAProxy: rollouts, rollback, undo, upgrade, a changed address, under load; a quarter of an hour

@@ -62,10 +62,12 @@ class FakeLLM:
     aborted: list[str] = field(default_factory=list)
     held: asyncio.Event | None = None
     """While it is not set, no token is computed."""
+    fails: str = ""
+    """The call that raises."""
 
     def __post_init__(self) -> None:
         cache = SimpleNamespace(num_gpu_blocks=8, block_size=128)
-        model = SimpleNamespace(max_model_len=CONTEXT, get_vocab_size=lambda: VOCABULARY)
+        model = SimpleNamespace(max_model_len=CONTEXT, get_vocab_size=lambda: VOCABULARY, enable_sleep_mode=True)
         self.vllm_config = SimpleNamespace(cache_config=cache, model_config=model)
 
     async def generate(
@@ -122,6 +124,21 @@ class FakeLLM:
 
     async def reset_encoder_cache(self) -> None:
         self.calls.append("reset encoder")
+
+    async def sleep(self, level: int = 1, mode: Any = "abort") -> None:
+        self._call("sleep", level, mode)
+
+    async def wake_up(self, tags: list[str] | None = None) -> Any:
+        if self.held:
+            await self.held.wait()
+        self._call("wake up")
+
+    def _call(self, name: str, *arguments: Any) -> None:
+        if self.errored:
+            raise CoreDied
+        if name == self.fails:
+            raise RuntimeError(name)
+        self.calls.append((name, *arguments) if arguments else name)
 
     async def check_health(self) -> None:
         if self.errored:

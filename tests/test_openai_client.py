@@ -1,12 +1,14 @@
-"""The official OpenAI client against the whole server and a real model."""
+"""The official OpenAI client against the whole server and a real model, with both engines."""
 
 from __future__ import annotations
 
 import base64
 import io
 import json
+import re
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import openai
@@ -14,19 +16,35 @@ import pytest
 from openai.types.chat import ChatCompletionChunk, ChatCompletionMessageParam
 from PIL import Image, ImageDraw
 
-from tests.box import Box
+from tests.box import Box, empty_host, wait_for
+from tests.vllm_fixtures import NEEDS_VLLM, START, VLLM, add_release, configure, make_checkpoint
 
 pytestmark = pytest.mark.model
 
 MODEL = "glm-4.6v-flash"
 HELLO: list[ChatCompletionMessageParam] = [{"role": "user", "content": "Hello"}]
+NO_REASONING: dict[str, Any] = {"chat_template_kwargs": {"enable_thinking": False}}
 ENDED = ("completed", "failed", "expired", "cancelled")
 
 
+@pytest.fixture(scope="module", params=["native", pytest.param("vllm", marks=[*NEEDS_VLLM, pytest.mark.alone])])
+def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Box]:
+    """A host on which 1.0.0 is live, with each engine; the tests change nothing."""
+    if request.param == "native":
+        yield request.getfixturevalue("stocked_live")
+        return
+    checkpoint = make_checkpoint(tmp_path_factory.mktemp("vllm") / "checkpoint", seed=1)
+    with empty_host("model") as box:
+        configure(box)
+        add_release(box, "1.0.0", checkpoint, VLLM)
+        box.glmctl("deploy", "1.0.0", timeout=START)
+        yield box
+
+
 @pytest.fixture(scope="module")
-def client(stocked_live: Box) -> Iterator[openai.OpenAI]:
+def client(served: Box) -> Iterator[openai.OpenAI]:
     """The client with its defaults, but without retries, which would hide failures."""
-    with openai.OpenAI(base_url=f"http://{stocked_live.listen}/v1", api_key="any", max_retries=0, timeout=60) as made:
+    with openai.OpenAI(base_url=f"http://{served.listen}/v1", api_key="any", max_retries=0, timeout=60) as made:
         yield made
 
 
@@ -70,7 +88,7 @@ def test_stream_equals_the_complete_response(client: openai.OpenAI) -> None:
         "messages": HELLO,
         "max_tokens": 24,
         "temperature": 0,
-        "extra_body": {"chat_template_kwargs": {"enable_thinking": False}},
+        "extra_body": NO_REASONING,
     }
     whole = client.chat.completions.create(**body)
     with client.chat.completions.create(**body, stream=True, stream_options={"include_usage": True}) as stream:
@@ -183,7 +201,7 @@ def test_log_probabilities(client: openai.OpenAI) -> None:
         temperature=0,
         logprobs=True,
         top_logprobs=3,
-        extra_body={"chat_template_kwargs": {"enable_thinking": False}},
+        extra_body=NO_REASONING,
     )
     reported = answer.choices[0].logprobs
     assert reported is not None
@@ -212,7 +230,7 @@ def test_json_mode(client: openai.OpenAI) -> None:
         temperature=0,
         max_tokens=100,
         response_format={"type": "json_schema", "json_schema": {"name": "thing", "schema": schema, "strict": True}},
-        extra_body={"chat_template_kwargs": {"enable_thinking": False}},
+        extra_body=NO_REASONING,
     )
     thing = json.loads(bound.choices[0].message.content or "")
     assert thing.keys() == {"colour", "round"}
@@ -225,12 +243,152 @@ def test_json_mode(client: openai.OpenAI) -> None:
         temperature=0,
         max_tokens=40,
         response_format={"type": "json_object"},
-        extra_body={"chat_template_kwargs": {"enable_thinking": False}},
+        extra_body=NO_REASONING,
     )
     text = free.choices[0].message.content or ""
     assert text.lstrip().startswith("{")  # a random model may reach the token limit first
     if free.choices[0].finish_reason == "stop":
         assert isinstance(json.loads(text), dict)
+
+
+def greedy(client: openai.OpenAI, content: Any = "Hello", **more: Any) -> Any:
+    """Return a choice, without reasoning."""
+    body = {"max_tokens": 24, "extra_body": NO_REASONING | more.pop("extra_body", {}), **more}
+    answer = client.chat.completions.create(
+        model=MODEL, messages=[{"role": "user", "content": content}], temperature=0, **body
+    )
+    return answer.choices[0]
+
+
+def tokens(client: openai.OpenAI, **more: Any) -> list[str]:
+    """Return the tokens of an answer."""
+    return [one.token for one in greedy(client, logprobs=True, **more).logprobs.content]
+
+
+@pytest.mark.parametrize("cut", [3, 12])
+def test_a_stop_string_ends_the_answer(client: openai.OpenAI, cut: int) -> None:
+    """Before it, wherever in a token it begins, streamed or not."""
+    whole = greedy(client).message.content
+    stop = whole[cut : cut + 7]
+    ended = greedy(client, stop=["never", stop], max_tokens=200)
+    assert (ended.message.content, ended.finish_reason) == (whole[: whole.index(stop)], "stop")
+    with client.chat.completions.create(
+        model=MODEL, messages=HELLO, temperature=0, stop=stop, stream=True, max_tokens=200, extra_body=NO_REASONING
+    ) as stream:
+        choices = [chunk.choices[0] for chunk in stream if chunk.choices]
+    assert "".join(choice.delta.content or "" for choice in choices) == ended.message.content
+    assert choices[-1].finish_reason == "stop"
+
+
+def test_a_stop_string_is_ignored_before_min_tokens(client: openai.OpenAI) -> None:
+    """A field that is not OpenAI's, which both engines take."""
+    whole = greedy(client).message.content
+    later = greedy(client, stop=[whole[3:6]], extra_body={"min_tokens": 12})
+    assert len(later.message.content) > 6
+
+
+def test_the_bias_of_a_token(client: openai.OpenAI) -> None:
+    """One that is likely enough is always chosen, and one that is forbidden never."""
+    assert len(set(tokens(client, logit_bias={"700": 100}, max_tokens=6))) == 1
+    first = tokens(client, max_tokens=1)
+    assert tokens(client, logit_bias={str(700): 100}, max_tokens=1) != first
+
+
+@pytest.mark.parametrize("penalty", ["frequency_penalty", "presence_penalty", "repetition_penalty"])
+def test_penalties_prevent_repetition(client: openai.OpenAI, penalty: str) -> None:
+    """A token that is likelier than all others is repeated only without a penalty."""
+    likely: dict[str, Any] = {"logit_bias": {"700": 1.5}, "max_tokens": 40}
+    plain = tokens(client, **likely)
+    repeated = max(plain.count(token) for token in plain)
+    penalised = tokens(client, **likely, extra_body={penalty: 2.0})
+    assert max(penalised.count(token) for token in penalised) < repeated
+
+
+def test_seeds(client: openai.OpenAI) -> None:
+    """An answer is repeated by its seed, beside other requests too."""
+
+    def sampled(seed: int) -> str:
+        answer = client.chat.completions.create(
+            model=MODEL, messages=HELLO, seed=seed, temperature=1.5, top_p=1, max_tokens=12, extra_body=NO_REASONING
+        )
+        return answer.choices[0].message.content or ""
+
+    first = [sampled(seed) for seed in range(3)]
+    assert len(set(first)) == 3
+    with ThreadPoolExecutor(3) as pool:
+        assert list(pool.map(sampled, range(3))) == first
+
+
+def test_the_tokens_of_pictures_are_in_the_usage(client: openai.OpenAI) -> None:
+    """Of each by its size, in the place where it stands."""
+    image = {"type": "image_url", "image_url": {"url": picture()}}
+
+    def prompt_tokens(content: Any) -> int:
+        answer = client.chat.completions.create(
+            model=MODEL, messages=[{"role": "user", "content": content}], max_tokens=1
+        )
+        assert answer.usage
+        return answer.usage.prompt_tokens
+
+    text = {"type": "text", "text": "and"}
+    none, one, two = (prompt_tokens([text, *[image] * count]) for count in range(3))
+    assert two - one == one - none == 16 + 2
+
+
+def test_a_choice_of_texts_and_a_regular_expression(client: openai.OpenAI) -> None:
+    """Fields that are not OpenAI's, which both engines take."""
+    chosen = greedy(client, extra_body={"guided_choice": ["north", "south"]})
+    assert (chosen.message.content in {"north", "south"}, chosen.finish_reason) == (True, "stop")
+    assert re.fullmatch(
+        "[a-c]{3}-[0-9]{2}", greedy(client, extra_body={"guided_regex": "[a-c]{3}-[0-9]{2}"}).message.content
+    )
+
+
+def test_a_function_by_name(client: openai.OpenAI) -> None:
+    """It is called, streamed or not, and no other."""
+    tools: Any = [
+        {"type": "function", "function": {"name": name, "parameters": {"properties": {"a": {"type": "boolean"}}}}}
+        for name in ("one", "two")
+    ]
+    named: Any = {"type": "function", "function": {"name": "two"}}
+    choice = greedy(client, tools=tools, tool_choice=named, max_tokens=200)
+    assert [call.function.name for call in choice.message.tool_calls] == ["two"]
+    assert isinstance(json.loads(choice.message.tool_calls[0].function.arguments), dict)
+
+
+def test_a_prompt_that_is_too_long(client: openai.OpenAI) -> None:
+    """It is refused with both numbers, and at once; an answer fills what is left of the context."""
+    with pytest.raises(openai.BadRequestError, match=r"maximum context length is \d+ tokens") as raised:
+        greedy(client, "day old " * 40_000)
+    assert raised.value.code == "context_length_exceeded"
+
+
+def test_a_client_that_disconnects_frees_its_row(served: Box, client: openai.OpenAI) -> None:
+    """The engine computes no more of its answer."""
+
+    def running() -> float:
+        lines = served.get("/metrics").text.splitlines()
+        return sum(float(line.split()[-1]) for line in lines if line.startswith("glm_engine_running{"))
+
+    stream = client.chat.completions.create(model=MODEL, messages=HELLO, max_tokens=7000, stream=True)
+    next(iter(stream))
+    wait_for(lambda: running() == 1, what="the request")
+    stream.close()
+    wait_for(lambda: running() == 0, 10, what="the end of the request")
+
+
+def test_the_other_formats(client: openai.OpenAI) -> None:
+    """Completions take a prompt as it is, responses a conversation; both have their usage."""
+    completion = client.completions.create(model=MODEL, prompt="Hello", max_tokens=6, temperature=0, logprobs=2)
+    assert completion.usage
+    assert completion.usage.completion_tokens == 6
+    reported = completion.choices[0].logprobs
+    assert reported
+    assert "".join(reported.tokens or []) == completion.choices[0].text
+    response = client.responses.create(model=MODEL, input="Hello", max_output_tokens=16, temperature=0)
+    assert response.usage
+    assert response.usage.output_tokens == 16
+    assert response.status == "incomplete"
 
 
 def test_models(client: openai.OpenAI) -> None:

@@ -82,9 +82,16 @@ def tree(tmp_path: Path) -> Iterator[Tree]:
     tree.worker.communicate()
 
 
-def test_the_core_dies_with_its_worker(tree: Tree) -> None:
-    """Whatever ends the worker, and with all that the core has started: nothing keeps the memory of a GPU."""
+@pytest.mark.parametrize("is_stopped", [False, True])
+def test_the_core_dies_with_its_worker(tree: Tree, is_stopped: bool) -> None:
+    """Whatever ends the worker, and with all that the core has started: nothing keeps the memory of a GPU.
+
+    Nor does a core that hangs, for which a worker is replaced.
+    """
     assert len(tree.alive()) == 2
+    if is_stopped:
+        for pid in tree.pids:
+            os.kill(pid, signal.SIGSTOP)
     tree.worker.kill()
     wait_for(lambda: not tree.alive())
 
@@ -281,6 +288,16 @@ def test_a_given_cache_has_its_size_in_bytes(
     release = sized(tmp_path, 1, kv_tokens=10_000, vllm={"kv_cache_dtype": dtype})
     sizes, _ = arguments.memory_of_copy(release, Gpu(0, "GPU-1"), MemoryShare())
     assert sizes == {"kv_cache_memory_bytes": 10_000 * 2 * 40 * 2 * 128 * itemsize}
+
+
+def test_the_cpu_has_no_sleep_mode(tmp_path: Path) -> None:
+    """A release that asks for it starts without, and a swap ends its workers; on a GPU it is the release's."""
+    release = sized(tmp_path, 1, kv_tokens=1024, vllm={"enable_sleep_mode": True})
+    sizes, memory = arguments.memory_of_copy(release, None, MemoryShare())
+    assert memory == 0
+    found = arguments.arguments(release, served_model="glm", max_images=1, sizes=sizes)
+    assert found["enable_sleep_mode"] is False
+    assert arguments.arguments(release, served_model="glm", max_images=1, sizes={})["enable_sleep_mode"] is True
 
 
 def test_the_arguments_of_a_release(tmp_path: Path) -> None:

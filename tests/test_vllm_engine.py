@@ -1,4 +1,4 @@
-"""vLLM behind the engine's protocol, with a stand-in for vLLM's client; tests/test_vllm_real.py has the real one."""
+"""vLLM behind the engine's protocol, with a stand-in for vLLM's client; tests/test_vllm_rollout.py has the real one."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from service.model.release import Release, ReleaseError
 from tests.fake_llm import CONTEXT, FakeBackend, Script
 
 ROWS = 2
+MEMORY = 1 << 30
 
 
 async def until(condition: Callable[[], Any]) -> None:
@@ -57,7 +58,7 @@ class Bench:
             self.backend,
             limits=Limits(**limits),
             directory=directory,
-            memory=0,
+            memory=MEMORY,
         )
 
     async def ask(self, messages: Any = "Hello", **sampling: Any) -> tuple[str, Finish]:
@@ -511,6 +512,78 @@ def test_weights_are_replaced_between_requests(bench: Bench, model: Path) -> Non
         "resume",
     ]
     assert bench.engine.version == "1.1.0"
+
+
+def test_an_engine_sleeps_between_requests(bench: Bench) -> None:
+    """Its weights stay in memory (level 1), nothing cached does, and what comes meanwhile waits for a row."""
+
+    async def run() -> tuple[int, str]:
+        bench.backend.llm.held = asyncio.Event()
+        first = asyncio.create_task(bench.ask(max_tokens=2))
+        await until(lambda: bench.engine.usage().running)
+        sleeping = asyncio.create_task(bench.engine.sleep())
+        await asyncio.sleep(0.02)
+        assert bench.backend.llm.calls == []
+        bench.backend.llm.held.set()
+        await asyncio.gather(first, sleeping)
+        memory = bench.engine.memory
+        second = asyncio.create_task(bench.ask(max_tokens=1))
+        await until(lambda: bench.engine.usage().waiting)
+        assert bench.engine.answering()
+        await bench.engine.wake_up()
+        return memory, (await second)[0]
+
+    assert bench.engine.can_sleep
+    assert bench.engine.memory == MEMORY
+    assert asyncio.run(run()) == (0, asyncio.run(bench.ask(max_tokens=1))[0])
+    assert bench.backend.llm.calls == ["reset encoder", ("sleep", 1, "wait"), "wake up"]
+    assert bench.engine.memory == MEMORY
+
+
+def test_a_core_that_dies_asleep_is_replaced_when_it_is_to_wake_up(bench: Bench) -> None:
+    """Not before: another version has the device."""
+
+    async def run() -> str:
+        await bench.engine.sleep()
+        bench.backend.llm.errored = True
+        await asyncio.sleep(0.6)  # twice as long as between two looks at the core
+        assert len(bench.backend.started) == 1
+        await bench.engine.wake_up()
+        assert len(bench.backend.started) == 2
+        return (await bench.ask(max_tokens=1))[0]
+
+    assert asyncio.run(run())
+    assert bench.engine.memory == MEMORY
+
+
+@pytest.mark.parametrize("call", ["sleep", "wake up"])
+def test_a_core_that_does_not_sleep_or_wake_up_is_an_error(bench: Bench, call: str) -> None:
+    """The worker ends then, and another one takes its place."""
+
+    async def run() -> None:
+        bench.backend.llm.fails = call
+        if call == "wake up":
+            await bench.engine.sleep()
+        with pytest.raises(RuntimeError, match=call):
+            await (bench.engine.sleep() if call == "sleep" else bench.engine.wake_up())
+
+    asyncio.run(run())
+
+
+def test_a_core_that_hangs_asleep_is_an_error(model: Path, tmp_path: Path, words: list[int]) -> None:
+    """After the time in which a core has to compute a token."""
+    bench = Bench(model, tmp_path, in_turn(words), stall=0.05)
+
+    async def run() -> None:
+        await bench.engine.sleep()
+        bench.backend.llm.held = asyncio.Event()
+        with pytest.raises(TimeoutError):
+            await bench.engine.wake_up()
+
+    try:
+        asyncio.run(run())
+    finally:
+        bench.engine.close()
 
 
 def test_weights_that_cannot_be_loaded_leave_the_engine_usable(bench: Bench, model: Path) -> None:

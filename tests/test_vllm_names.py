@@ -1,24 +1,21 @@
-"""The names that are used of vLLM are those of the real one. Needs GLM_VLLM_ENV, as tests/test_vllm_rollout.py does."""
+"""The names that are used of vLLM are those of the real one."""
 
 from __future__ import annotations
 
 import inspect
 import json
-import os
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from deploy.releases.environments import Environment
 from service.contract import vllm_settings
 from service.contract.engine_settings import parse
 from service.engine.vllm import arguments, llm, sampling
 from service.model.release import Release
 from tests.fake_llm import FakeLLM
-
-ENVIRONMENT = Path(os.environ.get("GLM_VLLM_ENV", "/nonexistent"))
+from tests.vllm_fixtures import ENVIRONMENT, NEEDS_VLLM
 
 PROGRAM = """
 import dataclasses, inspect, json
@@ -44,17 +41,12 @@ print(json.dumps({
 }))
 """
 
-pytestmark = [
-    pytest.mark.long,
-    pytest.mark.skipif(not (ENVIRONMENT / "bin/python").exists(), reason="GLM_VLLM_ENV has no vLLM: `make test-vllm`"),
-]
+pytestmark = NEEDS_VLLM
 
 
 @pytest.fixture(scope="module")
 def real() -> Any:
-    done = subprocess.run(
-        [ENVIRONMENT / "bin/python", "-c", PROGRAM], capture_output=True, text=True, timeout=900, check=False
-    )
+    done = subprocess.run([ENVIRONMENT.python, "-c", PROGRAM], capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -94,10 +86,10 @@ def test_the_fields_of_requests_and_outputs_exist(real: Any) -> None:
 def test_the_arguments_that_are_set_exist(real: Any, tmp_path: Path) -> None:
     """Those of the server; and those that are read from the source are all that vLLM has."""
     known = set(real["arguments"])
-    assert set(Environment(ENVIRONMENT).argument_names() or ()) == known
+    assert set(ENVIRONMENT.argument_names() or ()) == known
     release = Release(tmp_path, "1.0.0", parse({"engine": "vllm"}), ())
     names = arguments.arguments(release, served_model="x", max_images=1, sizes={}).keys()
-    assert names | {"model", "kv_cache_memory_bytes", "gpu_memory_utilization"} <= known
+    assert names | {"model", "kv_cache_memory_bytes", "gpu_memory_utilization", "enable_sleep_mode"} <= known
     assert names <= vllm_settings.DECIDED.keys()  # a release cannot set them, and so cannot be ignored
 
 

@@ -1,12 +1,8 @@
-"""vLLM in a slot, for real: rollouts between both engines under load, and kill -9. `make test-vllm` runs it.
-
-GLM_VLLM_ENV is the directory of an environment that has vLLM; without it these tests are skipped.
-"""
+"""vLLM in a slot, for real: rollouts between both engines under load, and kill -9. `make test-vllm` runs it."""
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,56 +13,50 @@ import psutil
 import pytest
 from PIL import Image
 
-from deploy.releases.environments import Environment
-from deploy.releases.store import Releases
 from deploy.rollout.slot_client import data_url
 from service.contract import processes
-from service.demo_models import tiny
+from service.contract.generations import Generation, current
 from tests.box import Box, empty_host, kill, wait_for
 from tests.test_zero_loss import assert_nothing_lost, assert_receipts_add_up
+from tests.vllm_fixtures import NATIVE, NEEDS_VLLM, START, VLLM, add_release, configure, make_checkpoint
 
-ENVIRONMENT = os.environ.get("GLM_VLLM_ENV", "/nonexistent")
+pytestmark = [*NEEDS_VLLM, pytest.mark.alone]
 
-pytestmark = [
-    pytest.mark.long,
-    pytest.mark.alone,
-    pytest.mark.skipif(
-        not Path(ENVIRONMENT, "bin/python").exists(), reason="GLM_VLLM_ENV has no vLLM: `make test-vllm`"
-    ),
-]
-
-START = 1500.0  # seconds; vLLM starts three processes, each of which imports it: 30 s on an idle machine
 OURS, FIRST, SECOND = "1.0.0", "2.0.0", "2.1.0"
 """The native engine and vLLM with the weights of one seed; vLLM with those of another."""
-SETTINGS = {"dtype": "float32", "kv_tokens": 65536}
-VLLM = {"engine": "vllm", "vllm": {"max_model_len": 8192, "enforce_eager": True}}
+STALL = 45.0
+"""Seconds without a token after which a core is hung."""
 
 
 @pytest.fixture(scope="module")
 def box(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Box]:
     """A host on which the native engine is live."""
     path = tmp_path_factory.mktemp("checkpoints")
-    for seed in (1, 2):
-        tiny.make(path / str(seed), seed=seed, size="small", dtype="float32")
+    one, other = (make_checkpoint(path / str(seed), seed) for seed in (1, 2))
     with empty_host("model") as box:
-        box.configure(threads=1, max_wait=START, load_stall=300)
-        for version, seed, more in ((OURS, 1, {}), (FIRST, 1, VLLM), (SECOND, 2, VLLM)):
-            engine = path / f"{version}.json"
-            engine.write_text(json.dumps({**SETTINGS, **more}))
-            environment = Environment(Path(ENVIRONMENT)) if more else None
-            Releases(box.host).add(path / str(seed), version=version, engine=engine, environment=environment)
+        configure(box, stall=STALL)
+        add_release(box, OURS, one, NATIVE)
+        add_release(box, FIRST, one, VLLM)
+        add_release(box, SECOND, other, VLLM)
         deploy(box, OURS)
         yield box
 
 
-def deploy(box: Box, version: str, *words: str) -> None:
-    box.glmctl("deploy", version, "--bake", "3s", "--strategy", "overlap", *words, timeout=START)
+def deploy(box: Box, version: str, *words: str, strategy: str = "overlap") -> None:
+    bake = () if strategy == "weights" else ("--bake", "3s")
+    box.glmctl("deploy", version, "--strategy", strategy, *bake, *words, timeout=START)
+
+
+def require_live(box: Box, version: str) -> None:
+    """Deploy a version unless it is live: each start of vLLM takes half a minute."""
+    if box.slots.version(box.slots.live or "") != version:
+        deploy(box, version)
 
 
 @contextmanager
 def load(box: Box, directory: Path) -> Iterator[Any]:
     """The mixed load with requests that may take as long as a start."""
-    with box.load(directory, seconds=4 * START, scale=0.5, words=["--time-limit", str(START)]) as running:
+    with box.load(directory, seconds=4 * START, scale=0.3, words=["--time-limit", str(START)]) as running:
         yield running
 
 
@@ -117,8 +107,16 @@ def assert_nothing_left(found: Sequence[psutil.Process]) -> None:
     wait_for(lambda: not [one for one in found if processes.start_ticks(one.pid) is not None])
 
 
-def test_from_ours_to_vllm_and_back_under_load(box: Box, tmp_path: Path) -> None:
-    """Nothing is lost, receipts add up, both engines answer alike, and no process of vLLM is left."""
+def serves_again(box: Box, slot: str, before: Generation) -> bool:
+    """Return whether another worker than those before is ready in a slot."""
+    found = current(box.host.runtime, slot)
+    ready = [worker.pid for worker in found.alive_workers if worker.phase == "ready"] if found else []
+    return bool(ready) and not {worker.pid for worker in before.workers} & set(ready)
+
+
+def test_from_ours_to_vllm_under_load(box: Box, tmp_path: Path) -> None:
+    """Nothing is lost, receipts add up, both engines answer alike, and a core that is killed is replaced."""
+    require_live(box, OURS)
     asked = questions(tmp_path)
     with load(box, tmp_path) as running:
         ours = [ask(box, content, **more) for content, more in asked]
@@ -129,12 +127,9 @@ def test_from_ours_to_vllm_and_back_under_load(box: Box, tmp_path: Path) -> None
         kill(core[0].pid)  # while requests run: answers go on with another core
         assert_nothing_left(core)
         again = ask(box, asked[0][0])
-        another = processes_of(box, box.slots.live or "")
-        deploy(box, OURS)
         report = running.stop()
     assert_nothing_lost(box, report)
     assert_receipts_add_up(box)
-    assert_nothing_left(another)
     assert set(report.by_version) == {OURS, FIRST}
     assert again["choices"] == theirs[0]["choices"]
     for mine, other, (content, _) in zip(ours, theirs, asked, strict=True):
@@ -144,42 +139,82 @@ def test_from_ours_to_vllm_and_back_under_load(box: Box, tmp_path: Path) -> None
     assert any(f'version="{FIRST}"' in line and 'slot="' in line for line in series)
 
 
+def test_weights_are_replaced_and_restored_under_load(box: Box, tmp_path: Path) -> None:
+    """By the weights strategy: vLLM reads the files of the other release, for text and pictures."""
+    require_live(box, FIRST)
+    asked = questions(tmp_path)[:4]
+    with load(box, tmp_path) as running:
+        first = [ask(box, content)["choices"] for content, _ in asked]
+        deploy(box, SECOND, strategy="weights")
+        second = [ask(box, content)["choices"] for content, _ in asked]
+        deploy(box, FIRST, strategy="weights")
+        assert [ask(box, content)["choices"] for content, _ in asked] == first
+        report = running.stop()
+    assert all(before != after for before, after in zip(first, second, strict=True))
+    assert_nothing_lost(box, report)
+    assert_receipts_add_up(box)
+    assert set(report.by_version) == {FIRST, SECOND}
+
+
 def test_from_vllm_to_vllm_by_a_canary_under_load(box: Box, tmp_path: Path) -> None:
     """Both load beside each other on the host, and 30 % of the requests are answered by the new one."""
-    deploy(box, FIRST)
+    require_live(box, FIRST)
     with load(box, tmp_path) as running:
-        deploy(box, SECOND, "--canary", "30", "--step", "20s")
+        deploy(box, SECOND, "--canary", "30", "--step", "10s")
         report = running.stop()
     assert_nothing_lost(box, report)
     assert_receipts_add_up(box)
     assert set(report.by_version) == {FIRST, SECOND}
 
 
-def test_weights_are_replaced_and_restored(box: Box, tmp_path: Path) -> None:
-    """By the weights strategy: vLLM reads the files of the other release, for text and pictures."""
-    asked = questions(tmp_path)[:4]
-    deploy(box, FIRST)
-    first = [ask(box, content)["choices"] for content, _ in asked]
-    box.glmctl("deploy", SECOND, "--strategy", "weights", timeout=START)
-    second = [ask(box, content)["choices"] for content, _ in asked]
-    box.glmctl("deploy", FIRST, "--strategy", "weights", timeout=START)
-    assert [ask(box, content)["choices"] for content, _ in asked] == first
-    assert all(before != after for before, after in zip(first, second, strict=True))
+def test_from_vllm_to_vllm_by_a_swap_under_load(box: Box, tmp_path: Path) -> None:
+    """The core ends with its worker before the next one loads, and clients wait meanwhile."""
+    require_live(box, SECOND)
+    with load(box, tmp_path) as running:
+        core = processes_of(box, box.slots.live or "")
+        swap = box.begin("deploy", FIRST, "--strategy", "swap", "--bake", "3s", "--deadline", f"{START:g}s")
+        box.await_phase(swap, "start", START)
+        assert_nothing_left(core)
+        out, _ = swap.communicate(timeout=START)
+        assert swap.returncode == 0, out
+        report = running.stop()
+    assert_nothing_lost(box, report)
+    assert_receipts_add_up(box)
+    assert set(report.by_version) == {FIRST, SECOND}
 
 
-@pytest.mark.parametrize("victim", ["worker", "master"])
-def test_nothing_is_left_when_a_process_is_killed(box: Box, victim: str) -> None:
-    """The core ends with its worker, and the slot serves again."""
-    deploy(box, FIRST)
+@pytest.mark.parametrize("victim", ["worker", "master", "hung core"])
+def test_nothing_is_left_when_a_process_is_killed_under_load(box: Box, tmp_path: Path, victim: str) -> None:
+    """The core ends with its worker, and the slot serves again. Each client lost what the process held of it at most.
+
+    A core that hangs (SIGSTOP) computes no token: its worker is replaced.
+    """
+    require_live(box, FIRST)
     slot = box.slots.live or ""
-    before, core = box.generation(slot), processes_of(box, slot)
-    kill(before.master if victim == "master" else before.alive_workers[0].pid)
+    with load(box, tmp_path) as running:
+        before, core = box.generation(slot), processes_of(box, slot)
+        if victim == "hung core":
+            core[0].suspend()
+        else:
+            kill(before.master if victim == "master" else before.alive_workers[0].pid)
+        wait_for(lambda: serves_again(box, slot, before), START)
+        assert_nothing_left(core)
+        assert ask(box, "Hello")["choices"]
+        report = running.stop()
+    moments = [loss.at for loss in report.losses]
+    assert max(moments, default=0) - min(moments, default=0) < 5, report.losses
+    for name, clients in report.by_class.items():
+        assert clients.lost <= clients.clients * (4 if name == "pipelined" else 1), report.losses
+
+
+def test_from_vllm_to_ours_under_load(box: Box, tmp_path: Path) -> None:
+    """And no process of vLLM is left."""
+    if box.slots.version(box.slots.live or "") == OURS:
+        deploy(box, FIRST)
+    core = processes_of(box, box.slots.live or "")
+    with load(box, tmp_path) as running:
+        deploy(box, OURS)
+        report = running.stop()
     assert_nothing_left(core)
-    old = {worker.pid for worker in before.alive_workers}
-
-    def serves() -> bool:
-        workers = box.generation(slot).alive_workers if box.show(f"glm@{slot}.service", "MainPID") != "0" else []
-        return bool(workers) and not old & {worker.pid for worker in workers} and workers[0].phase == "ready"
-
-    wait_for(serves, START)
-    assert ask(box, "Hello")["choices"]
+    assert_nothing_lost(box, report)
+    assert report.by_version[OURS]

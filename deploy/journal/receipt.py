@@ -211,8 +211,11 @@ def _counts(generation: Generation, worker: WorkerState) -> Iterator[Count]:
 
 
 def _was_killed(generation: Generation, worker: WorkerState) -> bool:
-    """Return whether the worker, or its master, ended otherwise than by leaving. One that only loaded has no counts."""
-    if worker.phase in {"loading", "warming up", "checking", "failed"}:
+    """Return whether the worker, or its master, ended otherwise than by leaving.
+
+    One that only loaded, or slept, held no request.
+    """
+    if worker.phase in {"loading", "warming up", "checking", "asleep", "failed"}:
         return False
     if worker.is_alive or worker.phase == "gone":
         return not generation.is_alive and not generation.stopping

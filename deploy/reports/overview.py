@@ -164,6 +164,8 @@ def _state_of_active(generation: Generation | None) -> str:
         return "starting"
     if generation.is_serving:
         return "ready"
+    if generation.alive_workers and all(worker.phase == "asleep" for worker in generation.alive_workers):
+        return "vacant"
     if generation.alive_workers:
         return "stopping" if all(worker.phase == "leaving" for worker in generation.alive_workers) else "starting"
     newest = max(generation.workers, key=lambda worker: worker.start_ticks or 0, default=None)

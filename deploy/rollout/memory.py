@@ -20,7 +20,7 @@ from service.contract.memory_policy import MemoryPolicy
 from service.contract.slots import SLOTS
 from service.contract.worker_state import WorkerState
 
-__all__ = ["Memory", "NoRoom", "require", "survey"]
+__all__ = ["Memory", "NoRoom", "require", "require_asleep", "survey"]
 
 
 class NoRoom(Refused):
@@ -86,12 +86,23 @@ def require(context: Context, version: str, strategy: Strategy) -> Copy:
     raise NoRoom(f"{version} needs {need.text(copy)}; {has}{beside}", hint=hint)
 
 
+def require_asleep(context: Context, slot: str, workers: int) -> None:
+    """Raise NoRoom unless the host has memory for the weights of each of `workers` of the slot, beside all in use."""
+    version = context.slots.version(slot) or ""
+    copy = need.copy_of(context.releases.get(version), workers=1, kind="cpu")
+    _require_host_memory(context, version, replace(copy, weights=copy.weights * workers), slot)
+
+
 def _require_staging(context: Context, version: str, copy: Copy) -> None:
-    """Raise NoRoom unless the host has memory for the new weights beside all that is in use: they are read into it."""
+    """Raise NoRoom unless the host has memory for the new weights: they are read into it."""
+    _require_host_memory(context, version, copy, context.slots.live or context.slots.idle)
+
+
+def _require_host_memory(context: Context, version: str, copy: Copy, slot: str) -> None:
+    """Raise NoRoom unless the host has memory for weights beside all that is in use, and the unit may have it."""
     memory = survey(context)
-    live = context.slots.live or context.slots.idle
     needs = f"the weights of {version} need {size(copy.weights)} of the host's memory"
-    _require_unit_limit(context, f"{needs} beside {live}", memory.held[live] + copy.weights, live)
+    _require_unit_limit(context, f"{needs} beside {slot}", memory.held[slot] + copy.weights, slot)
     device = replace(memory.device, slots=sum(memory.held.values()))
     if copy.weights > (available := room(copy, device, memory.policy)):
         raise NoRoom(

@@ -1,7 +1,7 @@
 """The swap strategy, for a device with memory for one copy: a slot's workers end while its master stays, and return.
 
-The master holds the slot's handoff.sock meanwhile, in whose backlog idle connections wait. New ones wait in the backlog
-of the public socket.
+Workers whose engine can sleep do that instead (`sleep.py`). The master, or the worker that sleeps, holds the slot's
+handoff.sock meanwhile, in whose backlog idle connections wait. New ones wait in the backlog of the public socket.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from deploy.display import count
 from deploy.errors import DrainCut, GlmError
 from deploy.rollout.new_generation import NewGeneration
 from deploy.rollout.plan import Rollout
+from deploy.rollout.sleep import fall_asleep, wake_up
 from deploy.rollout.waiting import POLL, wait_for
 from service.contract.generations import current, generations
 from service.contract.worker_state import WorkerState
@@ -32,15 +33,20 @@ def vacate(rollout: Rollout) -> None:
         return
     rollout.enter("vacate", f"{rollout.old} finishes its requests and frees its memory; clients wait from now on")
     rollout.probe.begin()
-    stop_workers(rollout, rollout.old)
+    deadline = time.monotonic() + rollout.plan.drain
+    if not fall_asleep(rollout, rollout.old, deadline):
+        stop_workers(rollout, rollout.old, deadline)
 
 
-def stop_workers(rollout: Rollout, slot: str) -> None:
-    """Stop the workers of `slot` (SIGWINCH) and wait until they have ended; the drain deadline cuts their requests."""
+def stop_workers(rollout: Rollout, slot: str, deadline: float | None = None) -> None:
+    """Stop the workers of `slot` (SIGWINCH) and wait until they have ended; the drain deadline cuts their requests.
+
+    `deadline`: by time.monotonic, if their time to drain has begun before.
+    """
     context = rollout.context
     context.systemd.kill_main(context.host.unit(slot), "WINCH")
     frozen = rollout.frozen_in(slot)
-    deadline = time.monotonic() + rollout.plan.drain
+    deadline = time.monotonic() + rollout.plan.drain if deadline is None else deadline
     while workers := _workers(rollout, slot):
         frozen.look()
         in_flight = sum(worker.in_flight for worker in workers)
@@ -56,19 +62,21 @@ def stop_workers(rollout: Rollout, slot: str) -> None:
 
 
 def revive(rollout: Rollout, slot: str) -> None:
-    """Wait until `slot` serves; start its workers (SIGHUP) if its master has none, or its unit if that has ended.
+    """Wait until `slot` serves; wake its workers, start them (SIGHUP) if its master has none, or the unit if it ended.
 
     Raises GlmError if the unit fails to start three times, or does not serve after 30 minutes.
     """
     context = rollout.context
     unit = context.host.unit(slot)
+    sleeps = wake_up(context, slot)
     found = current(context.host.runtime, slot)
     if found is not None and any(worker.phase == "leaving" for worker in found.alive_workers):
         stop_workers(rollout, slot)  # those that are leaving still hold the memory
     elif found is not None and found.is_serving:
         return
-    context.display.line(f"{'':10}{unit} loads {context.slots.version(slot)} again")
-    new = NewGeneration(context, slot, context.slots.version(slot) or "")
+    version = context.slots.version(slot)
+    context.display.line(f"{'':10}{unit} wakes {version} up" if sleeps else f"{'':10}{unit} loads {version} again")
+    new = NewGeneration(context, slot, version or "")
     job, failures, looks, next_look = None, 0, 0, 0.0
     deadline = time.monotonic() + _LOAD
     with ExitStack() as jobs:

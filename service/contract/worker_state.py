@@ -25,7 +25,7 @@ the modification time of the file: a controller takes a worker for frozen in whi
 
 logger = logging.getLogger("gunicorn.error")
 
-Phase = Literal["loading", "warming up", "checking", "ready", "failed", "leaving", "gone"]
+Phase = Literal["loading", "warming up", "checking", "ready", "asleep", "failed", "leaving", "gone"]
 
 
 @dataclass
@@ -99,6 +99,8 @@ class WorkerState:
     """Seconds that each part of the load took: imports, reading, building, warming up, checking."""
     memory: int = 0
     """Bytes that it takes of its GPU: weights, workspace and KV cache; 0 on the CPU."""
+    can_sleep: bool = False
+    """Whether its engine can free its GPU and keep the weights in the host's memory: the phase `asleep`."""
     gate: Literal["open", "closed"] = "closed"
     gate_changed_at: float | None = None
     """CLOCK_MONOTONIC, in seconds."""

@@ -66,6 +66,8 @@ class DummyEngine:
         self._waiting: list[_Turn] = []
         self._promised = 0
         self._closed = False
+        self.can_sleep = bool(release.engine.vllm.get("enable_sleep_mode"))
+        self._asleep = False
 
     @classmethod
     def load(cls, release: Release, *, limits: Limits, progress: Progress) -> DummyEngine:
@@ -138,6 +140,17 @@ class DummyEngine:
             raise RuntimeError("the engine is closed")
         self._checksum = weights["checksum"]
 
+    async def sleep(self) -> None:
+        """See WorkerEngine; releases for vLLM can, if they ask for its sleep mode."""
+        while self._running:  # noqa: ASYNC110  (once for each swap)
+            await asyncio.sleep(TOKEN_SECONDS)
+        self._asleep = True
+
+    async def wake_up(self) -> None:
+        """See WorkerEngine."""
+        self._asleep = False
+        self._give_rows()
+
     @property
     def context_length(self) -> int:
         """See Engine."""
@@ -178,7 +191,7 @@ class DummyEngine:
         return turn
 
     def _give_rows(self) -> None:
-        while self._waiting and len(self._running) < self._rows:
+        while self._waiting and len(self._running) < self._rows and not self._asleep:
             shares = Shares(running.client for running in self._running)
             turn = min(self._waiting, key=lambda waiting: shares.of(waiting.client))
             if shares.of(turn.client)[0] >= self._limits.client_rows * self._rows:

@@ -191,6 +191,17 @@ class ModelEngine:
             self._inbox.put(call)
         await asyncio.wrap_future(call.future)
 
+    can_sleep = False
+    """A swap loads the weights again, from the page cache."""
+
+    async def sleep(self) -> None:
+        """See WorkerEngine."""
+        raise NotImplementedError
+
+    async def wake_up(self) -> None:
+        """See WorkerEngine."""
+        raise NotImplementedError
+
     @property
     def max_new_tokens(self) -> int:
         """See Engine."""

@@ -270,7 +270,20 @@ class WorkerEngine(Engine, Protocol):
 
     @property
     def memory(self) -> int:
-        """Bytes that it takes of its GPU: weights, workspace and KV cache; 0 on the CPU."""
+        """Bytes that it takes of its GPU: weights, workspace and KV cache; 0 on the CPU, and while it sleeps."""
+        ...
+
+    @property
+    def can_sleep(self) -> bool:
+        """Whether `sleep` can be called."""
+        ...
+
+    async def sleep(self) -> None:
+        """Free the memory of the device once no request runs; the weights stay in that of the host."""
+        ...
+
+    async def wake_up(self) -> None:
+        """Take the memory of the device again, and the weights; loads them if that fails. Raises what prevents it."""
         ...
 
     @property

@@ -129,6 +129,10 @@ class FdReceiver:
         """Begin to receive."""
         self._acceptor.start()
 
+    def pause(self) -> None:
+        """Leave what comes in the backlog, until `start`."""
+        self._acceptor.stop()
+
     def stop(self) -> None:
         """Receive what is in the backlog, then stop; the other workers go on."""
         self._acceptor.stop()

@@ -7,6 +7,7 @@ import logging
 import signal
 import socket
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from types import FrameType
 from typing import Any, Protocol
@@ -96,7 +97,7 @@ class SlotServer(Server):
         self._receiver = FdReceiver(handoff, self._adopt)
         self._supervisor = supervisor
         self._is_open = self._takes_requests = False
-        self._leaving = False
+        self._leaving = self._vacated = False
         self._orphaned_at: float | None = None
         self._cut_now = False
         self._arrivals = Arrivals()
@@ -119,14 +120,19 @@ class SlotServer(Server):
     @property
     def answers_all(self) -> bool:
         """Whether every request of a client is answered here: this generation is live, and there is no canary."""
-        return self.gate.recent.answers_all and not self._leaving
+        return self.gate.recent.answers_all and not self._answers_none
 
     def keeps(self, connection: Connection) -> bool:
         """Return whether the connection's next request is answered here.
 
         Always true for the internal socket; for a client connection, while this generation owns its side.
         """
-        return not connection.public or (not self._leaving and self.gate.is_open(connection.side))
+        return not connection.public or (not self._answers_none and self.gate.is_open(connection.side))
+
+    @property
+    def _answers_none(self) -> bool:
+        """Whether it takes no requests, whatever `live` says: it leaves, or has vacated."""
+        return self._leaving or self._vacated
 
     def pass_on(self, client: socket.socket, side: Side, unread: bytes = b"", came: Route | None = None) -> Outcome:
         """Send a client's connection to the side's owner; to the live slot if the candidate has no receiver.
@@ -142,11 +148,13 @@ class SlotServer(Server):
         return outcome
 
     def _pass_to(self, client: socket.socket, side: Side, unread: bytes, note: bytes) -> Outcome:
-        """Send it to the owner. That may be this generation, if only this worker leaves: another one receives it."""
+        """Send it to the owner. That may be this generation, if this worker answers none: another one receives it, or
+        the connection waits in the backlog.
+        """
         owner = self.gate.owner(side)
         if not self.settings.handoff or owner is None:
             return Outcome.NO_RECEIVER
-        if self.gate.is_open(side) and not (self._leaving and self._supervisor.is_running):
+        if self.gate.is_open(side) and not (self._answers_none and self._supervisor.is_running):
             return Outcome.NO_RECEIVER
         return send_fd(client.fileno(), owner, unread, note)
 
@@ -175,7 +183,7 @@ class SlotServer(Server):
     def follow(self) -> None:
         """Open or close the gate according to `live`, and pass on the connections that this generation does not own."""
         self.gate.look()
-        is_open = self.gate.is_open() and not self._leaving
+        is_open = self.gate.is_open() and not self._answers_none
         if is_open != self._is_open:
             self._is_open = is_open
             self.state.set_gate(is_open)
@@ -184,7 +192,12 @@ class SlotServer(Server):
             self._public.start()
         else:
             self._public.stop()
-        owned: dict[Side, bool] = {"live": is_open, "candidate": not self._leaving and self.gate.is_open("candidate")}
+        if self._vacated:
+            self._receive_while_vacated()
+        owned: dict[Side, bool] = {
+            "live": is_open,
+            "candidate": not self._answers_none and self.gate.is_open("candidate"),
+        }
         takes_requests = any(owned.values())
         if self._takes_requests and not takes_requests:
             for connection in self.busy:
@@ -200,7 +213,7 @@ class SlotServer(Server):
 
     def _time_clients(self) -> None:
         """Let the time pass for slow clients. If no other process can answer, new requests wait for this one to end."""
-        self.slow_clients.pass_time(hurry=self._leaving and self.gate.is_open())
+        self.slow_clients.pass_time(hurry=self._answers_none and self.gate.is_open())
 
     def publish_state(self) -> None:
         """Update the metrics and the state file.
@@ -211,6 +224,39 @@ class SlotServer(Server):
         self.state.in_flight = sum(connection.in_flight for connection in self.busy)
         self.recorder.publish(self.state.in_flight)
         self._state_file.publish()
+
+    async def vacate(self, is_wanted: Callable[[], bool]) -> bool:
+        """Take no requests, although `live` may lead here, and return True once those in flight are finished.
+
+        Clients and their idle connections wait in the backlogs of the public and the handoff socket meanwhile; once
+        another slot is live it gets them from here. Returns False if `is_wanted` does before.
+        """
+        self._vacated = True
+        self._internal.stop()
+        self.follow()
+        while self._receiver.is_expecting or self._arrivals or any(one.in_flight for one in self.busy):
+            if not is_wanted():
+                return False
+            for connection in self._connections():
+                if not connection.public:
+                    connection.shutdown()
+            await asyncio.sleep(TICK)
+        return True
+
+    def serve_again(self) -> None:
+        """Follow `live` again after `vacate`."""
+        self._vacated = False
+        if not self._leaving:
+            self._receiver.start()
+            self._internal.start()
+            self.follow()
+
+    def _receive_while_vacated(self) -> None:
+        """Leave connections in the backlog of the handoff socket until another slot is live, which they are for."""
+        if self.gate.is_open():
+            self._receiver.pause()
+        else:
+            self._receiver.start()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:  # noqa: ARG002
         """Pass idle connections on, finish the requests in flight, and cut those that exceed the drain time."""

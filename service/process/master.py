@@ -23,6 +23,7 @@ from service import logs
 from service.contract.devices import Gpu
 from service.contract.generations import Generation, generation_directories, worker_states
 from service.contract.processes import start_ticks
+from service.contract.sleep_order import SleepOrder
 from service.contract.successor import Successor
 from service.contract.weights_order import WeightsOrderFile
 from service.contract.worker_state import WorkerState
@@ -128,6 +129,11 @@ class Master:
     def weights_order(self) -> WeightsOrderFile:
         """The controller's order to the workers of this generation."""
         return WeightsOrderFile(self.settings.root, self.settings.slot, self.directory)
+
+    @property
+    def sleep_order(self) -> SleepOrder:
+        """The controller's order to the workers of this generation to sleep."""
+        return SleepOrder(self.directory)
 
     # called in the workers
 
@@ -274,7 +280,9 @@ class Master:
     def _report_serving(self, server: Any, workers: list[WorkerState]) -> None:
         gate = "open" if self.gate.is_open() else "closed"
         in_flight = sum(worker.in_flight for worker in workers)
-        self.manager.status(f"{self.release.version}: gate {gate}, {in_flight} in flight")
+        asleep = bool(workers) and all(worker.phase == "asleep" for worker in workers)
+        doing = "asleep" if asleep else f"gate {gate}, {in_flight} in flight"
+        self.manager.status(f"{self.release.version}: {doing}")
         if all(_is_healthy(worker, server.WORKERS[worker.pid].tmp.last_update()) for worker in workers):
             self.manager.watchdog()
 

@@ -31,6 +31,7 @@ from service.process import gpus
 from service.process.checks import CheckFailed, run_checks
 from service.process.load_times import LoadTimes
 from service.process.master import NOT_READY, Master
+from service.process.sleep import Sleeper, until_withdrawn
 from service.process.weight_swap import WeightSwapper
 from service.telemetry import sentry
 
@@ -133,19 +134,27 @@ class SlotWorker(UvicornWorker):  # type: ignore[misc]  # Gunicorn's classes car
         state.phase, state.step, state.progress = "ready", "", 1.0
         self.state_file.publish()
         swapper = WeightSwapper(engine, admission, identity, self.state_file, master.weights_order)
-        following = asyncio.create_task(swapper.follow())
+        following = [asyncio.create_task(swapper.follow())]
+        if state.can_sleep:
+            sleeper = Sleeper(engine, server, self.state_file, master.sleep_order)
+            following.append(asyncio.create_task(sleeper.follow()))
         await server.serve(sockets=[])
         master.manager.barrier()
         if not master.is_running:  # systemd starts the next one when this process has exited
             metrics.forget_worker(state.pid)
             self._close_sentry()
             os._exit(0)
-        following.cancel()
+        for task in following:
+            task.cancel()
         engine.close()
 
     async def _prepare(self) -> WorkerEngine:
         """Load the model, warm it up, run the release's checks."""
         settings, state = self.master.settings, self.state_file.state
+        if self.master.sleep_order.is_given:  # it takes the place of a worker that slept
+            state.phase = "asleep"
+            await until_withdrawn(self.master.sleep_order)
+            state.phase = "loading"
         times = LoadTimes(self.master.import_seconds if not self.master.record.ready else 0.0)
 
         def progress(step: str, share: float) -> None:
@@ -161,7 +170,7 @@ class SlotWorker(UvicornWorker):  # type: ignore[misc]  # Gunicorn's classes car
         gc.collect()
         gc.freeze()  # else a full collection would visit all imported objects, and delay every request by 0.2 s
         times.enter("")
-        state.load = times.parts
+        state.load, state.can_sleep = times.parts, engine.can_sleep
         metrics.set_load_seconds(self.release.version, settings.slot, state.load)
         metrics.set_device(settings.slot, state.device)
         return engine

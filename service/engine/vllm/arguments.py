@@ -62,8 +62,10 @@ def memory_of_copy(release: Release, gpu: Gpu | None, share: MemoryShare) -> tup
             f"the device has room for a KV cache of {tokens} tokens beside the weights; at least {copy.least_tokens} "
             "are needed: see [memory] in glm.toml, or set kv_tokens"
         )
-    if gpu is None or copy.kv_tokens:
-        return {"kv_cache_memory_bytes": tokens * copy.kv_token}, copy.with_cache(tokens) if gpu else 0
+    if gpu is None:  # where vLLM has no sleep mode, and would not start with it
+        return {"kv_cache_memory_bytes": tokens * copy.kv_token, "enable_sleep_mode": False}, 0
+    if copy.kv_tokens:
+        return {"kv_cache_memory_bytes": tokens * copy.kv_token}, copy.with_cache(tokens)
     room = device_memory.room(copy, device, share.policy)
     return {"gpu_memory_utilization": int(room / total * 1000) / 1000}, room
 

@@ -36,7 +36,7 @@ class Core:
         self._backend, self._directory = backend, directory
         self.model = model
         """The checkpoint whose weights it has, which another core would load."""
-        self.starting = False
+        self.starting = self.asleep = False
         self.failed: BaseException | None = None
         """Why another core could not be started."""
         self._llm: AsyncLLM | None = None
@@ -64,7 +64,7 @@ class Core:
         """Start another core when this one has died; returns when none can be started, or at the end."""
         while not self._closed:
             await asyncio.sleep(_POLL)
-            if not self.llm.errored or self._closed:
+            if not self.llm.errored or self._closed or self.asleep:
                 continue
             logger.error("vLLM's core process has died; another one is started, and answers go on with it")
             self._end()
@@ -77,6 +77,37 @@ class Core:
             self._renewed = asyncio.Event()
             if self.failed:
                 return
+
+    async def sleep(self, seconds: float) -> None:
+        """Free the memory of the device; the weights stay in that of the host. Call it while no request runs.
+
+        A core that dies while it sleeps is replaced when it is to wake up: until then another one has the device.
+        Raises what prevents it, and TimeoutError if the core does nothing for `seconds`.
+        """
+        self.asleep = True
+        llm = self.llm
+        async with asyncio.timeout(seconds):
+            await llm.reset_encoder_cache()  # features of pictures are not in the memory that sleep frees
+            await llm.sleep(level=1, mode="wait")
+            await llm.check_health()
+
+    async def wake_up(self, seconds: float) -> None:
+        """Take the memory again; if the core has died or dies, another one is started.
+
+        Raises what prevents it, and TimeoutError if the core does nothing for `seconds`.
+        """
+        llm = self.llm
+        try:
+            if not llm.errored:
+                async with asyncio.timeout(seconds):
+                    await llm.wake_up()
+        except Exception:
+            if not llm.errored:
+                raise
+        finally:
+            self.asleep = False
+        if llm.errored:
+            await self.successor(llm)
 
     async def successor(self, llm: AsyncLLM) -> AsyncLLM:
         """Return what has replaced `llm`; raises RuntimeError if nothing can."""

@@ -50,7 +50,7 @@ class VllmEngine:
         self._release, self._limits = release, limits
         self.version = release.version
         """The release whose weights it has."""
-        self.memory = memory
+        self._memory = memory
         self._stats = backend.stats
         self._rows = Rows(release.engine.rows, limits.client_rows)
         self._dispatcher = Dispatcher()
@@ -177,6 +177,24 @@ class VllmEngine:
         await asyncio.wrap_future(self._submit(self._replace(weights)))
 
     @property
+    def memory(self) -> int:
+        """See WorkerEngine."""
+        return 0 if self._core.asleep else self._memory
+
+    @property
+    def can_sleep(self) -> bool:
+        """See WorkerEngine: `enable_sleep_mode` is set, and vLLM's platform has it."""
+        return bool(self._core.llm.vllm_config.model_config.enable_sleep_mode)
+
+    async def sleep(self) -> None:
+        """See WorkerEngine. Requests that come meanwhile wait for a row."""
+        await asyncio.wrap_future(self._submit(self._sleep()))
+
+    async def wake_up(self) -> None:
+        """See WorkerEngine."""
+        await asyncio.wrap_future(self._submit(self._wake_up()))
+
+    @property
     def max_new_tokens(self) -> int:
         """See Engine."""
         return self._release.engine.max_new_tokens
@@ -275,11 +293,23 @@ class VllmEngine:
         self._flushing = False
         self._dispatcher.flush(force=True)
 
-    async def _replace(self, weights: Mapping[str, Any]) -> None:
+    async def _sleep(self) -> None:
+        await self._drained()
+        await self._core.sleep(self._limits.stall)
+
+    async def _wake_up(self) -> None:
+        await self._core.wake_up(self._limits.stall)
+        self._rows.resume()
+
+    async def _drained(self) -> None:
+        """Give no rows any more, and wait until no request has one."""
         self._rows.pause()
+        while self._rows.running:  # noqa: ASYNC110  (once for each swap)
+            await asyncio.sleep(0.005)
+
+    async def _replace(self, weights: Mapping[str, Any]) -> None:
         try:
-            while self._rows.running:  # noqa: ASYNC110  (once for each swap)
-                await asyncio.sleep(0.005)
+            await self._drained()
             llm = self._core.llm
             await llm.pause_generation(mode="wait", clear_cache=True)
             try:
