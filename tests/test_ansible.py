@@ -118,8 +118,12 @@ def fleet(checkout: Path, wheelhouse: Path, tmp_path_factory: pytest.TempPathFac
 
 @pytest.fixture(scope="module")
 def installed(fleet: Fleet) -> Fleet:
-    """The host after site.yml, which --check could foretell without touching anything."""
-    assert fleet.play("site.yml", "--check").changed > 0
+    """The host after site.yml, which --check could foretell without touching anything.
+
+    Like many a bare host it has no python3-apt and no lists of packages.
+    """
+    fleet.host.run(["sh", "-ec", "rm -r /usr/lib/python3/dist-packages/apt /var/lib/apt/lists"])
+    assert fleet.play("site.yml", "--check", "--diff").changed > 0
     assert fleet.host.run(["ls", "/opt"]) == ""
     assert fleet.play("site.yml", seconds=600).changed > 0
     return fleet
@@ -147,9 +151,10 @@ def test_a_second_run_changes_nothing(serving: Fleet, checkpoints: dict[str, Pat
 @pytest.mark.long
 def test_check_mode_understands_a_finished_host(serving: Fleet, checkpoints: dict[str, Path]) -> None:
     """--check runs through and finds nothing to change, and for a version that is not there it touches nothing."""
-    assert serving.play("site.yml", "--check").changed == 0
-    assert serving.play("deploy.yml", "--check", *_release(checkpoints, "1.0.0")).changed == 0
-    serving.play("deploy.yml", "--check", *_release(checkpoints, "1.1.0"))
+    assert serving.play("site.yml", "--check", "--diff").changed == 0
+    assert serving.play("site.yml", "--check", "-e", '{"glm_packages": ["python3-venv", "absent"]}').changed == 1
+    assert serving.play("deploy.yml", "--check", "--diff", *_release(checkpoints, "1.0.0")).changed == 0
+    serving.play("deploy.yml", "--check", "--diff", *_release(checkpoints, "1.1.0"))
     assert serving.ask()[0] == "1.0.0"
 
 
