@@ -164,9 +164,10 @@ def test_the_service_has_no_more_rights_than_it_needs(serving: Fleet) -> None:
     unit = f"glm@{slot}.service"
     main_pid = serving.shown(unit, "MainPID")
     assert set(serving.host.run(["ps", "-o", "user=", "-p", main_pid, "--ppid", main_pid]).split()) == {"glm"}
-    for name, limit in ((unit, 2.5), ("glm-ui.service", 1.5)):
+    for name in (unit, "glm-ui.service", "glm-live.service"):
+        assert _exposure(serving, name) <= 1.5
+    for name in (unit, "glm-ui.service"):
         assert serving.shown(name, "User") == "glm"
-        assert _exposure(serving, name) <= limit
     owners = serving.host.run(["stat", "--format=%U %a", "/run/glm", f"/run/glm/{slot}", "/run/glm/metrics"])
     assert owners.splitlines() == ["root 2750", "glm 750", "glm 750"]
     assert "<title>" in serving.host.run(["curl", "-sS", "--max-time", "20", "http://127.0.0.1:8501/"])

@@ -79,8 +79,8 @@ class Fleet:
         assert done.returncode == expect, done.stdout + done.stderr
         return done.stdout
 
-    def deploy(self, version: str, *words: str, expect: int = 0) -> str:
-        options = json.dumps({"glm_deploy_options": ["--bake", "15"]})
+    def deploy(self, version: str, *words: str, bake: int = 5, expect: int = 0) -> str:
+        options = json.dumps({"glm_deploy_options": ["--bake", str(bake)]})
         source = f"glm_version={version} glm_checkpoint={self.checkpoints[version]}"
         return self.play("deploy.yml", "-e", source, "-e", options, *words, expect=expect)
 
@@ -134,7 +134,7 @@ def fleet(tmp_path_factory: pytest.TempPathFactory, checkpoints: dict[str, Path]
         shared = {
             "glm_wheelhouse": WHEELS, "glm_listen": FORMER, "glm_listen_overlap": 1,
             "glm_settings": {"GLM_THREADS": 1, "GLM_ENGINE": "dummy"}, "glm_policy": "# plain\n",
-            "glm_upgrade_options": ["--bake", "15"],
+            "glm_deploy_options": ["--bake", "5"], "glm_upgrade_options": ["--bake", "5"],
         }  # fmt: skip
         variables = {host.name: {**connection(host), **shared} for host in hosts}
         fleet = Fleet(hosts, directory, variables, {"1.2.0": checkpoints["1.1.0"], **checkpoints}, CODE)
@@ -271,7 +271,7 @@ def test_a_bad_release_stops_at_its_host(fleet: Fleet) -> None:
     fleet.variables[second]["glm_policy"] = IMPOSSIBLE
     fleet.play("site.yml", "--limit", second)
     with fleet.load():
-        said = fleet.deploy("1.2.0", expect=2)
+        said = fleet.deploy("1.2.0", bake=15, expect=2)
     assert fleet.versions == ["1.2.0", "1.0.0", "1.0.0"]
     assert "p95" in said
     assert "accounted for" in said
@@ -359,7 +359,7 @@ def test_a_second_run_heals_a_host_whose_power_went_off(phase: str, version: str
     """
     before = fleet.versions[0]
     with ThreadPoolExecutor() as pool:
-        run = pool.submit(fleet.deploy, version, expect=2)  # ssh would say that the host is unreachable, and 4
+        run = pool.submit(fleet.deploy, version, bake=15, expect=2)  # ssh would say that the host is unreachable, and 4
         until = f'until glmctl status --json | grep -q \'"phase": "{phase}"\'; do sleep 0.1; done'
         fleet.hosts[1].run(["sh", "-c", until], seconds=180)
         fleet.hosts[1] = rebooted(fleet.hosts[1], is_power_off=True)
