@@ -426,3 +426,5 @@ def test_remove_leaves_releases_and_nothing_that_runs(fleet: Fleet) -> None:
     assert "1.0.0" in third.run(["ls", "/srv/glm/releases"])
     said = fleet.play("remove.yml", "--limit", third.name, "-e", "glm_confirm=remove")
     assert set(re.findall(r"changed=(\d+)", said)) == {"0"}
+    fleet.play("remove.yml", "--limit", third.name, "-e", "glm_confirm=remove glm_purge=true")
+    assert third.run(["sh", "-c", "ls -d /srv/glm /etc/glm /var/lib/glm /var/cache/glm* || true"]) == ""
