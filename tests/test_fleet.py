@@ -201,7 +201,7 @@ def test_a_host_that_cannot_be_reached_ends_the_run_before_any_change(fleet: Fle
         assert "down: unreachable" in " ".join(fleet.play("status.yml").split())
     finally:
         del fleet.variables["down"]
-    assert "Deploy a version" not in said
+    assert "Add the release" not in said
     assert fleet.versions == ["1.0.0"] * 3
 
 
