@@ -212,18 +212,25 @@ def test_a_stopped_slot_is_inactive_not_failed(serving: Fleet) -> None:
     assert serving.shown(f"glm@{slot}", "Result") == "success"
 
 
-def test_the_first_host_that_fails_is_the_last_one_touched(tmp_path: Path) -> None:
-    """deploy.yml takes one host after the other and stops; glmctl is a stand-in that fails on the second."""
-    with booted_hosts(3) as hosts:
-        for host, code in zip(hosts, (0, 5, 0), strict=True):
+@pytest.mark.parametrize(
+    ("batches", "expected"), [([], ["yes", "yes", "no", "no"]), ([1, 2, 1], ["yes", "yes", "yes", "no"])]
+)
+def test_the_batch_of_the_first_host_that_fails_is_the_last_one_touched(
+    batches: list[int], expected: list[str], tmp_path: Path
+) -> None:
+    """deploy.yml takes one batch after the other and stops; glmctl is a stand-in that fails on the second host."""
+    with booted_hosts(4) as hosts:
+        for host, code in zip(hosts, (0, 5, 0, 0), strict=True):
             write = f"printf %s {shlex.quote(STAND_IN)} > {GLMCTL}; chmod 755 {GLMCTL}; echo {code} > /code"
             host.run(["sh", "-c", write])
         inventory = tmp_path / "hosts.json"
         inventory.write_text(json.dumps({"glm": {"hosts": {host.name: connection(host) for host in hosts}}}))
-        done = playbook(CODE, inventory, "deploy.yml", "-e", f"glm_version=1.0.0 glm_run_file={tmp_path}/run.json")
+        words = ["-e", json.dumps({"glm_batches": batches})] if batches else []
+        release = f"glm_version=1.0.0 glm_run_file={tmp_path}/run.json"
+        done = playbook(CODE, inventory, "deploy.yml", "-e", release, *words)
         assert done.returncode != 0
         touched = [host.run(["sh", "-c", "test -e /deployed && echo yes || echo no"]).strip() for host in hosts]
-        assert touched == ["yes", "yes", "no"], done.stdout
+        assert touched == expected, done.stdout
 
 
 def _release(checkpoints: dict[str, Path], version: str) -> list[str]:
