@@ -88,10 +88,13 @@ class BootedHost:
         return self.run(["journalctl", "--no-pager", "-o", "cat", f"-n{lines}", f"--unit={unit}"], check=False)
 
 
-def rebooted(host: BootedHost) -> BootedHost:
-    """Reboot a host, and return it once it runs; its disk is kept, and its network is new."""
+def rebooted(host: BootedHost, *, is_power_off: bool = False) -> BootedHost:
+    """Reboot a host, and return it once it runs; its disk is kept, and its network is new.
+
+    `is_power_off`: all of its processes are killed at once, as when its power goes off and comes back.
+    """
     shell = _parent(_parent(host.leader))
-    host.run(["systemctl", "reboot"], check=False)
+    host.run(["systemctl", "reboot", *(["--force", "--force"] if is_power_off else [])], check=False)
     _wait("the host to go down", lambda: not Path(f"/proc/{host.leader}").exists())
     again = replace(host, leader=_wait("the host to boot again", lambda: _accepting(shell))[0])
     _connect(again)

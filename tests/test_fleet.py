@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,13 +24,14 @@ import pytest
 
 from deploy.loadtest import Report
 from tests.fleet_fixtures import CODE, connection, playbook
-from tests.hosts import BootedHost, booted_hosts
+from tests.hosts import BootedHost, booted_hosts, rebooted
 from tests.wheelhouse import PACKAGES, can_stub, packages, real, stubs
 
 pytestmark = pytest.mark.long
 
 WHEELS = "/usr/local/lib/glm-wheels"  # on the hosts
 BALANCER = ("10.77.0.1", 8000)  # in the namespace of the clients
+BAKE = ["--bake", "5"]
 FORMER, NEW = "0.0.0.0:8000", "0.0.0.0:9000"
 IMPOSSIBLE = "[analysis]\nmax_p95 = 0.000001\nmin_requests = 10\n"
 """A policy by which every version is worse."""
@@ -79,15 +81,22 @@ class Fleet:
         return done.stdout
 
     def deploy(self, version: str, *words: str, expect: int = 0) -> str:
-        options = json.dumps({"glm_deploy_options": ["--bake", "15"]})
         source = f"glm_version={version} glm_checkpoint={self.checkpoints[version]}"
-        return self.play("deploy.yml", "-e", source, "-e", options, *words, expect=expect)
+        return self.play("deploy.yml", "-e", source, *words, expect=expect)
 
     @property
     def versions(self) -> list[str]:
         """What is live on each host."""
         found = [json.loads(host.run(["glmctl", "status", "--json"])) for host in self.hosts]
         return [status["slots"][status["live"]]["version"] for status in found]
+
+    @property
+    def state(self) -> list[str]:
+        """What is on each host: programs, units, settings, releases, slots and the history of rollouts."""
+        places = "/opt/glm /usr/local/bin /etc/systemd/system /etc/glm /srv/glm /var/lib/glm/history /var/tmp"
+        # in check mode glmctl is asked, and writes what it publishes
+        listed = f"find {places} -maxdepth 2 -not -name '*.lock' -printf '%p %l %M %u %g %s\\n' | sort"
+        return [host.run(["sh", "-c", f"{listed}; systemctl is-active 'glm*' || true"]) for host in self.hosts]
 
     def haproxy(self, command: str) -> str:
         """Send a command to the running HAProxy."""
@@ -125,6 +134,7 @@ def fleet(tmp_path_factory: pytest.TempPathFactory, checkpoints: dict[str, Path]
         shared = {
             "glm_wheelhouse": WHEELS, "glm_listen": FORMER, "glm_listen_overlap": 1,
             "glm_settings": {"GLM_THREADS": 1, "GLM_ENGINE": "dummy"}, "glm_policy": "# plain\n",
+            "glm_deploy_options": BAKE, "glm_upgrade_options": BAKE,
         }  # fmt: skip
         variables = {host.name: {**connection(host), **shared} for host in hosts}
         fleet = Fleet(hosts, directory, variables, {"1.2.0": checkpoints["1.1.0"], **checkpoints}, CODE)
@@ -179,6 +189,39 @@ def test_what_cannot_succeed_touches_no_host(variables: str, sentence: str, flee
     assert fleet.versions == ["1.0.0"] * 3
 
 
+def test_a_host_that_cannot_be_reached_ends_the_run_before_any_change(fleet: Fleet, tmp_path: Path) -> None:
+    """The last host of the inventory is down: the canary host is not changed."""
+    shell = tmp_path / "ssh"
+    shell.write_text("#!/bin/sh\necho 'No route to host' >&2\nexit 255\n")
+    shell.chmod(0o755)
+    fleet.variables["down"] = {**next(iter(fleet.variables.values())), "ansible_ssh_executable": str(shell)}
+    try:
+        said = fleet.deploy("1.1.0", expect=4)
+        assert "No route to host" in said
+        assert "down: unreachable" in " ".join(fleet.play("status.yml").split())
+    finally:
+        del fleet.variables["down"]
+    assert "Add the release" not in said
+    assert fleet.versions == ["1.0.0"] * 3
+
+
+@pytest.mark.parametrize(
+    ("variables", "sentence"),
+    [
+        ({"glm_listen": "10.0.0.5"}, "glm_listen or glm_ui has 10.0.0.5, which is not IP:PORT"),
+        ({"glm_listen": ["0.0.0.0:8000", "gpu-1:9000"]}, "has gpu-1:9000, which is not IP:PORT"),
+        ({"glm_listen": []}, "glm_listen has no address"),
+        ({"glm_source": "/nowhere"}, "is not a checkout"),
+    ],
+)
+def test_what_cannot_be_installed_touches_no_host(variables: dict[str, object], sentence: str, fleet: Fleet) -> None:
+    """site.yml says in one sentence what is wrong with its variables, before it changes a host."""
+    before = fleet.state
+    said = fleet.play("site.yml", "-e", json.dumps(variables), expect=2)
+    assert sentence in " ".join(said.split())
+    assert fleet.state == before
+
+
 def test_a_good_release_reaches_every_host(fleet: Fleet) -> None:
     """Canary host, then the others; each shows its receipt."""
     with fleet.load():
@@ -197,13 +240,36 @@ def test_rollback_goes_back_on_every_host(fleet: Fleet) -> None:
     assert fleet.versions == ["1.0.0"] * 3
 
 
+@pytest.mark.parametrize(
+    ("name", "variables"),
+    [
+        ("site.yml", ""),
+        ("deploy.yml", "glm_version=1.0.0"),
+        ("deploy.yml", "glm_version=1.2.0 glm_checkpoint={checkpoint}"),
+        ("rollback.yml", ""),
+        ("undo.yml", ""),
+        ("upgrade.yml", ""),
+        ("prune.yml", "glm_keep=0"),
+        ("remove.yml", "glm_confirm=remove glm_purge=true"),
+    ],
+)
+def test_check_mode_runs_through_and_touches_nothing(name: str, variables: str, fleet: Fleet) -> None:
+    """Each playbook says what it would do on installed hosts, without an error."""
+    before = fleet.state
+    words = variables.format(checkpoint=fleet.checkpoints["1.2.0"])
+    said = fleet.play(name, "--check", "--diff", *(["-e", words] if words else []))
+    assert set(re.findall(r"(?:failed|unreachable|rescued|ignored)=(\d+)", said)) == {"0"}, said
+    assert fleet.state == before
+
+
 def test_a_bad_release_stops_at_its_host(fleet: Fleet) -> None:
     """It is worse on the second host, which rolls back: the run fails there with the reason, the third is not touched.
 
     Afterwards rollback.yml does not lead to what was rolled back.
     """
     second = fleet.hosts[1].name
-    fleet.variables[second]["glm_policy"] = IMPOSSIBLE
+    # the bake ends as soon as there are enough answers, of which a busy machine gives few
+    fleet.variables[second].update(glm_policy=IMPOSSIBLE, glm_deploy_options=["--bake", "120"])
     fleet.play("site.yml", "--limit", second)
     with fleet.load():
         said = fleet.deploy("1.2.0", expect=2)
@@ -213,11 +279,14 @@ def test_a_bad_release_stops_at_its_host(fleet: Fleet) -> None:
     history = json.loads(fleet.hosts[1].run(["glmctl", "history", "--json"]))["rollouts"]
     assert (history[-1]["outcome"], history[-1]["version"]) == ("rolled back", "1.2.0")
     assert "back to 1.2.0" not in fleet.play("rollback.yml", "--check", "--limit", second)
+    undo = " ".join(fleet.play("undo.yml", "--check").split())
+    assert f"{fleet.hosts[0].name}: 1.2.0 would go back to 1.0.0" in undo
+    assert undo.count("1.0.0 serves, as before the run") == 2
 
 
 def test_a_second_run_heals(fleet: Fleet) -> None:
     """Once its cause is gone, the same command continues where it stopped."""
-    fleet.variables[fleet.hosts[1].name]["glm_policy"] = "# plain\n"
+    fleet.variables[fleet.hosts[1].name].update(glm_policy="# plain\n", glm_deploy_options=BAKE)
     fleet.play("site.yml", "--limit", fleet.hosts[1].name)
     with fleet.load():
         fleet.deploy("1.2.0")
@@ -284,6 +353,26 @@ def test_status_and_prune_cover_the_fleet(fleet: Fleet) -> None:
     assert set(re.findall(r"changed=(\d+)", fleet.play("prune.yml", "-e", "glm_keep=1"))) == {"0"}
 
 
+@pytest.mark.parametrize(("phase", "version"), [("start", "1.1.0"), ("bake", "1.2.0")])
+def test_a_second_run_heals_a_host_whose_power_went_off(phase: str, version: str, fleet: Fleet) -> None:
+    """The run ends there, and the third host is not touched. Before cutover the host returns with the former version,
+    afterwards with the new one; the second run takes the others there.
+    """
+    before = fleet.versions[0]
+    variables = fleet.variables[fleet.hosts[1].name]
+    variables["glm_deploy_options"] = ["--bake", "60"]
+    with ThreadPoolExecutor() as pool:
+        run = pool.submit(fleet.deploy, version, expect=2)  # ssh would say that the host is unreachable, and 4
+        until = f'until glmctl status --json | grep -q \'"phase": "{phase}"\'; do sleep 0.1; done'
+        fleet.hosts[1].run(["sh", "-c", until], seconds=180)
+        fleet.hosts[1] = rebooted(fleet.hosts[1], is_power_off=True)
+        run.result()
+    assert fleet.versions == [version, {"start": before, "bake": version}[phase], before]
+    variables["glm_deploy_options"] = BAKE
+    fleet.deploy(version)
+    assert fleet.versions == [version] * 3
+
+
 def test_a_checkpoint_comes_from_a_mirror(fleet: Fleet, tmp_path: Path) -> None:
     """Every file is compared with its digest, and what is there already is not sent again; a wrong list is refused."""
     first = fleet.hosts[0]
@@ -305,7 +394,7 @@ def test_a_checkpoint_comes_from_a_mirror(fleet: Fleet, tmp_path: Path) -> None:
         finally:
             mirror.kill()
         assert mirror.stderr
-        assert mirror.stderr.read().count("config.json HTTP") == 1, "only the test has asked for it"
+        assert mirror.stderr.read().count("/config.json HTTP") == 1, "only the test has asked for it"
     assert fleet.versions[0] == "1.3.0"
     first.run(["glmctl", "release", "verify", "1.3.0"])
     assert first.run(["sh", "-c", "ls -d /var/tmp/glm-incoming* || true"]) == ""
@@ -316,13 +405,19 @@ def test_a_checkpoint_comes_by_rsync(fleet: Fleet, tmp_path: Path) -> None:
     second = fleet.hosts[1]
     shell = tmp_path / "ssh"
     shell.write_text(
-        f'#!/bin/sh\nwhile [ "$1" != {second.address} ]; do shift; done\nshift\nexec {second.shell} host "$*"\n'
+        f'#!/bin/sh\necho "$*" >> {tmp_path}/words\n'
+        f'while [ "$1" != {second.address} ]; do shift; done\nshift\nexec {second.shell} host "$*"\n'
     )
     shell.chmod(0o755)
-    fleet.variables[second.name]["ansible_ssh_executable"] = str(shell)
+    key, options = str(tmp_path / "a key"), "-o ProxyJump=jump.example.org -o 'User=root'"
+    fleet.variables[second.name].update(
+        ansible_ssh_executable=str(shell), ansible_ssh_private_key_file=key, ansible_ssh_common_args=options
+    )
     fleet.checkpoints["1.3.0"] = fleet.checkpoints["1.1.0"]
     fleet.deploy("1.3.0", "--limit", second.name, "-e", "glm_transfer=rsync")
     assert fleet.versions[1] == "1.3.0"
+    [words] = [line for line in (tmp_path / "words").read_text().splitlines() if "rsync --server" in line]
+    assert words.startswith(f"-p 22 -i {key} -o ProxyJump=jump.example.org -o User=root ")
 
 
 def test_remove_leaves_releases_and_nothing_that_runs(fleet: Fleet) -> None:
@@ -335,3 +430,5 @@ def test_remove_leaves_releases_and_nothing_that_runs(fleet: Fleet) -> None:
     assert "1.0.0" in third.run(["ls", "/srv/glm/releases"])
     said = fleet.play("remove.yml", "--limit", third.name, "-e", "glm_confirm=remove")
     assert set(re.findall(r"changed=(\d+)", said)) == {"0"}
+    fleet.play("remove.yml", "--limit", third.name, "-e", "glm_confirm=remove glm_purge=true")
+    assert third.run(["sh", "-c", "ls -d /srv/glm /etc/glm /var/lib/glm /var/cache/glm* || true"]) == ""

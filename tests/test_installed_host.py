@@ -227,14 +227,16 @@ def load(serving: Installed, directory: Path) -> Iterator[Callable[[], Report]]:
 def test_an_upgrade_of_systemd_in_a_rollout_loses_nothing(serving: Installed, tmp_path: Path) -> None:
     """The manager executes itself anew while a version bakes and a slot loads, and journald is restarted."""
     upgrade = "systemctl daemon-reexec; systemctl restart systemd-journald.service; systemctl daemon-reload"
+    ended = "systemctl show --value --property=SubState rollout | grep -qE 'exited|failed'"
     with load(serving, tmp_path) as end:
         serving.sh("systemd-run --quiet --unit=rollout --property=RemainAfterExit=yes "
-                   "/usr/local/bin/glmctl deploy 1.0.0 --bake 10 --no-analysis")  # fmt: skip
+                   "/usr/local/bin/glmctl deploy 1.0.0 --bake 30 --no-analysis")  # fmt: skip
         for phase in ("start", "bake"):
-            serving.sh(f'until glmctl status --json | grep -q \'"phase": "{phase}"\'; do sleep 0.1; done; {upgrade}')
-        serving.sh(
-            "until systemctl show --value --property=SubState rollout | grep -qE 'exited|failed'; do sleep 0.2; done"
-        )
+            missed = f"{ended} && {{ journalctl --no-pager --output=cat --unit=rollout >&2; exit 1; }}"
+            serving.sh(
+                f'until glmctl status --json | grep -q \'"phase": "{phase}"\'; do {missed}; sleep 0.1; done; {upgrade}'
+            )
+        serving.sh(f"until {ended}; do sleep 0.2; done")
         report = end()
     assert serving.shown("rollout.service", "Result") == "success"
     assert (report.lost, set(report.by_version)) == (0, {"1.0.0", "1.1.0"})

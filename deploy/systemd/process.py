@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import subprocess
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,14 +13,42 @@ from pathlib import Path
 from deploy.errors import GlmError
 from deploy.systemd import programs
 
+_DISCONNECTED = (
+    "D-Bus connection terminated",
+    "Transport endpoint is not connected",
+    "Connection reset by peer",
+    "disconnected from message bus without replying",
+)
+_TO_MANAGER = ("systemctl", "systemd-run")
+
+RECONNECT = 30.0
+"""Seconds within which a manager that executes itself anew answers again."""
+
+
+def is_disconnected(stderr: str) -> bool:
+    """Whether a command failed because the manager has closed its connection.
+
+    A `daemon-reexec`, as in an upgrade of systemd, closes all of them, at whatever moment. Jobs and units are kept.
+    """
+    return any(text in stderr for text in _DISCONNECTED)
+
 
 def run(argv: Sequence[str], *, check: bool = True, env: Mapping[str, str] | None = None) -> str:
     """Run `argv` and return its stdout; raises GlmError with the last line of its output if it fails.
 
-    `check`: whether an exit code other than 0 is an error. A program that is not installed always is.
+    `check`: whether an exit code other than 0 is an error. A program that is not installed always is. A command to the
+    manager is repeated while that executes itself anew; what it asks for may be done twice then.
     """
-    with _known(argv):
-        done = subprocess.run(argv, capture_output=True, text=True, errors="replace", check=False, env=env)
+    deadline = time.monotonic() + RECONNECT
+    while True:
+        with _known(argv):
+            done = subprocess.run(
+                argv, capture_output=True, text=True, errors="replace", check=False, env=_environment(argv, env)
+            )
+        is_to_manager = argv[0] in _TO_MANAGER
+        if not (done.returncode and is_to_manager and is_disconnected(done.stderr)) or time.monotonic() > deadline:
+            break
+        time.sleep(0.05)
     if check and done.returncode != 0:
         last = (done.stderr or done.stdout).strip().splitlines()
         raise GlmError(f"{shlex.join(argv)} failed ({done.returncode}): {last[-1] if last else 'no message'}")
@@ -32,8 +62,14 @@ def start(argv: Sequence[str]) -> subprocess.Popen[str]:
     """
     with _known(argv):
         return subprocess.Popen(
-            argv, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace", process_group=0
-        )
+            argv, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace", process_group=0,
+            env=_environment(argv, None),
+        )  # fmt: skip
+
+
+def _environment(argv: Sequence[str], env: Mapping[str, str] | None) -> Mapping[str, str] | None:
+    """Return the environment of a command; the messages of one to the manager are not translated."""
+    return {**(os.environ if env is None else env), "LC_ALL": "C.UTF-8"} if argv[0] in _TO_MANAGER else env
 
 
 @contextmanager

@@ -11,11 +11,10 @@ from dataclasses import dataclass
 from typing import Self
 
 from deploy import interrupts
-from deploy.systemd.process import run, start
+from deploy.systemd.process import RECONNECT, is_disconnected, run, start
 from service.contract.processes import control_groups
 
 _POLL = 0.02  # seconds between two looks at a job
-_DISCONNECTED = "D-Bus connection terminated"  # systemctl, when the manager has closed its connection
 
 
 @dataclass(frozen=True)
@@ -147,11 +146,12 @@ class Job:
 
     def __init__(self, argv: list[str]) -> None:
         self._argv = argv
+        self._began = self._disconnected = 0.0
 
     def __enter__(self) -> Self:
         try:
             with interrupts.held():  # else the command may run without a process object to end it by
-                self._process = start(self._argv)
+                self._start()
         except KeyboardInterrupt:
             self.__exit__()
             raise
@@ -168,12 +168,21 @@ class Job:
         """Whether the job has ended."""
         if self._process.poll() is None:
             return False
-        if self._process.returncode > 0 and self._process.stderr and _DISCONNECTED in self._process.stderr.read():
-            with interrupts.held():
-                self._process.communicate()  # closes the pipe
-                self._process = start(self._argv)
-            return False
+        if self._process.returncode > 0 and self._process.stderr and is_disconnected(self._process.stderr.read()):
+            now = time.monotonic()
+            if now - self._began > 1:  # it has waited for the job, so that the manager did answer
+                self._disconnected = now
+            if now - self._disconnected < RECONNECT:
+                with interrupts.held():
+                    self._process.communicate()  # closes the pipe
+                    self._start()
+                return False
         return True
+
+    def _start(self) -> None:
+        self._process = start(self._argv)
+        self._began = time.monotonic()
+        self._disconnected = self._disconnected or self._began
 
     @property
     def succeeded(self) -> bool:

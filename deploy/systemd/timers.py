@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass
 
 from deploy import interrupts
+from deploy.errors import GlmError
 from deploy.host import Host
 from deploy.systemd.process import run
 from deploy.systemd.systemctl import Systemd
@@ -55,7 +56,12 @@ class Timers:
         manager = ["--user"] if self.host.user else []
         options = ["--quiet", "--collect", f"--unit={name}", *when, "--timer-property=AccuracySec=1s"]
         with interrupts.held():  # else nobody knows whether the timer exists
-            run(["systemd-run", *manager, *options, "--", *glmctl(self.host), *command])
+            try:
+                run(["systemd-run", *manager, *options, "--", *glmctl(self.host), *command])
+            except GlmError:
+                # repeated, it fails if the manager had made the timer and executed itself anew before it answered
+                if Systemd(self.host.user).state(f"{name}.timer").active != "active":
+                    raise
 
     def _cancel(self, name: str) -> None:
         """Stop the timer, not its service: the calling process may be the one that the timer started."""
