@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import Glm4vConfig, Glm4vForConditionalGeneration
 
-from service.engine import fusion
+from service.engine import fusion, kernels
 from service.engine.cache import Budget, SlotCache
 from service.engine.prompt import Prompt
 from service.engine.runner import Runner
@@ -89,3 +89,24 @@ def test_fused_layers_give_the_same_logits(compiled: fusion.Compile, activation:
         for name in ("_norm", "_add_norm_norm", "_norm_add", "_rotate", "_gate")
         if activation == "silu" or name != "_gate"
     }
+
+
+def test_the_joined_product_has_the_weights_of_its_parts() -> None:
+    """Weights that are replaced in place, as on a GPU, are those of the next step; no tensor gets another name."""
+    model, other = model_of(), model_of()
+    for name, parameter in other.named_parameters():
+        if "self_attn" in name:
+            parameter.data.mul_(1.5)
+    names = list(model.state_dict())
+    runner, expected = (Runner(one, SlotCache(one, Budget(2, 32))) for one in (model, other))
+    fusion.install(model, plain)
+    joined = [layer.self_attn.joined for layer in model.model.language_model.layers]
+    fusion.install(model, plain)  # as for another cache; captured graphs have the addresses of the first
+    assert all(
+        layer.self_attn.joined is one for layer, one in zip(model.model.language_model.layers, joined, strict=True)
+    )
+    current = model.state_dict()
+    assert [name for name in current if not kernels.is_derived(name)] == names
+    for name, tensor in other.state_dict().items():
+        current[name].copy_(tensor)
+    torch.testing.assert_close(logits_of(runner), logits_of(expected), rtol=1e-4, atol=1e-4)

@@ -13,6 +13,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from torch.nn.functional import scaled_dot_product_attention as sdpa
+from torch.overrides import TorchFunctionMode
+from transformers import Glm4vForConditionalGeneration
 
 from service.engine import compiler, paged_cache, runner
 from service.engine.cache import Budget, Shape, SlotCache
@@ -24,6 +26,7 @@ from service.engine.pages import PageTable
 from service.engine.scheduler import Scheduler
 from service.engine.sequence import Sequence
 from tests.batching_fixtures import COLUMNS, PAGE, PAGES_OF_A_ROW, RequestFactory, one_thread, run
+from tests.bench import device
 from tests.flex_fixtures import kernel
 
 many = partial(settings, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -210,6 +213,55 @@ def test_a_block_visits_no_page_in_vain() -> None:
     assert listed == [[[1, 5], [2]], [[3], []]]
 
 
+def test_the_mask_of_a_chunk_reads_no_values_of_pairs() -> None:
+    """A kernel keeps what it reads for each pair of query and key in shared memory, which then is not enough."""
+    table = torch.tensor([[3, 1, 5, 0], [2, 4, 0, 0]])
+    rows, columns = torch.tensor([0] * SIZE + [1] * SIZE), torch.arange(2 * SIZE)
+    mask = mask_of_chunk(table, rows, columns, 6, SIZE)
+    read = []
+
+    class Reads(TorchFunctionMode):
+        def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            result = function(*args, **(kwargs or {}))
+            if function is torch.Tensor.__getitem__:
+                read.append(result.numel())
+            return result
+
+    queries, keys = torch.arange(2 * SIZE)[:, None], torch.arange(6 * SIZE)
+    with Reads():
+        seen = mask.mask_mod(torch.tensor(0), torch.tensor(0), queries, keys)
+    assert seen.shape == (len(queries), len(keys))
+    assert sorted(set(read)) == [len(queries), len(keys)]
+
+
+def test_a_captured_step_stays_on_its_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A capture may neither read a value back nor use a tensor of the host. The device `meta` refuses both."""
+    with torch.device("meta"):
+        model = Glm4vForConditionalGeneration(device.config("small")).eval().requires_grad_(False)
+    monkeypatch.setattr(compiler, "works", lambda _: True)
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    attended = []
+
+    def attend(query: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+        attended.append(tuple(query.shape))
+        if query.shape[2] == 1:
+            assert query.stride() == (heads * size, size, size, 1)  # another one is another kernel
+        return torch.empty_like(query)
+
+    text = model.config.text_config
+    heads, size = text.num_attention_heads, text.hidden_size // text.num_attention_heads
+    cache = PagedCache(model, Budget(4, 2 * paged_cache.PAGE, 6 * paged_cache.PAGE), attention=attend)
+    steps = runner.Runner(model, cache)
+    with torch.inference_mode(), torch.device("meta"):
+        tokens = torch.zeros(3, 4, dtype=torch.long)
+        assert steps._compute(Shape(4), tokens).shape == (4, text.vocab_size)
+        chunk = torch.zeros(256, text.hidden_size), torch.zeros(5, 256, dtype=torch.long), torch.zeros(4).long()
+        assert steps._compute(Shape(4, 256), tokens, *chunk).shape == (4, text.vocab_size)
+        assert steps._compute(Shape(0, 256), tokens[:, :0], *chunk).shape == (4, text.vocab_size)
+    rows, prompts = (4, heads, 1, size), (1, heads, 256, size)
+    assert attended == [each for step in ([rows], [rows, prompts], [prompts]) for each in step * text.num_hidden_layers]
+
+
 def test_padding_attends_to_one_page(factory: RequestFactory) -> None:
     """Also beside a long row, whose pages it would have to visit in vain."""
     core = factory.core(rows=4, pages=3 * PAGES_OF_A_ROW)
@@ -233,8 +285,9 @@ def test_a_capture_disturbs_no_running_request(
     monkeypatch.setattr(Graph, "_capture", lambda self, inputs: [self._function(*inputs) for _ in range(3)])
     create = Graph.__init__
 
-    def capturing(self: Graph, function: Any, inputs: Any, device: Any) -> None:
-        create(self, function, inputs, device)
+    def capturing(self: Graph, *arguments: Any, **options: Any) -> None:
+        create(self, *arguments, **options)
+        _, inputs, _ = arguments
         self._capture(inputs)
 
     monkeypatch.setattr(Graph, "__init__", capturing)
@@ -250,14 +303,34 @@ def test_a_capture_disturbs_no_running_request(
     assert [request.tokens for request in requests] == [factory.expected[number] for number in (0, 4, 6, 2)]
 
 
+def test_the_graphs_of_one_cache_share_their_memory(factory: RequestFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """But not with those of another, for a pool of memory cannot be used any more when its graphs are gone."""
+    made: list[tuple[Graph, Graph | None]] = []
+    create = Graph.__init__
+
+    def record(self: Graph, *arguments: Any, beside: Graph | None = None) -> None:
+        made.append((self, beside))
+        create(self, *arguments, beside=beside)
+
+    monkeypatch.setattr(Graph, "__init__", record)
+    for _ in range(2):
+        made.clear()
+        factory.core(rows=2, chunk=16, pages=2 * PAGES_OF_A_ROW).warm_up()
+        first = made[0][0]
+        assert [beside for _, beside in made] == [None, *[first] * (len(made) - 1)]
+
+
 def test_the_shapes_of_steps_are_few(factory: RequestFactory) -> None:
     """After the warm-up no schedule meets a new shape; a warm-up that may take no time captures none."""
     core = factory.core(rows=4, chunk=64, pages=3 * PAGES_OF_A_ROW)
     core.warm_up(0.0)
     assert not core._runner._graphs
-    core.warm_up()
+    shares: list[float] = []
+    core.warm_up(progress=shares.append)
+    assert shares == [number / 9 for number in range(9)]
     captured = set(core._runner._graphs)
-    assert captured == {(4, 16, 0), (4, 32, 0), (4, 64, 0), (1, 0, 0), (2, 0, 0), (4, 0, 0)}
+    chunks = {(rows, chunk, 0) for rows in (0, 4) for chunk in (16, 32, 64)}
+    assert captured == chunks | {(1, 0, 0), (2, 0, 0), (4, 0, 0)}
     for number in range(9):
         core.scheduler.add(factory.request(number, max_tokens=number + 1).sequence)
         core.step()
@@ -278,6 +351,18 @@ def test_the_cache_is_paged_where_functions_are_compiled(
     assert isinstance(paged, PagedCache)
     assert paged.budget == Budget(4, 8192, 8192)
     assert paged.budget.capacity == slots.budget.capacity == 8192
+
+
+@given(tokens=st.integers(1, 3_000_000))
+@example(tokens=262_144)
+@example(tokens=8192)
+def test_the_pool_has_one_of_few_sizes(tokens: int) -> None:
+    """A start with some megabytes less than before finds the kernels of the start before on the disk."""
+    size = paged_cache._rounded(tokens)
+    assert tokens * 31 / 32 < size <= tokens
+    assert paged_cache._rounded(size) == size
+    assert size % (1 << max(0, tokens.bit_length() - 6)) == 0
+    assert tokens not in {8192, 262_144} or size == tokens
 
 
 def test_a_missing_compiler_is_told_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:

@@ -73,9 +73,12 @@ class Core:
             self._unread = None  # all of its tokens are surplus
         return bool(launched or before)
 
-    def warm_up(self, seconds: float = float("inf")) -> None:
-        """Do the one-time work that would slow down the first steps; what is not begun after `seconds` is left out."""
-        self._runner.warm_up(self._pace.chunk, seconds)
+    def warm_up(self, seconds: float = float("inf"), progress: Callable[[float], None] = lambda _: None) -> None:
+        """Do the one-time work that would slow down the first steps; what is not begun after `seconds` is left out.
+
+        `progress` is called with the part that is done, 0.0 to 1.0.
+        """
+        self._runner.warm_up(self._pace.chunk, seconds, progress)
 
     def fail_all(self, error: BaseException) -> None:
         """Fail all running and waiting sequences."""

@@ -3,7 +3,7 @@
 On a GPU each of these operations reads and writes a few kilobytes, so that a step of one row spends more time in their
 kernels' starts than in their work. `install` gives the layers of the text model a forward pass in which a norm, the
 residual sum before it and the next norm are one kernel, and so are the rotation of queries and keys, and the gate of
-the MLP. Results are equal up to floating-point rounding.
+the MLP. Queries, keys and values are one product. Results are equal up to floating-point rounding.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from types import MethodType
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from service.engine.attention import attend
@@ -33,9 +33,28 @@ def install(model: Glm4vForConditionalGeneration, compiled: Compile | None = Non
     for layer in layers:
         layer.operations = layer.self_attn.operations = layer.mlp.operations = operations
         layer.forward = MethodType(_layer, layer)
+        if not hasattr(layer.self_attn, "joined"):  # captured graphs have the addresses of an earlier call's
+            layer.self_attn.joined = _join(layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj)
         layer.self_attn.forward = MethodType(_attention, layer.self_attn)
         if model.config.text_config.hidden_act == "silu":
             layer.mlp.forward = MethodType(_mlp, layer.mlp)
+
+
+def _join(*projections: Any) -> tuple[Tensor, Tensor]:
+    """Return weight and bias of one product that gives the outputs of all, and make theirs views of it.
+
+    A copy to the weights of a projection, such as one of another release, is one to the product's.
+    """
+    joined = []
+    for name in ("weight", "bias"):
+        parts = [getattr(projection, name) for projection in projections]
+        whole = torch.cat([part.detach() for part in parts])
+        for projection, view in zip(projections, torch.split(whole, [len(part) for part in parts]), strict=True):
+            setattr(projection, name, nn.Parameter(view, requires_grad=False))
+        joined.append(whole)
+    if whole.is_cuda:
+        torch.cuda.empty_cache()  # the memory of the parts: a later layer's product does not fit into it
+    return joined[0], joined[1]
 
 
 class _Operations:
@@ -73,10 +92,12 @@ def _attention(
 ) -> tuple[Tensor, None]:
     """Return the output of attention (1, tokens, hidden) over `cache`."""
     heads = (*hidden.shape[:2], -1, module.head_dim)
-    query, keys = module.operations.rotate(
-        module.q_proj(hidden).view(heads), module.k_proj(hidden).view(heads), *position_embeddings
+    count = module.num_key_value_heads
+    query, keys, values = torch.split(
+        functional.linear(hidden, *module.joined).view(heads), [module.num_heads, count, count], dim=2
     )
-    keys, values = cache.update(keys, module.v_proj(hidden).view(heads).transpose(1, 2), module.layer_idx)
+    query, keys = module.operations.rotate(query, keys, *position_embeddings)
+    keys, values = cache.update(keys, values.transpose(1, 2), module.layer_idx)
     output, _ = attend(module, query, keys, values, attention_mask, scaling=module.scaling, **options)
     return module.o_proj(output), None
 

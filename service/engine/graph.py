@@ -18,13 +18,21 @@ class Graph:
 
     `inputs` are those of the first call; all later ones must have the same shapes. The function must give the same
     result, and have the same effects, when it is called again with the same inputs: it is called before the capture,
-    which writes to the cache of running requests. The result is overwritten by the next replay of any graph.
+    which writes to the cache of running requests. `beside`: a graph whose memory for results and intermediates this one
+    uses too, so that the result is overwritten by the next replay of either.
     """
 
-    _memory: Any = None  # a handle of torch's memory pool; of results and intermediates, shared by all graphs
-
-    def __init__(self, function: Callable[..., Tensor], inputs: tuple[Tensor, ...], device: torch.device) -> None:
+    def __init__(
+        self,
+        function: Callable[..., Tensor],
+        inputs: tuple[Tensor, ...],
+        device: torch.device,
+        *,
+        beside: Graph | None = None,
+    ) -> None:
         self._function, self._device = function, device
+        # A pool of memory is gone with the last of its graphs, so that one must exist for as long as it is named.
+        self.memory: Any = beside and beside.memory
         self._graph: torch.cuda.CUDAGraph | None = None
         if device.type == "cuda":
             self._capture(inputs)
@@ -36,9 +44,9 @@ class Graph:
         torch.cuda.synchronize()
         self._graph = torch.cuda.CUDAGraph()
         # thread_local: the vision encoder may allocate memory in another thread meanwhile
-        with torch.cuda.graph(self._graph, pool=Graph._memory, capture_error_mode="thread_local"):
+        with torch.cuda.graph(self._graph, pool=self.memory, capture_error_mode="thread_local"):
             self._result = self._function(*self._inputs)
-        Graph._memory = self._graph.pool()
+        self.memory = self._graph.pool()
 
     def replay(self, inputs: tuple[Tensor, ...]) -> Tensor:
         """Return the function's result for `inputs`, which may be on the CPU."""

@@ -46,6 +46,7 @@ __all__ = ["Limits", "ModelEngine"]
 
 PREPARE_THREADS = 3  # two of them for the requests of one address
 _ALL = MemoryShare()
+_CAPTURED = 0.9  # part of the warm-up's progress that capturing steps is; a start without progress is ended
 CAPTURE_SECONDS = 60.0
 """Time at the start after which no further shape of a step is captured; the others are when they first occur."""
 
@@ -116,11 +117,11 @@ class ModelEngine:
         image = {"type": "image", "image": Image.new("RGB", (224, 224), "white")}
         progress("warming up", 0.0)
         try:
-            self._core.warm_up(CAPTURE_SECONDS)
+            self._core.warm_up(CAPTURE_SECONDS, lambda share: progress("warming up", share * _CAPTURED))
             self._grammars.warm_up()
             contents: list[Any] = ["Hello", [image, {"type": "text", "text": "Hello"}]]
             for count, content in enumerate(contents):
-                progress("warming up", count / len(contents))
+                progress("warming up", _CAPTURED + (1 - _CAPTURED) * count / len(contents))
                 events: SimpleQueue[Event] = SimpleQueue()
                 sampling = Sampling(max_tokens=4, temperature=0)
                 self._submit(

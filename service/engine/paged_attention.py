@@ -21,7 +21,7 @@ Flex = Callable[..., Tensor]
 
 _MAX_SHAPES = 64  # one kernel is compiled for each number of rows and each size of chunk; torch's default is 8
 
-_PARTS, _LEAST_PARTS = 128, 16
+_PARTS, _LEAST_PARTS = 64, 16
 """Into so many parts the pages of all rows together, and of each row at least, are divided among the multiprocessors.
 The default for 64 rows is 2 on a chip with 132 multiprocessors, so that few of these would read a long row beside short
 ones. Each part has a result of its own in memory, for 64 rows of 32 heads 1 MB."""
@@ -64,11 +64,14 @@ def mask_of_chunk(table: Tensor, rows: Tensor, columns: Tensor, pages: int, page
     `rows` and `columns` (tokens,) locate the tokens; their number is a multiple of `page`. Each block of `page` tokens
     visits the pages that any of its tokens sees, and compares positions except where all of its tokens see all.
     """
-    places = _places(table, pages)
-    starts = places[rows] * page  # (tokens, pages): the column at which each page of the pool begins in the token's row
-    blocks = (-1, page, pages)
-    seen = (starts <= columns[:, None]).view(blocks).any(1)
-    whole = (starts + page - 1 <= columns[:, None]).view(blocks).all(1)
+    owners, starts = _owners(table, pages, page)
+    of_block, columns_of_block = rows.view(-1, page), columns.view(-1, page)
+    ends = torch.full((len(of_block), len(table) + 1), -1, dtype=columns.dtype, device=columns.device)
+    ends.scatter_reduce_(1, of_block, columns_of_block, "amax")  # the last column that a block sees of each row
+    seen = starts <= ends[:, owners]  # (blocks, pages)
+    is_single = (of_block == of_block[:, :1]).all(1, keepdim=True)
+    is_own = is_single & (owners == of_block[:, :1])
+    whole = is_own & (starts + page - 1 <= columns_of_block.amin(1, keepdim=True))
     partial = seen & ~whole
     return BlockMask.from_kv_blocks(
         partial.sum(-1, dtype=torch.int32)[None, None],
@@ -76,8 +79,10 @@ def mask_of_chunk(table: Tensor, rows: Tensor, columns: Tensor, pages: int, page
         whole.sum(-1, dtype=torch.int32)[None, None],
         _first(whole)[None, None],
         BLOCK_SIZE=(page, page),
+        # Only values of a query or of a key are read. The kernel would keep values of pairs, such as the place of a
+        # page in a query's row, in shared memory, for several blocks at a time: 256 of the 227 KiB of a multiprocessor.
         mask_mod=lambda _batch, _head, query, key: (
-            places[rows[query], key // page] * page + key % page <= columns[query]
+            (owners[key // page] == rows[query]) & (starts[key // page] + key % page <= columns[query])
         ),
         seq_lengths=(len(rows), pages * page),
         compute_q_blocks=False,
@@ -90,7 +95,7 @@ class PagedLayout:
 
     attention: Flex
     rows: int
-    of_rows: BlockMask
+    of_rows: BlockMask | None
     of_chunk: BlockMask | None = None
 
     def attend(self, query: Tensor, keys: Tensor, values: Tensor, scaling: float) -> Tensor:
@@ -99,15 +104,19 @@ class PagedLayout:
         `keys` and `values` are the pool of one layer, (1, kv_heads, pages * page, head_size).
         """
         options: dict[str, Any] = {"scale": scaling, "enable_gqa": True}
-        single = query[:, :, : self.rows].permute(2, 1, 0, 3).contiguous()  # (rows, heads, 1, head_size)
-        parts_of_row = {"SPLIT_KV": max(_LEAST_PARTS, _PARTS // self.rows)}
-        output = self.attention(single, keys, values, block_mask=self.of_rows, kernel_options=parts_of_row, **options)
-        parts = [output.reshape(1, self.rows, -1)]
+        parts = []
+        if self.of_rows is not None:
+            # (rows, heads, 1, head_size), with strides that do not depend on the number of tokens: else the same kernel
+            # would be compiled for each size of chunk
+            single = query[0, :, : self.rows].transpose(0, 1)[:, :, None]
+            split = {"SPLIT_KV": max(_LEAST_PARTS, _PARTS // self.rows)}
+            output = self.attention(single, keys, values, block_mask=self.of_rows, kernel_options=split, **options)
+            parts.append(output.reshape(1, self.rows, -1))
         if self.of_chunk is not None:
-            chunk = query[:, :, self.rows :].contiguous()
-            output = self.attention(chunk, keys, values, block_mask=self.of_chunk, **options)
+            # Not made contiguous: the output has the order of the query in memory, which is that of the tokens.
+            output = self.attention(query[:, :, self.rows :], keys, values, block_mask=self.of_chunk, **options)
             parts.append(output.transpose(1, 2).flatten(2))
-        return torch.cat(parts, dim=1)
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
 
 def _places(table: Tensor, pages: int) -> Tensor:
@@ -118,6 +127,23 @@ def _places(table: Tensor, pages: int) -> Tensor:
     rows, longest = table.shape
     places = torch.full((rows, pages), longest, dtype=table.dtype, device=table.device)
     return places.scatter_reduce_(1, table, torch.arange(longest, device=table.device).expand(rows, -1), "amin")
+
+
+def _owners(table: Tensor, pages: int, page: int) -> tuple[Tensor, Tensor]:
+    """Return for each page of the pool the row that has it, and the column at which it begins there.
+
+    The row is one behind the last for pages that no row has. Page 0, which padding is written to, counts as the first
+    of row 0 if that has no pages, so that padding, which is in row 0, always attends to something.
+    """
+    rows, longest = table.shape
+    numbers = torch.arange(rows, device=table.device)[:, None].expand(rows, longest)
+    columns = torch.arange(0, longest * page, page, device=table.device).expand(rows, longest)
+    owners = torch.full((pages,), rows, dtype=table.dtype, device=table.device)
+    owners.scatter_(0, table.flatten(), numbers.flatten())
+    owners[:1] = torch.where(table[0, :1] == 0, 0, rows)  # several rows name it
+    starts = torch.zeros_like(owners).scatter_(0, table.flatten(), columns.flatten())
+    starts[:1] = 0
+    return owners, starts
 
 
 def _first(chosen: Tensor) -> Tensor:

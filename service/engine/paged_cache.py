@@ -83,7 +83,7 @@ class PagedCache:
     def shape(self, rows: int, longest: int, tokens: int) -> Shape:  # noqa: ARG002  # the shape depends on no length
         """Return the shape of a step of `rows` decoding rows and `tokens` prompt tokens.
 
-        With prompt tokens there are always as many rows as the cache has, since those without a request cost little
+        With prompt tokens there are as many rows as the cache has, or none, since those without a request cost little
         and every combination would be captured on its own.
         """
         if not tokens:
@@ -91,12 +91,16 @@ class PagedCache:
         chunk = self._page
         while chunk < tokens:
             chunk *= 2
-        return Shape(self.budget.rows, chunk)
+        return Shape(self.budget.rows if rows else 0, chunk)
 
     def common_shapes(self, tokens: int) -> list[Shape]:
         """Return all shapes of steps of at most `tokens` prompt tokens, in the order in which to capture them."""
-        chunks = {self.shape(0, 1, count) for count in sizes(self._page, max(self._page, tokens))}
-        return [*sorted(chunks), *(Shape(rows) for rows in sizes(1, self.budget.rows))]
+        counts = sizes(self._page, max(self._page, tokens))
+        chunks = {self.shape(rows, 1, count) for rows in (0, 1) for count in counts}
+        return [
+            *sorted(chunks, key=lambda shape: (-shape.rows, shape.chunk)),
+            *(Shape(rows) for rows in sizes(1, self.budget.rows)),
+        ]
 
     def refresh(self) -> None:
         """Copy the page table to the device if it changed since the last step."""
@@ -118,8 +122,9 @@ class PagedCache:
         """Return the layout of a step whose tokens are in `rows` and `columns`, decoding rows first."""
         columns = torch.where(columns < self.spare_column, columns, 0)  # padding attends to one token
         decoding = shape.rows
-        of_rows = mask_of_rows(self._table[:decoding], columns[:decoding] + 1, self._pool, self._page)
-        of_chunk = None
+        of_rows = of_chunk = None
+        if decoding:
+            of_rows = mask_of_rows(self._table[:decoding], columns[:decoding] + 1, self._pool, self._page)
         if shape.chunk:
             of_chunk = mask_of_chunk(self._table, rows[decoding:], columns[decoding:], self._pool, self._page)
         return PagedLayout(self._attention, decoding, of_rows, of_chunk)
@@ -128,5 +133,17 @@ class PagedCache:
 def cache_for(model: Glm4vForConditionalGeneration, tokens: int, *, rows: int, context: int) -> SlotCache | PagedCache:
     """Return the cache that suits the model's device; see Budget.of for the arguments and what it raises."""
     paged = compiler.works(model.device)
+    if paged:
+        tokens = _rounded(tokens)
     budget = Budget.of(tokens, rows=rows, context=context, shared=paged)
     return PagedCache(model, budget) if paged else SlotCache(model, budget)
+
+
+def _rounded(tokens: int) -> int:
+    """Return at most 1/32 less than `tokens`: one of 32 sizes between a power of two and the next.
+
+    Kernels are compiled for the size of the pool, and kept on the disk for later starts. The memory that is free at a
+    start differs by a few megabytes from that at the start before.
+    """
+    step = 1 << max(0, tokens.bit_length() - 6)
+    return tokens // step * step

@@ -69,17 +69,22 @@ class Runner:
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     @torch.inference_mode()
-    def warm_up(self, prompt_tokens: int, seconds: float = float("inf")) -> None:
+    def warm_up(
+        self, prompt_tokens: int, seconds: float = float("inf"), progress: abc.Callable[[float], None] = lambda _: None
+    ) -> None:
         """Capture the usual shapes of steps of at most `prompt_tokens` prompt tokens; does nothing without padding.
 
-        After `seconds` no other is begun; what is left is captured when it first occurs.
+        After `seconds` no other is begun; what is left is captured when it first occurs. `progress` is called with the
+        part that is done, 0.0 to 1.0, before each shape: where kernels have to be compiled, one takes seconds.
         """
         if not (self._pad or isinstance(self.cache, PagedCache)):
             return
         end = time.monotonic() + seconds
-        for shape in self.cache.common_shapes(prompt_tokens):
+        shapes = self.cache.common_shapes(prompt_tokens)
+        for number, shape in enumerate(shapes):
             if time.monotonic() >= end:
                 return
+            progress(number / len(shapes))
             self._graph(shape, self._inputs(shape, (), ()))
 
     def _run(self, embeddings: Tensor, positions: Tensor, layout: Layout) -> Tensor:
@@ -158,7 +163,8 @@ class Runner:
             def compute(decoding: Tensor, *chunk: Tensor) -> Tensor:
                 return self._compute(shape, decoding, *chunk)
 
-            self._graphs[shape] = Graph(compute, inputs, self.device)
+            beside = next(iter(self._graphs.values()), None)
+            self._graphs[shape] = Graph(compute, inputs, self.device, beside=beside)
         return self._graphs[shape]
 
     def _inputs(

@@ -141,7 +141,9 @@ class Scheduler:
             chunks.append((sequence, count))
             remaining -= count
             row += 1
-        return Step(decoding, tuple(chunks)) if decoding or chunks else None
+        if not chunks and all(sequence.sampled >= sequence.max_new_tokens for sequence in decoding):
+            return None  # they have all their tokens, though the last of them may not be read yet
+        return Step(decoding, tuple(chunks))
 
     def advance(self, step: Step) -> None:
         """Record that the step was computed."""

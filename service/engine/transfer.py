@@ -16,7 +16,7 @@ def upload(values: Tensor | Sequence[int] | Sequence[float], device: torch.devic
     From memory that is not pinned, CUDA copies only after all work before it is done, and the host waits for that.
     """
     tensor = torch.as_tensor(values, dtype=dtype)
-    if device.type == "cuda" and not tensor.is_cuda:
+    if device.type == "cuda" and not tensor.is_cuda and tensor.numel():
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
 

@@ -47,6 +47,8 @@ class VisionEncoder:
             features = torch.cat([self._features_of(image) for image in images])
             if self._stream:
                 self._stream.synchronize()
+                # a step may read them still when they are freed, if its request was cancelled
+                features.record_stream(torch.cuda.default_stream(self._device))
         return features
 
     def replace_weights(self, replace: Callable[[], None]) -> None:

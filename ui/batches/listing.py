@@ -61,7 +61,10 @@ def _show(batches: BatchClient, owner: str, digest: str, texts: BatchTexts, *, i
         text = (
             texts.key_needed if error.fault is Fault.UNAUTHORIZED else texts.unknown.format(reason=reason(error, texts))
         )
-        st.warning(text, icon=":material/cloud_off:")
+        if error.fault is Fault.TIMEOUT:  # as in a swap, while no version is loaded
+            st.caption(text)
+        else:
+            st.warning(text, icon=":material/cloud_off:")
         return
     if any(batch.unfinished for batch in found) != is_running:
         st.rerun()

@@ -12,7 +12,7 @@ from ui.chat.browser import browser_id
 from ui.chat.composer import Draft, compose, read_input, show_draft
 from ui.chat.messages import REPLY_INTERVAL, show_partial, show_question, show_reasoning, timing
 from ui.chat.texts import chat_texts, escape
-from ui.client import LiveSlot, ServiceClient, ServiceError
+from ui.client import Fault, LiveSlot, ServiceClient, ServiceError
 from ui.compare.comparison import Comparison, Side, connect_to_slot, find_sides, slot_socket
 from ui.compare.differences import mark_differences
 from ui.compare.texts import COMPARE_TEXTS, CompareTexts
@@ -91,8 +91,10 @@ def show_sides(client: ServiceClient, drawn: Sides | Side | ServiceError, texts:
     if isinstance(sides, ServiceError):
         if not isinstance(drawn, ServiceError):
             st.rerun()
-        description, _ = texts.faults[sides.fault]
-        st.warning(description, icon=":material/cloud_off:")
+        if sides.fault is Fault.TIMEOUT:  # as in a swap, while no version is loaded
+            st.caption(texts.no_response)
+        else:
+            st.warning(texts.faults[sides.fault][0], icon=":material/cloud_off:")
         return
     if sides != drawn:
         st.rerun()
