@@ -22,7 +22,7 @@ ENGLISH_WORDS = {"English", "GLM", "token", "blue", "green", "glmctl", "Markdown
 
 # Icons are drawn by the names of their glyphs, and commands are the same in every language.
 VISIBLE_TEXT = """() => {
-  const hidden = '[data-testid=stIconMaterial], code, pre, svg, style, textarea, [aria-hidden=true]';
+  const hidden = '[data-testid=stIconMaterial], [role=img], code, pre, svg, style, textarea, [aria-hidden=true]';
   const walker = document.createTreeWalker(document.querySelector('.stMain'), NodeFilter.SHOW_TEXT);
   const found = [];
   while (walker.nextNode()) {
@@ -108,6 +108,9 @@ def assert_in_order(page: Page, view: View, words: Collection[str] = ()) -> None
     brightness = page.evaluate("+getComputedStyle(document.querySelector('.stApp')).backgroundColor.match(/\\d+/)[0]")
     assert (brightness < 128) == (view.scheme == "dark")
     if view.language == "zh":
-        shown = page.evaluate(VISIBLE_TEXT)
-        unknown = set(re.findall(r"[A-Za-z]{2,}", shown)) - ENGLISH_WORDS - set(words)
-        assert not unknown, unknown
+        for _ in range(100):  # waited for: the page is drawn anew after a change of the language
+            shown = page.evaluate(VISIBLE_TEXT)
+            if not (unknown := set(re.findall(r"[A-Za-z]{2,}", shown)) - ENGLISH_WORDS - set(words)):
+                return
+            page.wait_for_timeout(200)
+        raise AssertionError(unknown)

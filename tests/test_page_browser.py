@@ -258,7 +258,7 @@ def test_compare_page(box: Sandbox, browser_page: Page) -> None:
             run(box, "glmctl", "abort")
     assert deploy.returncode != 0
     page.get_by_text(f"Only {before}").wait_for()
-    assert page.get_by_test_id("stChatInputTextArea").is_disabled()
+    page.get_by_test_id("stChatInputTextArea").and_(page.locator(":disabled")).wait_for()
     assert errors == []
 
 
@@ -317,7 +317,7 @@ def test_a_failed_upload(box: Sandbox, browser_page: Page) -> None:
         attached.set_input_files(lost)
     run(box, "systemctl", "--user", "restart", "glm-ui.service")
     wait_for_page(box.addresses.ui, box.log)
-    page.get_by_text("Live now").wait_for()
+    page.get_by_test_id("stSidebar").get_by_text("Live now").wait_for()
     page.get_by_test_id("stChatInputTextArea").and_(page.locator(":enabled")).wait_for()
     attempt()
     page.get_by_text("A file did not arrive").wait_for()

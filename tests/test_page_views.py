@@ -93,13 +93,20 @@ class Chat:
     def button(self, name: str) -> Any:
         return self.page.get_by_role("button", name=name)
 
+    def only(self, name: str) -> Any:
+        """The button of this name, once the one of the drawing before is gone."""
+        from playwright.sync_api import expect
+
+        expect(self.button(name)).to_have_count(1, timeout=60_000)
+        return self.button(name)
+
     def wait_for_answers(self, count: int) -> None:
         """Wait until so many answers are there, and none is under way."""
         self.messages.nth(2 * count - 1).get_by_text(
             self.view.texts.answered_by.format(version="1.0.0", slot="blue")
         ).wait_for()
         self.button(self.view.texts.stop).wait_for(state="detached")
-        self.button(self.words.regenerate).wait_for()
+        self.only(self.words.regenerate).wait_for()
         assert self.messages.count() == 2 * count
         assert self.page.get_by_test_id("stAlert").count() == 0
 
@@ -227,7 +234,7 @@ def test_questions(chat: Chat) -> None:
     page.get_by_text(texts.stopped, exact=False).last.wait_for()
     service.allow()
     before = len(service.requests)
-    chat.button(words.regenerate).click()
+    chat.only(words.regenerate).click()
     wait_until(lambda: len(service.requests) == before + 1)
     chat.wait_for_answers(6)
 
