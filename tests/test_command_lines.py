@@ -116,7 +116,7 @@ SUBSTITUTIONS = {
     r"^apt-get install": "apt-get install --yes --no-upgrade",
     r"^glmctl uninstall$": "glmctl uninstall --yes",
     r"^glmctl uninstall --purge$": "/opt/glm/.venv/bin/glmctl install && glmctl uninstall --purge --yes",
-    r"^systemctl edit (\S+)$": r"""SYSTEMD_EDITOR='cp /var/tmp/drop-in' script -qec 'systemctl edit \1' /dev/null < /dev/null""",
+    r"^(systemctl edit \S+)$": r"EDITOR='cp /var/tmp/drop-in' script -qec '\1' /dev/null < /dev/null",
     # the hosts have no index with the hashes, and no model is asked for here
     r"--require-hashes -r requirements/(\w+)\.txt": r"-r /var/tmp/\1.names",
     r"^\.venv/bin/glmctl install$": r"\g<0> && echo GLM_ENGINE=dummy >> /etc/glm/glm.env",
