@@ -104,6 +104,7 @@ def test_rollouts_by_hand_are_as_the_tutorial_tells(host: DocumentHost, tried: l
     words = [typed(line).replace(SERVES, SANDBOX_SERVES) for line in BY_HAND]
     found = host.type(*words, user=USER, directory="glm-handover", seconds=1200)
     assert '"1.0.0"' in output(found, "/version")
+    assert output(found, "curl -si").startswith("HTTP/1.1 200")
     assert "x-model-version: 1.0.0" in output(found, "curl -si").lower()
     canary = output(found, "--canary")
     assert "1.1.0 is live in green (before: 1.0.0)" in canary
@@ -125,7 +126,7 @@ def test_a_host_serves_a_checkpoint_of_ones_own(installed: DocumentHost) -> None
             assert "accounted for" in one.output or not seen, one.output  # of glmctl's own requests; others send none
             seen.append(installed.sh("curl -sS 127.0.0.1:8000/version | tr , '\\n' | grep '\"version\"'"))
     assert [re.findall(r"\d\.\d\.\d", one) for one in seen] == [["1.0.0"], ["1.1.0"], ["1.0.0"]]
-    head = installed.sh("""curl -sSi 127.0.0.1:8000/v1/chat/completions -d '{"messages": [{"role": "user",
+    head = installed.sh("""curl -sSi 127.0.0.1:8000/v1/chat/completions --json '{"messages": [{"role": "user",
         "content": "Hello"}]}'""")
     assert "x-model-version: 1.0.0" in head.lower()
     assert head.startswith("HTTP/1.1 200")

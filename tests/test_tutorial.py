@@ -59,6 +59,7 @@ def test_the_tutorial_works_as_it_is_written() -> None:
     printed = dict(re.findall(r"^>>> (\d+)\n(.*?)(?=^>>> |\Z)", done.stdout, re.MULTILINE | re.DOTALL))
     of = {line: printed[str(number)] for number, line in enumerate(LINES[2:])}
     head = next(text for line, text in of.items() if line.startswith("curl -si"))
+    assert head.startswith("HTTP/1.1 200")
     assert "x-model-version: 1.0.0" in head.lower()
     deploy = next(text for line, text in of.items() if "--canary" in line)
     assert "1.1.0 is live in green (before: 1.0.0)" in deploy
