@@ -10,6 +10,7 @@ import pytest
 
 from deploy.systemd.sandbox import Sandbox
 from tests.box import CODE
+from tests.console import read, script
 
 PAGE = (CODE / "docs/tutorial.md").read_text()
 BY_HAND = PAGE[PAGE.index("## 2. ") : PAGE.index("## 5. ")]
@@ -46,19 +47,17 @@ def test_the_tutorial_begins_with_a_sandbox_and_ends_with_a_rollback() -> None:
 def test_the_tutorial_works_as_it_is_written() -> None:
     """Every line ends with 0, and the answers are those that the text promises."""
     with Sandbox() as box:
-        script = "set -eo pipefail\n" + "\n".join(
-            f"echo '>>>' {number}\n{line}" for number, line in enumerate(LINES[2:])
-        )
-        script = script.replace("127.0.0.1:8000", box.addresses.listen) + "\nwait"
+        words = [line.replace("127.0.0.1:8000", box.addresses.listen) for line in LINES[2:]]
         done = subprocess.run(
-            ["bash", "-c", script], env=box.env, cwd=CODE, capture_output=True, text=True, timeout=TIMEOUT
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
+            ["bash"], input=script(words), env=box.env, cwd=CODE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            text=True, timeout=TIMEOUT,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout
         status = json.loads(subprocess.check_output(["glmctl", "status", "--json"], env=box.env))
     assert status["slots"][status["live"]]["version"] == "1.0.0", "rollback goes back to what served before"
-    printed = dict(re.findall(r"^>>> (\d+)\n(.*?)(?=^>>> |\Z)", done.stdout, re.MULTILINE | re.DOTALL))
-    of = {line: printed[str(number)] for number, line in enumerate(LINES[2:])}
+    of = {line: one.output for line, one in zip(LINES[2:], read(done.stdout, words), strict=True)}
     head = next(text for line, text in of.items() if line.startswith("curl -si"))
+    assert head.startswith("HTTP/1.1 200")
     assert "x-model-version: 1.0.0" in head.lower()
     deploy = next(text for line, text in of.items() if "--canary" in line)
     assert "1.1.0 is live in green (before: 1.0.0)" in deploy

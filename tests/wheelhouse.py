@@ -50,17 +50,28 @@ def stubs(directory: Path) -> Path:
             continue
         info = f"{plain}-{found.version}.dist-info"
         files = {
-            f"{info}/METADATA": str(found.read_text("METADATA")),
+            # what runs with this environment's 3.11.5 may ask for it, and the host's Python be 3.11.2
+            f"{info}/METADATA": re.sub(r"(?m)^Requires-Python: .*\n", "", str(found.read_text("METADATA"))),
             f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: tests\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
             f"{info}/entry_points.txt": found.read_text("entry_points.txt") or "",
         }
         if plain == "click":  # one that is always installed
             files["glm_packages.pth"] = f"{PACKAGES}\n"
-        rows = "".join(f"{path},,\n" for path in [*files, f"{info}/RECORD"])
+        programs = {f"{plain}-{found.version}.data/scripts/{path.name}": path for path in _programs(found)}
+        rows = "".join(f"{path},,\n" for path in [*files, *programs, f"{info}/RECORD"])
         with zipfile.ZipFile(directory / f"{plain}-{found.version}-py3-none-any.whl", "w") as wheel:
             for path, text in {**files, f"{info}/RECORD": rows}.items():
                 wheel.writestr(path, text)
+            for name, program in programs.items():
+                wheel.write(program, name)
     return directory
+
+
+def _programs(package: metadata.Distribution) -> list[Path]:
+    """Return the programs that a package brings as files, such as ruff: pip does not make them of entry points."""
+    made = {point.name for point in package.entry_points if point.group == "console_scripts"}
+    files = [Path(str(file.locate())).resolve() for file in package.files or [] if file.parent.name == "bin"]
+    return [file for file in files if file.name not in made and file.parent == Path(sys.executable).parent]
 
 
 def real(directory: Path) -> Path:

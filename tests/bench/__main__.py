@@ -11,6 +11,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from tests.bench import plots
 from tests.bench.output import WIDTH
 from tests.box import CODE
 
@@ -71,7 +72,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             failed.append(f"{name}: {why}")
     console.rule()
     console.print(f"{len(names)} benchmarks in {(time.monotonic() - began) / 60:.1f} minutes")
-    console.print(f"pictures: python -m tests.bench.plots {options.json}")
+    path = options.json.resolve()
+    if path.exists() and plots.PLOTS.keys() & plots.latest(path).keys():
+        pictures = path.with_name(f"{path.stem}-pictures")
+        if why := run([sys.executable, "-m", "tests.bench.plots", str(path), "--out", str(pictures)]):
+            failed.append(f"plots: {why}")
     if failed:
         sys.exit("\n".join(failed))
 

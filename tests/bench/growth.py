@@ -56,10 +56,10 @@ def memory(box: Box) -> int:
 
 
 async def pass_on(peer: ManyConnections, number: int) -> dict[str, float | None]:
-    """Switch once; returns the ms until the old slot has no connection more, and until the new one has all.
+    """Switch once; returns the ms until the old slot has no idle connection more, and until the new one has all.
 
     Workers write their accounts every 20 ms at most. One that is under way is in neither account, and those of the load
-    come on top: the new slot has all when the old one has none and it has as many as are kept.
+    come on top: the new slot has all when each that the old one has carries a request, and it has as many as are kept.
     """
     old, new = peer.box.slots.live, peer.box.slots.idle
     assert old is not None
@@ -67,7 +67,8 @@ async def pass_on(peer: ManyConnections, number: int) -> dict[str, float | None]
     peer.switch()
     found: dict[str, float | None] = {"handoff_ms": None, "all_over_ms": None}
     while time.monotonic() < began + LIMIT and None in found.values():
-        if found["handoff_ms"] is None and peer.box.generation(old).connections == 0:
+        before = peer.box.generation(old)
+        if found["handoff_ms"] is None and before.connections <= before.in_flight:  # a stream of the load takes a second
             found["handoff_ms"] = 1000 * (time.monotonic() - began)
         elif found["handoff_ms"] is not None and peer.box.generation(new).connections >= number:
             found["all_over_ms"] = 1000 * (time.monotonic() - began)

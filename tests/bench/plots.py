@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from tests.bench.output import read
 
 if TYPE_CHECKING:
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 Rows = Sequence[dict[str, Any]]
@@ -35,6 +36,11 @@ def latest(path: Path) -> dict[str, list[dict[str, Any]]]:
     return {name: rows for name, rows in found.items() if rows}
 
 
+def _plain(axis: Axis) -> None:
+    """Write the numbers of an axis as the tables do: 10,000."""
+    axis.set_major_formatter("{x:,.0f}")
+
+
 def switching(rows: Rows, figure: Figure) -> None:
     """Lost requests, longest pause and time until all are over, for each peer."""
     names = [row["peer"] for row in rows]
@@ -46,11 +52,13 @@ def switching(rows: Rows, figure: Figure) -> None:
     )
     for axes, (title, values) in zip(figure.subplots(1, 3, sharey=True), columns, strict=True):
         colours = [BLUE if name == "this service" else GREY for name in names]
-        axes.barh(names, [value or 0 for value in values], color=colours)
-        for place, value in enumerate(values):
-            axes.text(value or 0, place, f" {value:,.0f}" if value is not None else " never", va="center", fontsize=8)
+        bars = axes.barh(names, [value or 0 for value in values], color=colours)
+        labels = [f"{value:,.0f}" if value is not None else "never" for value in values]
+        axes.bar_label(bars, labels=labels, fontsize=8, padding=4)
         axes.set_title(title, fontsize=9)
-        axes.margins(x=0.25)
+        axes.margins(x=0.3)
+        axes.locator_params(axis="x", nbins=3, integer=True)
+        _plain(axes.xaxis)
     figure.axes[0].invert_yaxis()
 
 
@@ -59,11 +67,14 @@ def steady(rows: Rows, figure: Figure) -> None:
     kinds = list(dict.fromkeys(row["request"] for row in rows))
     for axes, kind in zip(figure.subplots(1, len(kinds), sharey=True, squeeze=False)[0], kinds, strict=True):
         some = [row for row in rows if row["request"] == kind]
+        axes.axvline(1, color=GREY, linewidth=1, zorder=0)
         bars = axes.barh([row["system"] for row in some], [row["rate_ratio"] for row in some], color=BLUE)
-        axes.bar_label(bars, fmt=" %.2f", fontsize=8)
-        axes.axvline(1, color=GREY, linewidth=1)
-        axes.set_title(f"{kind}: requests/s to plain Uvicorn", fontsize=9)
-        axes.margins(x=0.2)
+        axes.bar_label(
+            bars, fmt="%.2f", fontsize=8, padding=4, bbox={"facecolor": "white", "edgecolor": "none", "pad": 0}
+        )
+        axes.set_title(f"{kind}: requests/s, as a ratio", fontsize=9)
+        axes.margins(x=0.25)
+        axes.locator_params(axis="x", nbins=4)
     figure.axes[0].invert_yaxis()
 
 
@@ -77,9 +88,14 @@ def growth(rows: Rows, figure: Figure) -> None:
         some = [row for row in rows if row["workers"] == workers and row["all_over_ms"] is not None]
         label = f"{workers} worker{'s' if workers > 1 else ''}"
         axes.plot([row["connections"] for row in some], [row["all_over_ms"] for row in some], marker="o", label=label)
-    axes.axhline(250, color=GREY, linewidth=1, linestyle="--")
-    axes.set(xscale="log", yscale="log", xlabel="idle connections", ylabel="ms until the new slot has all of them")
-    axes.legend()
+    axes.axhline(250, color=GREY, linewidth=1, linestyle="--", label="target at 10,000: 250 ms")
+    axes.set(xscale="log", yscale="log", xlabel="idle connections", ylabel="over, ms")
+    for axis in (axes.xaxis, axes.yaxis):
+        _plain(axis)
+        axis.set_minor_formatter("")
+    axes.set_ylim(min(10, axes.get_ylim()[0]), max(1000, axes.get_ylim()[1]))
+    axes.set_title("until the new slot has all connections", fontsize=9)
+    figure.legend(loc="outside right center", fontsize=8, frameon=False)
 
 
 def rollout(rows: Rows, figure: Figure) -> None:
@@ -88,11 +104,12 @@ def rollout(rows: Rows, figure: Figure) -> None:
     some = [row for row in rows if row["ours"] is not None]
     names = [f"rollout {number}" for number, _ in enumerate(some, 1)]
     bare = [row["bare_load"] for row in some]
-    axes.barh(names, bare, color=GREY, label="bare load and warm-up")
-    axes.barh(names, [max(0.0, row["ours"]) for row in some], left=bare, color=BLUE, label="preflight, checks, switch")
-    axes.set_xlabel("seconds from the command")
+    axes.barh(names, bare, color=GREY, label="bare load")
+    ours = [max(0.0, row["ours"]) for row in some]
+    axes.barh(names, ours, left=bare, color=BLUE, label="ours: preflight, digests,\nGunicorn, checks, switch")
+    axes.set_xlabel("seconds from the command to the last answer of the old version")
     axes.invert_yaxis()
-    axes.legend()
+    figure.legend(loc="outside right center", fontsize=8, frameon=False)
 
 
 PLOTS: dict[str, Callable[[Rows, Figure], None]] = {
