@@ -68,7 +68,7 @@ async def pass_on(peer: ManyConnections, number: int) -> dict[str, float | None]
     found: dict[str, float | None] = {"handoff_ms": None, "all_over_ms": None}
     while time.monotonic() < began + LIMIT and None in found.values():
         before = peer.box.generation(old)
-        if found["handoff_ms"] is None and before.connections <= before.in_flight:  # a stream of the load takes a second
+        if found["handoff_ms"] is None and before.connections <= before.in_flight:  # streams take a second
             found["handoff_ms"] = 1000 * (time.monotonic() - began)
         elif found["handoff_ms"] is not None and peer.box.generation(new).connections >= number:
             found["all_over_ms"] = 1000 * (time.monotonic() - began)
