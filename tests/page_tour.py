@@ -81,7 +81,9 @@ def visit_page(page: Page, name: str) -> None:
 
 def choose_language(page: Page, name: str) -> None:
     """Choose the language by its name in the sidebar."""
+    open_sidebar(page)
     page.get_by_test_id("stSidebar").get_by_text(name, exact=True).click()
+    page.get_by_test_id("stSidebar").locator("[aria-checked=true], [aria-pressed=true]").get_by_text(name).wait_for()
     settle(page)
 
 

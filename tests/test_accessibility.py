@@ -26,9 +26,10 @@ NAMES = {"en": "English", "zh": "中文"}
 SHOWN = {
     "chat": "What is in this picture It it is has This circle red thing",
     "compare": "What is in this picture It it is has This circle green thing",
-    "rollout": "overlap alice cpu MiB ms ttft",
-    "batches": "custom_id id question jsonl messages role user content method POST url chat completions body model kB",
-    "operate": "alice auto overlap weights swap",
+    "rollout": "overlap alice root cpu MiB ms ttft",
+    "batches": "custom_id id question questions jsonl messages role user content method POST url chat completions body "
+    "model kB",
+    "operate": "alice root auto overlap weights swap",
 }
 """What the pages have in Chinese too: what was asked and answered, names of options and fields, units."""
 

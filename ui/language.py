@@ -9,21 +9,29 @@ from ui.texts import LANGUAGES, language_of
 __all__ = ["choose_language", "current_language"]
 
 
+_CHOSEN = "chosen language"
+
+
 def current_language() -> str:
     """Return the language that was chosen in this session, or that of the browser."""
-    return st.session_state.get("language") or language_of(st.context.locale)
+    return st.session_state.get(_CHOSEN) or language_of(st.context.locale)
 
 
 def choose_language() -> str:
     """Draw the choice and return the chosen language; it holds on every page."""
-    # Streamlit forgets the value of a widget with the page that has it, unless it is set again
+    # in a key of its own: Streamlit forgets the value of a widget with the page that has it
     st.session_state["language"] = current_language()
-    chosen = st.segmented_control(
+    st.segmented_control(
         "Language / 语言",
         list(LANGUAGES),
         key="language",
         required=True,
         format_func=lambda name: LANGUAGES[name].name,
         label_visibility="collapsed",
+        on_change=_keep,
     )
-    return chosen or current_language()
+    return current_language()
+
+
+def _keep() -> None:
+    st.session_state[_CHOSEN] = st.session_state["language"]

@@ -22,6 +22,8 @@ class BatchTexts:
     line_hint: str
     file: str
     file_help: str
+    upload: str
+    upload_limit: str
     valid: str
     invalid: str
     more: str
@@ -73,6 +75,8 @@ BATCH_TEXTS: Mapping[str, BatchTexts] = {
         line_hint="One request a line:",
         file="File of requests (JSON Lines)",
         file_help="At most {size} and {lines} requests. It is checked here before it is sent.",
+        upload="Upload",
+        upload_limit="at most {size}",
         valid="{count} requests, {size}; nothing wrong was found.",
         invalid="**{name} is not sent**: correct it and choose it again.",
         more="Only the first {count} are listed.",
@@ -151,6 +155,8 @@ BATCH_TEXTS: Mapping[str, BatchTexts] = {
         line_hint="每行一个请求：",
         file="请求文件（JSON Lines）",
         file_help="最大 {size}，最多 {lines} 个请求。发送前会在此检查。",
+        upload="上传",
+        upload_limit="最大 {size}",
         valid="{count} 个请求，{size}；未发现问题。",
         invalid="**{name} 未发送**：请修正后重新选择。",
         more="只列出前 {count} 项。",

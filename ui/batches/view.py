@@ -32,6 +32,16 @@ STYLE = """
   .glm-table th { font-weight: 400; opacity: .75; }
 </style>
 """
+UPLOADER = """
+<style>
+  [data-testid="stFileUploaderDropzone"] button p { font-size: 0; }
+  [data-testid="stFileUploaderDropzoneInstructions"] > * { display: none; }
+  [data-testid="stFileUploaderDropzone"] button [data-testid="stMarkdownContainer"]::after { content: "%s"; }
+  [data-testid="stFileUploaderDropzoneInstructions"]::after { content: "%s"; font-size: .875rem; }
+</style>
+"""
+"""Streamlit's words in the upload, which it has in English alone: the button, whose name they stay, and the largest
+file."""
 EXAMPLE = f"""{{"custom_id": "1", "method": "POST", "url": "{ENDPOINT}",
  "body": {{"messages": [{{"role": "user", "content": "Hello"}}]}}}}"""
 KEY = "batches api key"  # in the session: what the user has entered
@@ -74,6 +84,7 @@ def show_upload(batches: BatchClient, owner: str, texts: BatchTexts) -> None:
     """Show the choice of a file, what is wrong in it, and the button that starts its batch."""
     limits = BatchLimits.from_environment()
     number = st.session_state.setdefault("batch file number", 0)  # a new widget after each batch that was started
+    st.html(UPLOADER % (texts.upload, texts.upload_limit.format(size=megabytes(limits.file))))
     file = st.file_uploader(
         texts.file,
         key=f"batch-file-{number}",
