@@ -28,7 +28,8 @@ VISIBLE_TEXT = """() => {
   const found = [];
   while (walker.nextNode()) {
     const one = walker.currentNode.parentElement;
-    if (!one.closest(hidden) && one.checkVisibility() && getComputedStyle(one).fontSize !== '0px') found.push(walker.currentNode.data);
+    const size = getComputedStyle(one).fontSize;
+    if (!one.closest(hidden) && one.checkVisibility() && size !== '0px') found.push(walker.currentNode.data);
   }
   return found.join('\\n');
 }"""
