@@ -12,7 +12,7 @@ from ui.texts import LANGUAGES, Texts
 
 __all__ = ["show_live_line"]
 
-INTERVAL = "1s"  # between two refreshes
+INTERVAL = "2s"  # between two refreshes
 SHARED = 0.9  # seconds for which all sessions share what the service has answered
 
 # The header is 3.75rem high, with the button of the sidebar on its left and the menu on its right.

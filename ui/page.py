@@ -13,7 +13,7 @@ from ui.frame import begin_page, service_client
 from ui.language import choose_language
 from ui.texts import LANGUAGES, Texts
 
-LIVE_INTERVAL = "1s"  # between two requests for the live version
+LIVE_INTERVAL = "2s"  # between two requests for the live version
 MAX_CHANGES = 5  # cutovers listed in the sidebar
 
 # Only what a Streamlit theme cannot express.

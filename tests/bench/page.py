@@ -1,8 +1,8 @@
 """How soon does the page show something, and what do open pages cost the clients of the API?
 
 The first paint is Chromium's `first-contentful-paint` of cold loads: each in a new context, without a cache. Open pages
-watch a rollout page, each with a WebSocket of its own; in turns with 0 and with 20 of them, the same clients ask for
-short answers, and the p95 of the two is compared.
+are the chat or the rollout, each a session with a WebSocket of its own, and are drawn anew as often as in a browser; in
+turns with 0 and with 20 of them, the same clients ask for short answers, and the p95 of the two is compared.
 """
 
 from __future__ import annotations
@@ -11,8 +11,7 @@ import argparse
 import contextlib
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from statistics import median
 from typing import TYPE_CHECKING
 
@@ -22,6 +21,7 @@ from rich.table import Table
 
 from deploy.systemd.sandbox import Sandbox
 from tests.bench.measurement import percentile
+from tests.bench.open_pages import open_pages
 from tests.browser_fixtures import chromium, new_page, page_host
 
 if TYPE_CHECKING:
@@ -67,28 +67,13 @@ def p95(address: str, seconds: float) -> float:
     return percentile(times, 95)
 
 
-@contextmanager
-def open_pages(browser: Browser, address: str, count: int) -> Iterator[None]:
-    """Hold pages open, half of them on the rollout, the others on the chat; the browser draws none of them anew."""
-    with contextlib.ExitStack() as stack:
-        for number in range(count):
-            page = new_page(browser)
-            stack.enter_context(contextlib.closing(page.context))
-            page.goto(f"http://{address}")
-            page.get_by_test_id("stChatInputTextArea").wait_for()
-            if number % 2:
-                page.locator("[data-testid=stSidebarNavLink][href$='/rollout']").click()
-                page.locator(".glm-card").first.wait_for()
-        yield
-
-
-def measure(box: Sandbox, browser: Browser, turns: int, seconds: float) -> list[tuple[float, float]]:
+def measure(box: Sandbox, turns: int, seconds: float) -> list[tuple[float, float]]:
     """Return the p95 without and with open pages of each turn."""
     found = []
     for turn in range(turns):
         Console(stderr=True).print(f"turn {turn + 1} of {turns}: 0 pages, then {PAGES} …")
         without = p95(box.addresses.listen, seconds)
-        with open_pages(browser, box.addresses.ui, PAGES):
+        with open_pages(box.addresses.ui, PAGES):
             found.append((without, p95(box.addresses.listen, seconds)))
     return found
 
@@ -111,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         first_paint(browser, box.addresses.ui)  # the page's process imports its modules
         paints = [first_paint(browser, box.addresses.ui) for _ in range(options.loads)]
         p95(box.addresses.listen, 2)  # warm-up
-        turns = measure(box, browser, options.turns, options.seconds)
+        turns = measure(box, options.turns, options.seconds)
     table = Table("", "median", "target")
     table.add_row(f"first paint of {len(paints)} cold loads", f"{median(paints):.2f} s", f"< {FIRST_PAINT:g} s")
     for count, one in zip((0, PAGES), zip(*turns, strict=True), strict=True):
