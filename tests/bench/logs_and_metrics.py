@@ -2,7 +2,7 @@
 
 Two live slots with one worker each answer the same requests in turns: one as it is installed, one whose access log is
 off and whose metrics are functions that do nothing. Both do without a model, so that the parts are those of a server
-that costs nothing else for an answer.
+that costs nothing else for an answer; at the end two others answer with a small model, as a service does.
 
 The turns are short and in the order A B B A, for that the other load of the machine meets both. Each four give one
 ratio; the medians are printed. CPU seconds per request depend least on the other load: they are those in which the
@@ -19,7 +19,7 @@ from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, Literal
 
 import httpx
 
@@ -70,9 +70,9 @@ REQUESTS: dict[str, tuple[bytes, Callable[[asyncio.StreamReader], Coroutine[None
 
 
 @contextmanager
-def live_slot(*, is_measured: bool) -> Iterator[Server]:
+def live_slot(*, is_measured: bool, engine: Literal["dummy", "model"] = "dummy") -> Iterator[Server]:
     """Serve with one worker, with log and metrics or without both."""
-    with tempfile.TemporaryDirectory() as directory, empty_host("dummy") as box:
+    with tempfile.TemporaryDirectory() as directory, empty_host(engine) as box:
         box.configure(threads=1, access_log=int(is_measured))
         if not is_measured:
             (Path(directory) / "sitecustomize.py").write_text(WITHOUT)
@@ -136,13 +136,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     output = Output.of("logs_and_metrics", options)
     number = options.rounds or (2 if options.quick else 20)
     rows = []
+
+    def compare(on: Server, off: Server, name: str, title: str) -> None:
+        for server in (on, off):
+            measure(server, 2, name)  # warm-up
+        rounds = [[measure(server, options.seconds, name) for server in (on, off, off, on)] for _ in range(number)]
+        rows.append(output.row("request", request=title, **_figures(rounds)))
+
     with live_slot(is_measured=True) as on, live_slot(is_measured=False) as off:
         for name in REQUESTS:
-            for server in (on, off):
-                measure(server, 2, name)  # warm-up
-            rounds = [[measure(server, options.seconds, name) for server in (on, off, off, on)] for _ in range(number)]
-            rows.append(output.row("request", request=name, **_figures(rounds)))
+            compare(on, off, name, name)
         scrape = scrape_cost(on)
+    with live_slot(is_measured=True, engine="model") as on, live_slot(is_measured=False, engine="model") as off:
+        compare(on, off, "a chat of 8 tokens", "a chat of 8 tokens, small model")
     output.row("scrape", cpu_seconds=scrape)
     output.table(
         f"access log and metrics, {CLIENTS} keep-alive connections: medians of {number} rounds",
