@@ -241,13 +241,16 @@ def test_a_worker_publishes_what_it_takes(tmp_path: Path, monkeypatch: pytest.Mo
     async def checks(*_: Any) -> None:
         pass
 
-    engine = SimpleNamespace(memory=5 * GB, warm_up=lambda _: seen.append(state.memory))
+    engine = SimpleNamespace(memory=5 * GB, warm_up=lambda _: seen.append(state.memory), can_sleep=False)
     monkeypatch.setattr(loader, "load", lambda *_: engine)
     monkeypatch.setattr(worker, "run_checks", checks)
     monkeypatch.setattr(gc, "freeze", lambda: None)
     monkeypatch.setattr(metrics, "set_load_seconds", lambda *_: None)
     master = SimpleNamespace(
-        settings=Settings(slot="blue", runtime=tmp_path), import_seconds=0.0, record=SimpleNamespace(ready=False)
+        settings=Settings(slot="blue", runtime=tmp_path),
+        import_seconds=0.0,
+        record=SimpleNamespace(ready=False),
+        sleep_order=SimpleNamespace(is_given=False),
     )
     release = Release(tmp_path, "1.0.0", EngineSettings(), ())
     this: Any = SimpleNamespace(master=master, state_file=SimpleNamespace(state=state), release=release, gpu=None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import unicodedata
 from collections.abc import Callable
 from datetime import date, datetime, time, timedelta
 from enum import Enum, IntEnum
@@ -65,7 +66,11 @@ PATTERNS = st.recursive(
 def test_an_output_matches_the_whole_regular_expression(writer: Writer, pattern: str, seed: int) -> None:
     """As Python reads it; no delimiter in it ends the rule."""
     if pattern.rstrip("$"):
-        assert re.fullmatch(pattern, written(writer, seed, guided_regex=pattern))
+        # the engine's Unicode may be newer than Python's, which knows fewer digits
+        output = "".join(
+            "0" if unicodedata.category(one) == "Cn" else one for one in written(writer, seed, guided_regex=pattern)
+        )
+        assert re.fullmatch(pattern, output)
 
 
 @pytest.mark.parametrize("pattern", ["(", "(?=a)b", r"(a)\1", r"\bfoo\b", "a\nstart: b", "a/\nb: /c"])

@@ -258,7 +258,7 @@ def test_a_worker_loads_onto_its_gpu_and_is_counted_there(monkeypatch: pytest.Mo
 
     def load(release: Release, *_: object) -> Any:
         loaded.append(release.engine.device)
-        return SimpleNamespace(warm_up=lambda _: None, memory=7)
+        return SimpleNamespace(warm_up=lambda _: None, memory=7, can_sleep=False)
 
     monkeypatch.setattr(loader, "load", load)
     monkeypatch.setattr(worker, "gc", SimpleNamespace(collect=lambda: None, freeze=lambda: None))
@@ -267,7 +267,9 @@ def test_a_worker_loads_onto_its_gpu_and_is_counted_there(monkeypatch: pytest.Mo
     state = WorkerState.of_this_process(slot="blue", generation=1, version="1", device=one.gpu.label)
     one.state_file = SimpleNamespace(state=state)
     record = SimpleNamespace(ready=False)
-    one.master = SimpleNamespace(settings=SimpleNamespace(slot="blue"), import_seconds=0.0, record=record)
+    awake = SimpleNamespace(is_given=False)
+    settings = SimpleNamespace(slot="blue")
+    one.master = SimpleNamespace(settings=settings, import_seconds=0.0, record=record, sleep_order=awake)
     asyncio.run(one._prepare())
     assert loaded == ["cuda"]
     assert REGISTRY.get_sample_value("glm_workers", {"slot": "blue", "device": "cuda:3"}) == 1

@@ -205,3 +205,21 @@ def test_sums_of_what_runs_do_not_expire() -> None:
         assert host.totals == {("blue", "1.0.0"): 4}
     finally:
         host.teardown()
+
+
+def test_sums_outlive_a_worker_that_counted_nothing() -> None:
+    """They are kept for an hour after the last worker, also if only those before it have counted."""
+    host = Series()
+    try:
+        host._start_worker(101, "blue", "1.0.0")
+        host._count(101, 2)
+        host._end(101)
+        host.scrape()
+        host._start_worker(101, "blue", "1.0.0")
+        host.pass_time(LONG)
+        host.scrape()
+        host._end(101)
+        host.scrape()
+        assert host.totals == {("blue", "1.0.0"): 2}
+    finally:
+        host.teardown()

@@ -41,16 +41,20 @@ def is_due(file: Path) -> bool:
 
 
 def kept(sums: dict[str, Sum], directory: Path) -> dict[str, Sum]:
-    """Return the sums that have not expired, by key."""
+    """Return the sums that have not expired, by key; those that would have, but for what runs, are as of now."""
     owners = {key: _owner(key) for key in sums}
     changed: dict[tuple[str | None, ...], float] = {}
     for key, owner in owners.items():
         changed[owner] = max(changed.get(owner, 0.0), sums[key].changed)
-    before = time.time() - KEPT
-    expired = {owner for owner, at in changed.items() if at < before}
-    if expired:
-        expired -= _running(directory)
-    return {key: one for key, one in sums.items() if owners[key] not in expired}
+    now = time.time()
+    expired = {owner for owner, at in changed.items() if at < now - KEPT}
+    running = _running(directory) & expired if expired else set()
+    return {
+        # what runs may end without having counted anything, and its sums are kept from then on
+        key: one._replace(changed=now) if owners[key] in running else one
+        for key, one in sums.items()
+        if owners[key] not in expired - running
+    }
 
 
 def _running(directory: Path) -> set[tuple[str | None, ...]]:
