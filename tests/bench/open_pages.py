@@ -7,7 +7,6 @@ in use they are drawn on the machines of their users.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,7 +23,10 @@ NAMES = ("", "rollout")  # of the pages, in turns: the chat and the rollout
 
 @contextmanager
 def open_pages(address: str, count: int) -> Iterator[None]:
-    """Hold sessions at host:port open, half of them on the rollout; raises TimeoutError if they are not drawn."""
+    """Hold sessions at host:port open, half of them on the rollout.
+
+    Raises TimeoutError if they are not drawn, and at the end what has closed one of them meanwhile.
+    """
     loop = asyncio.new_event_loop()
     drawn = threading.Semaphore(0)
 
@@ -35,8 +37,7 @@ def open_pages(address: str, count: int) -> Iterator[None]:
 
     async def cancel() -> None:
         task.cancel()
-        with contextlib.suppress(asyncio.CancelledError, Exception):
-            await task
+        await asyncio.wait([task])
 
     task = loop.create_task(hold())
     thread = threading.Thread(target=loop.run_forever)
@@ -48,6 +49,8 @@ def open_pages(address: str, count: int) -> Iterator[None]:
         if task.done():
             task.result()
         yield
+        if task.done():  # what was measured was less than all of them
+            task.result()
     finally:
         asyncio.run_coroutine_threadsafe(cancel(), loop).result()
         loop.call_soon_threadsafe(loop.stop)
