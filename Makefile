@@ -44,7 +44,7 @@ demo: $(VENV)/.ready  ## the whole thing on this machine, nothing installed; ARG
 monitoring: $(VENV)/.ready  ## the demo with Debian's Prometheus beside it, its rules and alerts; Ctrl-C ends both
 	python -m deploy.monitoring
 
-test: setup  ## ruff, mypy --strict and pytest, on real systemd, real Gunicorn, a real browser; twenty minutes and some on two cores
+test: setup  ## ruff, mypy --strict and pytest, on real systemd, real Gunicorn, a real browser; a quarter of an hour on two cores
 	@$(MAKE) --no-print-directory -j2 lint unit ARGS='$(ARGS)'
 
 test-all: override ARGS += --long
