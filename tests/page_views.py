@@ -9,7 +9,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from tests.browser_fixtures import new_page
+from tests.browser_fixtures import await_fit, new_page
 from ui.texts import LANGUAGES, Texts
 
 if TYPE_CHECKING:
@@ -110,9 +110,7 @@ def assert_in_order(page: Page, view: View, words: Collection[str] = ()) -> None
     `words`: with Latin letters, which the page may have here beside those that it always may.
     """
     assert page.get_by_test_id("stException").count() == 0
-    # waited for: the page is drawn anew after a change of the window's width
-    fits = "(width) => (({scrollWidth, clientWidth}) => scrollWidth <= clientWidth && clientWidth <= width)"
-    page.wait_for_function(f"{fits}(document.querySelector('.stMain'))", arg=view.width, timeout=20_000)
+    await_fit(page, view.width)
     brightness = page.evaluate("+getComputedStyle(document.querySelector('.stApp')).backgroundColor.match(/\\d+/)[0]")
     assert (brightness < 128) == (view.scheme == "dark")
     if view.language == "zh":

@@ -33,15 +33,15 @@ def canary(box: Box, *words: str) -> Iterator[Popen[str]]:
         deploy.communicate(timeout=60)
 
 
-async def ask(box: Box, requests: int) -> Counter[str]:
-    """Send requests on connections that must stay open; returns the number of responses of each slot."""
+async def ask(box: Box, requests: int, path: str = "/version") -> Counter[str]:
+    """Send requests on connections that must stay open; returns the number of responses of each slot, all of 200."""
     host, port = box.listen.split(":")
     slots: Counter[str] = Counter()
 
     async def client() -> None:
         reader, writer = await asyncio.open_connection(host, int(port))
         for _ in range(requests // CONNECTIONS):
-            writer.write(b"GET /version HTTP/1.1\r\nHost: x\r\n\r\n")
+            writer.write(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
             head = (await reader.readuntil(b"\r\n\r\n")).decode().lower().split("\r\n")
             assert head[0] == "http/1.1 200 ok"
             headers = dict(line.split(": ", 1) for line in head[1:] if line)
@@ -198,6 +198,11 @@ def canary_box(stocked_live: Box) -> Iterator[Box]:
     """A host with a canary of 50 %."""
     with canary(stocked_live, "--canary", "50", "--step", "pause"):
         yield stocked_live
+
+
+def test_a_canary_is_ready_whichever_slot_answers(canary_box: Box) -> None:
+    """A balancer's health check does not fail because the candidate got it, whose gate is closed."""
+    assert set(asyncio.run(ask(canary_box, 500, "/readyz"))) == {"blue", "green"}
 
 
 def test_a_key_sticks_to_one_side(canary_box: Box) -> None:

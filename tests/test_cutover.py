@@ -6,6 +6,7 @@ import json
 import socket
 import statistics
 import time
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -57,6 +58,27 @@ def test_rollback_while_warm_takes_under_100_ms(warm_box: Box) -> None:
     took = [warm_box.json("rollback")["switch_ms"] for _ in range(6)]
     assert statistics.median(took) < TARGET_MS, took
     assert [warm_box.generation(slot).master for slot in SLOTS] == masters
+
+
+def test_health_checks_do_not_fail_at_a_cutover(warm_box: Box) -> None:
+    """Not right after the rename either, when a worker answers clients before it has opened its gate."""
+    box = warm_box
+    ends = time.monotonic() + 5
+
+    def check() -> Counter[int]:
+        with httpx.Client(base_url=f"http://{box.listen}", trust_env=False) as client:
+            found: Counter[int] = Counter()
+            while time.monotonic() < ends:
+                found[client.get("/readyz").status_code] += 1
+            return found
+
+    with ThreadPoolExecutor(4) as threads:
+        checks = [threads.submit(check) for _ in range(4)]
+        while time.monotonic() < ends:
+            box.slots.go_live(box.slots.idle)
+            time.sleep(0.1)
+        statuses = sum((one.result() for one in checks), Counter[int]())
+    assert set(statuses) == {200}, statuses
 
 
 def test_a_response_is_finished_by_the_version_that_began_it(warm_box: Box) -> None:

@@ -21,9 +21,9 @@ from service.contract import operations
 from tests.browser_fixtures import (
     TIMEOUT,
     ask,
+    assert_fits_a_phone,
     box,
     browser_page,
-    fits,
     glmctl_json,
     new_page,
     other_version,
@@ -138,10 +138,7 @@ def test_rollout_page(box: Sandbox, browser_page: Page) -> None:
     assert sums.all_inner_texts()[2:4] == [str(record["receipt"][name]) for name in ("accepted", "completed")]
     assert page.get_by_test_id("stAlert").count() == 0
     assert errors == []
-    page.set_viewport_size({"width": 390, "height": 800})
-    page.locator(".glm-card").first.wait_for()
-    widths = page.evaluate("[document.querySelector('[data-testid=stMain]').scrollWidth, innerWidth]")
-    assert widths == [390, 390], "nothing but a table scrolls sideways"
+    assert_fits_a_phone(page)
 
 
 def refused(box: Sandbox, key: str, verb: str, values: dict[str, str]) -> Any:
@@ -161,7 +158,7 @@ def operate(page: Page, box: Sandbox, version: str) -> None:
     page.get_by_role("option", name=version).click()
     page.get_by_role("textbox", name="Canary, in percent").fill("50")
     page.get_by_role("textbox", name="Duration of each canary step").fill("pause")
-    page.get_by_role("textbox", name="Bake").fill("2s")
+    page.get_by_role("textbox", name="Bake").fill("8s")  # of which the page beside it shows something, busy or not
     page.get_by_role("button", name="Dry run").click()
     page.get_by_text("found nothing against it").wait_for()
     page.get_by_role("button", name=f"Deploy {version}").click()
@@ -178,7 +175,7 @@ def operate(page: Page, box: Sandbox, version: str) -> None:
     page.get_by_role("button", name="Promote").click()
     page.get_by_role("dialog").get_by_role("button", name="Run").click()
     page.get_by_text("the canary step at 50 % has ended").wait_for()
-    page.get_by_role("cell", name=f"--bake=2s -- {version}").locator("xpath=..").get_by_text("done").wait_for()
+    page.get_by_role("cell", name=f"--bake=8s -- {version}").locator("xpath=..").get_by_text("done").wait_for()
 
 
 @pytest.mark.long
@@ -216,9 +213,7 @@ def test_operating(box: Sandbox, browser_page: Page) -> None:
     assert (last["version"], last["outcome"], last["operator"]) == (version, "done", "alice")
     assert "begun by alice" in subprocess.check_output(["glmctl", "history", last["id"]], env=box.env, text=True)
     assert errors == []
-    page.set_viewport_size({"width": 390, "height": 800})
-    widths = page.evaluate("[document.querySelector('[data-testid=stMain]').scrollWidth, innerWidth]")
-    assert widths == [390, 390], "nothing but a table and the output scrolls sideways"
+    assert_fits_a_phone(page)
     unnamed = page.evaluate(
         "[...document.querySelectorAll('[data-testid=stMain] :is(button, input)')]"
         ".filter(one => !(one.innerText || one.ariaLabel || one.labels?.length)).map(one => one.outerHTML)"
@@ -253,7 +248,7 @@ def test_compare_page(box: Sandbox, browser_page: Page) -> None:
             assert set(page.locator(".glm-answer mark").all_inner_texts()) == {"thing", "circle"}
             page.get_by_role("radio", name=f"{version} is better").click()
             page.get_by_role("cell", name="1.0.0 / 1.1.0").wait_for()
-            assert fits(page)
+            assert_fits_a_phone(page)
         finally:
             run(box, "glmctl", "abort")
     assert deploy.returncode != 0
@@ -287,7 +282,7 @@ def test_batches_page(box: Sandbox, browser_page: Page, tmp_path: Path) -> None:
     lines = [json.loads(line) for line in download.value.path().read_text().splitlines()]
     assert {line["custom_id"] for line in lines} == {"one", "two"}
     assert {line["response"]["status_code"] for line in lines} == {200}
-    assert fits(page)
+    assert_fits_a_phone(page)
     assert errors == []
 
 

@@ -167,11 +167,15 @@ class Handlers:
         return _health({"status": "alive"})
 
     @describes(response=Health, unavailable=Health)
-    async def readyz(self, _request: Request) -> Response:
-        """GET /readyz: whether the process serves clients."""
+    async def readyz(self, request: Request) -> Response:
+        """GET /readyz: whether clients are served; on the slot's internal socket, whether by this process.
+
+        The gate lets a client's request in before the handler runs, and may close meanwhile; a canary's share is
+        answered while it is closed.
+        """
         if not self._engine.answering():
             return _health({"status": "not ready", "why": self._hung()})
-        if not self._serving():
+        if request.scope["state"].get("internal", True) and not self._serving():
             return _health({"status": "not ready", "why": "the gate is closed"})
         return _health({"status": "ready"})
 
