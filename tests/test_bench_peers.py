@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import importlib
+import itertools
 import json
 import os
 import shutil
@@ -17,7 +18,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, get_args
 
 import psutil
 import pytest
@@ -26,12 +27,14 @@ from hypothesis import strategies as st
 
 from deploy.loadtest import ClassReport, Latency, Report, Switch
 from tests.bench import __main__ as bench
-from tests.bench import growth, plots, rollout, steady, switching
+from tests.bench import growth, plots, results, rollout, steady, switching, tables
 from tests.bench.kept_connections import KeptConnections, Moved
+from tests.bench.measurement import Measurement
 from tests.bench.output import WIDTH, Output, read
 from tests.bench.peers import haproxy
 from tests.bench.peers.nginx import Nginx
 from tests.bench.peers.peer import Missing, Peer, Process
+from tests.bench.prompts import Kind
 
 CODE = Path(__file__).resolve().parent.parent
 CLASSES = ("busy", "pool", "silent", "upload", "stream", "pipelined", "one-shot", "http10")
@@ -53,6 +56,9 @@ def load_report(*, lost: int = 0, switches: tuple[Switch, ...] = ()) -> Report:
         latency=latency, longest_pause_ms=1234.5, longest_pause_by="pool", longest_pause_at=0, own_lag_ms=1,
         by_version={}, by_slot={}, by_class=by_class, losses=[],
     )  # fmt: skip
+
+
+Rows = list[dict[str, Any]]
 
 
 def switching_rows() -> list[dict[str, Any]]:
@@ -86,12 +92,29 @@ def rollout_rows() -> list[dict[str, Any]]:
     return [row, row | {"moved": None, "ours": None}]
 
 
-Rows = list[dict[str, Any]]
+def engine_results() -> results.Results:
+    found = results.Results()
+    slow = Measurement(12_345, 10.0, (11_254.6,) * 4, (68.7,) * 4, cpu=0.06)
+    for kind, clients, system in itertools.product(get_args(Kind), (1, 16, 64), results.SYSTEMS):
+        for _ in range(6):
+            found.add(system, kind, clients, slow)
+    for system in ("streamed", "whole"):
+        found.add(system, "text", 16, slow)
+    found.healthz = {"idle": [0.5, 12.3], "16 image streams": [100.9] * 3}
+    found.equal = dict.fromkeys(results.SYSTEMS, (16, 16))
+    return found
+
+
+def show_engine(output: Output, _rows: Rows) -> None:
+    tables.show(output, engine_results())
+
+
 SHOWN: dict[str, tuple[Callable[[], Rows], Callable[[Output, Rows], None]]] = {
     "switching": (switching_rows, lambda output, rows: switching.show(output, rows, {"nginx": "it is not installed"})),
     "steady": (steady_rows, steady.show),
     "growth": (growth_rows, growth.show),
     "rollout": (rollout_rows, rollout.show),
+    "engine": (lambda: [{"system": f"64, {name}"} for name in results.SYSTEMS], show_engine),
 }
 
 
@@ -104,7 +127,7 @@ def test_tables_fit_80_columns(name: str, capsys: pytest.CaptureFixture[str]) ->
     assert max(map(len, out.splitlines())) <= WIDTH
     assert "…" not in out
     rows = make()
-    key = {"switching": "peer", "steady": "system"}.get(name)
+    key = {"switching": "peer", "steady": "system", "engine": "system"}.get(name)
     for row in rows:
         if key:
             assert sum(line.lstrip().startswith(row[key]) for line in out.splitlines()) >= 2, row[key]

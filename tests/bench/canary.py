@@ -90,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
     output.table(
         f"canary: GET /version on {CONNECTIONS} keep-alive connections without pause",
-        ("share, %", "candidate", "99 % interval", "lost", "p50 ms", "p99 ms", "p99 to 0 %", "req/s to 0 %"),
+        ("share, %", "candidate", "99 % interval", "lost", "p50 ms", "p99 ms", "p99 to\n0 %", "req/s to\n0 %"),
         (
             (str(row["share"]), row["candidate"], "{:.2f} to {:.2f}".format(*row["interval"]), row["lost"],
              row["p50_ms"], row["p99_ms"], row["p99_ratio"], row["rate_ratio"])

@@ -21,13 +21,13 @@ from rich.console import Console
 
 from deploy.systemd.sandbox import Sandbox
 from service.demo_models import tiny
-from tests.bench import chat_load
+from tests.bench import chat_load, tables
 from tests.bench.chat_load import Answer, ChatLoad
 from tests.bench.measurement import Measurement
+from tests.bench.output import Output
 from tests.bench.probe import Probe
 from tests.bench.prompts import Kind
 from tests.bench.results import PADDED, SEQUENTIAL, SERVE, SERVICE, Results
-from tests.bench.tables import all_tables
 from tests.bench.transformers_generate import Generate, with_queue
 from tests.bench.transformers_serve import TransformersServe
 from tests.box import Box
@@ -160,8 +160,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         f"{threads} compute thread(s) each; {TOKENS} new tokens, greedy; "
         f"{time.monotonic() - started:.0f} s in total"
     )
-    for table in all_tables(bench.results):
-        console.print(table)
+    tables.show(Output("engine"), bench.results)
     if options.json:
         options.json.write_text(json.dumps(made | bench.results.document(), indent=2) + "\n")
 

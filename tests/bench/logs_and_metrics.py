@@ -152,10 +152,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     output.row("scrape", cpu_seconds=scrape)
     output.table(
         f"access log and metrics, {CLIENTS} keep-alive connections: medians of {number} rounds",
-        ("", "requests/s", "ratio", "CPU µs", "ratio", "quartiles", "target"),
+        ("", "req/s", "ratio", "CPU µs", "ratio", "quartiles", "target"),
         (
             (row["request"], row["requests_per_second"], f"{row['rate_ratio']:.3f}", row["cpu_us"],
-             f"{row['cpu_ratio']:.3f}", "{:.3f} to {:.3f}".format(*row["quartiles"]),
+             f"{row['cpu_ratio']:.3f}", "{:.2f}-{:.2f}".format(*row["quartiles"]),
              "reached" if row["cpu_ratio"] <= 1 + TARGET else "missed")
             for row in rows
         ),

@@ -74,11 +74,11 @@ class Results:
         return found
 
     def _faster(self, kind: Kind, clients: int, than: str, target: float) -> list[Ratio]:
-        what = f"{clients} client(s), {kind}: tokens/s to {than}"
+        what = f"{clients}, {kind}: tokens/s, {than}"
         return self._ratio(kind, clients, than, what, target, lambda turn: turn.rate)
 
     def _sooner(self, kind: Kind, clients: int, than: str, target: float) -> list[Ratio]:
-        what = f"{clients} client(s), {kind}: TTFT p99 to {than}"
+        what = f"{clients}, {kind}: TTFT p99, {than}"
         return self._ratio(kind, clients, than, what, target, lambda turn: percentile(turn.first, 99), at_most=True)
 
     def _ratio(
