@@ -15,7 +15,7 @@ from deploy.systemd.sandbox import Sandbox
 if TYPE_CHECKING:
     from playwright.sync_api import Page
 
-__all__ = ["assert_same_rollout", "look", "printed_status", "recorded_looks", "start_recording"]
+__all__ = ["assert_same_rollout", "look", "printed_status", "recorded_looks", "start_recording", "sums"]
 
 # The running phases, all phases with their times, and the share of each slot, at this moment.
 LOOK = """() => {
@@ -67,19 +67,27 @@ def printed_status(box: Sandbox) -> Iterator[list[dict[str, Any]]]:
 
 
 def assert_same_rollout(seen: Sequence[Look], printed: Sequence[Look], phases: Sequence[str]) -> None:
-    """The page showed the phases and shares that were printed, in their order, and these `phases` among them."""
+    """The page showed phases and shares that were printed, in their order, and these `phases` among them.
+
+    A phase of some milliseconds is running in one of the two only, or in none.
+    """
     shown = [name for name, _ in itertools.groupby(one["running"][0] for one in seen if one["running"])]
-    told = [name for name, _ in itertools.groupby(name for document in printed for name in running(document))]
-    assert [name for name in told if name in shown] == shown, "phases are passed once, in their order"
-    assert set(phases) <= set(shown)
+    whole = [list(map(_name, document["phases"])) for document in printed if document["phases"]][-1]
+    assert [name for name in whole if name in shown] == shown, f"{shown}, of {whole}: in their order, each once"
+    assert set(phases) <= set(shown), shown
+    running = {_name(one) for document in printed for one in document["phases"] if one["state"] == "running"}
+    assert set(phases) <= running, running
     shares = {tuple(slot["share"] for slot in document["slots"].values()) for document in printed}
     assert {tuple(one["shares"]) for one in seen if len(one["shares"]) == 2} <= shares
 
 
-def running(document: Look) -> list[str]:
-    """The running phase of a status, as the page names it."""
-    return [
-        one["phase"] if one["share"] is None else f"{one['phase']} {one['share']:g} %"
-        for one in document["phases"]
-        if one["state"] == "running"
-    ]
+def _name(phase: Mapping[str, Any]) -> str:
+    """A phase of a status, as the page names it."""
+    return str(phase["phase"]) if phase["share"] is None else f"{phase['phase']} {phase['share']:g} %"
+
+
+def sums(page: Page) -> list[str]:
+    """The cells of the receipt's last line, which the page may draw anew at any moment."""
+    line = page.get_by_role("cell", name="all", exact=True).first.locator("xpath=..")
+    found: list[str] = line.evaluate("(line) => [...line.querySelectorAll('td')].map((one) => one.innerText)")
+    return found

@@ -35,7 +35,7 @@ from tests.browser_fixtures import (
     wait_for_page,
 )
 from tests.page_fixtures import FakeService
-from tests.page_watch import assert_same_rollout, look, printed_status, recorded_looks, start_recording
+from tests.page_watch import assert_same_rollout, look, printed_status, recorded_looks, start_recording, sums
 
 if TYPE_CHECKING:
     from playwright.sync_api import FilePayload, Page
@@ -134,8 +134,7 @@ def test_rollout_page(box: Sandbox, browser_page: Page) -> None:
     took = [duration((after - before).total_seconds()) for before, after in itertools.pairwise(times)]
     assert look(page)["seconds"] == took
 
-    sums = page.get_by_role("cell", name="all", exact=True).first.locator("xpath=..").get_by_role("cell")
-    assert sums.all_inner_texts()[2:4] == [str(record["receipt"][name]) for name in ("accepted", "completed")]
+    assert sums(page)[2:4] == [str(record["receipt"][name]) for name in ("accepted", "completed")]
     assert page.get_by_test_id("stAlert").count() == 0
     assert errors == []
     assert_fits_a_phone(page)
@@ -207,8 +206,7 @@ def test_operating(box: Sandbox, browser_page: Page) -> None:
         beside.locator(".glm-table").get_by_text(last["id"]).wait_for()
     assert_same_rollout(recorded_looks(beside), printed, ("canary 50 %", "bake"))
     assert beside.get_by_test_id("stAlert").count() == 0
-    sums = beside.get_by_role("cell", name="all", exact=True).first.locator("xpath=..").get_by_role("cell")
-    assert sums.all_inner_texts()[2:4] == [str(last["receipt"][name]) for name in ("accepted", "completed")]
+    assert sums(beside)[2:4] == [str(last["receipt"][name]) for name in ("accepted", "completed")]
 
     assert (last["version"], last["outcome"], last["operator"]) == (version, "done", "alice")
     assert "begun by alice" in subprocess.check_output(["glmctl", "history", last["id"]], env=box.env, text=True)
