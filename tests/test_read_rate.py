@@ -12,7 +12,7 @@ BURST = 0.25  # seconds
 ROUNDING = 1e-6  # bytes
 
 
-@example(connections=1, sizes=[1] * 351, addresses=["10.0.0.1"])
+@example(connections=1, sizes=[1] * 251 + [READ], addresses=["10.0.0.1"])
 @given(
     connections=st.integers(1, 20),
     sizes=st.lists(st.integers(1, READ), min_size=50, max_size=400),
