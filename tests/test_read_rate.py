@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import example, given
+from hypothesis import given
 from hypothesis import strategies as st
 
 from service.handover.read_rate import ReadRate
@@ -12,7 +12,6 @@ BURST = 0.25  # seconds
 ROUNDING = 1e-6  # bytes
 
 
-@example(connections=1, sizes=[1] * 251 + [READ], addresses=["10.0.0.1"])
 @given(
     connections=st.integers(1, 20),
     sizes=st.lists(st.integers(1, READ), min_size=50, max_size=400),
