@@ -251,12 +251,15 @@ def test_health_readiness_and_version() -> None:
     """/healthz depends on the engine, /readyz on the gate too; /version names the process."""
     engine, gate = FakeEngine(), [True]
     http = client(engine, serving=lambda: gate[0])
+    http.app_state["internal"] = True  # as the server says of the slot's own socket
     assert (http.get("/healthz").status_code, http.get("/healthz").json()) == (200, {"status": "alive"})
     assert http.get("/readyz").status_code == 200
     gate[0] = False
     assert http.get("/readyz").json()["why"] == "the gate is closed"
     assert (http.get("/readyz").status_code, http.get("/healthz").status_code) == (503, 200)
     assert http.post(CHAT, json=HELLO).status_code == 200, "a candidate answers while its gate is closed"
+    http.app_state["internal"] = False
+    assert http.get("/readyz").status_code == 200, "the gate has let a client's request in"
     gate[0], engine.alive = True, False
     assert (http.get("/readyz").status_code, http.get("/healthz").status_code) == (503, 503)
     version = http.get("/version").json()

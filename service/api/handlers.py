@@ -134,13 +134,12 @@ class Handlers:
             return answer.encode_error(error, request_id)
 
         # No proxy is before the internal socket, and the mirror compares the statuses of what it asks there.
-        is_internal = request.scope["state"].get("internal")
         return EventStream(
             self._chat.stream_events(
                 asked, request_id, _version_setter(request), client, _size_setter(request), _finish_recorder(request)
             ),
             encode_error,
-            max_silence=None if is_internal else self._settings.keep_alive_comment,
+            max_silence=None if _is_internal(request) else self._settings.keep_alive_comment,
             before_first=holdings,
         )
 
@@ -175,7 +174,7 @@ class Handlers:
         """
         if not self._engine.answering():
             return _health({"status": "not ready", "why": self._hung()})
-        if request.scope["state"].get("internal", True) and not self._serving():
+        if _is_internal(request) and not self._serving():
             return _health({"status": "not ready", "why": "the gate is closed"})
         return _health({"status": "ready"})
 
@@ -208,6 +207,11 @@ class Handlers:
 
     def _hung(self) -> str:
         return f"the engine has work and has made no progress for {self._settings.stall} s"
+
+
+def _is_internal(request: Request) -> bool:
+    """Return whether the request came by the slot's internal socket, and not from a client."""
+    return bool(request.scope["state"].get("internal"))
 
 
 def _version_setter(request: Request) -> Callable[[str], None]:
