@@ -71,12 +71,13 @@ def assert_same_rollout(seen: Sequence[Look], printed: Sequence[Look], phases: S
 
     A phase of some milliseconds is running in one of the two only, or in none.
     """
-    shown = [name for name, _ in itertools.groupby(one["running"][0] for one in seen if one["running"])]
     whole = [list(map(_name, document["phases"])) for document in printed if document["phases"]][-1]
-    assert [name for name in whole if name in shown] == shown, f"{shown}, of {whole}: in their order, each once"
-    assert set(phases) <= set(shown), shown
-    running = {_name(one) for document in printed for one in document["phases"] if one["state"] == "running"}
-    assert set(phases) <= running, running
+    of_page = (one["running"][0] for one in seen if one["running"])
+    of_status = (_name(one) for document in printed for one in document["phases"] if one["state"] == "running")
+    for names in (of_page, of_status):
+        passed = [name for name, _ in itertools.groupby(names)]
+        assert [name for name in whole if name in passed] == passed, f"{passed}, of {whole}: in their order, each once"
+        assert set(phases) <= set(passed), passed
     shares = {tuple(slot["share"] for slot in document["slots"].values()) for document in printed}
     assert {tuple(one["shares"]) for one in seen if len(one["shares"]) == 2} <= shares
 

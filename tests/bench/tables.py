@@ -87,4 +87,5 @@ def _targets(results: Results) -> Iterator[tuple[object, ...]]:
     for ratio in results.ratios:
         turns = " ".join(f"{value:.3g}" for value in ratio.runs)
         sign = "≤" if ratio.at_most else "≥"
-        yield ratio.what, f"{ratio.value:.3g}", turns, f"{sign} {ratio.target:g}", "" if ratio.reached else "missed"
+        verdict = "reached" if ratio.reached else "missed"
+        yield ratio.what, f"{ratio.value:.3g}", turns, f"{sign} {ratio.target:g}", verdict
