@@ -16,6 +16,7 @@ from typing import Any
 from uvicorn.config import Config
 
 from service.contract.worker_state import Ledger, WorkerState, WorkerStateFile
+from service.handover.clients import ClientConnection
 from service.handover.connection import Connection
 from service.handover.fd_passing import Outcome
 from service.handover.server import SlotServer
@@ -196,10 +197,9 @@ class Slot:
         return self.state.ledger
 
     @property
-    def connections(self) -> list[Connection]:
+    def connections(self) -> list[ClientConnection]:
         """The client connections, without those of the internal socket."""
-        found = self.server.server_state.connections
-        return [connection for connection in found if isinstance(connection, Connection) and connection.public]
+        return list(self.server.clients)
 
     def holds(self, count: int) -> bool:
         return self.server.is_serving and len(self.connections) == count

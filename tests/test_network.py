@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from ipaddress import IPv6Address
-from typing import Any
 from unittest.mock import Mock
 
 import pytest
@@ -40,7 +39,7 @@ def test_any_text_is_a_client(text: str) -> None:
 def test_a_network_has_the_connections_of_one_client(monkeypatch: pytest.MonkeyPatch) -> None:
     """And the room of one: when all are in use, it makes room for the others."""
     monkeypatch.setattr("resource.getrlimit", lambda _: (4096, 4096))
-    clients: Clients[Any] = Clients(Settings(slot="blue", max_connections=12, max_connections_per_address=10))
+    clients = Clients(Settings(slot="blue", max_connections=12, max_connections_per_address=10))
     for address in OWN:
         if clients.admits(address):
             clients.expect(address)

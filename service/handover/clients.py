@@ -6,9 +6,11 @@ import resource
 import socket
 from collections import Counter
 from collections.abc import Iterator
-from typing import Generic, Protocol, TypeVar
+from typing import Protocol
 
 from service.contract.network import network_of
+from service.handover.fd_passing import Outcome
+from service.routing.canary import Side
 from service.settings import Settings
 
 __all__ = ["ClientConnection", "Clients", "address_of"]
@@ -18,9 +20,13 @@ _CLOSED_AT_ONCE = 64  # connections that make room, so that the search for them 
 
 
 class ClientConnection(Protocol):
-    """A connection of a client."""
+    """A connection of a client, with a transport or as a bare socket."""
 
     address: str
+    public: bool
+    """Whether it is a client's, not one of the slot's internal socket."""
+    side: Side
+    """The side that answers its next request."""
     idle_since: float
 
     @property
@@ -31,14 +37,20 @@ class ClientConnection(Protocol):
     def waits_for_client(self) -> bool:
         """Whether no whole request is in flight."""
 
+    def move(self) -> Outcome | None:
+        """Pass the connection to its owner; returns None, and does nothing, unless it is between requests."""
+
+    def shutdown(self) -> None:
+        """Close the connection if it is idle; the last response in flight gets "Connection: close"."""
+
+    def cut(self) -> None:
+        """Abort the connection with its requests unanswered."""
+
     def give_up(self) -> None:
         """Close the connection; a request that is not whole gets a 408."""
 
 
-C = TypeVar("C", bound=ClientConnection)
-
-
-class Clients(Generic[C]):
+class Clients:
     """A set of connections, which admits more while there is room.
 
     When there is none, the address with the most connections makes room: its connections that wait for their clients
@@ -50,10 +62,10 @@ class Clients(Generic[C]):
         descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         self._most = min(settings.max_connections, max(descriptors - _RESERVE, descriptors // 2))
         self._most_of_one = min(settings.max_connections_per_address, self._most)
-        self._all: set[C] = set()
+        self._all: set[ClientConnection] = set()
         self._counts: Counter[str] = Counter()
 
-    def __iter__(self) -> Iterator[C]:
+    def __iter__(self) -> Iterator[ClientConnection]:
         return iter(self._all)
 
     def __len__(self) -> int:
@@ -63,11 +75,11 @@ class Clients(Generic[C]):
         """Count a connection that was accepted; it is added, and removed, in later iterations of the event loop."""
         self._counts[network_of(address)] += 1
 
-    def add(self, connection: C) -> None:
+    def add(self, connection: ClientConnection) -> None:
         """Add a connection."""
         self._all.add(connection)
 
-    def remove(self, connection: C) -> None:
+    def remove(self, connection: ClientConnection) -> None:
         """Remove a connection that has ended."""
         self._all.remove(connection)
         network = network_of(connection.address)

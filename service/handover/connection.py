@@ -12,8 +12,9 @@ from uvicorn.config import Config
 from uvicorn.server import ServerState
 
 from service.contract.route import Route
-from service.handover.clients import Clients
+from service.handover.clients import ClientConnection, Clients
 from service.handover.fd_passing import Outcome
+from service.handover.idle import IdleConnections
 from service.handover.protocol import RequestProtocol, RequestServer
 from service.routing.canary import Side
 from service.routing.ownership import Gate
@@ -28,18 +29,19 @@ _RETRIES = 500  # attempts until the request is answered here
 class ConnectionServer(RequestServer, Protocol):
     """The server, as its connections use it."""
 
-    clients: Clients[Connection]
+    clients: Clients
     """The client connections, without those of the slot's internal socket."""
+    idle: IdleConnections
     gate: Gate
 
     @property
     def answers_all(self) -> bool:
         """Whether every request of a client is answered here."""
 
-    def keeps(self, connection: Connection) -> bool:
+    def keeps(self, connection: ClientConnection) -> bool:
         """Return whether the connection's next request is answered here."""
 
-    def move(self, connection: Connection) -> None:
+    def move(self, connection: ClientConnection) -> Outcome | None:
         """Pass the connection to its owner, or shut it down if it has none and this worker leaves."""
 
     def pass_on(self, client: socket.socket, side: Side, unread: bytes = b"", came: Route | None = None) -> Outcome:
@@ -54,7 +56,8 @@ class Connection(RequestProtocol):
 
     A request is counted from its first byte on. If it is passed on, the next owner counts it.
 
-    `route`: it was received from another process, with the bytes `unread`, which were read from it there.
+    `route`: it was received from another process, with the bytes `unread`, which were read from it there. `side`: it
+    has rested, and that is the side of the request that has begun.
     """
 
     slot_server: ConnectionServer
@@ -69,10 +72,12 @@ class Connection(RequestProtocol):
         address: str = "",
         route: Route | None = None,
         unread: bytes = b"",
+        side: Side | None = None,
     ) -> None:
         super().__init__(config, server_state, slot_server, public=public, address=address)
         self.route = route
-        self.side: Side = "live"
+        self._has_rested = side is not None
+        self.side: Side = side or "live"
         """The side that answers the next request, picked once for each: a receiver keeps the sender's choice."""
         self._inbox.add(unread)
         self._is_decided = bool(unread) and self._inbox.head_size is not None  # the sender has inspected the head
@@ -114,6 +119,19 @@ class Connection(RequestProtocol):
             self.transport.close()
         return outcome
 
+    def rest(self) -> bool:
+        """Have the idle connection kept as a bare socket until its client sends; returns False if it is not idle."""
+        can_rest = self.public and self.is_between_requests and not self._inbox and not self._is_half_closed
+        if not can_rest or not self.transport.is_reading():
+            return False
+        try:
+            client = self.transport.get_extra_info("socket").dup()
+        except OSError:  # no descriptor left
+            return False
+        self.transport.close()
+        self.slot_server.idle.add(client, self.address, self.side, self.route, self.idle_since)
+        return True
+
     # called by the transport and the parser
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -121,14 +139,14 @@ class Connection(RequestProtocol):
         super().connection_made(transport)
         if self.public:
             self.slot_server.clients.add(self)
-        if self.route:
+        if self.route and not self._has_rested:
             self.side = self.slot_server.gate.own_side
-        else:
+        elif not self._has_rested:
             self._pick_side()
         if self._inbox:
             self._note_handoff()
             self.proceed()
-        elif self.route and self.slot_server.keeps(self):
+        elif (self.route or self._has_rested) and self.slot_server.keeps(self):
             self._read_at_once()
 
     def _read_at_once(self) -> None:
@@ -143,7 +161,7 @@ class Connection(RequestProtocol):
 
     def _note_handoff(self) -> None:
         """Note that the next request has waited for the handoff: it had begun before."""
-        if self.route:
+        if self.route and not self._has_rested:
             self.handoff = self.route.sent_at, time.monotonic()
 
     def connection_lost(self, exc: Exception | None) -> None:

@@ -10,6 +10,7 @@ from uvicorn.server import ServerState
 
 from service.contract.route import Route
 from service.contract.worker_state import Ledger
+from service.handover.idle import REST_AFTER
 from service.handover.plain_errors import plain_error
 from service.handover.read_rate import ReadRate
 from service.handover.reader import RequestReader
@@ -133,20 +134,23 @@ class RequestProtocol(RequestReader):
         super().connection_made(transport)
         transport.set_write_buffer_limits(high=0)  # else a client that stops reading would not be noticed
         self.idle_since = self.loop.time()
-        self._close_when_idle()
+        self._look_whether_idle()
 
-    def _close_when_idle(self) -> None:
-        """Close the connection once it has been idle for the keep-alive time.
+    def _look_whether_idle(self) -> None:
+        """Close the connection once it has been idle for the keep-alive time; until then it may rest.
 
         Its timer looks when that was last so, instead of being cancelled and made anew with every request.
         """
-        left = float(self.timeout_keep_alive)
-        if self.is_idle:
-            left -= self.loop.time() - self.idle_since
-        if left > 0:
-            self.timeout_keep_alive_task = self.loop.call_later(left, self._close_when_idle)
-        else:
+        idle = self.loop.time() - self.idle_since if self.is_idle else 0.0
+        left = self.timeout_keep_alive - idle
+        if left <= 0:
             self.timeout_keep_alive_handler()
+        elif idle < REST_AFTER or not self.rest():
+            self.timeout_keep_alive_task = self.loop.call_later(min(left, REST_AFTER), self._look_whether_idle)
+
+    def rest(self) -> bool:
+        """Have the connection kept as a bare socket; returns False where that cannot be done."""
+        return False
 
     def _unset_keepalive_if_required(self) -> None:
         """Keep the timer; only a connection that is lost has none."""

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any
 
 from uvicorn.config import Config
 from uvicorn.server import Server
@@ -19,14 +19,17 @@ from service.contract.route import Route, worker_name
 from service.contract.samples import SampleRing
 from service.contract.worker_state import Ledger, WorkerStateFile
 from service.handover.acceptor import Acceptor, Arrivals
-from service.handover.clients import Clients, address_of
+from service.handover.clients import ClientConnection, Clients, address_of
 from service.handover.connection import Connection
 from service.handover.fd_passing import FdReceiver, Outcome, send_fd
+from service.handover.idle import IdleConnection, IdleConnections, peek
 from service.handover.plain_errors import plain_error
 from service.handover.protocol import RequestProtocol
 from service.handover.read_rate import ReadRate
 from service.handover.recorder import Recorder
+from service.handover.slices import Slices
 from service.handover.slow_clients import SlowClients
+from service.handover.supervisor import Supervisor
 from service.handover.turns import Turns
 from service.logs import AccessLog
 from service.metrics import Metrics
@@ -36,27 +39,13 @@ from service.routing.ownership import Gate
 from service.settings import Settings
 from service.telemetry import traces
 
-__all__ = ["SlotServer", "Supervisor"]
+__all__ = ["SlotServer"]
 
 TICK = 0.02  # seconds after which `live` is read again even without a request
 _TICKS_PER_HOUSEKEEPING = 5  # Uvicorn's own tick is due every 100 ms
 _ORPHAN_DRAIN = 3.0  # seconds to finish requests after the master was killed; clients wait for the next one meanwhile
 
 logger = logging.getLogger("gunicorn.error")
-
-
-class Supervisor(Protocol):
-    """The generation's master as its workers see it, and what they do in its place when it was killed."""
-
-    @property
-    def is_running(self) -> bool:
-        """Whether the master runs. Then another worker receives what this one passes to its own generation."""
-
-    def withdraw(self) -> None:
-        """Remove the slot's sockets where they lead to this generation."""
-
-    def store(self, client: socket.socket) -> Outcome:
-        """Leave a client's connection to the service manager, for the unit's next master."""
 
 
 class SlotServer(Server):
@@ -85,7 +74,8 @@ class SlotServer(Server):
         access = AccessLog(settings.access_log, settings.access_log_rate)
         self.recorder = Recorder(self.state, self.samples, gate, access, traces.start(settings, self.state))
         self.mirror = Mirror(gate, self.samples, self._count_mirrored)
-        self.clients: Clients[Connection] = Clients(settings)
+        self.clients = Clients(settings)
+        self.idle = IdleConnections(self, config.timeout_keep_alive)
         self.busy: set[RequestProtocol] = set()
         self.slow_clients = SlowClients()
         self.turns = Turns()
@@ -101,6 +91,7 @@ class SlotServer(Server):
         self._orphaned_at: float | None = None
         self._cut_now = False
         self._arrivals = Arrivals()
+        self._slices = Slices(self.follow)
 
     def _count_mirrored(self, outcome: MirrorOutcome) -> None:
         Metrics(self.state.version, self.state.slot).count_mirrored(outcome)  # a weight swap changes the version
@@ -122,7 +113,7 @@ class SlotServer(Server):
         """Whether every request of a client is answered here: this generation is live, and there is no canary."""
         return self.gate.recent.answers_all and not self._answers_none
 
-    def keeps(self, connection: Connection) -> bool:
+    def keeps(self, connection: ClientConnection) -> bool:
         """Return whether the connection's next request is answered here.
 
         Always true for the internal socket; for a client connection, while this generation owns its side.
@@ -165,6 +156,7 @@ class SlotServer(Server):
         await self.lifespan.startup()
         self._receiver.start()
         self._internal.start()
+        self.idle.start()
         self.servers = []
         self.started = True
 
@@ -175,6 +167,7 @@ class SlotServer(Server):
             self.follow()
             if ticks % _TICKS_PER_HOUSEKEEPING == 0:
                 self.recorder.access.tick()
+                self.idle.pass_time()
                 if await self.on_tick(ticks // _TICKS_PER_HOUSEKEEPING):
                     return
             ticks += 1
@@ -204,9 +197,7 @@ class SlotServer(Server):
                 connection.note_gate_closed()
         self._takes_requests = takes_requests
         if not all(owned.values()):
-            for connection in list(self.clients):
-                if not owned[connection.side]:
-                    self.move(connection)
+            self._slices.each((one for one in list(self.clients) if not owned[one.side]), self.move)
         self._time_clients()
         self.mirror.follow()
         self.publish_state()
@@ -267,13 +258,12 @@ class SlotServer(Server):
         self.follow()
         self._internal.stop()
         deadline = time.monotonic() + self.settings.drain
-        while self._receiver.is_expecting or self._arrivals or self.server_state.connections:
+        while self._receiver.is_expecting or self._arrivals or self.server_state.connections or self.idle:
             if not self._supervisor.is_running:
                 deadline = min(deadline, self._orphan_deadline())
             if self._cut_now or time.monotonic() >= deadline:
                 self._cut_all()
-            for connection in self._connections():
-                self.move(connection)
+            self._slices.each(self._connections(), self.move)
             self._time_clients()
             self.recorder.access.tick()
             self.publish_state()
@@ -309,7 +299,11 @@ class SlotServer(Server):
     def _adopt(self, client: socket.socket, unread: bytes, note: bytes) -> None:
         """Admit a connection that was handed over; it counts although its client may have disconnected meanwhile."""
         self.ledger.adopted += 1
-        self._admit(client, public=True, address=address_of(client), route=Route.parse(note), unread=unread)
+        address, route = address_of(client), Route.parse(note)
+        if unread or peek(client) is not None:
+            self._admit(client, public=True, address=address, route=route, unread=unread)
+        else:
+            self.idle.add(client, address, self.gate.own_side, route, asyncio.get_running_loop().time())
 
     def _admit_client(self, client: socket.socket) -> None:
         address = address_of(client)
@@ -329,17 +323,25 @@ class SlotServer(Server):
         if self._arrivals.add(client, connection) and public:
             self.clients.expect(address)
 
+    def resume(self, connection: IdleConnection) -> None:
+        """Read the request that has begun on a connection that was idle."""
+        self._admit(
+            connection.client, public=True, address=connection.address, route=connection.route, side=connection.side
+        )
+
     # the connections
 
-    def _connections(self) -> list[Connection]:
-        return [connection for connection in self.server_state.connections if isinstance(connection, Connection)]
+    def _connections(self) -> list[ClientConnection]:
+        found = [connection for connection in self.server_state.connections if isinstance(connection, Connection)]
+        return [*found, *self.idle]
 
-    def move(self, connection: Connection) -> None:
+    def move(self, connection: ClientConnection) -> Outcome | None:
         """Pass the connection to its owner; without one, shut it down if this worker leaves."""
         outcome = connection.move() if connection.public else None
         has_no_owner = outcome is Outcome.NO_RECEIVER or not connection.public
         if has_no_owner and (self._leaving or not self.settings.handoff):
             connection.shutdown()
+        return outcome
 
     def _cut_all(self) -> None:
         for connection in self._connections():

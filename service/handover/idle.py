@@ -1,0 +1,162 @@
+"""Client connections without a request, as bare sockets: they take little memory, and are passed on quickly.
+
+A transport and a protocol for each would take ten times as long to close here and to set up there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import select
+import socket
+from collections.abc import Iterator
+from typing import Protocol
+
+from service.contract.route import Route
+from service.contract.worker_state import Ledger
+from service.handover.clients import ClientConnection, Clients
+from service.handover.fd_passing import Outcome
+from service.routing.canary import Side
+
+__all__ = ["REST_AFTER", "IdleConnection", "IdleConnections", "IdleServer", "peek"]
+
+REST_AFTER = 1.0
+"""Seconds after which an idle connection is kept as a bare socket; most clients with more to ask do so before."""
+
+_LOOK_EVERY = 1.0  # seconds
+_BURST = 64  # connections whose requests are noticed at once, so that what is served already goes on
+
+
+class IdleServer(Protocol):
+    """The server, as its idle connections use it."""
+
+    clients: Clients
+
+    @property
+    def ledger(self) -> Ledger:
+        """The counts of this worker."""
+
+    def keeps(self, connection: ClientConnection) -> bool:
+        """Return whether the connection's next request is answered here."""
+
+    def pass_on(self, client: socket.socket, side: Side, unread: bytes = b"", came: Route | None = None) -> Outcome:
+        """Send a client's connection to the side's owner."""
+
+    def resume(self, connection: IdleConnection) -> None:
+        """Read the request that has begun; `connection` is not among the idle ones any more."""
+
+
+class IdleConnection:
+    """A client's connection on which no byte of the next request was read."""
+
+    __slots__ = ("_idle", "address", "client", "idle_since", "route", "side")
+
+    public = True
+    in_flight = 0
+    waits_for_client = True
+
+    def __init__(
+        self,
+        idle: IdleConnections,
+        client: socket.socket,
+        address: str,
+        side: Side,
+        route: Route | None,
+        idle_since: float,
+    ) -> None:
+        self._idle = idle
+        self.client = client
+        self.address = address
+        self.side: Side = side
+        self.route = route
+        self.idle_since = idle_since
+
+    def move(self) -> Outcome:
+        """Pass the connection to its owner. What its client sends meanwhile stays in the kernel, and goes with it."""
+        outcome = self._idle.server.pass_on(self.client, self.side, came=self.route)
+        if outcome is Outcome.SENT:
+            self._idle.server.ledger.handed_out += 1
+            self.close()
+        return outcome
+
+    def close(self) -> None:
+        """Close the connection; after `move`, this process's copy of it."""
+        self._idle.remove(self)
+        self.client.close()
+
+    give_up = shutdown = cut = close
+
+
+class IdleConnections:
+    """A set of connections that are watched by one epoll. The first byte, and the end of a connection, wake it.
+
+    Each is closed after `keep_alive` seconds without a request.
+    """
+
+    def __init__(self, server: IdleServer, keep_alive: float) -> None:
+        self.server = server
+        self._keep_alive = keep_alive
+        self._all: dict[int, IdleConnection] = {}
+        self._epoll = select.epoll()
+        self._next_look = 0.0  # for connections that were idle for too long, in seconds of the event loop
+
+    def __iter__(self) -> Iterator[IdleConnection]:
+        return iter(list(self._all.values()))
+
+    def __len__(self) -> int:
+        return len(self._all)
+
+    def start(self) -> None:
+        """Begin to watch."""
+        asyncio.get_running_loop().add_reader(self._epoll.fileno(), self._look)
+
+    def add(self, client: socket.socket, address: str, side: Side, route: Route | None, idle_since: float) -> None:
+        """Keep a connection, which is idle since that time of the event loop."""
+        connection = IdleConnection(self, client, address, side, route, idle_since)
+        self._all[client.fileno()] = connection
+        self._epoll.register(client.fileno(), select.EPOLLIN)
+        self.server.clients.expect(address)
+        self.server.clients.add(connection)
+
+    def remove(self, connection: IdleConnection) -> None:
+        """Keep it no more; its socket stays open."""
+        descriptor = connection.client.fileno()
+        self._epoll.unregister(descriptor)  # before it is closed: another process may have the connection open
+        del self._all[descriptor]
+        self.server.clients.remove(connection)
+
+    def pass_time(self) -> None:
+        """Close the connections that have been idle for too long."""
+        now = asyncio.get_running_loop().time()
+        if now < self._next_look:
+            return
+        self._next_look = now + _LOOK_EVERY
+        for connection in self:
+            if now - connection.idle_since >= self._keep_alive and not self._wake(connection):
+                connection.close()
+
+    def _look(self) -> None:
+        for descriptor, _ in self._epoll.poll(0, _BURST):
+            if connection := self._all.get(descriptor):
+                self._wake(connection)
+
+    def _wake(self, connection: IdleConnection) -> bool:
+        """Have the request read that has begun; returns False if there is none, and the client has not gone."""
+        begun = peek(connection.client)
+        if begun is None:
+            return False
+        if not begun:
+            connection.close()
+        elif self.server.keeps(connection) or connection.move() is not Outcome.SENT:
+            self.remove(connection)
+            self.server.resume(connection)
+        return True
+
+
+def peek(client: socket.socket) -> bytes | None:
+    """Return the first byte that waits to be read; None if there is none yet, empty if the connection has ended."""
+    try:
+        return client.recv(1, socket.MSG_PEEK)
+    except BlockingIOError:
+        return None
+    except OSError:  # its client has reset it
+        return b""
