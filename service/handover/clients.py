@@ -68,6 +68,9 @@ class Clients:
     def __iter__(self) -> Iterator[ClientConnection]:
         return iter(self._all)
 
+    def __contains__(self, connection: ClientConnection) -> bool:
+        return connection in self._all
+
     def __len__(self) -> int:
         return len(self._all)
 

@@ -129,6 +129,7 @@ class Connection(RequestProtocol):
         except OSError:  # no descriptor left
             return False
         self.transport.close()
+        self.slot_server.clients.remove(self)
         self.slot_server.idle.add(client, self.address, self.side, self.route, self.idle_since)
         return True
 
@@ -166,7 +167,7 @@ class Connection(RequestProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the connection."""
-        if self.public:
+        if self in self.slot_server.clients:
             self.slot_server.clients.remove(self)
         super().connection_lost(exc)
 
