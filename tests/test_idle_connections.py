@@ -193,6 +193,7 @@ async def test_others_are_served_while_many_connections_are_moved() -> None:
             await asyncio.sleep(0)
     assert moved == list(range(200))
     assert len(between) > 10
+    await asyncio.sleep(0.01)  # one more may be due
     slices_of_all = len(between)
     await asyncio.sleep(0.01)
     assert len(between) == slices_of_all
