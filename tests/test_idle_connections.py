@@ -74,6 +74,33 @@ async def test_an_idle_connection_rests_and_its_next_request_is_answered(host: H
 
 
 @pytest.mark.anyio
+async def test_the_request_that_ends_a_rest_is_read_at_once(host: Host) -> None:
+    """Not in the next iteration of the event loop, which may be milliseconds later."""
+    client = await rested_client(host)
+    await until(lambda: not host.blue.server.server_state.connections, "the end of its transport")
+    client.send(GET)
+    while not host.blue.server.server_state.connections:  # noqa: ASYNC110  (one iteration of the event loop at a time)
+        await asyncio.sleep(0)
+    assert host.blue.ledger.accepted == 2
+    assert (await client.reply()).slot == "blue"
+
+
+@pytest.mark.anyio
+async def test_a_connection_with_a_pipelined_request_does_not_rest(host: Host) -> None:
+    """Although it is idle between two of them."""
+    client = await host.client()
+    client.send(3 * GET)
+    [connection] = host.blue.connections
+    assert isinstance(connection, Connection)
+    while host.blue.ledger.completed < 3:
+        if connection.is_idle and connection.idle_since and host.blue.ledger.accepted:
+            connection.rest()
+        await asyncio.sleep(0)
+    for _ in range(3):
+        assert (await client.reply()).slot == "blue"
+
+
+@pytest.mark.anyio
 async def test_a_connection_that_was_received_rests_at_once(host: Host) -> None:
     """Its route goes with it to the next owner; one whose client has sent already is answered at once."""
     clients = [await rested_client(host) for _ in range(2)]
@@ -89,9 +116,10 @@ async def test_a_connection_that_was_received_rests_at_once(host: Host) -> None:
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("reset", [False, True])
-async def test_a_client_that_goes_ends_the_rest(host: Host, reset: bool) -> None:
+async def test_a_client_that_goes_ends_the_rest(host: Host, reset: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whether it closes its connection or resets it."""
     client = await rested_client(host)
+    monkeypatch.setattr(host.blue.server, "resume", None)  # no transport is made for that
     if reset:
         client.abort()
     else:
@@ -115,23 +143,28 @@ async def test_connections_of_the_internal_socket_do_not_rest(host: Host) -> Non
 @pytest.mark.parametrize("is_received", [False, True])
 async def test_the_keep_alive_time_ends_a_rest(host: Host, is_received: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """But not one in which a request has begun."""
-    clients = [await rested_client(host) for _ in range(2)]
+    clients = [await rested_client(host) for _ in range(3)]
     if is_received:
         host.cut_over()
     slot = host.green if is_received else host.blue
-    await until(lambda: resting(slot) == 2, "the rest")
+    await until(lambda: resting(slot) == 3, "the rest")
     idle = slot.server.idle
     monkeypatch.setattr(idle, "_keep_alive", KEEP_ALIVE)
     idle.pass_time()
-    assert resting(slot) == 2, "they are idle for less than that"
+    assert resting(slot) == 3, "they are idle for less than that"
     for connection in idle:
         connection.idle_since -= KEEP_ALIVE
-    clients[1].send(GET)
-    await asyncio.sleep(0)  # sends
+    clients[0].send(GET)  # at once: nothing is in its write buffer
     monkeypatch.setattr(idle, "_next_look", 0.0)
     idle.pass_time()
-    assert await clients[0].rest() == b""
-    assert (await clients[1].reply()).slot == slot.app.slot
+    for client in clients[1:]:
+        assert await client.rest() == b""
+    assert (await clients[0].reply()).slot == slot.app.slot
+    await until(lambda: resting(slot) == 1, "the rest")
+    [connection] = idle
+    connection.idle_since -= KEEP_ALIVE
+    monkeypatch.setattr(idle, "_next_look", 0.0)
+    assert await clients[0].rest() == b"", "the server looks by itself"
 
 
 @pytest.mark.anyio
@@ -148,11 +181,19 @@ async def test_connections_at_rest_count_and_make_room(host: Host) -> None:
 
 
 @pytest.mark.anyio
-async def test_a_worker_that_leaves_stores_its_connections_at_rest(host: Host) -> None:
-    """If no process receives them."""
+async def test_a_worker_that_leaves_stores_its_connections_at_rest(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If no process receives them; as often as it has to try."""
     client = await rested_client(host)
     stored: list[socket.socket] = []
-    host.blue.supervisor.stored = stored
+    attempts = iter([Outcome.TRY_AGAIN] * 3)
+
+    def store(connection: socket.socket) -> Outcome:
+        if outcome := next(attempts, None):
+            return outcome
+        stored.append(connection.dup())
+        return Outcome.SENT
+
+    monkeypatch.setattr(host.blue.supervisor, "store", store)
     await host.blue.leave()
     assert len(stored) == 1
     assert resting(host.blue) == 0

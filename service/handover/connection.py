@@ -121,7 +121,7 @@ class Connection(RequestProtocol):
 
     def rest(self) -> bool:
         """Have the idle connection kept as a bare socket until its client sends; returns False if it is not idle."""
-        can_rest = self.public and self.is_between_requests and not self._inbox and not self._is_half_closed
+        can_rest = self.public and self.is_between_requests and not self._inbox  # where a pipelined request may wait
         if not can_rest or not self.transport.is_reading():
             return False
         try:
