@@ -92,10 +92,13 @@ async def test_a_connection_with_a_pipelined_request_does_not_rest(host: Host) -
     client.send(3 * GET)
     [connection] = host.blue.connections
     assert isinstance(connection, Connection)
-    while host.blue.ledger.completed < 3:
-        if connection.is_idle and connection.idle_since and host.blue.ledger.accepted:
-            connection.rest()
-        await asyncio.sleep(0)
+    async with asyncio.timeout(TIMEOUT):
+        while host.blue.ledger.completed < 3:
+            if connection.is_idle and host.blue.ledger.accepted:
+                connection.rest()
+            await asyncio.sleep(0)
+    assert connection.rest()
+    assert len(host.blue.connections) == 1, "it is not counted twice"
     for _ in range(3):
         assert (await client.reply()).slot == "blue"
 
@@ -108,10 +111,13 @@ async def test_a_connection_that_was_received_rests_at_once(host: Host) -> None:
     host.cut_over()
     await until(lambda: host.green.ledger.adopted == 2, "the move")
     assert (await clients[1].reply()).status == 200
-    [connection] = host.green.server.idle
-    assert connection.route is not None
-    assert connection.route.handovers == 1
-    assert (await clients[0].ask()).slot == "green"
+    await until(lambda: resting(host.green) == 2, "the rest")
+    for client in clients:
+        assert (await client.ask()).slot == "green"
+    for connection in host.green.connections:
+        assert isinstance(connection, Connection)
+        assert connection.route is not None
+        assert connection.route.handovers == 1
 
 
 @pytest.mark.anyio

@@ -13,7 +13,7 @@ from typing import Protocol
 
 from service.contract.route import Route
 from service.contract.worker_state import Ledger
-from service.handover.clients import ClientConnection, Clients
+from service.handover.clients import Clients
 from service.handover.fd_passing import Outcome
 from service.routing.canary import Side
 
@@ -34,9 +34,6 @@ class IdleServer(Protocol):
     @property
     def ledger(self) -> Ledger:
         """The counts of this worker."""
-
-    def keeps(self, connection: ClientConnection) -> bool:
-        """Return whether the connection's next request is answered here."""
 
     def pass_on(self, client: socket.socket, side: Side, unread: bytes = b"", came: Route | None = None) -> Outcome:
         """Send a client's connection to the side's owner."""
@@ -146,7 +143,7 @@ class IdleConnections:
             return False
         if not begun:
             connection.close()
-        elif self.server.keeps(connection) or connection.move() is not Outcome.SENT:
+        else:
             self.remove(connection)
             self.server.resume(connection)
         return True
