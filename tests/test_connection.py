@@ -102,7 +102,7 @@ async def test_data_received_while_a_request_waits_to_be_passed_on_is_passed_wit
         attempts.append(unread)
         return Outcome.TRY_AGAIN if len(attempts) == 1 else Outcome.NO_RECEIVER
 
-    monkeypatch.setattr(host.blue.server, "pass_on", pass_on)
+    monkeypatch.setattr(host.blue.server.sender, "pass_on", pass_on)
     connection.data_received(PINNED)
     connection.data_received(GET)
     assert [(await client.reply()).slot for _ in range(2)] == ["blue"] * 2

@@ -18,7 +18,7 @@ import psutil
 import pytest
 
 from service.handover import acceptor, fd_passing
-from service.handover.fd_passing import FdReceiver, Outcome, send_fd
+from service.handover.fd_passing import BUNDLE, SOCKET_NAME, FdReceiver, Outcome, receive, send_bundle, send_fd
 
 pytestmark = pytest.mark.anyio
 
@@ -413,7 +413,7 @@ async def test_connection_that_the_kernel_discards_is_reported(
     unread: bytes,
 ) -> None:
     """If the last descriptor is taken meanwhile, its client is disconnected, and no part of it is adopted."""
-    monkeypatch.setattr(acceptor, "_require", lambda *_: None)
+    monkeypatch.setattr(acceptor, "require", lambda *_: None)
     client, accepted = pairs()
     assert send_fd(accepted.fileno(), path, unread) is Outcome.SENT
     accepted.close()
@@ -483,3 +483,137 @@ def test_another_user_hands_nothing_over(
     FdReceiver(listener, append_to(adopted)).accept()
     assert not adopted
     assert "user 65534" in caplog.text
+
+
+# bundles
+
+
+@pytest.fixture
+def bundles(path: Path) -> Iterator[socket.socket]:
+    """The listener of a receiver that takes bundles, published at `path`."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        listener.bind(str(path.parent / SOCKET_NAME))
+        (path.parent / SOCKET_NAME).rename(path)
+        listener.listen(BACKLOG)
+        listener.setblocking(False)
+        yield listener
+
+
+@pytest.mark.parametrize("count", [1, 2, BUNDLE])
+async def test_a_bundle_arrives_in_one_piece(
+    path: Path, bundles: socket.socket, adopted: list[socket.socket], pairs: Pairs, count: int
+) -> None:
+    """Each connection has its own note, what clients have sent stays with them, and no descriptor is leaked."""
+    connections = [pairs() for _ in range(count)]
+    for number, (client, _) in enumerate(connections):
+        client.send(b"%d" % number)
+    noted = [(accepted.fileno(), b"note %d" % number) for number, (_, accepted) in enumerate(connections)]
+    assert send_bundle(noted, path) is Outcome.SENT
+    before, notes = psutil.Process().num_fds(), list[bytes]()
+
+    def adopt(client: socket.socket, unread: bytes, note: bytes) -> None:
+        assert unread == b""
+        adopted.append(client)
+        notes.append(note)
+
+    assert FdReceiver(bundles, adopt).accept() == 1
+    assert psutil.Process().num_fds() == before + count
+    assert notes == [note for _, note in noted]
+    for number, received in enumerate(adopted):
+        assert received.getblocking() is False
+        assert not os.get_inheritable(received.fileno())
+        assert received.recv(100) == b"%d" % number
+
+
+async def test_a_receiver_of_an_earlier_version_gets_no_bundle(
+    path: Path, listener: socket.socket, adopted: list[socket.socket], pairs: Pairs
+) -> None:
+    """It would take the first two descriptors, and close the rest: nothing is sent, and it takes the next sender."""
+    _, accepted = pairs()
+    receiver = FdReceiver(listener, append_to(adopted))
+    assert send_bundle([(accepted.fileno(), b"")], path) is Outcome.ONE_BY_ONE
+    assert receiver.accept() == 1
+    assert not adopted
+    assert send_fd(accepted.fileno(), path) is Outcome.SENT
+    assert receiver.accept() == 1
+    assert len(adopted) == 1
+
+
+async def test_a_bundle_stays_with_its_sender_without_a_receiver(path: Path, pairs: Pairs) -> None:
+    """Or with one whose backlog is full."""
+    noted = [(pairs()[1].fileno(), b"")]
+    assert send_bundle(noted, path) is Outcome.NO_RECEIVER
+    with socket.socket(socket.AF_UNIX) as full:
+        full.bind(str(path.parent / SOCKET_NAME))
+        full.listen(0)
+        (path.parent / SOCKET_NAME).rename(path)
+        assert send_bundle(noted, path) is Outcome.SENT  # Linux queues one connection more than the backlog
+        assert send_bundle(noted, path) is Outcome.TRY_AGAIN
+
+
+async def test_a_bundle_waits_for_free_descriptors(
+    path: Path,
+    bundles: socket.socket,
+    adopted: list[socket.socket],
+    pairs: Pairs,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A receiver with too few leaves it in the channel, expects it until there are enough, and does not spin."""
+    monkeypatch.setattr(fd_passing, "_ROOM_PAUSE", 0.1)
+    receiver = FdReceiver(bundles, append_to(adopted))
+    connections = [pairs() for _ in range(BUNDLE)]
+    assert send_bundle([(accepted.fileno(), b"") for _, accepted in connections], path) is Outcome.SENT
+    for _, accepted in connections:
+        accepted.close()
+    began = time.monotonic()
+    with free_descriptors(BUNDLE // 2):
+        assert receiver.accept() == 1
+        for _ in range(20):
+            await asyncio.sleep(0.002)
+        assert receiver.is_expecting
+    assert not adopted
+    assert 1 <= caplog.text.count("cannot receive connections") <= (time.monotonic() - began) / 0.1 + 1
+    await until(lambda: len(adopted) == BUNDLE)
+    assert not receiver.is_expecting
+    connections[-1][0].send(b"hello")
+    assert adopted[-1].recv(5) == b"hello"
+
+
+async def test_of_a_bundle_the_connections_alone_are_adopted(
+    path: Path, bundles: socket.socket, adopted: list[socket.socket], pairs: Pairs, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What is none is closed and reported; of what the kernel discards the rest is adopted."""
+    _, accepted = pairs()
+    garbage = _pipe()
+    assert send_bundle([(garbage, b"first"), (accepted.fileno(), b"second")], path) is Outcome.SENT
+    os.close(garbage)
+    before = psutil.Process().num_fds()
+    with bundles.accept()[0] as channel:
+        [received] = receive(channel)
+    adopted.append(received.client)
+    assert received.note == b"second"
+    assert psutil.Process().num_fds() == before + 1
+    assert "is no client connection" in caplog.text
+
+
+async def test_what_fits_of_a_bundle_is_adopted(
+    path: Path,
+    bundles: socket.socket,
+    adopted: list[socket.socket],
+    pairs: Pairs,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """If the last descriptors are taken while it is received: the kernel discards the others, which is logged."""
+    monkeypatch.setattr(fd_passing, "require", lambda *_: None)
+    connections = [pairs() for _ in range(4)]
+    assert send_bundle([(accepted.fileno(), b"%d" % accepted.fileno()) for _, accepted in connections], path)
+    receiver = FdReceiver(bundles, append_to(adopted))
+    with free_descriptors(3):  # one for the channel
+        receiver.accept()
+    assert len(adopted) == 2
+    assert "is lost" in caplog.text
+    for (client, _), received in zip(connections, adopted, strict=False):
+        received.send(b"hello")
+        assert client.recv(5) == b"hello"

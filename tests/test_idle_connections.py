@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,9 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from service.handover import protocol
+from service.handover import fd_passing, protocol, sender
 from service.handover.connection import Connection
-from service.handover.fd_passing import Outcome
+from service.handover.fd_passing import BUNDLE, Outcome
 from service.handover.slices import Slices
 from tests.server_fixtures import GET, TIMEOUT, Client, Host, Slot, running_host, until
 
@@ -118,6 +118,31 @@ async def test_a_connection_that_was_received_rests_at_once(host: Host) -> None:
         assert isinstance(connection, Connection)
         assert connection.route is not None
         assert connection.route.handovers == 1
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("is_earlier", [False, True])
+async def test_many_idle_connections_move(host: Host, is_earlier: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In bundles; one by one to a receiver of an earlier version, which takes no bundles."""
+    if is_earlier:
+        monkeypatch.setattr(fd_passing, "SOCKET_NAME", "handoff.sock")
+    clients = [await host.client() for _ in range(BUNDLE + 5)]
+    await until(lambda: resting(host.blue) == len(clients), "the rest")
+    sent: list[int] = []
+
+    def send_bundle(connections: Sequence[tuple[int, bytes]], owner: Path) -> Outcome:
+        outcome = fd_passing.send_bundle(connections, owner)
+        if outcome is Outcome.SENT:
+            sent.append(len(connections))
+        return outcome
+
+    monkeypatch.setattr(sender, "send_bundle", send_bundle)
+    host.cut_over()
+    assert sent == ([] if is_earlier else [BUNDLE, 5])
+    await until(lambda: resting(host.green) == len(clients), "the move")
+    assert host.blue.ledger.handed_out == host.green.ledger.adopted == len(clients)
+    for client in clients:
+        assert (await client.ask()).slot == "green"
 
 
 @pytest.mark.anyio

@@ -12,11 +12,11 @@ from typing import Literal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.handover.fd_passing import Outcome, receive, send_fd
+from service.handover.fd_passing import Outcome, receive, send_bundle, send_fd
 from service.handover.sockets import SlotSockets
 
-Sender = Literal["sent", "sent with bytes", "connected", "closed", "reset"]
-SENDERS: tuple[Sender, ...] = ("sent", "sent with bytes", "connected", "closed", "reset")
+Sender = Literal["sent", "sent with bytes", "bundle", "connected", "closed", "reset"]
+SENDERS: tuple[Sender, ...] = ("sent", "sent with bytes", "bundle", "connected", "closed", "reset")
 
 
 @contextmanager
@@ -48,6 +48,11 @@ def test_no_sender_stops_the_forwarding(senders: list[Sender]) -> None:
                 assert send_fd(accepted.fileno(), old.slot_directory / "handoff.sock", unread) is Outcome.SENT
                 sent.append(client.getsockname()[1])
                 continue
+            if sender == "bundle":
+                note = (accepted.fileno(), b"")
+                assert send_bundle([note], old.slot_directory / "handoff.sock") is Outcome.SENT
+                sent.append(client.getsockname()[1])
+                continue
             channel = stack.enter_context(socket.socket(socket.AF_UNIX))
             channel.connect(str(old.slot_directory / "handoff.sock"))
             if sender == "connected":
@@ -62,9 +67,8 @@ def test_no_sender_stops_the_forwarding(senders: list[Sender]) -> None:
         arrived = []
         for _ in sent:
             with new.handoff.accept()[0] as channel:
-                received = receive(channel)
-            assert received is not None
-            arrived.append(stack.enter_context(received[0]).getpeername()[1])
+                [received] = receive(channel)
+            arrived.append(stack.enter_context(received.client).getpeername()[1])
         assert arrived == sent
         for channel in silent:
             try:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from contextlib import ExitStack, suppress
 from typing import Any
 
-__all__ = ["Acceptor", "Arrivals"]
+__all__ = ["Acceptor", "Arrivals", "require"]
 
 _BURST = 64  # connections accepted in one go, so that the other workers get their share
 _PAUSE = 1.0  # seconds without accepting after the process ran out of descriptors
@@ -48,7 +48,7 @@ class Acceptor:
         """Accept what waits, up to a burst; returns how many there were."""
         for accepted in range(_BURST):
             try:
-                _require(self._descriptors, listener)
+                require(self._descriptors, listener)
                 connection, _ = listener.accept()
             except (BlockingIOError, ConnectionAbortedError):
                 return accepted
@@ -107,8 +107,8 @@ class Arrivals:
             arrival.send(None)
 
 
-def _require(count: int, listener: socket.socket) -> None:
+def require(count: int, open_socket: socket.socket) -> None:
     """Raise OSError unless the process can open that many descriptors more; accept needs one, and looks itself."""
     with ExitStack() as stack:
         for _ in range(count if count > 1 else 0):
-            stack.callback(os.close, os.dup(listener.fileno()))
+            stack.callback(os.close, os.dup(open_socket.fileno()))

@@ -13,7 +13,7 @@ from service.handover.fd_passing import Outcome
 from service.routing.canary import Side
 from service.settings import Settings
 
-__all__ = ["ClientConnection", "Clients", "address_of"]
+__all__ = ["ClientConnection", "Clients", "MovableConnection", "address_of"]
 
 _RESERVE = 256  # descriptors for the worker's own files, for passing connections on, and for fetching images
 _CLOSED_AT_ONCE = 64  # connections that make room, so that the search for them is not repeated for every newcomer
@@ -23,10 +23,6 @@ class ClientConnection(Protocol):
     """A connection of a client, with a transport or as a bare socket."""
 
     address: str
-    public: bool
-    """Whether it is a client's, not one of the slot's internal socket."""
-    side: Side
-    """The side that answers its next request."""
     idle_since: float
 
     @property
@@ -37,17 +33,26 @@ class ClientConnection(Protocol):
     def waits_for_client(self) -> bool:
         """Whether no whole request is in flight."""
 
-    def move(self) -> Outcome | None:
-        """Pass the connection to its owner; returns None, and does nothing, unless it is between requests."""
-
-    def shutdown(self) -> None:
-        """Close the connection if it is idle; the last response in flight gets "Connection: close"."""
-
-    def cut(self) -> None:
-        """Abort the connection with its requests unanswered."""
-
     def give_up(self) -> None:
         """Close the connection; a request that is not whole gets a 408."""
+
+
+class MovableConnection(Protocol):
+    """A connection, or a bundle of them, that may be passed to another process."""
+
+    public: bool
+    """Whether it is a client's, not one of the slot's internal socket."""
+    side: Side
+    """The side that answers its next request."""
+
+    def move(self) -> Outcome | None:
+        """Pass it to its owner; returns None, and does nothing, unless it is between requests."""
+
+    def shutdown(self) -> None:
+        """Close it if it is idle; the last response in flight gets "Connection: close"."""
+
+    def cut(self) -> None:
+        """Abort it with its requests unanswered."""
 
 
 class Clients:

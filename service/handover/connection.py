@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import socket
 import time
 from typing import Protocol
 
@@ -12,10 +11,11 @@ from uvicorn.config import Config
 from uvicorn.server import ServerState
 
 from service.contract.route import Route
-from service.handover.clients import ClientConnection, Clients
+from service.handover.clients import Clients, MovableConnection
 from service.handover.fd_passing import Outcome
 from service.handover.idle import IdleConnections
 from service.handover.protocol import RequestProtocol, RequestServer
+from service.handover.sender import ConnectionSender
 from service.routing.canary import Side
 from service.routing.ownership import Gate
 
@@ -32,20 +32,18 @@ class ConnectionServer(RequestServer, Protocol):
     clients: Clients
     """The client connections, without those of the slot's internal socket."""
     idle: IdleConnections
+    sender: ConnectionSender
     gate: Gate
 
     @property
     def answers_all(self) -> bool:
         """Whether every request of a client is answered here."""
 
-    def keeps(self, connection: ClientConnection) -> bool:
+    def keeps(self, connection: MovableConnection) -> bool:
         """Return whether the connection's next request is answered here."""
 
-    def move(self, connection: ClientConnection) -> Outcome | None:
+    def move(self, connection: MovableConnection) -> Outcome | None:
         """Pass the connection to its owner, or shut it down if it has none and this worker leaves."""
-
-    def pass_on(self, client: socket.socket, side: Side, unread: bytes = b"", came: Route | None = None) -> Outcome:
-        """Send a client's connection to the side's owner, with the bytes that were read from it and not answered."""
 
 
 class Connection(RequestProtocol):
@@ -109,7 +107,7 @@ class Connection(RequestProtocol):
 
     def _pass_on(self) -> Outcome:
         client, unread = self.transport.get_extra_info("socket"), bytes(self._inbox)
-        outcome = self.slot_server.pass_on(client, self.side, unread, self.route)
+        outcome = self.slot_server.sender.pass_on(client, self.side, unread, self.route)
         if outcome is Outcome.SENT:
             if self.public:
                 self.slot_server.ledger.handed_out += 1

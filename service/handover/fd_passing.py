@@ -13,20 +13,30 @@ import os
 import socket
 import stat
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
 from service.contract.route import MAX_NOTE
-from service.handover.acceptor import Acceptor
+from service.handover.acceptor import Acceptor, require
 
 __all__ = ["FdReceiver", "Outcome", "Received", "receive", "send_fd"]
 
-_PAYLOAD = b"c"  # descriptors can only be sent with at least one byte
+BUNDLE = 32
+"""The most connections of one message."""
+SOCKET_NAME = "handoffs.sock"
+"""The file name to which a receiver binds its socket if it takes bundles; those of earlier versions do not.
+
+The sender learns it from the connected socket. So it cannot mistake one receiver for another that takes its place.
+"""
+
+_ONE, _MANY = b"c", b"m"  # the first byte of a message
 _SEND_TIMEOUT = 5.0  # seconds between connect and send, after which a sender is dropped
-_MAX_DESCRIPTORS = 2  # of one message
+_ROOM_PAUSE = 1.0  # seconds until the next look for free descriptors
+_MAX_DESCRIPTORS = 2  # of a message with one connection
 _ROOT = 0
+_NO_CONNECTION = "what user %d handed over is no client connection"
 
 logger = logging.getLogger("gunicorn.error")
 
@@ -37,6 +47,8 @@ class Outcome(enum.Enum):
     SENT = enum.auto()
     TRY_AGAIN = enum.auto()
     NO_RECEIVER = enum.auto()
+    ONE_BY_ONE = enum.auto()
+    """The receiver takes no bundles."""
 
 
 class Received(NamedTuple):
@@ -59,53 +71,71 @@ def send_fd(descriptor: int, owner: Path, unread: bytes = b"", note: bytes = b""
     """
     with ExitStack() as stack:
         try:
-            channel = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK))
-            channel.connect(str(owner))
+            channel = stack.enter_context(_connect(owner))
             descriptors = [descriptor]
             if unread:
                 file = stack.enter_context(os.fdopen(os.memfd_create("unread"), "wb", buffering=0))
                 file.write(unread)
                 descriptors.append(file.fileno())
-            socket.send_fds(channel, [_PAYLOAD + note[:MAX_NOTE]], descriptors)
-        except (FileNotFoundError, ConnectionRefusedError):
-            return Outcome.NO_RECEIVER
-        except OSError:  # backlog full, no descriptor left, or the receiver closed after connect
-            return Outcome.TRY_AGAIN
+            socket.send_fds(channel, [_ONE + note[:MAX_NOTE]], descriptors)
+        except OSError as error:
+            return _outcome(error)
     return Outcome.SENT
 
 
-def receive(channel: socket.socket) -> Received | None:
-    """Receive a client connection and what belongs to it; None if the sender closed without sending.
+def send_bundle(connections: Sequence[tuple[int, bytes]], owner: Path) -> Outcome:
+    """Send up to BUNDLE open connections, of which nothing was read, each with its note: all of them or none.
 
-    Raises BlockingIOError if nothing was sent yet. Without a free descriptor (RLIMIT_NOFILE) the kernel discards what
-    was sent: the client is disconnected then, which is logged, and None is returned. None is returned too, and logged,
-    if the sender is neither this process's user nor root, or what it sent is no connection.
+    Otherwise as `send_fd`. It takes a small part of the time, here and at the receiver.
+    """
+    try:
+        with _connect(owner) as channel:
+            if Path(channel.getpeername()).name != SOCKET_NAME:
+                return Outcome.ONE_BY_ONE
+            notes = b"\n".join(note[:MAX_NOTE] for _, note in connections)
+            socket.send_fds(channel, [_MANY + notes], [descriptor for descriptor, _ in connections])
+    except OSError as error:
+        return _outcome(error)
+    return Outcome.SENT
+
+
+def receive(channel: socket.socket) -> list[Received]:
+    """Receive what was sent: client connections and what belongs to them; none if the sender closed without sending.
+
+    Raises BlockingIOError if nothing was sent yet, and another OSError if the process has not as many free descriptors
+    (RLIMIT_NOFILE) as a bundle may need; it stays in the channel. Without a free descriptor the kernel discards what
+    was sent: the client is disconnected then, which is logged. None is received too, which is logged, if the sender is
+    neither this process's user nor root, or what it sent is no connection.
     """
     if (uid := _uid(channel)) not in (os.geteuid(), _ROOT):
         logger.error("a connection from user %d was refused: it may not hand anything over", uid)
-        return None
-    try:
-        payload, descriptors, flags, _ = socket.recv_fds(channel, len(_PAYLOAD) + MAX_NOTE, _MAX_DESCRIPTORS)
-    except BlockingIOError:
-        raise
-    except OSError:
-        return None
+        return []
+    is_bundle = channel.recv(1, socket.MSG_PEEK) == _MANY
+    most = BUNDLE if is_bundle else _MAX_DESCRIPTORS
+    if is_bundle:
+        require(most, channel)
+    size = len(_MANY) + most * (MAX_NOTE + 1)
+    payload, descriptors, flags, _ = socket.recv_fds(channel, size, most)
     if flags & socket.MSG_CTRUNC:
-        for descriptor in descriptors:
-            os.close(descriptor)
         logger.error("a connection that was handed over is lost: this process has too many open files")
-        return None
-    if not descriptors:
-        return None
-    if not _is_connection(descriptors[0]) or not all(map(_is_file, descriptors[1:])):
-        logger.error("what user %d handed over is no client connection", uid)
-        for descriptor in descriptors:
-            os.close(descriptor)
-        return None
-    client = socket.socket(fileno=descriptors[0])
-    client.set_inheritable(False)
-    client.setblocking(False)
-    return Received(client, b"".join(map(_read, descriptors[1:])), payload[len(_PAYLOAD) :])
+    if is_bundle:
+        notes = payload[len(_MANY) :].split(b"\n")
+        return [
+            Received(client, b"", note)
+            for descriptor, note in zip(descriptors, notes, strict=False)
+            if (client := _connection(descriptor, uid))
+        ]
+    files = descriptors[1:]
+    client = _connection(descriptors[0], uid) if descriptors else None
+    if client and not flags & socket.MSG_CTRUNC and all(map(_is_file, files)):
+        return [Received(client, b"".join(map(_read, files)), payload[len(_ONE) :])]
+    if client:
+        client.close()
+        if not flags & socket.MSG_CTRUNC:
+            logger.error(_NO_CONNECTION, uid)
+    for descriptor in files:
+        os.close(descriptor)
+    return []
 
 
 class FdReceiver:
@@ -149,9 +179,24 @@ class FdReceiver:
         except BlockingIOError:  # the sender has connected and not sent yet
             self._receive_later(channel)
             return
+        except ConnectionError:  # the sender has gone without sending
+            received = []
+        except OSError as error:
+            logger.error("cannot receive connections: %s; next try in %s s", error, _ROOM_PAUSE)  # noqa: TRY400
+            self._receive_when_there_is_room(channel)
+            return
         channel.close()
-        if received:
-            self._adopt(*received)
+        for one in received:
+            self._adopt(*one)
+
+    def _receive_when_there_is_room(self, channel: socket.socket) -> None:
+        self._accepted.add(channel)
+
+        def try_again() -> None:
+            self._accepted.discard(channel)
+            self._receive(channel)
+
+        asyncio.get_running_loop().call_later(_ROOM_PAUSE, try_again)
 
     def _receive_later(self, channel: socket.socket) -> None:
         descriptor, loop = channel.fileno(), asyncio.get_running_loop()
@@ -179,16 +224,38 @@ def _uid(channel: socket.socket) -> int:
     return int(uid)
 
 
-def _is_connection(descriptor: int) -> bool:
-    """Return whether it is a stream socket that does not listen. Its client may have disconnected meanwhile."""
+def _connect(owner: Path) -> socket.socket:
+    """Connect to a handoff socket, without waiting."""
+    channel = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    try:
+        channel.connect(str(owner))
+    except BaseException:
+        channel.close()
+        raise
+    return channel
+
+
+def _outcome(error: OSError) -> Outcome:
+    """Return the outcome of an attempt that has failed."""
+    if isinstance(error, (FileNotFoundError, ConnectionRefusedError)):
+        return Outcome.NO_RECEIVER
+    return Outcome.TRY_AGAIN  # backlog full, no descriptor left, or the receiver closed after connect
+
+
+def _connection(descriptor: int, uid: int) -> socket.socket | None:
+    """Return the stream socket, which may have no client any more; None, closed, if it is anything else."""
     try:
         found = socket.socket(fileno=descriptor)
     except OSError:
-        return False
-    listens = found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
-    is_connection = found.type == socket.SOCK_STREAM and not listens
-    found.detach()
-    return is_connection
+        os.close(descriptor)
+    else:
+        if found.type == socket.SOCK_STREAM and not found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+            found.set_inheritable(False)
+            found.setblocking(False)
+            return found
+        found.close()
+    logger.error(_NO_CONNECTION, uid)
+    return None
 
 
 def _is_file(descriptor: int) -> bool:

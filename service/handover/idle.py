@@ -14,10 +14,11 @@ from typing import Protocol
 from service.contract.route import Route
 from service.contract.worker_state import Ledger
 from service.handover.clients import Clients
-from service.handover.fd_passing import Outcome
+from service.handover.fd_passing import BUNDLE, Outcome
+from service.handover.sender import ConnectionSender
 from service.routing.canary import Side
 
-__all__ = ["REST_AFTER", "IdleConnection", "IdleConnections", "IdleServer", "peek"]
+__all__ = ["REST_AFTER", "Bundle", "IdleConnection", "IdleConnections", "IdleServer", "peek"]
 
 REST_AFTER = 1.0
 """Seconds after which an idle connection is kept as a bare socket; most clients with more to ask do so before."""
@@ -30,13 +31,11 @@ class IdleServer(Protocol):
     """The server, as its idle connections use it."""
 
     clients: Clients
+    sender: ConnectionSender
 
     @property
     def ledger(self) -> Ledger:
         """The counts of this worker."""
-
-    def pass_on(self, client: socket.socket, side: Side, unread: bytes = b"", came: Route | None = None) -> Outcome:
-        """Send a client's connection to the side's owner."""
 
     def resume(self, connection: IdleConnection) -> None:
         """Read the request that has begun; `connection` is not among the idle ones any more."""
@@ -47,7 +46,6 @@ class IdleConnection:
 
     __slots__ = ("_idle", "address", "client", "idle_since", "route", "side")
 
-    public = True
     in_flight = 0
     waits_for_client = True
 
@@ -67,20 +65,52 @@ class IdleConnection:
         self.route = route
         self.idle_since = idle_since
 
-    def move(self) -> Outcome:
-        """Pass the connection to its owner. What its client sends meanwhile stays in the kernel, and goes with it."""
-        outcome = self._idle.server.pass_on(self.client, self.side, came=self.route)
-        if outcome is Outcome.SENT:
-            self._idle.server.ledger.handed_out += 1
-            self.close()
-        return outcome
-
-    def close(self) -> None:
-        """Close the connection; after `move`, this process's copy of it."""
+    def give_up(self) -> None:
+        """Close the connection."""
         self._idle.remove(self)
         self.client.close()
 
-    give_up = shutdown = cut = close
+
+class Bundle:
+    """Idle connections of one side, which are passed on together."""
+
+    public = True
+
+    def __init__(self, server: IdleServer, side: Side, connections: list[IdleConnection]) -> None:
+        self.side: Side = side
+        self._server = server
+        self._connections = connections
+
+    def move(self) -> Outcome:
+        """Pass them to their owner. What clients send meanwhile stays in the kernel, and goes with their connections.
+
+        If that does not work for all at once, each goes by itself, until one cannot.
+        """
+        sender = self._server.sender
+        outcome = sender.pass_on_bundle([(one.client, one.route) for one in self._connections], self.side)
+        if outcome is Outcome.SENT:
+            self._end(len(self._connections))
+        elif outcome is not Outcome.TRY_AGAIN:
+            for one in list(self._connections):
+                outcome = sender.pass_on(one.client, self.side, came=one.route)
+                if outcome is not Outcome.SENT:
+                    break
+                self._end(1)
+        return outcome
+
+    def _end(self, number: int) -> None:
+        """Close this process's copies of those that were sent."""
+        self._server.ledger.handed_out += number
+        for connection in self._connections[:number]:
+            connection.give_up()
+        del self._connections[:number]
+
+    def shutdown(self) -> None:
+        """Close them."""
+        for connection in self._connections:
+            connection.give_up()
+
+    cut = shutdown
 
 
 class IdleConnections:
@@ -98,6 +128,19 @@ class IdleConnections:
 
     def __iter__(self) -> Iterator[IdleConnection]:
         return iter(list(self._all.values()))
+
+    def bundles(self) -> Iterator[Bundle]:
+        """Return all of them in bundles."""
+        begun: dict[Side, list[IdleConnection]] = {}
+        for connection in self:
+            bundle = begun.setdefault(connection.side, [])
+            bundle.append(connection)
+            if len(bundle) == BUNDLE:
+                yield Bundle(self.server, connection.side, bundle)
+                begun[connection.side] = []
+        for side, bundle in begun.items():
+            if bundle:
+                yield Bundle(self.server, side, bundle)
 
     def __len__(self) -> int:
         return len(self._all)
@@ -129,7 +172,7 @@ class IdleConnections:
         self._next_look = now + _LOOK_EVERY
         for connection in self:
             if now - connection.idle_since >= self._keep_alive and not self._wake(connection):
-                connection.close()
+                connection.give_up()
 
     def _look(self) -> None:
         for descriptor, _ in self._epoll.poll(0, _BURST):
@@ -142,7 +185,7 @@ class IdleConnections:
         if begun is None:
             return False
         if not begun:
-            connection.close()
+            connection.give_up()
         else:
             self.remove(connection)
             self.server.resume(connection)

@@ -7,7 +7,7 @@ import logging
 import signal
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from types import FrameType
 from typing import Any
@@ -19,14 +19,15 @@ from service.contract.route import Route, worker_name
 from service.contract.samples import SampleRing
 from service.contract.worker_state import Ledger, WorkerStateFile
 from service.handover.acceptor import Acceptor, Arrivals
-from service.handover.clients import ClientConnection, Clients, address_of
+from service.handover.clients import Clients, MovableConnection, address_of
 from service.handover.connection import Connection
-from service.handover.fd_passing import FdReceiver, Outcome, send_fd
+from service.handover.fd_passing import FdReceiver, Outcome
 from service.handover.idle import IdleConnection, IdleConnections, peek
 from service.handover.plain_errors import plain_error
 from service.handover.protocol import RequestProtocol
 from service.handover.read_rate import ReadRate
 from service.handover.recorder import Recorder
+from service.handover.sender import ConnectionSender
 from service.handover.slices import Slices
 from service.handover.slow_clients import SlowClients
 from service.handover.supervisor import Supervisor
@@ -81,13 +82,13 @@ class SlotServer(Server):
         self.turns = Turns()
         self.read_rate = ReadRate(settings.max_read_rate)
         self._state_file = state_file
-        self._name = worker_name(self.state.slot, self.state.generation, self.state.pid)
+        self.sender = ConnectionSender(self, worker_name(self.state.slot, self.state.generation, self.state.pid))
         self._public = Acceptor(public, self._admit_client)
         self._internal = Acceptor([internal], lambda client: self._admit(client, public=False))
         self._receiver = FdReceiver(handoff, self._adopt)
-        self._supervisor = supervisor
+        self.supervisor = supervisor
         self._is_open = self._takes_requests = False
-        self._leaving = self._vacated = False
+        self.is_leaving = self._vacated = False
         self._orphaned_at: float | None = None
         self._cut_now = False
         self._arrivals = Arrivals()
@@ -111,43 +112,19 @@ class SlotServer(Server):
     @property
     def answers_all(self) -> bool:
         """Whether every request of a client is answered here: this generation is live, and there is no canary."""
-        return self.gate.recent.answers_all and not self._answers_none
+        return self.gate.recent.answers_all and not self.answers_none
 
-    def keeps(self, connection: ClientConnection) -> bool:
+    def keeps(self, connection: MovableConnection) -> bool:
         """Return whether the connection's next request is answered here.
 
         Always true for the internal socket; for a client connection, while this generation owns its side.
         """
-        return not connection.public or (not self._answers_none and self.gate.is_open(connection.side))
+        return not connection.public or (not self.answers_none and self.gate.is_open(connection.side))
 
     @property
-    def _answers_none(self) -> bool:
+    def answers_none(self) -> bool:
         """Whether it takes no requests, whatever `live` says: it leaves, or has vacated."""
-        return self._leaving or self._vacated
-
-    def pass_on(self, client: socket.socket, side: Side, unread: bytes = b"", came: Route | None = None) -> Outcome:
-        """Send a client's connection to the side's owner; to the live slot if the candidate has no receiver.
-
-        If this worker leaves and there is no owner, the service manager stores the connection.
-        """
-        note = Route.through(self._name, came).note
-        outcome = self._pass_to(client, side, unread, note)
-        if side != "live" and outcome is Outcome.NO_RECEIVER:
-            outcome = self._pass_to(client, "live", unread, note)
-        if outcome is Outcome.NO_RECEIVER and self._leaving and self.settings.handoff and not unread:
-            outcome = self._supervisor.store(client)
-        return outcome
-
-    def _pass_to(self, client: socket.socket, side: Side, unread: bytes, note: bytes) -> Outcome:
-        """Send it to the owner. That may be this generation, if this worker answers none: another one receives it, or
-        the connection waits in the backlog.
-        """
-        owner = self.gate.owner(side)
-        if not self.settings.handoff or owner is None:
-            return Outcome.NO_RECEIVER
-        if self.gate.is_open(side) and not (self._answers_none and self._supervisor.is_running):
-            return Outcome.NO_RECEIVER
-        return send_fd(client.fileno(), owner, unread, note)
+        return self.is_leaving or self._vacated
 
     # startup, main loop, shutdown
 
@@ -163,7 +140,7 @@ class SlotServer(Server):
     async def main_loop(self) -> None:
         """Follow `live` every TICK, until a signal ends the worker or its master has ended."""
         ticks = 0
-        while not self.should_exit and self._supervisor.is_running:
+        while not self.should_exit and self.supervisor.is_running:
             self.follow()
             if ticks % _TICKS_PER_HOUSEKEEPING == 0:
                 self.recorder.access.tick()
@@ -176,7 +153,7 @@ class SlotServer(Server):
     def follow(self) -> None:
         """Open or close the gate according to `live`, and pass on the connections that this generation does not own."""
         self.gate.look()
-        is_open = self.gate.is_open() and not self._answers_none
+        is_open = self.gate.is_open() and not self.answers_none
         if is_open != self._is_open:
             self._is_open = is_open
             self.state.set_gate(is_open)
@@ -189,7 +166,7 @@ class SlotServer(Server):
             self._receive_while_vacated()
         owned: dict[Side, bool] = {
             "live": is_open,
-            "candidate": not self._answers_none and self.gate.is_open("candidate"),
+            "candidate": not self.answers_none and self.gate.is_open("candidate"),
         }
         takes_requests = any(owned.values())
         if self._takes_requests and not takes_requests:
@@ -197,14 +174,15 @@ class SlotServer(Server):
                 connection.note_gate_closed()
         self._takes_requests = takes_requests
         if not all(owned.values()):
-            self._slices.each((one for one in list(self.clients) if not owned[one.side]), self.move)
+            unowned = (one for one in self._connections() if one.public and not owned[one.side])
+            self._slices.each(unowned, self.move)
         self._time_clients()
         self.mirror.follow()
         self.publish_state()
 
     def _time_clients(self) -> None:
         """Let the time pass for slow clients. If no other process can answer, new requests wait for this one to end."""
-        self.slow_clients.pass_time(hurry=self._answers_none and self.gate.is_open())
+        self.slow_clients.pass_time(hurry=self.answers_none and self.gate.is_open())
 
     def publish_state(self) -> None:
         """Update the metrics and the state file.
@@ -237,7 +215,7 @@ class SlotServer(Server):
     def serve_again(self) -> None:
         """Follow `live` again after `vacate`."""
         self._vacated = False
-        if not self._leaving:
+        if not self.is_leaving:
             self._receiver.start()
             self._internal.start()
             self.follow()
@@ -251,7 +229,7 @@ class SlotServer(Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:  # noqa: ARG002
         """Pass idle connections on, finish the requests in flight, and cut those that exceed the drain time."""
-        self._leaving = True
+        self.is_leaving = True
         self.state.phase = "leaving"
         self._close_handoff()
         await self.mirror.close()
@@ -259,7 +237,7 @@ class SlotServer(Server):
         self._internal.stop()
         deadline = time.monotonic() + self.settings.drain
         while self._receiver.is_expecting or self._arrivals or self.server_state.connections or self.idle:
-            if not self._supervisor.is_running:
+            if not self.supervisor.is_running:
                 deadline = min(deadline, self._orphan_deadline())
             if self._cut_now or time.monotonic() >= deadline:
                 self._cut_all()
@@ -277,8 +255,8 @@ class SlotServer(Server):
 
     def _close_handoff(self) -> None:
         """Receive what waits at the handoff socket, then leave it to the other workers; without a master, remove it."""
-        if not self._supervisor.is_running:
-            self._supervisor.withdraw()
+        if not self.supervisor.is_running:
+            self.supervisor.withdraw()
         self._receiver.stop()
 
     def _orphan_deadline(self) -> float:
@@ -331,15 +309,15 @@ class SlotServer(Server):
 
     # the connections
 
-    def _connections(self) -> list[ClientConnection]:
-        found = [connection for connection in self.server_state.connections if isinstance(connection, Connection)]
-        return [*found, *self.idle]
+    def _connections(self) -> Iterator[MovableConnection]:
+        yield from self.idle.bundles()
+        yield from [connection for connection in self.server_state.connections if isinstance(connection, Connection)]
 
-    def move(self, connection: ClientConnection) -> Outcome | None:
+    def move(self, connection: MovableConnection) -> Outcome | None:
         """Pass the connection to its owner; without one, shut it down if this worker leaves."""
         outcome = connection.move() if connection.public else None
         has_no_owner = outcome is Outcome.NO_RECEIVER or not connection.public
-        if has_no_owner and (self._leaving or not self.settings.handoff):
+        if has_no_owner and (self.is_leaving or not self.settings.handoff):
             connection.shutdown()
         return outcome
 

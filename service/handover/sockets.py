@@ -7,7 +7,7 @@ import socket
 from dataclasses import dataclass
 from pathlib import Path
 
-from service.handover.fd_passing import Outcome, receive, send_fd
+from service.handover.fd_passing import SOCKET_NAME, Outcome, receive, send_fd
 
 __all__ = ["SlotSockets"]
 
@@ -33,12 +33,13 @@ class SlotSockets:
     def bind(cls, slot_directory: Path, generation_directory: Path) -> SlotSockets:
         """Bind both sockets, without publishing them."""
         http, http_inode = _listen(generation_directory / "http.sock")
-        handoff, handoff_inode = _listen(generation_directory / "handoff.sock")
+        handoff, handoff_inode = _listen(generation_directory / SOCKET_NAME)
         return cls(slot_directory, generation_directory, http, handoff, http_inode, handoff_inode)
 
     def publish(self, name: str) -> None:
         """Rename the socket `name` to the slot's path of that name."""
-        (self.generation_directory / name).rename(self.slot_directory / name)
+        bound = SOCKET_NAME if name == "handoff.sock" else name
+        (self.generation_directory / bound).rename(self.slot_directory / name)
 
     @property
     def are_published(self) -> bool:
@@ -63,15 +64,16 @@ class SlotSockets:
                 channel.setblocking(False)
                 try:
                     received = receive(channel)
-                except BlockingIOError:  # the sender has connected and not sent yet: its send fails, and it tries again
+                except OSError:  # the sender has connected and not sent yet: its send fails, and it tries again
                     continue
-            if received is None:
-                continue
-            client, unread, note = received
-            with client:
-                if send_fd(client.fileno(), owner, unread, note) is not Outcome.SENT:
-                    send_fd(client.fileno(), self.slot_directory / "handoff.sock", unread, note)
-                    return
+            own, is_full = self.slot_directory / "handoff.sock", False
+            for client, unread, note in received:
+                with client:
+                    is_full = is_full or send_fd(client.fileno(), owner, unread, note) is not Outcome.SENT
+                    if is_full:
+                        send_fd(client.fileno(), own, unread, note)
+            if is_full:
+                return
 
     def withdraw(self) -> None:
         """Remove the slot's paths that lead to these sockets, so that nothing is sent to a master that ends."""
