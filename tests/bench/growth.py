@@ -81,7 +81,7 @@ async def measure(peer: ManyConnections, number: int, switches: int) -> dict[str
     before = memory(peer.box)
     with contextlib.ExitStack() as stack:
         async with KeptConnections(peer.address, number) as kept:
-            await asyncio.sleep(1)  # accounts are written five times a second
+            await asyncio.sleep(2)  # all are idle for more than a second, and at rest
             taken = memory(peer.box) - before
             load = stack.enter_context(MixedLoad(peer.address, scale=SCALE))
             times = []
