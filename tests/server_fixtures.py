@@ -16,7 +16,6 @@ from typing import Any
 from uvicorn.config import Config
 
 from service.contract.worker_state import Ledger, WorkerState, WorkerStateFile
-from service.handover.clients import ClientConnection
 from service.handover.connection import Connection
 from service.handover.fd_passing import Outcome
 from service.handover.server import SlotServer
@@ -197,8 +196,8 @@ class Slot:
         return self.state.ledger
 
     @property
-    def connections(self) -> list[ClientConnection]:
-        """The client connections, without those of the internal socket."""
+    def connections(self) -> list[Any]:
+        """The client connections, with a transport (Connection) or at rest, without those of the internal socket."""
         return list(self.server.clients)
 
     def holds(self, count: int) -> bool:

@@ -40,15 +40,17 @@ def test_a_network_has_the_connections_of_one_client(monkeypatch: pytest.MonkeyP
     """And the room of one: when all are in use, it makes room for the others."""
     monkeypatch.setattr("resource.getrlimit", lambda _: (4096, 4096))
     clients = Clients(Settings(slot="blue", max_connections=12, max_connections_per_address=10))
+    connections = []
     for address in OWN:
         if clients.admits(address):
             clients.expect(address)
-            clients.add(Mock(address=address, idle_since=0.0, in_flight=0, waits_for_client=True))
+            connections.append(Mock(address=address, idle_since=0.0, in_flight=0, waits_for_client=True))
+            clients.add(connections[-1])
     assert len(clients) == 10
     for address in OTHERS:
         assert clients.admits(address)
         clients.expect(address)
-    assert all(connection.give_up.called for connection in clients)
+    assert all(connection.give_up.called for connection in connections)
 
 
 def test_a_network_has_the_turns_of_one_client() -> None:
