@@ -7,12 +7,12 @@ import logging
 import os
 import socket
 from collections.abc import Callable, Coroutine, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from typing import Any
 
 __all__ = ["Acceptor", "Arrivals", "require"]
 
-_BURST = 64  # connections accepted in one go, so that the other workers get their share
+_BURST = 64  # connections accepted at once by default, so that the other workers get their share
 _PAUSE = 1.0  # seconds without accepting after the process ran out of descriptors
 
 logger = logging.getLogger("gunicorn.error")
@@ -21,15 +21,22 @@ logger = logging.getLogger("gunicorn.error")
 class Acceptor:
     """Calls `admit` with each connection. Each needs `descriptors` in all; while there are fewer, none is accepted.
 
-    What is not accepted waits in the backlog, in the kernel.
+    At most `burst` of them are accepted in one iteration of the event loop. What is not accepted waits in the backlog,
+    in the kernel.
     """
 
     def __init__(
-        self, listeners: Sequence[socket.socket], admit: Callable[[socket.socket], None], *, descriptors: int = 1
+        self,
+        listeners: Sequence[socket.socket],
+        admit: Callable[[socket.socket], None],
+        *,
+        descriptors: int = 1,
+        burst: int = _BURST,
     ) -> None:
         self._listeners = listeners
         self._admit = admit
         self._descriptors = descriptors
+        self._burst = burst
         self._is_started = self._is_watching = False
         self._pause: asyncio.TimerHandle | None = None
 
@@ -46,7 +53,7 @@ class Acceptor:
 
     def accept(self, listener: socket.socket) -> int:
         """Accept what waits, up to a burst; returns how many there were."""
-        for accepted in range(_BURST):
+        for accepted in range(self._burst):
             try:
                 require(self._descriptors, listener)
                 connection, _ = listener.accept()
@@ -59,7 +66,7 @@ class Acceptor:
                 return 0
             connection.setblocking(False)
             self._admit(connection)
-        return _BURST
+        return self._burst
 
     def _resume(self) -> None:
         self._pause = None
@@ -109,6 +116,10 @@ class Arrivals:
 
 def require(count: int, open_socket: socket.socket) -> None:
     """Raise OSError unless the process can open that many descriptors more; accept needs one, and looks itself."""
-    with ExitStack() as stack:
+    opened: list[int] = []
+    try:
         for _ in range(count if count > 1 else 0):
-            stack.callback(os.close, os.dup(open_socket.fileno()))
+            opened.append(os.dup(open_socket.fileno()))  # noqa: PERF401  (those before one that fails are closed)
+    finally:
+        for descriptor in opened:
+            os.close(descriptor)

@@ -32,6 +32,7 @@ The sender learns it from the connected socket. So it cannot mistake one receive
 """
 
 _ONE, _MANY = b"c", b"m"  # the first byte of a message
+_BURST = 8  # messages that are received at once: bundles take 3 ms
 _SEND_TIMEOUT = 5.0  # seconds between connect and send, after which a sender is dropped
 _ROOM_PAUSE = 1.0  # seconds until the next look for free descriptors
 _MAX_DESCRIPTORS = 2  # of a message with one connection
@@ -147,7 +148,7 @@ class FdReceiver:
     def __init__(self, listener: socket.socket, adopt: Callable[[socket.socket, bytes, bytes], None]) -> None:
         self._listener = listener
         self._adopt = adopt
-        self._acceptor = Acceptor([listener], self._receive, descriptors=1 + _MAX_DESCRIPTORS)
+        self._acceptor = Acceptor([listener], self._receive, descriptors=1 + _MAX_DESCRIPTORS, burst=_BURST)
         self._accepted: set[socket.socket] = set()
 
     @property
@@ -249,8 +250,10 @@ def _connection(descriptor: int, uid: int) -> socket.socket | None:
     except OSError:
         os.close(descriptor)
     else:
-        if found.type == socket.SOCK_STREAM and not found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-            found.set_inheritable(False)
+        of_socket = socket.SOL_SOCKET
+        is_stream = found.getsockopt(of_socket, socket.SO_TYPE) == socket.SOCK_STREAM
+        if is_stream and not found.getsockopt(of_socket, socket.SO_ACCEPTCONN):
+            os.set_inheritable(descriptor, False)
             found.setblocking(False)
             return found
         found.close()

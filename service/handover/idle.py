@@ -44,7 +44,7 @@ class IdleServer(Protocol):
 class IdleConnection:
     """A client's connection on which no byte of the next request was read."""
 
-    __slots__ = ("_idle", "address", "client", "idle_since", "route", "side")
+    __slots__ = ("_came", "_idle", "address", "client", "idle_since", "side")
 
     in_flight = 0
     waits_for_client = True
@@ -55,15 +55,22 @@ class IdleConnection:
         client: socket.socket,
         address: str,
         side: Side,
-        route: Route | None,
+        came: Route | bytes | None,
         idle_since: float,
     ) -> None:
         self._idle = idle
         self.client = client
         self.address = address
         self.side: Side = side
-        self.route = route
+        self._came = came
         self.idle_since = idle_since
+
+    @property
+    def route(self) -> Route | None:
+        """How it came here; its note is read when it goes on, because thousands of them arrive at once."""
+        if isinstance(self._came, bytes):
+            self._came = Route.parse(self._came)
+        return self._came
 
     def give_up(self) -> None:
         """Close the connection."""
@@ -149,9 +156,11 @@ class IdleConnections:
         """Begin to watch."""
         asyncio.get_running_loop().add_reader(self._epoll.fileno(), self._look)
 
-    def add(self, client: socket.socket, address: str, side: Side, route: Route | None, idle_since: float) -> None:
-        """Keep a connection, which is idle since that time of the event loop."""
-        connection = IdleConnection(self, client, address, side, route, idle_since)
+    def add(
+        self, client: socket.socket, address: str, side: Side, came: Route | bytes | None, idle_since: float
+    ) -> None:
+        """Keep a connection, which is idle since that time of the event loop. `came`: its route, or the note of it."""
+        connection = IdleConnection(self, client, address, side, came, idle_since)
         self._all[client.fileno()] = connection
         self._epoll.register(client.fileno(), select.EPOLLIN)
         self.server.clients.expect(address)

@@ -277,11 +277,11 @@ class SlotServer(Server):
     def _adopt(self, client: socket.socket, unread: bytes, note: bytes) -> None:
         """Admit a connection that was handed over; it counts although its client may have disconnected meanwhile."""
         self.ledger.adopted += 1
-        address, route = address_of(client), Route.parse(note)
+        address = address_of(client)
         if unread or peek(client) is not None:
-            self._admit(client, public=True, address=address, route=route, unread=unread)
+            self._admit(client, public=True, address=address, route=Route.parse(note), unread=unread)
         else:
-            self.idle.add(client, address, self.gate.own_side, route, asyncio.get_running_loop().time())
+            self.idle.add(client, address, self.gate.own_side, note, asyncio.get_running_loop().time())
 
     def _admit_client(self, client: socket.socket) -> None:
         address = address_of(client)
@@ -310,8 +310,9 @@ class SlotServer(Server):
     # the connections
 
     def _connections(self) -> Iterator[MovableConnection]:
-        yield from self.idle.bundles()
+        """Return all connections; first those that may have a request soon."""
         yield from [connection for connection in self.server_state.connections if isinstance(connection, Connection)]
+        yield from self.idle.bundles()
 
     def move(self, connection: MovableConnection) -> Outcome | None:
         """Pass the connection to its owner; without one, shut it down if this worker leaves."""
