@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -88,3 +90,20 @@ async def test_connections_that_are_handed_over_are_never_refused(host: Host) ->
     assert (await (await connect(host, "127.0.0.2")).reply()).status == 503
     assert [(await client.ask()).slot for client in own] == ["green"] * 8
     assert host.green.ledger == Ledger(accepted=8, completed=8, adopted=8)
+
+
+def test_the_kernel_has_room_for_all_connections_at_once() -> None:
+    """Its table of a process's descriptors would grow step by step, and the process would wait for each of them."""
+    script = (
+        "from pathlib import Path\n"
+        "from service.handover.clients import Clients\n"
+        "from service.settings import Settings\n"
+        "def size() -> int:\n"
+        "    return int(Path('/proc/self/status').read_text().partition('FDSize:')[2].split()[0])\n"
+        "before = size()\n"
+        "Clients(Settings(slot='blue', max_connections=700))\n"
+        "print(before, size())"
+    )
+    found = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
+    before, after = map(int, found.stdout.split())
+    assert before < 700 < after

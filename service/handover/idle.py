@@ -156,6 +156,11 @@ class IdleConnections:
         """Begin to watch."""
         asyncio.get_running_loop().add_reader(self._epoll.fileno(), self._look)
 
+    def close(self) -> None:
+        """Watch no more; there are none left."""
+        asyncio.get_running_loop().remove_reader(self._epoll.fileno())
+        self._epoll.close()
+
     def add(
         self, client: socket.socket, address: str, side: Side, came: Route | bytes | None, idle_since: float
     ) -> None:

@@ -248,6 +248,7 @@ class SlotServer(Server):
             if self.config.callback_notify:
                 await self.config.callback_notify()  # else Gunicorn would kill a worker that drains for long
             await asyncio.sleep(TICK)
+        self.idle.close()
         await self.lifespan.shutdown()
         await asyncio.to_thread(self.recorder.close)
         self.state.phase = "gone"
