@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import resource
 import socket
@@ -95,6 +96,12 @@ def append_to(
     return adopt
 
 
+def open_descriptors() -> int:
+    """Return how many this process has; those that earlier tests left are closed before."""
+    gc.collect()
+    return psutil.Process().num_fds()
+
+
 async def until(condition: Callable[[], object]) -> None:
     async with asyncio.timeout(TIMEOUT):
         while not condition():  # noqa: ASYNC110  (no event to wait for)
@@ -110,10 +117,10 @@ async def test_unread_bytes_are_passed_with_the_connection(
     client, accepted = pairs()
     assert send_fd(accepted.fileno(), path, data) is Outcome.SENT
     accepted.close()
-    before = psutil.Process().num_fds()
+    before = open_descriptors()
     FdReceiver(listener, append_to(adopted, received)).accept()
     assert received == [data]
-    assert psutil.Process().num_fds() == before + 1  # the client connection
+    assert open_descriptors() == before + 1  # the client connection
     adopted[0].send(b"hello")
     assert client.recv(100) == b"hello"
 
@@ -417,11 +424,11 @@ async def test_connection_that_the_kernel_discards_is_reported(
     client, accepted = pairs()
     assert send_fd(accepted.fileno(), path, unread) is Outcome.SENT
     accepted.close()
-    before = psutil.Process().num_fds()
+    before = open_descriptors()
     with free_descriptors(free):
         assert FdReceiver(listener, append_to(adopted)).accept() == 1
     assert not adopted
-    assert psutil.Process().num_fds() == before
+    assert open_descriptors() == before
     assert caplog.text.count("a connection that was handed over is lost") == 1
     assert client.recv(5) == b""
 
@@ -452,7 +459,7 @@ async def test_what_is_no_connection_is_closed(
 ) -> None:
     """Neither in place of the connection nor of the bytes that were read from it; and the receiver goes on."""
     receiver = FdReceiver(listener, append_to(adopted))
-    before = psutil.Process().num_fds()
+    before = open_descriptors()
     _, accepted = pairs()
     garbage = make()
     with socket.socket(socket.AF_UNIX) as sender:
@@ -461,7 +468,7 @@ async def test_what_is_no_connection_is_closed(
         os.close(garbage)
         receiver.accept()
     assert not adopted
-    assert psutil.Process().num_fds() == before + 2
+    assert open_descriptors() == before + 2
     assert send_fd(accepted.fileno(), path) is Outcome.SENT
     receiver.accept()
     assert len(adopted) == 1
@@ -509,7 +516,7 @@ async def test_a_bundle_arrives_in_one_piece(
         client.send(b"%d" % number)
     noted = [(accepted.fileno(), b"note %d" % number) for number, (_, accepted) in enumerate(connections)]
     assert send_bundle(noted, path) is Outcome.SENT
-    before, notes = psutil.Process().num_fds(), list[bytes]()
+    before, notes = open_descriptors(), list[bytes]()
 
     def adopt(client: socket.socket, unread: bytes, note: bytes) -> None:
         assert unread == b""
@@ -517,7 +524,7 @@ async def test_a_bundle_arrives_in_one_piece(
         notes.append(note)
 
     assert FdReceiver(bundles, adopt).accept() == 1
-    assert psutil.Process().num_fds() == before + count
+    assert open_descriptors() == before + count
     assert notes == [note for _, note in noted]
     for number, received in enumerate(adopted):
         assert received.getblocking() is False
@@ -588,12 +595,12 @@ async def test_of_a_bundle_the_connections_alone_are_adopted(
     garbage = _pipe()
     assert send_bundle([(garbage, b"first"), (accepted.fileno(), b"second")], path) is Outcome.SENT
     os.close(garbage)
-    before = psutil.Process().num_fds()
+    before = open_descriptors()
     with bundles.accept()[0] as channel:
         [received] = receive(channel)
     adopted.append(received.client)
     assert received.note == b"second"
-    assert psutil.Process().num_fds() == before + 1
+    assert open_descriptors() == before + 1
     assert "is no client connection" in caplog.text
 
 
