@@ -21,7 +21,7 @@ from typing import NamedTuple
 from service.contract.route import MAX_NOTE
 from service.handover.acceptor import Acceptor, require
 
-__all__ = ["FdReceiver", "Outcome", "Received", "receive", "send_fd"]
+__all__ = ["BUNDLE", "SOCKET_NAME", "FdReceiver", "Outcome", "Received", "receive", "send_bundle", "send_fd"]
 
 BUNDLE = 32
 """The most connections of one message."""
@@ -120,7 +120,7 @@ def receive(channel: socket.socket) -> list[Received]:
     if flags & socket.MSG_CTRUNC:
         logger.error("a connection that was handed over is lost: this process has too many open files")
     if is_bundle:
-        notes = payload[len(_MANY) :].split(b"\n")
+        notes = [*payload[len(_MANY) :].split(b"\n"), *[b""] * most]
         return [
             Received(client, b"", note)
             for descriptor, note in zip(descriptors, notes, strict=False)

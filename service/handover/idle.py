@@ -136,6 +136,9 @@ class IdleConnections:
     def __iter__(self) -> Iterator[IdleConnection]:
         return iter(list(self._all.values()))
 
+    def __len__(self) -> int:
+        return len(self._all)
+
     def bundles(self) -> Iterator[Bundle]:
         """Return all of them in bundles."""
         begun: dict[Side, list[IdleConnection]] = {}
@@ -148,9 +151,6 @@ class IdleConnections:
         for side, bundle in begun.items():
             if bundle:
                 yield Bundle(self.server, side, bundle)
-
-    def __len__(self) -> int:
-        return len(self._all)
 
     def start(self) -> None:
         """Begin to watch."""
