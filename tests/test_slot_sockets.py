@@ -76,3 +76,27 @@ def test_no_sender_stops_the_forwarding(senders: list[Sender]) -> None:
             except OSError:
                 continue
             raise AssertionError("a connection was taken by a process that will not serve it")
+
+
+def test_what_the_owner_cannot_take_goes_back(tmp_path: Path) -> None:
+    """Each connection of a bundle: those that were sent are the owner's, the others wait in the slot's own backlog."""
+    with ExitStack() as stack:
+        old = stack.enter_context(slot(tmp_path / "blue"))
+        owner = stack.enter_context(socket.socket(socket.AF_UNIX))
+        owner.bind(str(tmp_path / "owner.sock"))
+        owner.listen(1)
+        listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        clients = [stack.enter_context(socket.create_connection(listener.getsockname())) for _ in range(5)]
+        accepted = [stack.enter_context(listener.accept()[0]) for _ in clients]
+        noted = [(connection.fileno(), b"") for connection in accepted]
+        assert send_bundle(noted, old.slot_directory / "handoff.sock") is Outcome.SENT
+
+        old.forward(tmp_path / "owner.sock")
+
+        found = []
+        for taker, count in ((owner, 2), (old.handoff, 3)):  # Linux queues one connection more than the backlog
+            for _ in range(count):
+                with taker.accept()[0] as channel:
+                    [received] = receive(channel)
+                found.append(stack.enter_context(received.client).getpeername())
+        assert found == [client.getsockname() for client in clients]
