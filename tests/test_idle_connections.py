@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import socket
 import tempfile
 from collections.abc import AsyncIterator, Sequence
@@ -209,6 +210,19 @@ async def test_connections_at_rest_count_and_make_room(host: Host) -> None:
     for client in clients:
         assert await client.rest() == b""
     assert not host.blue.connections
+
+
+@pytest.mark.anyio
+async def test_connections_of_a_candidate_without_a_receiver_go_to_the_live_slot(host: Host) -> None:
+    """Such as those of an earlier generation, when the candidate's process has ended."""
+    client = await rested_client(host)
+    [connection] = host.blue.server.idle
+    connection.side = "candidate"
+    (host.runtime / "blue/handoff.sock").unlink()
+    (host.runtime / "canary").write_text(json.dumps({"slot": "blue", "weight": 100}))
+    host.cut_over()
+    await until(lambda: host.green.ledger.adopted == 1, "the move")
+    assert (await client.ask()).slot == "green"
 
 
 @pytest.mark.anyio
