@@ -7,7 +7,7 @@ import socket
 from dataclasses import dataclass
 from pathlib import Path
 
-from service.handover.fd_passing import SOCKET_NAME, Outcome, receive, send_fd
+from service.handover.fd_passing import SOCKET_NAME, Outcome, Received, receive, send_bundle, send_fd
 
 __all__ = ["SlotSockets"]
 
@@ -52,8 +52,8 @@ class SlotSockets:
     def forward(self, owner: Path) -> None:
         """Pass on the connections in the backlog of the handoff socket; for a master without workers.
 
-        Data that clients send meanwhile stays in the kernel. Stops when the owner's backlog is full; the connection
-        that could not be sent goes back to the end of this backlog.
+        Data that clients send meanwhile stays in the kernel. Stops when the owner's backlog is full; the message that
+        could not be sent goes back to the end of this backlog, where it takes the place that it had.
         """
         while True:
             try:
@@ -66,13 +66,11 @@ class SlotSockets:
                     received = receive(channel)
                 except OSError:  # the sender has connected and not sent yet: its send fails, and it tries again
                     continue
-            own, is_full = self.slot_directory / "handoff.sock", False
-            for client, unread, note in received:
-                with client:
-                    is_full = is_full or send_fd(client.fileno(), owner, unread, note) is not Outcome.SENT
-                    if is_full:
-                        send_fd(client.fileno(), own, unread, note)
-            if is_full:
+            unsent = _send(received, owner)
+            _send(unsent, self.slot_directory / "handoff.sock")
+            for one in received:
+                one.client.close()
+            if unsent:
                 return
 
     def withdraw(self) -> None:
@@ -82,6 +80,17 @@ class SlotSockets:
             with contextlib.suppress(OSError):
                 if _inode(path) == inode:
                     path.unlink()
+
+
+def _send(received: list[Received], owner: Path) -> list[Received]:
+    """Send the connections of one message, as one if the owner takes bundles; return those that could not be sent."""
+    bundle = [(one.client.fileno(), one.note) for one in received]
+    if len(bundle) > 1 and send_bundle(bundle, owner) is Outcome.SENT:
+        return []
+    for number, (client, unread, note) in enumerate(received):
+        if send_fd(client.fileno(), owner, unread, note) is not Outcome.SENT:
+            return received[number:]
+    return []
 
 
 def _listen(path: Path) -> tuple[socket.socket, tuple[int, int]]:
