@@ -27,7 +27,7 @@ from hypothesis import strategies as st
 
 from deploy.loadtest import ClassReport, Latency, Report, Switch
 from tests.bench import __main__ as bench
-from tests.bench import growth, plots, results, rollout, steady, switching, tables
+from tests.bench import growth, logs_and_metrics, plots, results, rollout, steady, switching, tables
 from tests.bench.kept_connections import KeptConnections, Moved
 from tests.bench.measurement import Measurement
 from tests.bench.output import WIDTH, Output, read
@@ -109,11 +109,22 @@ def show_engine(output: Output, _rows: Rows) -> None:
     tables.show(output, engine_results())
 
 
+def logs_and_metrics_rows() -> Rows:
+    figures = {"requests_per_second": 12_345.6, "rate_ratio": 0.98765, "cpu_us": 12_345.6, "cpu_ratio": 1.0345}
+    names = (*logs_and_metrics.REQUESTS, "chat, 8 tokens, small model")
+    return [{"request": name, **figures, "quartiles": [1.034, 1.078]} for name in names]
+
+
+def show_logs_and_metrics(output: Output, rows: Rows) -> None:
+    logs_and_metrics.show(output, rows, 20)
+
+
 SHOWN: dict[str, tuple[Callable[[], Rows], Callable[[Output, Rows], None]]] = {
     "switching": (switching_rows, lambda output, rows: switching.show(output, rows, {"nginx": "it is not installed"})),
     "steady": (steady_rows, steady.show),
     "growth": (growth_rows, growth.show),
     "rollout": (rollout_rows, rollout.show),
+    "logs_and_metrics": (logs_and_metrics_rows, show_logs_and_metrics),
     "engine": (lambda: [{"system": f"64, {name}"} for name in results.SYSTEMS], show_engine),
 }
 
@@ -126,6 +137,8 @@ def test_tables_fit_80_columns(name: str, capsys: pytest.CaptureFixture[str]) ->
     out = capsys.readouterr().out
     assert max(map(len, out.splitlines())) <= WIDTH
     assert "…" not in out
+    if name == "logs_and_metrics":
+        assert out.count("1.03-1.08") == len(make())
     rows = make()
     key = {"switching": "peer", "steady": "system", "engine": "system"}.get(name)
     for row in rows:

@@ -64,8 +64,8 @@ async def _read_stream(reader: asyncio.StreamReader) -> None:
 
 REQUESTS: dict[str, tuple[bytes, Callable[[asyncio.StreamReader], Coroutine[None, None, None]]]] = {
     "GET /version": (b"GET /version HTTP/1.1\r\nHost: x\r\n\r\n", _read_whole),
-    "a chat of 8 tokens": (_post(max_tokens=8), _read_whole),
-    "a streamed chat of 64 tokens": (_post(max_tokens=64, stream=True), _read_stream),
+    "chat, 8 tokens": (_post(max_tokens=8), _read_whole),
+    "chat, 64 tokens, streamed": (_post(max_tokens=64, stream=True), _read_stream),
 }
 
 
@@ -148,10 +148,19 @@ def main(argv: Sequence[str] | None = None) -> None:
             compare(on, off, name, name)
         scrape = scrape_cost(on)
     with live_slot(is_measured=True, engine="model") as on, live_slot(is_measured=False, engine="model") as off:
-        compare(on, off, "a chat of 8 tokens", "a chat of 8 tokens, small model")
+        compare(on, off, "chat, 8 tokens", "chat, 8 tokens, small model")
     output.row("scrape", cpu_seconds=scrape)
+    show(output, rows, number)
+    output.note(
+        f"a scrape takes {scrape * 1000:.1f} ms of the worker: {scrape / SCRAPE_INTERVAL:.2%} of a core "
+        f"if there is one every {SCRAPE_INTERVAL} s"
+    )
+
+
+def show(output: Output, rows: Sequence[dict[str, Any]], rounds: int) -> None:
+    """Print the table."""
     output.table(
-        f"access log and metrics, {CLIENTS} keep-alive connections: medians of {number} rounds",
+        f"access log and metrics, {CLIENTS} keep-alive connections: medians of {rounds} rounds",
         ("", "req/s", "ratio", "CPU µs", "ratio", "quartiles", "target"),
         (
             (row["request"], row["requests_per_second"], f"{row['rate_ratio']:.3f}", row["cpu_us"],
@@ -161,10 +170,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         ),
         f"ratio: with both / without. Target: at most {TARGET:.0%} of the CPU time and the requests/s",
     )  # fmt: skip
-    output.note(
-        f"a scrape takes {scrape * 1000:.1f} ms of the worker: {scrape / SCRAPE_INTERVAL:.2%} of a core "
-        f"if there is one every {SCRAPE_INTERVAL} s"
-    )
 
 
 def _figures(rounds: list[list[Turn]]) -> dict[str, Any]:
