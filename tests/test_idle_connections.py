@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 import socket
 import tempfile
 from collections.abc import AsyncIterator, Sequence
@@ -15,11 +16,11 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from service.handover import fd_passing, protocol, sender
+from service.handover import fd_passing, protocol, sender, slices
+from service.handover import idle as idle_module
 from service.handover.connection import Connection
 from service.handover.fd_passing import BUNDLE, Outcome
-from service.handover.slices import Slices
-from tests.server_fixtures import GET, TIMEOUT, Client, Host, Slot, running_host, until
+from tests.server_fixtures import GET, SLOW, TIMEOUT, Client, Host, Slot, running_host, until
 
 REST_AFTER = 0.05  # seconds
 KEEP_ALIVE = 0.4  # seconds
@@ -249,40 +250,53 @@ async def test_a_worker_that_leaves_stores_its_connections_at_rest(host: Host, m
 
 
 @pytest.mark.anyio
-async def test_others_are_served_while_many_connections_are_moved() -> None:
-    """A slice ends in time, a full receiver gets a pause, and each connection is moved once."""
-    moved: list[int] = []
-    between: list[int] = []
-    left = list(range(200))
-    full_at = {50, 120}
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGQUIT])
+@pytest.mark.parametrize("settings", [{"drain": 0}], indirect=True)
+async def test_a_worker_that_is_cut_passes_its_idle_connections_on(
+    host: Host, number: signal.Signals, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of them, although a slice has room for one message; a request in flight is cut."""
+    monkeypatch.setattr(slices, "_SLICE", 0.0)
+    clients = [await host.client() for _ in range(3 * BUNDLE)]
+    busy = await host.client()
+    busy.send(SLOW)
+    await until(lambda: resting(host.blue) == len(clients) and host.blue.app.running, "the rest")
+    host.go_live("green")
+    await host.blue.leave(number)
+    await until(lambda: host.green.ledger.adopted == len(clients), "the move")
+    for client in clients:
+        assert (await client.ask()).slot == "green"
+    assert await busy.rest() == b""
 
-    def move(number: int) -> Outcome:
-        if number in full_at:
-            full_at.remove(number)
-            return Outcome.TRY_AGAIN
-        end = loop.time() + 0.0005
-        while loop.time() < end:
-            pass
-        left.remove(number)
-        moved.append(number)
-        return Outcome.SENT
 
-    def go_on() -> None:
-        between.append(len(moved))
-        slices.each(list(left), move)
+@pytest.mark.anyio
+async def test_empty_lines_do_not_prolong_the_keep_alive_time(host: Host) -> None:
+    """They are no request, although they end a rest."""
+    client = await rested_client(host)
+    [before] = host.blue.server.idle
+    client.send(b"\r\n")
+    await until(lambda: not resting(host.blue), "the end of the rest")
+    await until(lambda: resting(host.blue), "the rest")
+    [after] = host.blue.server.idle
+    assert after is not before
+    assert after.idle_since == before.idle_since
+    assert (await client.ask()).slot == "blue"
 
-    loop, slices = asyncio.get_running_loop(), Slices(go_on)
-    go_on()
-    assert 0 < len(moved) < 50
-    async with asyncio.timeout(TIMEOUT):
-        while left:  # noqa: ASYNC110  (one iteration of the event loop at a time)
-            await asyncio.sleep(0)
-    assert moved == list(range(200))
-    assert len(between) > 10
-    await asyncio.sleep(0.01)  # one more may be due
-    slices_of_all = len(between)
-    await asyncio.sleep(0.01)
-    assert len(between) == slices_of_all
+
+@pytest.mark.anyio
+async def test_connections_that_end_together_do_not_hold_up_others(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of a switch have been idle since then: some are closed at each look, until none is left."""
+    monkeypatch.setattr(idle_module, "_ENDED_AT_ONCE", 2)
+    for _ in range(5):
+        await host.client()
+    await until(lambda: resting(host.blue) == 5, "the rest")
+    idle = host.blue.server.idle
+    for connection in idle:
+        connection.idle_since -= 1000
+    monkeypatch.setattr(idle, "_next_look", 0.0)
+    idle.pass_time()
+    assert len(idle) == 3
+    await until(lambda: not len(idle), "the others")
 
 
 ACTIONS = st.one_of(

@@ -6,13 +6,15 @@ import asyncio
 import logging
 import os
 import socket
+import time
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from typing import Any
 
 __all__ = ["Acceptor", "Arrivals", "require"]
 
-_BURST = 64  # connections accepted at once by default, so that the other workers get their share
+_BURST = 64  # connections accepted at once, so that the other workers get their share
+_MOST = 0.005  # seconds for a burst; each may be a message with many connections
 _PAUSE = 1.0  # seconds without accepting after the process ran out of descriptors
 
 logger = logging.getLogger("gunicorn.error")
@@ -21,22 +23,15 @@ logger = logging.getLogger("gunicorn.error")
 class Acceptor:
     """Calls `admit` with each connection. Each needs `descriptors` in all; while there are fewer, none is accepted.
 
-    At most `burst` of them are accepted in one iteration of the event loop. What is not accepted waits in the backlog,
-    in the kernel.
+    What is not accepted waits in the backlog, in the kernel.
     """
 
     def __init__(
-        self,
-        listeners: Sequence[socket.socket],
-        admit: Callable[[socket.socket], None],
-        *,
-        descriptors: int = 1,
-        burst: int = _BURST,
+        self, listeners: Sequence[socket.socket], admit: Callable[[socket.socket], None], *, descriptors: int = 1
     ) -> None:
         self._listeners = listeners
         self._admit = admit
         self._descriptors = descriptors
-        self._burst = burst
         self._is_started = self._is_watching = False
         self._pause: asyncio.TimerHandle | None = None
 
@@ -53,7 +48,10 @@ class Acceptor:
 
     def accept(self, listener: socket.socket) -> int:
         """Accept what waits, up to a burst; returns how many there were."""
-        for accepted in range(self._burst):
+        end = time.monotonic() + _MOST
+        for accepted in range(_BURST):
+            if accepted and (time.monotonic() >= end or self._pause):
+                return accepted
             try:
                 require(self._descriptors, listener)
                 connection, _ = listener.accept()
@@ -61,12 +59,16 @@ class Acceptor:
                 return accepted
             except OSError as error:
                 logger.error("cannot accept: %s; next try in %s s", error, _PAUSE)  # noqa: TRY400
-                self._watch(False)
-                self._pause = self._pause or asyncio.get_running_loop().call_later(_PAUSE, self._resume)
+                self.pause()
                 return 0
             connection.setblocking(False)
             self._admit(connection)
-        return self._burst
+        return _BURST
+
+    def pause(self) -> None:
+        """Accept nothing for a while: a descriptor is missing."""
+        self._watch(False)
+        self._pause = self._pause or asyncio.get_running_loop().call_later(_PAUSE, self._resume)
 
     def _resume(self) -> None:
         self._pause = None

@@ -55,7 +55,7 @@ class Connection(RequestProtocol):
     A request is counted from its first byte on. If it is passed on, the next owner counts it.
 
     `route`: it was received from another process, with the bytes `unread`, which were read from it there. `side`: it
-    has rested, and that is the side of the request that has begun.
+    has rested since `idle_since`, and that is the side of the request that has begun.
     """
 
     slot_server: ConnectionServer
@@ -71,8 +71,9 @@ class Connection(RequestProtocol):
         route: Route | None = None,
         unread: bytes = b"",
         side: Side | None = None,
+        idle_since: float | None = None,
     ) -> None:
-        super().__init__(config, server_state, slot_server, public=public, address=address)
+        super().__init__(config, server_state, slot_server, public=public, address=address, idle_since=idle_since)
         self.route = route
         self._has_rested = side is not None
         self.side: Side = side or "live"

@@ -32,7 +32,6 @@ The sender learns it from the connected socket. So it cannot mistake one receive
 """
 
 _ONE, _MANY = b"c", b"m"  # the first byte of a message
-_BURST = 8  # messages that are received at once: bundles take 3 ms
 _SEND_TIMEOUT = 5.0  # seconds between connect and send, after which a sender is dropped
 _ROOM_PAUSE = 1.0  # seconds until the next look for free descriptors
 _MAX_DESCRIPTORS = 2  # of a message with one connection
@@ -148,7 +147,7 @@ class FdReceiver:
     def __init__(self, listener: socket.socket, adopt: Callable[[socket.socket, bytes, bytes], None]) -> None:
         self._listener = listener
         self._adopt = adopt
-        self._acceptor = Acceptor([listener], self._receive, descriptors=1 + _MAX_DESCRIPTORS, burst=_BURST)
+        self._acceptor = Acceptor([listener], self._receive, descriptors=1 + _MAX_DESCRIPTORS)
         self._accepted: set[socket.socket] = set()
 
     @property
@@ -192,6 +191,7 @@ class FdReceiver:
 
     def _receive_when_there_is_room(self, channel: socket.socket) -> None:
         self._accepted.add(channel)
+        self._acceptor.pause()  # another worker may have room for what else is in the backlog
 
         def try_again() -> None:
             self._accepted.discard(channel)

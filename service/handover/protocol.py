@@ -61,7 +61,14 @@ class RequestProtocol(RequestReader):
     """
 
     def __init__(
-        self, config: Config, server_state: ServerState, slot_server: RequestServer, *, public: bool, address: str
+        self,
+        config: Config,
+        server_state: ServerState,
+        slot_server: RequestServer,
+        *,
+        public: bool,
+        address: str,
+        idle_since: float | None = None,
     ) -> None:
         super().__init__(config, server_state, slot_server.settings, slot_server.turns, slot_server.read_rate, address)
         self.slot_server = slot_server
@@ -73,7 +80,8 @@ class RequestProtocol(RequestReader):
         self._to_drain = 0
         self._timer: ResponseTimer | None = None
         self._broken_off = self._client_gone = False
-        self._seconds_to_send = self._seconds_to_read = self._hurried = self.idle_since = 0.0
+        self._seconds_to_send = self._seconds_to_read = self._hurried = 0.0
+        self.idle_since = self.loop.time() if idle_since is None else idle_since
         self._unsent = 0  # bytes in the write buffer, when that was last looked at
         self._application = self.app
         self.app = self._answer
@@ -133,8 +141,7 @@ class RequestProtocol(RequestReader):
         """Start the idle timeout at once: a client that connects and sends nothing is idle too."""
         super().connection_made(transport)
         transport.set_write_buffer_limits(high=0)  # else a client that stops reading would not be noticed
-        self.idle_since = self.loop.time()
-        self._look_whether_idle()
+        self._look_later(self.timeout_keep_alive)
 
     def _look_whether_idle(self) -> None:
         """Close the connection once it has been idle for the keep-alive time; until then it may rest.
@@ -146,7 +153,10 @@ class RequestProtocol(RequestReader):
         if left <= 0:
             self.timeout_keep_alive_handler()
         elif idle < REST_AFTER or not self.rest():
-            self.timeout_keep_alive_task = self.loop.call_later(min(left, REST_AFTER), self._look_whether_idle)
+            self._look_later(left)
+
+    def _look_later(self, left: float) -> None:
+        self.timeout_keep_alive_task = self.loop.call_later(min(left, REST_AFTER), self._look_whether_idle)
 
     def rest(self) -> bool:
         """Have the connection kept as a bare socket; returns False where that cannot be done."""

@@ -92,7 +92,7 @@ class SlotServer(Server):
         self._orphaned_at: float | None = None
         self._cut_now = False
         self._arrivals = Arrivals()
-        self._slices = Slices(self.follow)
+        self._slices = Slices(self.move, self.follow)
 
     def _count_mirrored(self, outcome: MirrorOutcome) -> None:
         Metrics(self.state.version, self.state.slot).count_mirrored(outcome)  # a weight swap changes the version
@@ -162,7 +162,7 @@ class SlotServer(Server):
             self._public.start()
         else:
             self._public.stop()
-        if self._vacated:
+        if self._vacated and not self.is_leaving:
             self._receive_while_vacated()
         owned: dict[Side, bool] = {
             "live": is_open,
@@ -174,8 +174,7 @@ class SlotServer(Server):
                 connection.note_gate_closed()
         self._takes_requests = takes_requests
         if not all(owned.values()):
-            unowned = (one for one in self._connections() if one.public and not owned[one.side])
-            self._slices.each(unowned, self.move)
+            self._slices.each(lambda: (one for one in self._connections() if one.public and not owned[one.side]))
         self._time_clients()
         self.mirror.follow()
         self.publish_state()
@@ -241,7 +240,7 @@ class SlotServer(Server):
                 deadline = min(deadline, self._orphan_deadline())
             if self._cut_now or time.monotonic() >= deadline:
                 self._cut_all()
-            self._slices.each(self._connections(), self.move)
+            self._slices.each(self._connections)
             self._time_clients()
             self.recorder.access.tick()
             self.publish_state()
@@ -305,7 +304,12 @@ class SlotServer(Server):
     def resume(self, connection: IdleConnection) -> None:
         """Read the request that has begun on a connection that was idle."""
         self._admit(
-            connection.client, public=True, address=connection.address, route=connection.route, side=connection.side
+            connection.client,
+            public=True,
+            address=connection.address,
+            route=connection.route,
+            side=connection.side,
+            idle_since=connection.idle_since,
         )
 
     # the connections
@@ -324,5 +328,7 @@ class SlotServer(Server):
         return outcome
 
     def _cut_all(self) -> None:
+        """Abort the connections that cannot be passed on, with their requests."""
         for connection in self._connections():
-            connection.cut()
+            if self.move(connection) is not Outcome.SENT:
+                connection.cut()

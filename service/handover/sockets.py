@@ -7,7 +7,8 @@ import socket
 from dataclasses import dataclass
 from pathlib import Path
 
-from service.handover.fd_passing import SOCKET_NAME, Outcome, Received, receive, send_bundle, send_fd
+from service.handover.acceptor import require
+from service.handover.fd_passing import BUNDLE, SOCKET_NAME, Outcome, Received, receive, send_bundle, send_fd
 
 __all__ = ["SlotSockets"]
 
@@ -57,6 +58,7 @@ class SlotSockets:
         """
         while True:
             try:
+                require(1 + BUNDLE, self.handoff)
                 channel, _ = self.handoff.accept()
             except OSError:
                 return
