@@ -14,7 +14,7 @@ from typing import Any
 __all__ = ["Acceptor", "Arrivals", "require"]
 
 _BURST = 64  # connections accepted at once, so that the other workers get their share
-_MOST = 0.005  # seconds for a burst; each may be a message with many connections
+_MOST = 0.002  # seconds for a burst; each may be a message with many connections
 _PAUSE = 1.0  # seconds without accepting after the process ran out of descriptors
 
 logger = logging.getLogger("gunicorn.error")
