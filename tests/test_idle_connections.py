@@ -294,9 +294,25 @@ async def test_connections_that_end_together_do_not_hold_up_others(host: Host, m
     for connection in idle:
         connection.idle_since -= 1000
     monkeypatch.setattr(idle, "_next_look", 0.0)
-    idle.pass_time()
-    assert len(idle) == 3
-    await until(lambda: not len(idle), "the others")
+    for left in (3, 1, 0):
+        idle.pass_time()
+        assert len(idle) == left
+
+
+@pytest.mark.anyio
+async def test_a_connection_that_ended_is_in_no_bundle(host: Host) -> None:
+    """Nor one that was woken, while those before it were passed on."""
+    for _ in range(BUNDLE + 3):
+        await host.client()
+    await until(lambda: resting(host.blue) == BUNDLE + 3, "the rest")
+    idle = host.blue.server.idle
+    bundles, last = idle.bundles(), list(idle)[-2:]
+    next(bundles)
+    last[0].give_up()
+    idle.remove(last[1])
+    host.blue.server.resume(last[1])
+    [bundle] = bundles
+    assert len(bundle._connections) == 1
 
 
 ACTIONS = st.one_of(
