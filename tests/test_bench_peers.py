@@ -146,6 +146,11 @@ def test_tables_fit_80_columns(name: str, capsys: pytest.CaptureFixture[str]) ->
             assert sum(line.lstrip().startswith(row[key]) for line in out.splitlines()) >= 2, row[key]
 
 
+def test_kinds_of_requests_exist() -> None:
+    """Steady state is measured with the requests of the cost of log and metrics."""
+    assert set(steady.KINDS) <= logs_and_metrics.REQUESTS.keys()
+
+
 def test_switching_says_what_was_not_measured(capsys: pytest.CaptureFixture[str]) -> None:
     """A peer that is missing has its reason below the tables, also when it was the only one."""
     for rows in ([], switching_rows()):

@@ -39,7 +39,7 @@ CONNECTIONS = 16
 SHARES = (1, 10, 50)  # percent
 PLAIN, OURS = "plain Uvicorn", "this service"
 TARGET = 0.02
-KINDS = ("GET /version", "a chat of 8 tokens")
+KINDS = ("GET /version", "chat, 8 tokens")
 
 
 @dataclass(frozen=True)
