@@ -174,7 +174,7 @@ class SlotServer(Server):
                 connection.note_gate_closed()
         self._takes_requests = takes_requests
         if not all(owned.values()):
-            self._slices.each(lambda: (one for one in self._connections() if one.public and not owned[one.side]))
+            self._slices.each(lambda: (one for one in self._connections() if not self.keeps(one)))
         self._time_clients()
         self.mirror.follow()
         self.publish_state()
