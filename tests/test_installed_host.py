@@ -241,6 +241,7 @@ def test_an_upgrade_of_systemd_in_a_rollout_loses_nothing(serving: Installed, tm
     assert serving.shown("rollout.service", "Result") == "success"
     assert (report.lost, set(report.by_version)) == (0, {"1.0.0", "1.1.0"})
     url = f"http://{serving.host.address}:8000/v1/models"
+    time.sleep(2)  # in the second of the load, the lines that its rate allows are written already
     head = serving.host.outside(["curl", "-sSD-", "-o/dev/null", url])
     [identifier] = re.findall(r"(?mi)^x-request-id: (\S+)", head)
     serving.sh(f"until glmctl logs --request {identifier} | grep -q v1/models; do sleep 0.2; done", seconds=30)

@@ -38,7 +38,7 @@ from tests.page_fixtures import FakeService
 from tests.page_watch import assert_same_rollout, look, printed_status, recorded_looks, start_recording, sums
 
 if TYPE_CHECKING:
-    from playwright.sync_api import FilePayload, Page
+    from playwright.sync_api import FilePayload, Locator, Page
 
 __all__ = ["box", "browser_page", "page_with_service"]
 
@@ -292,15 +292,19 @@ def test_a_failed_upload(box: Sandbox, browser_page: Page) -> None:
     attached = page.locator("[data-testid=stChatInput] input[type=file]")
     lost: FilePayload = {"name": "lost.png", "mimeType": "image/png", "buffer": picture("red")}
 
-    def attempt() -> None:
-        page.get_by_test_id("stChatInputTextArea").fill("What is in this picture?")
-        page.get_by_test_id("stChatInputTextArea").press("Enter")
+    def attempt(refusal: Locator) -> None:
+        for _ in range(60):  # what is entered during an upload, or while the browser connects again, has no effect
+            page.get_by_test_id("stChatInputTextArea").fill("What is in this picture?")
+            page.get_by_test_id("stChatInputTextArea").press("Enter")
+            page.wait_for_timeout(1000)
+            if refusal.count():
+                break
+        refusal.wait_for()
 
     page.route("**/upload_file/**", lambda route: route.abort())
     attached.set_input_files(lost)
     page.get_by_test_id("stChatInput").get_by_text("lost.png").wait_for()
-    attempt()
-    page.get_by_text("lost.png did not arrive").wait_for()
+    attempt(page.get_by_text("lost.png did not arrive"))
     assert page.get_by_test_id("stChatMessage").count() == 0
     assert page.get_by_test_id("stChatInputTextArea").input_value() == "What is in this picture?"
 
@@ -312,13 +316,7 @@ def test_a_failed_upload(box: Sandbox, browser_page: Page) -> None:
     wait_for_page(box.addresses.ui, box.log)
     page.get_by_test_id("stSidebar").get_by_text("Live now").wait_for()
     page.get_by_test_id("stChatInputTextArea").and_(page.locator(":enabled")).wait_for()
-    refusal = page.get_by_text("A file did not arrive")
-    for _ in range(60):  # what is entered while the browser connects again has no effect
-        attempt()
-        page.wait_for_timeout(1000)
-        if refusal.count():
-            break
-    refusal.wait_for()
+    attempt(page.get_by_text("A file did not arrive"))
     assert page.get_by_test_id("stChatMessage").count() == 0
 
 

@@ -117,6 +117,13 @@ class OpenPages:
         text = self.chat.get_by_test_id("stSidebar").text_content() or ""
         return re.findall(r"(\d+\.\d+\.\d+) → (\d+\.\d+\.\d+)", text)
 
+    def wait_for_changes(self, *expected: tuple[str, str]) -> None:
+        """Wait until the sidebar, which is drawn after the live version is in sight, lists these changes."""
+        deadline = time.monotonic() + 10
+        while self.changes() != [*expected] and time.monotonic() < deadline:
+            self.chat.wait_for_timeout(100)
+        assert self.changes() == [*expected]
+
     def check(self, live: str) -> None:
         """The live version is in sight, and no page complains."""
         for name, page in self.pages.items():
@@ -149,7 +156,7 @@ def test_every_page_goes_on(box: Sandbox, browser_page: Page, views: dict[str, V
         run(box, "glmctl", "promote")
     assert deploy.returncode == 0
     pages.check(after)
-    assert pages.changes() == [(before, after)]
+    pages.wait_for_changes((before, after))
 
     with glmctl(box, "deploy", before, "--strategy", "swap", "--bake", "0s") as deploy:
         while glmctl_json(box, "status")["live"] and deploy.poll() is None:
@@ -157,7 +164,7 @@ def test_every_page_goes_on(box: Sandbox, browser_page: Page, views: dict[str, V
         assert pages.ask("blue") == before
     assert deploy.returncode == 0
     pages.check(before)
-    assert pages.changes() == [(after, before), (before, after)]
+    pages.wait_for_changes((after, before), (before, after))
 
     [worker] = Box(box).generation(glmctl_json(box, "status")["live"]).workers
     os.kill(worker.pid, signal.SIGKILL)
