@@ -1,0 +1,89 @@
+"""The way from page to page while parts of a page are refreshed at intervals, by the messages of a browser."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+from streamlit.proto.BackMsg_pb2 import BackMsg
+from streamlit.proto.ForwardMsg_pb2 import ForwardMsg
+from websockets.asyncio.client import ClientConnection, connect
+
+from tests.browser_fixtures import fake_host
+
+CHAT, ROLLOUT = "", "rollout"  # paths
+
+
+class Window:
+    """A window of a browser, which draws nothing."""
+
+    def __init__(self, socket: ClientConnection) -> None:
+        self._socket = socket
+        self._pages: dict[str, str] = {}  # hashes by path
+        self.parts: list[str] = []  # fragments that are refreshed at intervals
+        self.shown: list[str] = []  # paths, one for each run of the script
+
+    async def open(self, path: str) -> None:
+        """Follow an address."""
+        await self._send(page_name=path)
+        await self.receive()
+
+    async def go(self, path: str) -> None:
+        """Follow a link of the navigation."""
+        await self._send(page_script_hash=self._pages[path])
+
+    async def refresh(self, path: str, part: str) -> None:
+        """Ask for a part of a page, as a timer does."""
+        await self._send(page_script_hash=self._pages[path], fragment_id=part, is_auto_rerun=True)
+
+    async def receive(self) -> None:
+        """Receive what is to be drawn, until nothing more comes."""
+        self.shown = []
+        while True:
+            try:
+                data = await asyncio.wait_for(self._socket.recv(), 1.5)
+            except TimeoutError:
+                return
+            message = ForwardMsg.FromString(data if isinstance(data, bytes) else data.encode())
+            kind = message.WhichOneof("type")
+            if kind == "new_session":
+                path = {name: path for path, name in self._pages.items()}
+                self.shown.append(path.get(message.new_session.page_script_hash, "unknown"))
+            elif kind == "navigation":
+                self._pages = {page.url_pathname: page.page_script_hash for page in message.navigation.app_pages}
+            elif kind == "auto_rerun":
+                self.parts.append(message.auto_rerun.fragment_id)
+
+    async def _send(self, **state: str | bool) -> None:
+        message = BackMsg()
+        message.rerun_script.SetInParent()
+        for name, value in state.items():
+            setattr(message.rerun_script, name, value)
+        await self._socket.send(message.SerializeToString())
+
+
+def test_a_refresh_of_a_page_that_was_left_does_not_return_to_it(tmp_path: Path) -> None:
+    """A slow browser asks for it after the next page: at once, while that is drawn, and afterwards."""
+
+    async def look(address: str) -> None:
+        stream = f"ws://{address}/_stcore/stream"
+        async with connect(stream, subprotocols=["streamlit"], max_size=None) as socket:  # type: ignore[list-item]
+            window = Window(socket)
+            await window.open(ROLLOUT)
+            header = window.parts[0]  # is refreshed on every page
+            for seconds in (0, 0.02, 1):
+                await window.go(CHAT)
+                await asyncio.sleep(seconds)
+                await window.refresh(ROLLOUT, header)
+                await window.receive()
+                assert window.shown == [CHAT], seconds
+
+                await window.refresh(CHAT, header)
+                await window.receive()
+                assert window.shown == [CHAT], "its own parts are refreshed"
+
+                await window.go(ROLLOUT)
+                await window.receive()
+
+    with fake_host(tmp_path) as (_, address):
+        asyncio.run(look(address))
