@@ -109,7 +109,7 @@ def begin_tour(page: Page, box: Sandbox, language: str = "en") -> None:
     page.locator("[data-testid=stChatInput]").wait_for()
     ask(page, QUESTION, "red")
     page.get_by_role("button", name=CHAT_TEXTS[chat.name].regenerate).wait_for()
-    page.get_by_role("button", name=chat.stop, exact=True).wait_for(state="detached")
+    page.get_by_role("button", name=chat.stop, exact=True).first.wait_for(state="detached")
 
     open_page(page, "compare")
     page.get_by_text(compare.both.partition("**")[0]).wait_for()

@@ -20,6 +20,7 @@ class Window:
     def __init__(self, socket: ClientConnection) -> None:
         self._socket = socket
         self._pages: dict[str, str] = {}  # hashes by path
+        self.first = ""  # the hash of the first run
         self.parts: list[str] = []  # fragments that are refreshed at intervals
         self.shown: list[str] = []  # paths, one for each run of the script
 
@@ -31,6 +32,11 @@ class Window:
     async def go(self, path: str) -> None:
         """Follow a link of the navigation."""
         await self._send(page_script_hash=self._pages[path])
+
+    async def go_on(self) -> None:
+        """Ask for the page before its name is known, as a browser does that connects again early."""
+        await self._send(page_script_hash=self.first)
+        await self.receive()
 
     async def refresh(self, path: str, part: str) -> None:
         """Ask for a part of a page, as a timer does."""
@@ -47,6 +53,7 @@ class Window:
             message = ForwardMsg.FromString(data if isinstance(data, bytes) else data.encode())
             kind = message.WhichOneof("type")
             if kind == "new_session":
+                self.first = self.first or message.new_session.page_script_hash
                 path = {name: path for path, name in self._pages.items()}
                 self.shown.append(path.get(message.new_session.page_script_hash, "unknown"))
             elif kind == "navigation":
@@ -84,6 +91,11 @@ def test_a_refresh_of_a_page_that_was_left_does_not_return_to_it(tmp_path: Path)
 
                 await window.go(ROLLOUT)
                 await window.receive()
+
+            await window.go_on()
+            await window.refresh(CHAT, header)
+            await window.receive()
+            assert window.shown == [CHAT]
 
     with fake_host(tmp_path) as (_, address):
         asyncio.run(look(address))

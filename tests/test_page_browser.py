@@ -69,7 +69,7 @@ def test_cutover(box: Sandbox, browser_page: Page) -> None:
 
     ask(page, "What is in this picture?", "red")
     page.get_by_text("Answered by 1.0.0 in slot blue").wait_for()
-    page.get_by_role("button", name="Stop").wait_for(state="detached")
+    page.get_by_role("button", name="Stop").first.wait_for(state="detached")
     first = page.get_by_test_id("stChatMessage").nth(1).inner_text()
     assert "a red thing" in first
     assert "Thought for" in first
@@ -80,7 +80,7 @@ def test_cutover(box: Sandbox, browser_page: Page) -> None:
 
     ask(page, "What is in this picture?", "green")
     page.get_by_text("Answered by 1.1.0 in slot green").wait_for()
-    page.get_by_role("button", name="Stop").wait_for(state="detached")
+    page.get_by_role("button", name="Stop").first.wait_for(state="detached")
     assert "a green circle" in page.get_by_test_id("stChatMessage").nth(3).inner_text()
     assert connections & connected(box.addresses.listen), "the page had to reconnect"
     assert first.startswith(page.get_by_test_id("stChatMessage").nth(1).inner_text()), "only its buttons may go"
@@ -342,5 +342,5 @@ def test_reasoning(page_with_service: tuple[FakeService, str], browser_page: Pag
     reasoning.get_by_text("First a circle, then its colour.").wait_for()
     service.allow()
     page.get_by_text("A red circle.").wait_for()
-    page.get_by_role("button", name="Stop").wait_for(state="detached")
+    page.get_by_role("button", name="Stop").first.wait_for(state="detached")
     assert reasoning.get_by_text("First a circle, then its colour.").is_visible(), "an expanded box must stay expanded"

@@ -106,7 +106,7 @@ class OpenPages:
         prefix, _, suffix = self.words.answered_by.partition("{version}")
         origin = message.get_by_text(suffix.partition("{slot}")[0].strip() or prefix.partition("{slot}")[0].strip())
         origin.wait_for()
-        self.chat.get_by_role("button", name=self.words.stop).wait_for(state="detached")
+        self.chat.get_by_role("button", name=self.words.stop).first.wait_for(state="detached")
         assert self.chat.get_by_test_id("stChatMessage").count() == 2 * self.asked
         found = re.search(r"\d+\.\d+\.\d+", origin.inner_text())
         assert found

@@ -105,7 +105,8 @@ class Chat:
         self.messages.nth(2 * count - 1).get_by_text(
             self.view.texts.answered_by.format(version="1.0.0", slot="blue")
         ).wait_for()
-        self.button(self.view.texts.stop).wait_for(state="detached")
+        # one of the drawing before may still be there
+        self.button(self.view.texts.stop).first.wait_for(state="detached")
         self.only(self.words.regenerate).wait_for()
         assert self.messages.count() == 2 * count
         assert self.page.get_by_test_id("stAlert").count() == 0

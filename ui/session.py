@@ -15,7 +15,7 @@ class PageSession(AppSession):
     left, and clear the window, which nothing would draw again.
     """
 
-    _page = ""  # the page that was asked for last, by its hash; "": the one that the address names
+    _page = ""  # the page that was asked for last, by its hash; "": the browser does not know it yet
 
     def request_rerun(self, client_state: ClientState | None) -> None:
         """Have the script run for what the browser asks, unless that is a refresh of another page."""
@@ -23,5 +23,6 @@ class PageSession(AppSession):
             if self._page and client_state.page_script_hash != self._page:
                 return
         elif client_state:
-            self._page = client_state.page_script_hash
+            asked = client_state.page_script_hash
+            self._page = "" if asked == self._pages_manager.main_script_hash else asked
         super().request_rerun(client_state)
