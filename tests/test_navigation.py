@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
-from streamlit.proto.BackMsg_pb2 import BackMsg
 from streamlit.proto.ForwardMsg_pb2 import ForwardMsg
 from websockets.asyncio.client import ClientConnection, connect
 
+from tests.bench.open_pages import rerun_message
 from tests.browser_fixtures import fake_host
 
 CHAT, ROLLOUT = "", "rollout"  # paths
@@ -62,11 +62,7 @@ class Window:
                 self.parts.append(message.auto_rerun.fragment_id)
 
     async def _send(self, **state: str | bool) -> None:
-        message = BackMsg()
-        message.rerun_script.SetInParent()
-        for name, value in state.items():
-            setattr(message.rerun_script, name, value)
-        await self._socket.send(message.SerializeToString())
+        await self._socket.send(rerun_message(**state))
 
 
 def test_a_refresh_of_a_page_that_was_left_does_not_return_to_it(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from streamlit.proto.BackMsg_pb2 import BackMsg
 from streamlit.proto.ForwardMsg_pb2 import ForwardMsg
 from websockets.asyncio.client import ClientConnection, connect
 
-__all__ = ["open_pages"]
+__all__ = ["open_pages", "rerun_message"]
 
 START_SECONDS = 120  # until all are drawn
 NAMES = ("", "rollout")  # of the pages, in turns: the chat and the rollout
@@ -65,7 +65,7 @@ async def _session(address: str, name: str, drawn: threading.Semaphore) -> None:
     is_drawn = False
     try:
         async with connect(f"ws://{address}/_stcore/stream", subprotocols=["streamlit"], max_size=None) as socket:  # type: ignore[list-item]
-            await socket.send(_rerun(page_name=name))
+            await socket.send(rerun_message(page_name=name))
             async for data in socket:
                 message = ForwardMsg.FromString(data if isinstance(data, bytes) else data.encode())
                 kind = message.WhichOneof("type")
@@ -87,10 +87,11 @@ async def _session(address: str, name: str, drawn: threading.Semaphore) -> None:
 async def _repeat(socket: ClientConnection, page: str, part: str, seconds: float) -> None:
     while True:
         await asyncio.sleep(seconds)
-        await socket.send(_rerun(page_script_hash=page, fragment_id=part, is_auto_rerun=True))
+        await socket.send(rerun_message(page_script_hash=page, fragment_id=part, is_auto_rerun=True))
 
 
-def _rerun(**state: str | bool) -> bytes:
+def rerun_message(**state: str | bool) -> bytes:
+    """Return what a browser sends to have the script run; `state`: fields of Streamlit's ClientState."""
     message = BackMsg()
     for name, value in state.items():
         setattr(message.rerun_script, name, value)
