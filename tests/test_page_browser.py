@@ -287,17 +287,21 @@ def test_batches_page(box: Sandbox, browser_page: Page, tmp_path: Path) -> None:
 @pytest.mark.long
 def test_a_failed_upload(box: Sandbox, browser_page: Page) -> None:
     """A question whose picture the network or a restart of the page has lost is not sent without it."""
+    from playwright.sync_api import expect
+
     page = browser_page
     page.goto(f"http://{box.addresses.ui}")
+    question = page.get_by_test_id("stChatInputTextArea")
     attached = page.locator("[data-testid=stChatInput] input[type=file]")
     lost: FilePayload = {"name": "lost.png", "mimeType": "image/png", "buffer": picture("red")}
 
     def attempt(refusal: Locator) -> None:
-        for _ in range(60):  # what is entered during an upload, or while the browser connects again, has no effect
-            page.get_by_test_id("stChatInputTextArea").fill("What is in this picture?")
-            page.get_by_test_id("stChatInputTextArea").press("Enter")
+        question.fill("What is in this picture?")
+        # Enter has no effect during an upload; another one after it was sent would be another question.
+        for _ in range(60):
+            question.press("Enter")
             page.wait_for_timeout(1000)
-            if refusal.count():
+            if refusal.count() or not question.input_value():
                 break
         refusal.wait_for()
 
@@ -306,7 +310,7 @@ def test_a_failed_upload(box: Sandbox, browser_page: Page) -> None:
     page.get_by_test_id("stChatInput").get_by_text("lost.png").wait_for()
     attempt(page.get_by_text("lost.png did not arrive"))
     assert page.get_by_test_id("stChatMessage").count() == 0
-    assert page.get_by_test_id("stChatInputTextArea").input_value() == "What is in this picture?"
+    expect(question).to_have_value("What is in this picture?", timeout=60_000)
 
     page.unroute("**/upload_file/**")
     page.reload()
@@ -315,7 +319,7 @@ def test_a_failed_upload(box: Sandbox, browser_page: Page) -> None:
     run(box, "systemctl", "--user", "restart", "glm-ui.service")
     wait_for_page(box.addresses.ui, box.log)
     page.get_by_test_id("stSidebar").get_by_text("Live now").wait_for()
-    page.get_by_test_id("stChatInputTextArea").and_(page.locator(":enabled")).wait_for()
+    question.and_(page.locator(":enabled")).wait_for()
     attempt(page.get_by_text("A file did not arrive"))
     assert page.get_by_test_id("stChatMessage").count() == 0
 
