@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from html import escape
 from pathlib import Path
+from typing import Any
 
 import pytest
 import streamlit as st
@@ -16,7 +17,7 @@ from deploy.reports.timeline import stages
 from tests.controller_fixtures import FakeController, record, slot, status, verdict
 from tests.page_fixtures import TIMEOUT, free_address, wait_until
 from tests.test_timeline import CASES
-from ui.blocks import phase_list, slot_card, table
+from ui.blocks import phase_list, slot_cards, table
 from ui.figures import duration, zone
 from ui.plots import plots, series
 from ui.records import matching, phases_of, receipt_sentence, verdict_rows
@@ -79,6 +80,8 @@ def test_a_canary_from_beginning_to_end(glmctl: FakeController) -> None:
     for part in ("50 %", "20 s planned", "so far", "250 ms", "under way", "Listening on 127.0.0.1:8000"):
         assert part in text, part
     assert ENGLISH.receipt not in text
+    [both] = [one.proto.body for one in page.get("html") if "<section" in one.proto.body]
+    assert both.count("<section") == 2, "in one element, or the browser draws one share before the other"
     glmctl.set_history(record(1), record(2))
     glmctl.publish(status(record(2)))
     await_text(page, "all 344 requests are accounted for")
@@ -152,10 +155,14 @@ def test_phases_are_those_of_glmctl(name: str) -> None:
     assert phases_of(one.model_dump()) == [stage.document() for stage in stages(one)]
 
 
+def cards(**slots: dict[str, Any]) -> str:
+    return slot_cards({"live": "blue", "slots": slots}, ENGLISH)
+
+
 def test_text_from_outside_is_escaped() -> None:
     """Nothing that a release or a unit is called becomes markup."""
     evil = "<script>alert(1)</script>"
-    card = slot_card("blue", slot(evil, 50, state="starting", status_text=f"x: {evil}"), ENGLISH, is_live=True)
+    card = cards(blue=slot(evil, 50, state="starting", status_text=f"x: {evil}"))
     phases = [{"phase": evil, "state": "done", "share": None, "at": evil, "seconds": 1.0, "planned": None}]
     for html in (card, phase_list(phases, ENGLISH, UTC, NOW), table(evil, [evil], [[evil]])):
         assert evil not in html
@@ -164,7 +171,7 @@ def test_text_from_outside_is_escaped() -> None:
 
 def test_a_card_has_all_that_status_tells() -> None:
     """Version, state, share with what is mirrored, load, connections, memory and device."""
-    card = slot_card("green", slot("1.1.0", 0, mirror=10, devices=[{"device": "cuda:0"}] * 2), ENGLISH, is_live=False)
+    card = cards(green=slot("1.1.0", 0, mirror=10, devices=[{"device": "cuda:0"}] * 2))
     text = " ".join(re.sub(r"<[^>]*>", " ", card).split())
     expected = "1.1.0 green #1 ready Share of requests 0 % and 10 % mirrored In flight 3 Requests/s 4.5"
     assert text.startswith(expected)

@@ -1,4 +1,4 @@
-"""Parts of the rollout page as HTML: the card of a slot, the phases, tables. Everything from outside is escaped."""
+"""Parts of the rollout page as HTML: the cards of the slots, the phases, tables. Everything from outside is escaped."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from ui.figures import bytes_text, clock, duration, moment, percent
 from ui.rollout_texts import RolloutTexts
 from ui.status import Document
 
-__all__ = ["STYLE", "phase_list", "slot_card", "table"]
+__all__ = ["STYLE", "phase_list", "slot_cards", "table"]
 
 STYLE = """
 <style>
   .stMainBlockContainer { max-width: 72rem; padding-top: 3.5rem; }
   .stStatusWidget, [data-testid="stStatusWidget"] { display: none; }
   [data-stale="true"] { opacity: 1 !important; transition: none !important; }
+  .glm-cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(18rem, 100%), 1fr)); gap: 1rem; }
   .glm-card { border: 1px solid #8884; border-left: .35rem solid #888; border-radius: .5rem; padding: .8rem 1rem; }
   .glm-card.blue { border-left-color: #3b8fd9; } .glm-card.green { border-left-color: #3aa76d; }
   .glm-card h3 { display: flex; flex-wrap: wrap; gap: .2rem .6rem; align-items: baseline; font-size: 1.25rem; margin: 0;
@@ -47,8 +48,39 @@ STYLE = """
 _MARKS = {"done": "✓", "running": "●", "failed": "✗", "to come": "·"}
 
 
-def slot_card(name: str, slot: Document, texts: RolloutTexts, *, is_live: bool) -> str:
-    """Return the card of a slot; `slot` is one of `glmctl status --json`."""
+def slot_cards(document: Document, texts: RolloutTexts) -> str:
+    """Return the cards of the slots; `document` is that of `glmctl status --json`.
+
+    They are one element: the browser draws one element after another, and shares of two moments do not sum to 100 %.
+    """
+    live = document["live"]
+    cards = (_slot_card(name, slot, texts, is_live=name == live) for name, slot in document["slots"].items())
+    return f'<div class="glm-cards">{"".join(cards)}</div>'
+
+
+def phase_list(phases: Iterable[Document], texts: RolloutTexts, where: tzinfo, now: datetime) -> str:
+    """Return the phases with the time at which each began and its duration; the running one has them until `now`."""
+    items = []
+    for one in phases:
+        state, name = one["state"], texts.word(one["phase"])
+        share = "" if one["share"] is None else f" {one['share']:g} %"
+        items.append(
+            f'<li class="{state.replace(" ", "-")}"><i aria-label="{escape(texts.word(state))}">{_MARKS[state]}</i>'
+            f"<span>{escape(name)}{share}</span><span>{clock(one['at'], where)}</span>"
+            f"<span>{_span(one, texts, now)}</span></li>"
+        )
+    return f'<ol class="glm-phases" aria-label="{texts.phases}">{"".join(items)}</ol>'
+
+
+def table(label: str, titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a table, which scrolls sideways where it does not fit; `label` is its name for screen readers."""
+    head = "".join(f'<th scope="col">{escape(title)}</th>' for title in titles)
+    body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
+    scrolled = f'<div class="glm-table" tabindex="0" role="region" aria-label="{escape(label)}">'
+    return f"{scrolled}<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+
+
+def _slot_card(name: str, slot: Document, texts: RolloutTexts, *, is_live: bool) -> str:
     detail = (slot["status_text"] or "").partition(": ")[2] if slot["state"] in {"starting", "stopping"} else ""
     state = " - ".join(filter(None, (texts.word(slot["state"]), detail)))
     generation = f" #{slot['generation']}" if slot["generation"] else ""
@@ -77,28 +109,6 @@ def slot_card(name: str, slot: Document, texts: RolloutTexts, *, is_live: bool) 
         f"<h3>{escape(slot['version'] or texts.no_release)}{live}"
         f"<span>{escape(name)}{generation}</span><span>{escape(state)}</span></h3><dl>{rows}</dl></section>"
     )
-
-
-def phase_list(phases: Iterable[Document], texts: RolloutTexts, where: tzinfo, now: datetime) -> str:
-    """Return the phases with the time at which each began and its duration; the running one has them until `now`."""
-    items = []
-    for one in phases:
-        state, name = one["state"], texts.word(one["phase"])
-        share = "" if one["share"] is None else f" {one['share']:g} %"
-        items.append(
-            f'<li class="{state.replace(" ", "-")}"><i aria-label="{escape(texts.word(state))}">{_MARKS[state]}</i>'
-            f"<span>{escape(name)}{share}</span><span>{clock(one['at'], where)}</span>"
-            f"<span>{_span(one, texts, now)}</span></li>"
-        )
-    return f'<ol class="glm-phases" aria-label="{texts.phases}">{"".join(items)}</ol>'
-
-
-def table(label: str, titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a table, which scrolls sideways where it does not fit; `label` is its name for screen readers."""
-    head = "".join(f'<th scope="col">{escape(title)}</th>' for title in titles)
-    body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
-    scrolled = f'<div class="glm-table" tabindex="0" role="region" aria-label="{escape(label)}">'
-    return f"{scrolled}<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
 
 
 def _span(one: Document, texts: RolloutTexts, now: datetime) -> str:

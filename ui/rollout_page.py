@@ -9,7 +9,7 @@ from typing import Any
 
 import streamlit as st
 
-from ui.blocks import STYLE, phase_list, slot_card, table
+from ui.blocks import STYLE, phase_list, slot_cards, table
 from ui.figures import clock, duration, moment, zone
 from ui.frame import begin_page
 from ui.language import choose_language
@@ -72,9 +72,7 @@ def show_now(reader: StatusReader, texts: RolloutTexts, where: tzinfo, rollouts:
     document = status.document
     listen = document["listen"]
     st.caption(texts.listening.format(address=listen) if listen else texts.nothing_listens)
-    for column, (name, slot) in zip(st.columns(2), document["slots"].items(), strict=False):
-        with column:
-            st.html(slot_card(name, slot, texts, is_live=name == document["live"]))
+    st.html(slot_cards(document, texts))
     rollout = document["rollout"]
     if rollout is None:
         st.info(texts.no_rollout)
