@@ -112,14 +112,15 @@ def test_a_refused_file_holds_the_question_back(page: AppTest, service: FakeServ
     assert page.chat_input[0].proto.value == "and these?"
     page.chat_input[0].set_value("and these?").run()
     assert service.requests == [], "Enter pressed twice sends nothing"
-    assert page.chat_input[0].proto.value == "and these?"
+    assert page.chat_input[0].proto.value == "and these? ", "the browser ignores the text that it was given last"
     page.chat_input[0].upload("c.png", picture(colour="blue"), "image/png")
-    page.chat_input[0].set_value("and these?").run()
+    page.chat_input[0].set_value("and these? ").run()
     settle(page)
     assert not page.warning
     [[content]] = contents(service)
     assert isinstance(content, list)
     assert [part["type"] for part in content] == ["image_url", "image_url", "text"]
+    assert content[-1]["text"] == "and these?"
 
 
 def test_a_question_goes_without_a_refused_file_by_choice(page: AppTest, service: FakeService) -> None:

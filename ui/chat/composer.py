@@ -127,10 +127,15 @@ def show_input(draft: Draft, conversation: Conversation, client: ServiceClient, 
 def read_input(label: str, key: str, draft: Draft, *, disabled: bool = False) -> Attempt | None:
     """Show an input with files, and return what was sent off with it."""
     if draft.text is not None:
-        st.session_state[key], draft.text = draft.text, None
+        # The browser's input ignores a text that equals the last one it was given, although it is empty by now.
+        given = f"{key} given"
+        again = draft.text == st.session_state.get(given)
+        st.session_state[key] = st.session_state[given] = f"{draft.text} " if again else draft.text
+        draft.text = None
     # No file_type: the browser would drop other files and send the question without them.
     submitted = st.chat_input(label, key=key, accept_file="multiple", disabled=disabled)
     if not submitted or isinstance(submitted, str):
         return None
-    attempt = Attempt(submitted.text, [(file.name, file.getvalue()) for file in submitted.files], take_missing())
-    return attempt if attempt.text.strip() or attempt.files or attempt.missing else None
+    files = [(file.name, file.getvalue()) for file in submitted.files]
+    attempt = Attempt(submitted.text.rstrip(), files, take_missing())
+    return attempt if attempt.text or attempt.files or attempt.missing else None
