@@ -32,7 +32,6 @@ from tests.browser_fixtures import (
     run,
     unlock,
     visit,
-    wait_for_page,
 )
 from tests.page_fixtures import FakeService
 from tests.page_watch import assert_same_rollout, look, printed_status, recorded_looks, start_recording, sums
@@ -316,8 +315,8 @@ def test_a_failed_upload(box: Sandbox, browser_page: Page) -> None:
     page.reload()
     with page.expect_response("**/upload_file/**"):
         attached.set_input_files(lost)
-    run(box, "systemctl", "--user", "restart", "glm-ui.service")
-    wait_for_page(box.addresses.ui, box.log)
+    with page.expect_websocket():
+        run(box, "systemctl", "--user", "restart", "glm-ui.service")
     page.get_by_test_id("stSidebar").get_by_text("Live now").wait_for()
     question.and_(page.locator(":enabled")).wait_for()
     attempt(page.get_by_text("A file did not arrive"))
