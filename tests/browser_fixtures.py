@@ -174,6 +174,13 @@ def picture(colour: str) -> bytes:
     return data.getvalue()
 
 
+def restart_page(box: Sandbox, page: Page) -> None:
+    """Restart the page's server; returns when the chat has connected again: what is attached before does not arrive."""
+    with page.expect_websocket():
+        run(box, "systemctl", "--user", "restart", "glm-ui.service")
+    page.get_by_test_id("stChatInputTextArea").and_(page.locator(":enabled")).wait_for()
+
+
 def ask(page: Page, text: str, colour: str) -> None:
     """Attach a picture, type a question and send it."""
     messages = page.get_by_test_id("stChatMessage")

@@ -29,6 +29,7 @@ from tests.browser_fixtures import (
     other_version,
     page_with_service,
     picture,
+    restart_page,
     run,
     unlock,
     visit,
@@ -315,10 +316,8 @@ def test_a_failed_upload(box: Sandbox, browser_page: Page) -> None:
     page.reload()
     with page.expect_response("**/upload_file/**"):
         attached.set_input_files(lost)
-    with page.expect_websocket():
-        run(box, "systemctl", "--user", "restart", "glm-ui.service")
+    restart_page(box, page)
     page.get_by_test_id("stSidebar").get_by_text("Live now").wait_for()
-    question.and_(page.locator(":enabled")).wait_for()
     attempt(page.get_by_text("A file did not arrive"))
     assert page.get_by_test_id("stChatMessage").count() == 0
 

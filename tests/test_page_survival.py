@@ -22,6 +22,7 @@ from tests.browser_fixtures import (
     glmctl_json,
     live_version,
     other_version,
+    restart_page,
     run,
     visit,
 )
@@ -172,9 +173,7 @@ def test_every_page_goes_on(box: Sandbox, browser_page: Page, views: dict[str, V
     pages.check(before)
     assert pages.changes() == [(after, before), (before, after)]
 
-    with pages.chat.expect_websocket():  # a file that is attached before the browser has noticed does not arrive
-        run(box, "systemctl", "--user", "restart", "glm-ui.service")
-    pages.chat.get_by_test_id("stChatInputTextArea").and_(pages.chat.locator(":enabled")).wait_for()
+    restart_page(box, pages.chat)
     assert pages.ask("red") == before
     pages.check(before)
     assert pages.changes() in ([], [(after, before), (before, after)]), "the list is that of a session"
