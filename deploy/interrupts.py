@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from types import FrameType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sys import UnraisableHookArgs
 
 __all__ = ["handle", "held"]
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_AGAIN_S = 0.01
+"""After how many seconds an interrupt that Python discarded is raised again."""
 
 
 class _State:
@@ -23,10 +31,15 @@ def handle() -> None:
     """Let the signals raise KeyboardInterrupt in the main thread from now on, but in no block of `held`.
 
     A signal that is ignored stays so, as SIGINT in the background of a shell script, and SIGHUP under nohup.
+    A signal that comes in a finalizer or a weak reference's callback, whose exceptions Python discards, raises it
+    a moment later; SIGALRM and the process's real-time timer are used for this.
     """
     for number in _SIGNALS:
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, _interrupt)
+    signal.signal(signal.SIGALRM, _interrupt)
+    if getattr(sys.unraisablehook, "func", None) is not _raise_again:
+        sys.unraisablehook = partial(_raise_again, sys.unraisablehook)
 
 
 @contextmanager
@@ -47,3 +60,11 @@ def _interrupt(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
         _State.is_pending = True
     else:
         raise KeyboardInterrupt
+
+
+def _raise_again(otherwise: Callable[[UnraisableHookArgs], object], discarded: UnraisableHookArgs) -> None:
+    if issubclass(discarded.exc_type, KeyboardInterrupt):
+        # a timer of the kernel: a thread's start takes locks that the interrupted code may hold
+        signal.setitimer(signal.ITIMER_REAL, _AGAIN_S)
+    else:
+        otherwise(discarded)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
-from collections.abc import Iterator
+import weakref
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -23,19 +26,27 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @pytest.fixture
-def systemd(empty_box: Box, monkeypatch: pytest.MonkeyPatch) -> Iterator[Systemd]:
-    """The private manager, with a unit that takes 60 s to start; signals interrupt as in glmctl."""
+def handled(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Signals interrupt as in glmctl."""
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in (*SIGNALS, signal.SIGALRM)}
+    interrupts.handle()
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture
+def systemd(handled: None, empty_box: Box, monkeypatch: pytest.MonkeyPatch) -> Iterator[Systemd]:
+    """The private manager, with a unit that takes 60 s to start."""
+    del handled
     unit = Path(empty_box.env["XDG_CONFIG_HOME"]) / "systemd/user" / UNIT
     unit.write_text("[Service]\nType=notify\nExecStart=/bin/sleep 60\nTimeoutStopSec=5\n")
     for name in ("XDG_RUNTIME_DIR", "XDG_CONFIG_HOME"):
         monkeypatch.setenv(name, empty_box.env[name])
-    before = {number: signal.signal(number, signal.SIG_DFL) for number in SIGNALS}
-    interrupts.handle()
     systemd = Systemd(user=True)
     systemd.daemon_reload()
     yield systemd
-    for number, handler in before.items():
-        signal.signal(number, handler)
     systemd.stop(UNIT)
     unit.unlink()
     systemd.daemon_reload()
@@ -97,7 +108,8 @@ def test_an_interrupt_while_systemctl_is_being_started(
     assert systemd.state(UNIT).active == "inactive"
 
 
-def test_every_signal_waits_for_the_end_of_a_held_block(systemd: Systemd) -> None:
+@pytest.mark.usefixtures("handled")
+def test_every_signal_waits_for_the_end_of_a_held_block() -> None:
     """SIGINT, SIGTERM and SIGHUP raise once the outermost block has ended, and at once outside of one."""
     for number in SIGNALS:
         done = []
@@ -111,10 +123,76 @@ def test_every_signal_waits_for_the_end_of_a_held_block(systemd: Systemd) -> Non
             os.kill(os.getpid(), number)
 
 
+class Node:
+    """An object whose end can be observed."""
+
+
+def in_a_finalizer(act: Callable[[], None]) -> None:
+    """Call act in an object's `__del__`."""
+    type("Finalized", (), {"__del__": lambda _: act()})()
+
+
+def in_a_weak_reference(act: Callable[[], None]) -> None:
+    """Call act when an object that is referred to weakly has gone, as `WeakSet` and `weakref.finalize` do."""
+    node = Node()
+    reference = weakref.ref(node, lambda _: act())
+    del node
+    assert reference() is None
+
+
+def in_a_collection(act: Callable[[], None]) -> None:
+    """Call act in an object of a cycle, which the garbage collector finds."""
+    node = type("Finalized", (), {"__del__": lambda _: act()})()
+    node.itself = node
+    del node
+    gc.collect()
+
+
+def in_a_generator(act: Callable[[], None]) -> None:
+    """Call act when a generator that nobody reads any further is closed."""
+
+    def numbers() -> Iterator[int]:
+        try:
+            yield 1
+        finally:
+            act()
+
+    next(numbers())
+
+
+@pytest.mark.usefixtures("handled")
 @pytest.mark.parametrize("number", SIGNALS)
-def test_an_ignored_signal_stays_ignored(systemd: Systemd, number: signal.Signals) -> None:
+@pytest.mark.parametrize("where", [in_a_finalizer, in_a_weak_reference, in_a_collection, in_a_generator])
+def test_an_interrupt_whose_exception_is_discarded_comes_again(
+    where: Callable[[Callable[[], None]], None], number: signal.Signals
+) -> None:
+    """Python discards what is raised where nobody could catch it: the interrupt is not lost with it."""
+    with pytest.raises(KeyboardInterrupt):  # noqa: PT012
+        where(lambda: os.kill(os.getpid(), number))
+        time.sleep(5)
+    done = []
+    with pytest.raises(KeyboardInterrupt), interrupts.held():  # noqa: PT012
+        where(lambda: os.kill(os.getpid(), number))
+        time.sleep(0.05)
+        done.append("held")
+    assert done
+
+
+@pytest.mark.usefixtures("handled")
+def test_another_discarded_exception_is_still_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only interrupts are taken from the hook that was there before."""
+    seen: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda discarded: seen.append(discarded.exc_type))
+    interrupts.handle()
+    interrupts.handle()
+    in_a_finalizer(lambda: os.close(-1))
+    assert seen == [OSError]
+
+
+@pytest.mark.usefixtures("handled")
+@pytest.mark.parametrize("number", SIGNALS)
+def test_an_ignored_signal_stays_ignored(number: signal.Signals) -> None:
     """Ctrl-C does not reach a script's command in the background, nor the end of a terminal one under nohup."""
-    del systemd
     signal.signal(number, signal.SIG_IGN)
     interrupts.handle()
     os.kill(os.getpid(), number)
