@@ -1,10 +1,11 @@
-"""The way from page to page while parts of a page are refreshed at intervals, by the messages of a browser."""
+"""The way from page to page while parts of a page are refreshed at intervals, and files, by a browser's messages."""
 
 from __future__ import annotations
 
 import asyncio
 from pathlib import Path
 
+from streamlit.proto.BackMsg_pb2 import BackMsg
 from streamlit.proto.ForwardMsg_pb2 import ForwardMsg
 from websockets.asyncio.client import ClientConnection, connect
 
@@ -12,6 +13,8 @@ from tests.bench.open_pages import rerun_message
 from tests.browser_fixtures import fake_host
 
 CHAT, ROLLOUT = "", "rollout"  # paths
+BUSY = 3  # windows that have the page run all the time
+FILES = 60
 
 
 class Window:
@@ -61,6 +64,32 @@ class Window:
             elif kind == "auto_rerun":
                 self.parts.append(message.auto_rerun.fragment_id)
 
+    async def run(self) -> None:
+        """Have the page run once, to its end."""
+        await self._send()
+        await self._await(set(), "")
+
+    async def attach(self, name: str, *, after_s: float) -> None:
+        """Attach a file while the page begins to run; raises TimeoutError if no address to upload it to comes."""
+        await self._send()
+        await asyncio.sleep(after_s)
+        request = BackMsg()
+        request.file_urls_request.request_id = name
+        request.file_urls_request.file_names.append(name)
+        await self._socket.send(request.SerializeToString())
+        await self._await({"file_urls_response"}, name)
+
+    async def _await(self, kinds: set[str], name: str) -> None:
+        """Receive until a run has ended, and messages of these kinds have come."""
+        left = {"script_finished", *kinds}
+        async with asyncio.timeout(30):
+            while left:
+                data = await self._socket.recv()
+                message = ForwardMsg.FromString(data if isinstance(data, bytes) else data.encode())
+                kind = message.WhichOneof("type")
+                if kind != "file_urls_response" or message.file_urls_response.response_id == name:
+                    left.discard(kind or "")
+
     async def _send(self, **state: str | bool) -> None:
         await self._socket.send(rerun_message(**state))
 
@@ -92,6 +121,31 @@ def test_a_refresh_of_a_page_that_was_left_does_not_return_to_it(tmp_path: Path)
             await window.refresh(CHAT, header)
             await window.receive()
             assert window.shown == [CHAT]
+
+    with fake_host(tmp_path) as (_, address):
+        asyncio.run(look(address))
+
+
+def test_a_file_that_is_attached_as_the_page_begins_to_run_is_not_lost(tmp_path: Path) -> None:
+    """On a busy page too, where the answer to the browser waits to be sent when the run begins."""
+
+    async def look(address: str) -> None:
+        stream = f"ws://{address}/_stcore/stream"
+
+        async def keep_busy() -> None:
+            async with connect(stream, subprotocols=["streamlit"], max_size=None) as socket:  # type: ignore[list-item]
+                window = Window(socket)
+                while True:
+                    await window.run()
+
+        others = [asyncio.create_task(keep_busy()) for _ in range(BUSY)]
+        async with connect(stream, subprotocols=["streamlit"], max_size=None) as socket:  # type: ignore[list-item]
+            window = Window(socket)
+            for number in range(FILES):
+                await window.attach(f"{number}.png", after_s=0.002 * (number % 10))
+        for other in others:
+            assert not other.done()
+            other.cancel()
 
     with fake_host(tmp_path) as (_, address):
         asyncio.run(look(address))
