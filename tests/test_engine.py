@@ -28,6 +28,7 @@ from service.engine import Delta, Finish, Grammar, PromptTooLong, Refused, Sampl
 from service.engine.detokenizer import Detokenizer, StopStrings
 from service.engine.model_engine import Limits, ModelEngine
 from service.engine.runner import Runner
+from service.engine.vision import VisionEncoder
 from service.model.processor import Processor
 from service.model.release import Release, ReleaseError
 from service.process.checks import CheckFailed, run_checks
@@ -493,6 +494,32 @@ def test_a_hung_engine_is_not_answering(checkpoint: Path, monkeypatch: pytest.Mo
     hold.set()
     engine.close()
     assert not engine.answering()
+
+
+def test_nobody_waits_while_a_picture_is_encoded(engine: ModelEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Others are answered from their first to their last token before the vision tower has computed it."""
+    began, hold = threading.Event(), threading.Event()
+    features_of = VisionEncoder._features_of
+
+    def wait(self: VisionEncoder, image: Any) -> Any:
+        began.set()
+        assert hold.wait(30)
+        return features_of(self, image)
+
+    monkeypatch.setattr(VisionEncoder, "_features_of", wait)
+
+    async def scenario() -> None:
+        picture = asyncio.create_task(collect(engine, [image("orange")]))
+        try:
+            await asyncio.to_thread(began.wait, 30)
+            _, finish = await asyncio.wait_for(collect(engine), 20)
+            assert finish.completion_tokens == 12
+            assert not picture.done()
+        finally:
+            hold.set()
+            await picture
+
+    asyncio.run(scenario())
 
 
 def test_closing_the_engine_ends_all_streams(checkpoint: Path) -> None:
