@@ -143,9 +143,10 @@ def test_a_file_that_is_attached_as_the_page_begins_to_run_is_not_lost(tmp_path:
             window = Window(socket)
             for number in range(FILES):
                 await window.attach(f"{number}.png", after_s=0.002 * (number % 10))
+        assert not any(other.done() for other in others)
         for other in others:
-            assert not other.done()
             other.cancel()
+        await asyncio.gather(*others, return_exceptions=True)  # they close their connections
 
     with fake_host(tmp_path) as (_, address):
         asyncio.run(look(address))
