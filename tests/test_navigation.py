@@ -135,18 +135,21 @@ def test_a_file_that_is_attached_as_the_page_begins_to_run_is_not_lost(tmp_path:
         async def keep_busy() -> None:
             async with connect(stream, subprotocols=["streamlit"], max_size=None) as socket:  # type: ignore[list-item]
                 window = Window(socket)
-                while True:
+                while not is_over.is_set():
                     await window.run()
 
-        others = [asyncio.create_task(keep_busy()) for _ in range(BUSY)]
-        async with connect(stream, subprotocols=["streamlit"], max_size=None) as socket:  # type: ignore[list-item]
-            window = Window(socket)
-            for number in range(FILES):
-                await window.attach(f"{number}.png", after_s=0.002 * (number % 10))
-        assert not any(other.done() for other in others)
-        for other in others:
-            other.cancel()
-        await asyncio.gather(*others, return_exceptions=True)  # they close their connections
+        async def attach_files() -> None:
+            async with connect(stream, subprotocols=["streamlit"], max_size=None) as socket:  # type: ignore[list-item]
+                window = Window(socket)
+                for number in range(FILES):
+                    await window.attach(f"{number}.png", after_s=0.002 * (number % 10))
+            is_over.set()
+
+        is_over = asyncio.Event()
+        async with asyncio.TaskGroup() as windows:
+            for _ in range(BUSY):
+                windows.create_task(keep_busy())
+            windows.create_task(attach_files())
 
     with fake_host(tmp_path) as (_, address):
         asyncio.run(look(address))
