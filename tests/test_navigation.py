@@ -50,10 +50,9 @@ class Window:
         self.shown = []
         while True:
             try:
-                data = await asyncio.wait_for(self._socket.recv(), 1.5)
+                message = await asyncio.wait_for(self._message(), 1.5)
             except TimeoutError:
                 return
-            message = ForwardMsg.FromString(data if isinstance(data, bytes) else data.encode())
             kind = message.WhichOneof("type")
             if kind == "new_session":
                 self.first = self.first or message.new_session.page_script_hash
@@ -84,11 +83,16 @@ class Window:
         left = {"script_finished", *kinds}
         async with asyncio.timeout(30):
             while left:
-                data = await self._socket.recv()
-                message = ForwardMsg.FromString(data if isinstance(data, bytes) else data.encode())
+                message = await self._message()
                 kind = message.WhichOneof("type")
                 if kind != "file_urls_response" or message.file_urls_response.response_id == name:
                     left.discard(kind or "")
+
+    async def _message(self) -> ForwardMsg:
+        data = await self._socket.recv()
+        message = ForwardMsg()
+        message.ParseFromString(data if isinstance(data, bytes) else data.encode())
+        return message
 
     async def _send(self, **state: str | bool) -> None:
         await self._socket.send(rerun_message(**state))
